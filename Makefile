@@ -1,0 +1,36 @@
+# Two commands: `make run` and `make test`. Both install from requirements.lock into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test check lock clean
+
+run: $(VENV)/.installed
+	$(BIN)/openba run tiny
+
+test: $(VENV)/.installed
+	$(BIN)/pytest
+
+check: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest tests/test_architecture.py
+
+# DS_BUILD_OPS=0: deepspeed ships as source; nothing of it is compiled.
+$(VENV)/.installed: requirements.lock pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+# Resolve pyproject.toml anew and pin the result, without the local parts of versions (+cpu).
+lock:
+	$(PYTHON) -m venv $(VENV).lock
+	DS_BUILD_OPS=0 $(VENV).lock/bin/python -m pip install --quiet --editable '.[sample,dev]' setuptools
+	$(VENV).lock/bin/python -m pip freeze --exclude-editable --all | grep -v '^pip==' | sed 's/+cpu$$//' > requirements.lock
+	rm -rf $(VENV).lock
+
+clean:
+	rm -rf .openba

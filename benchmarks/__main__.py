@@ -1,0 +1,34 @@
+"""`python -m benchmarks GROUP [--json]`: run a group and print a line (or JSON object) a figure."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated
+
+import typer
+
+from benchmarks import story
+from benchmarks.figure import circumstances
+
+GROUPS = {"story": story.figures}
+
+
+def main(
+    group: Annotated[str, typer.Argument(help=f"One of: {', '.join(GROUPS)}.")],
+    as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
+) -> None:
+    """Print the figures; exit code 1 if one misses its target."""
+    if group not in GROUPS:
+        print(f"benchmarks: {group}: no such group; there are {', '.join(GROUPS)}", file=sys.stderr)
+        raise typer.Exit(2)
+    missed = False
+    for figure in GROUPS[group]():
+        print(json.dumps(figure.row()) if as_json else figure.line(), flush=True)
+        missed |= figure.ok is False
+    print(json.dumps(circumstances()), flush=True)
+    raise typer.Exit(1 if missed else 0)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,1 @@
+"""What happens, in which order. No logic, no torch, no YAML."""

@@ -1,0 +1,212 @@
+"""The `openba` command. Owns arguments, exit codes and printing; what is done stands elsewhere.
+
+Heavy imports are inside the commands: `openba plan` answers in a second.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from openba.artifacts import Step, drift
+from openba.config import flatten
+from openba.errors import UserError
+from openba.graph import Pipeline, find_pipeline
+from openba.home import Home
+from openba.plan import plan as make_plan
+from openba.units import human
+
+app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+
+PipelineName = Annotated[
+    str, typer.Argument(metavar="PIPELINE", help="Name in configs/pipeline, or a YAML file.")
+]
+PipelineOption = Annotated[
+    str, typer.Option("--pipeline", "-p", help="Name in configs/pipeline, or a YAML file.")
+]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override, such as stage2.optim.lr=3e-5.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def main() -> None:
+    """Run the command line: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        code = app(standalone_mode=False)  # an exit code, or None; 130 after Ctrl-C
+    except UserError as error:
+        print(f"openba: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a wrong option or argument, told by click
+            print(f"openba: {error.format_message()}", file=sys.stderr)
+            sys.exit(2)
+        raise
+    if code == 130:
+        print("openba: stopped; what was built is kept, run again to go on", file=sys.stderr)
+    sys.exit(code or 0)
+
+
+@app.command()
+def run(
+    pipeline: PipelineName = "tiny",
+    overrides: Overrides = None,
+    until: Annotated[str | None, typer.Option(help="Build only what this step needs.")] = None,
+) -> None:
+    """Run a pipeline; what is built already is reused."""
+    home = Home.from_environment()
+    graph = Pipeline(
+        find_pipeline(pipeline), overrides, strict=True
+    )  # bad input ends here, before any server
+    graph.wanted(until)
+    from tasks.services import PrefectServer
+
+    server = PrefectServer(home, graph.config.runtime)
+    try:
+        from flows.pipeline import openba_pipeline
+
+        server.wait()
+        console.print(f"Prefect  {server.url.removesuffix('/api')}")
+        openba_pipeline(pipeline, overrides, until)
+    finally:
+        server.stop()
+    _print_links(home)
+
+
+@app.command()
+def plan(pipeline: PipelineName = "tiny", overrides: Overrides = None, as_json: Json = False) -> None:
+    """What a run would do and cost: hits and misses, tokens, FLOPs, hours, memory, kWh, tCO2eq."""
+    planned = make_plan(Pipeline(find_pipeline(pipeline), overrides), Home.from_environment().store)
+    if as_json:
+        print(json.dumps(planned, indent=1))
+    else:
+        _print_plan(planned)
+
+
+@app.command()
+def show(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = None) -> None:
+    """A step's resolved config and which file set each key."""
+    graph = Pipeline(find_pipeline(pipeline), overrides)
+    found = graph.step(step)
+    console.print(f"{found.key}", style="bold")
+    for key, parent in found.inputs.items():
+        console.print(f"  input {key}: {parent.key}", markup=False)
+    for key, value, origin in _resolved(found, graph):
+        console.print(f"  {key}: {value}   ({origin})", markup=False)
+
+
+@app.command()
+def explain(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = None) -> None:
+    """Why a step would be rebuilt, as a field diff against its newest build."""
+    graph = Pipeline(find_pipeline(pipeline), overrides)
+    store, found = Home.from_environment().store, graph.step(step)
+    if store.manifest(found):
+        console.print(f"{found.key}: built; it would be reused", markup=False)
+        return
+    differences = drift(found, store)
+    if not differences:
+        again = "its output was lost or cut short" if store.siblings(found.name) else "never built"
+        console.print(f"{found.key}: {again}; it would be built", markup=False)
+    for key, (old, new) in differences.items():
+        console.print(f"{found.name}: {key}: {old} -> {new}", markup=False)
+
+
+@app.command()
+def doctor() -> None:
+    """Check versions, disk, memory and ports; exit code 1 if a run could not work."""
+    from tasks.doctor import examine
+
+    checks = examine(Home.from_environment())
+    for check in checks:
+        mark = {True: "ok  ", None: "warn", False: "FAIL"}[check.ok]
+        remedy = "" if check.ok else f"  -> {check.remedy}"
+        console.print(f"{mark} {check.what}: {check.found}{remedy}", markup=False)
+    if any(check.ok is False for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def report() -> None:
+    """Where the last run's report is and what it says in short."""
+    folder = Home.from_environment().report
+    if not (folder / "report.json").exists():
+        raise UserError(f"{folder / 'report.json'}: no report yet; `openba run` writes it")
+    written = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    states = [row["state"] for row in written["steps"]]
+    counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    console.print(f"{written['pipeline']}: {counts} in {written['seconds']:.0f} s", markup=False)
+    for row in written["evaluations"]:
+        scores = ", ".join(
+            f"{name} {value:.3g}" for name, value in row["scores"].items() if value is not None
+        )
+        console.print(f"  {row['model']:<12} {row['benchmark']:<18} {scores}  (n={row['n']})", markup=False)
+    console.print(str(folder / "report.html"), markup=False)
+
+
+@app.command()
+def ui(pipeline: PipelineName = "tiny") -> None:
+    """Serve the Prefect and MLflow pages of past runs until Ctrl-C."""
+    from tasks.ui import serve
+
+    serve(Pipeline(find_pipeline(pipeline)), Home.from_environment())
+
+
+def _resolved(step: Step, graph: Pipeline) -> list[tuple[str, Any, str]]:
+    rows = []
+    for key, value in flatten(step.recipe.model_dump(mode="json")).items():
+        place = _place(step.config, key)
+        rows.append((key, value, graph.files.set_by(place)))
+    return rows
+
+
+def _place(config: str, key: str) -> str:
+    """Where a recipe's key stands in the pipeline's config; a training's model is a section of its own."""
+    if key.startswith("model."):
+        return key
+    return f"{config}.{key.removeprefix('train.').removeprefix('source.').removeprefix('task.')}"
+
+
+def _print_plan(planned: dict[str, Any]) -> None:
+    table = Table(
+        "step", "state", "steps", "tokens", "FLOPs", "device h", "kWh", "tCO2eq", "GiB/device", box=None
+    )
+    for row in planned["steps"]:
+        training = row.get("training")
+        cells = _training_cells(training) if training else [""] * 7
+        table.add_row(f"{row['name']}@{row['fingerprint']}", row["state"], *cells)
+    console.print(table)
+    total = planned["total"]
+    spent = (
+        f"{human(total['tokens'])} tokens, {total['flops']:.3g} FLOPs, {total['gpu_hours']:,.3g} device hours"
+    )
+    where = f"{total['wall_hours']:,.3g} h on {planned['devices']} x {planned['device']}"
+    energy = f"{total['kwh']:,.3g} kWh, {total['tco2eq']:.3g} tCO2eq (paper's method)"
+    console.print(f"total: {spent} ({where}), {energy}", markup=False)
+
+
+def _training_cells(training: dict[str, Any]) -> list[str]:
+    memory = next(row for row in training["memory"] if row["chosen"])
+    fits = "" if memory["fits"] else " does not fit"
+    return [
+        f"{training['steps']:,}",
+        human(training["tokens"]),
+        f"{training['flops']:.3g}",
+        f"{training['gpu_hours']:,.3g}",
+        f"{training['kwh']:,.3g}",
+        f"{training['tco2eq']:.3g}",
+        f"{memory['total'] / 2**30:.1f}{fits}",
+    ]
+
+
+def _print_links(home: Home) -> None:
+    written = json.loads((home.report / "report.json").read_text(encoding="utf-8"))
+    for label, where in written["links"].items():
+        console.print(f"{label:<18} {where}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

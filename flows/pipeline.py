@@ -1,0 +1,69 @@
+"""The whole story as one Prefect flow: data, three stages, experts, evaluations, registry, report.
+
+Truth is in the store's manifests: a flow that is run again reuses what is complete, so Prefect's
+own cache is off (docs/architecture.md says why) and a run's state can never be wrong for long.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from prefect import flow, runtime, task
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, wait
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
+
+from openba.artifacts import Step
+from openba.graph import Pipeline, find_pipeline
+from openba.home import Home
+from tasks.registry import Registration, Registry
+from tasks.report import write_report
+from tasks.session import Session, open_session
+
+Futures = dict[str, PrefectFuture[Any]]
+
+
+# A step that waits for its inputs holds a thread, so there are more threads than steps.
+RUNNER = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=64))
+
+
+@flow(name="openba", task_runner=RUNNER, validate_parameters=False)
+def openba_pipeline(
+    pipeline: str = "tiny", overrides: list[str] | None = None, until: str | None = None
+) -> str:
+    """Run a pipeline, or the part of it that one step needs; returns the report's path."""
+    graph = Pipeline(find_pipeline(pipeline), overrides)
+    wanted = graph.wanted(until)
+    with open_session(graph, Home.from_environment(), wanted, str(runtime.flow_run.id)) as session:
+        built: Futures = {}
+        for phase in (graph.data, graph.pretraining, graph.fine_tuning, graph.evaluations):
+            submit([step for step in phase if step in wanted], built)
+        wait(list(built.values()))
+        session.raise_first_error()
+        registered = register() if until is None else []
+        return write_report(session, registered)
+
+
+def submit(steps: list[Step], built: Futures) -> None:
+    """Start each step as soon as its inputs are built."""
+    for step in steps:
+        inputs = [built[parent.name] for parent in step.inputs.values()]
+        named = build_step.with_options(task_run_name=step.key)
+        built[step.name] = named.submit(name=step.name, return_state=False, wait_for=inputs)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def build_step(name: str) -> str:
+    """Reuse or build one step; only names cross task borders."""
+    session = Session.current()
+    session.build(session.pipeline.step(name))
+    return name
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def register() -> list[Registration]:
+    """Every registered model gets its version, `candidate`, and `champion` if the gate lets it."""
+    session = Session.current()
+    registry = Registry(session.tracking, session.store, session.home.root / "promotions.jsonl")
+    gate = session.pipeline.config.registry.gate
+    return [registry.register(model, gate) for model in session.pipeline.models if model.register_as]

@@ -1,0 +1,5 @@
+"""What training costs: FLOPs and parameters, memory, energy and carbon, before and after a run.
+
+Pure arithmetic on recipes, but for `energy.EnergyMeter`, which reads the machine's own counters.
+It trains nothing and reports nothing.
+"""

@@ -1,0 +1,219 @@
+"""Energy and carbon: the paper's method from device hours, and one machine's own counters.
+
+The paper multiplies hours by nominal watts (section 4.2); the meter reads what NVML and RAPL count.
+A counter that is not there gives None: nothing here is estimated. codecarbon is not used: it reads
+the same counters, and where they are missing it assumes a constant share of the CPU's TDP, which
+would print an invented figure as a measured one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, TypedDict
+
+from openba.recipes.runtime import PipelineRuntime
+
+POWERCAP = Path("/sys/class/powercap")
+
+# An Intel package counter wraps at 262 kJ: after 11 minutes at 400 W. Reads must come more often.
+_SECONDS_BETWEEN_READS = 30.0
+
+
+class Carbon(NamedTuple):
+    """Energy in kWh and emission in t CO2eq."""
+
+    kwh: float
+    tco2eq: float
+
+
+class TrainFacts(TypedDict):
+    """What `cost` needs to know of a finished training step."""
+
+    flops: float
+    """Model FLOPs done, at padded lengths."""
+    seconds: float
+    """Time in training, over all attempts."""
+    devices: int
+    """Devices that were busy for that time."""
+    energy_joules: dict[str, float | None] | None
+    """`EnergyMeter.joules()`, summed over nodes; None where no meter ran."""
+
+
+class Cost(TypedDict):
+    """Cost of one training step, by the paper's method and as measured."""
+
+    flops: float
+    device_hours: float
+    energy_kwh_paper: float
+    tco2eq_paper: float
+    energy_joules_measured: float | None
+    """Sum of the domains that the machine could tell; None if it could tell none."""
+    energy_domains: list[str]
+    """Which domains those are: `cpu`, `gpu`."""
+    tflops_per_device: float | None
+    utilisation: float | None
+    """Share of the device's peak; this and TFLOP/s are None for a step that took no time."""
+
+
+def paper_energy(
+    device_hours: float, watts: float, pue: float = 1.1, carbon_intensity: float = 0.385
+) -> Carbon:
+    """Paper section 4.2 and equation 2: hours * watts * PUE, and tCO2eq = MWh * 0.385.
+
+    38,214 A100 hours at 400 W give 16.8 MWh and 6.5 t, as in Table 5.
+    """
+    kwh = device_hours * watts * pue / 1000
+    return Carbon(kwh, kwh / 1000 * carbon_intensity)
+
+
+def cost(facts: TrainFacts, runtime: PipelineRuntime) -> Cost:
+    """Cost of one training step on the runtime's devices."""
+    device = runtime.device
+    device_seconds = facts["seconds"] * facts["devices"]
+    carbon = paper_energy(device_seconds / 3600, device.watts, runtime.pue, runtime.carbon_intensity)
+    measured = {domain: j for domain, j in (facts["energy_joules"] or {}).items() if j is not None}
+    tflops = facts["flops"] / device_seconds / 1e12 if device_seconds else None
+    return {
+        "flops": facts["flops"],
+        "device_hours": device_seconds / 3600,
+        "energy_kwh_paper": carbon.kwh,
+        "tco2eq_paper": carbon.tco2eq,
+        "energy_joules_measured": sum(measured.values()) if measured else None,
+        "energy_domains": sorted(measured),
+        "tflops_per_device": tflops,
+        "utilisation": None if tflops is None else tflops / device.peak_tflops,
+    }
+
+
+@dataclass
+class Counter:
+    """A hardware energy counter that only rises, and starts again at zero beyond `wraps_at` joules."""
+
+    read: Callable[[], float | None]
+    """Joules since some moment in the past; None if it cannot be read."""
+    wraps_at: float | None = None
+    joules: float | None = None
+    """Used since `start`; None from the first reading that failed."""
+    _last: float | None = None
+
+    def start(self) -> None:
+        """Count from now."""
+        self._last = self.read()
+        self.joules = None if self._last is None else 0.0
+
+    def update(self) -> None:
+        """Add what was used since the last reading; right if it wrapped at most once in between."""
+        now = self.read()
+        if self.joules is None or self._last is None or now is None:
+            self.joules = None
+            return
+        if now < self._last and self.wraps_at is None:  # it was reset, by a driver reload for instance
+            self.joules = None
+            return
+        self.joules += now - self._last + (self.wraps_at or 0.0) * (now < self._last)
+        self._last = now
+
+
+class EnergyMeter:
+    """Joules that this node uses inside the `with` block; one meter per node, never one per worker.
+
+    `joules()` is `{"gpu": ..., "cpu": ...}`: NVML's total-energy counters of the visible devices (Volta
+    and later) and RAPL's package counters, which root alone may read on most systems. Both count the
+    whole device, whoever uses it. A domain that the machine cannot read, wholly or for one of its
+    devices, is None. NVML updates about every 100 ms and is good to some 5 %: measure 10 s or more.
+    """
+
+    def __init__(self, powercap: Path = POWERCAP) -> None:
+        self._nvml: Any = None
+        self._powercap = powercap
+        self._counters: dict[str, list[Counter]] = {"gpu": [], "cpu": []}
+        self._stop = threading.Event()
+        self._reader = threading.Thread(target=self._read_on, name="energy-meter", daemon=True)
+
+    def __enter__(self) -> EnergyMeter:
+        self._nvml, gpu = _nvml_counters()
+        self._counters = {"gpu": gpu, "cpu": _rapl_counters(self._powercap)}
+        for counter in self._all():
+            counter.start()
+        self._reader.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._reader.join()
+        for counter in self._all():
+            counter.update()
+        if self._nvml is not None:
+            self._nvml.nvmlShutdown()
+
+    def joules(self) -> dict[str, float | None]:
+        """Joules by domain, up to the last reading; final when the block has ended."""
+        return {domain: _total(counters) for domain, counters in self._counters.items()}
+
+    def _all(self) -> list[Counter]:
+        return [counter for counters in self._counters.values() for counter in counters]
+
+    def _read_on(self) -> None:
+        while not self._stop.wait(_SECONDS_BETWEEN_READS):
+            for counter in self._all():
+                counter.update()
+
+
+def _total(counters: list[Counter]) -> float | None:
+    known = [counter.joules for counter in counters if counter.joules is not None]
+    return sum(known) if known and len(known) == len(counters) else None
+
+
+def _rapl_counters(powercap: Path) -> list[Counter]:
+    """One per CPU package. `intel-rapl-mmio:*` counts the same packages again and is left out."""
+    zones = [z for z in sorted(powercap.glob("intel-rapl:*")) if _read_text(z / "name").startswith("package")]
+    return [
+        Counter(partial(_microjoules, z / "energy_uj"), wraps_at=_microjoules(z / "max_energy_range_uj"))
+        for z in zones
+    ]
+
+
+def _microjoules(file: Path) -> float | None:
+    text = _read_text(file)
+    return float(text) / 1e6 if text else None
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except OSError:  # absent, or readable by root only: the machine cannot tell
+        return ""
+
+
+def _nvml_counters() -> tuple[Any, list[Counter]]:
+    """NVML, to be shut down by the caller, and one counter per visible device; (None, []) without NVML."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        everything = ",".join(map(str, range(pynvml.nvmlDeviceGetCount())))
+    except pynvml.NVMLError:
+        return None, []
+    names = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", everything).split(",")]
+    return pynvml, [Counter(partial(_device_joules, name)) for name in names if name not in ("", "-1")]
+
+
+def _device_joules(name: str) -> float | None:
+    """Joules of one device, named by UUID or number; None where it, or a MIG slice, has no counter."""
+    import pynvml
+
+    try:
+        # Numbers are taken in PCI order, which is also CUDA's where all devices of a node are alike.
+        by_number = name.isdigit()
+        find = pynvml.nvmlDeviceGetHandleByIndex if by_number else pynvml.nvmlDeviceGetHandleByUUID
+        return pynvml.nvmlDeviceGetTotalEnergyConsumption(find(int(name) if by_number else name)) / 1000
+    except pynvml.NVMLError:
+        return None

@@ -1,0 +1,93 @@
+"""Exact parameter and FLOP counts of an encoder-decoder, from its recipe and sequence lengths.
+
+Owns the counting convention: 2 FLOP per multiply-add, matrix products only, full (non-causal)
+attention, a training step = 3 forward passes. It measures nothing; time and peak are `energy`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from openba.recipes.model import ModelRecipe
+from openba.recipes.train import TrainStep
+
+TRAIN_PER_FORWARD = 3
+"""The backward pass multiplies each product's output gradient with both of its operands."""
+
+
+def parameters(model: ModelRecipe, vocab: int) -> dict[str, int]:
+    """Exact number of parameters by part: embedding, encoder, decoder, norms, head.
+
+    Encoder and decoder are their projections with biases; all norms of both stacks are under
+    `norms`. `head` is zero but for a bias if the embedding is tied. The release's form
+    (LayerNorm, attention biases, tied, head bias, 250,368 rows) sums to 14,567,703,040, half the
+    bytes of the published fp16 weights.
+    """
+    d, attention_width = model.d_model, model.num_heads * model.kv_channels
+    attention = 4 * d * attention_width + model.attention_bias * (3 * attention_width + d)
+    feed_forward = 3 * d * model.ffn_inner
+    rows = model.padded_vocab(vocab)
+    # Encoder block: before attention and before the MLP. Decoder: one more, for cross-attention.
+    # The paper's sandwich adds one behind each attention; each stack ends with a norm.
+    norms = (2 + model.sandwich) * model.encoder_layers + (3 + 2 * model.sandwich) * model.decoder_layers + 2
+    return {
+        "embedding": rows * d,
+        "encoder": model.encoder_layers * (attention + feed_forward),
+        "decoder": model.decoder_layers * (2 * attention + feed_forward),
+        "norms": norms * d * (2 if model.norm == "layernorm" else 1),
+        "head": (0 if model.tie_embeddings else rows * d) + model.head_bias * rows,
+    }
+
+
+def forward_flops(model: ModelRecipe, vocab: int, encoder_length: int, decoder_length: int) -> dict[str, int]:
+    """Forward FLOPs of one sequence by part: encoder, decoder, head. Lengths in tokens."""
+    s, t = encoder_length, decoder_length
+    return _forward(model, vocab, s, t, s * s, t * t, s * t)
+
+
+def train_flops(model: ModelRecipe, vocab: int, encoder_length: int, decoder_length: int) -> int:
+    """Forward and backward FLOPs of one sequence: the paper's shape gives 3.9e13 in Stage I."""
+    return TRAIN_PER_FORWARD * sum(forward_flops(model, vocab, encoder_length, decoder_length).values())
+
+
+def run_flops(step: TrainStep, vocab: int) -> int:
+    """FLOPs of a whole training run at its padded lengths, which is what the paper's figures count."""
+    train = step.train
+    per_sequence = train_flops(step.model, vocab, train.encoder_length, train.decoder_length)
+    return train.steps * train.batch * per_sequence
+
+
+def useful_train_flops(
+    model: ModelRecipe, vocab: int, encoder_lengths: Sequence[int], decoder_lengths: Sequence[int]
+) -> int:
+    """Training FLOPs spent on real tokens: each sequence counted at its own lengths.
+
+    Args:
+        model: The model's shape.
+        vocab: Ids of the tokenizer.
+        encoder_lengths: Real encoder tokens of each sequence, shape [sequences].
+        decoder_lengths: Real decoder tokens of each sequence, same shape.
+
+    Raises:
+        ValueError: the two have different lengths.
+    """
+    s, t = np.asarray(encoder_lengths, np.int64), np.asarray(decoder_lengths, np.int64)
+    if s.shape != t.shape:
+        raise ValueError(f"{s.size} encoder lengths but {t.size} decoder lengths")
+    # The count is linear in s, t, s^2, t^2 and st, so their sums replace a loop over sequences.
+    sums = (int(moment.sum()) for moment in (s, t, s * s, t * t, s * t))
+    return TRAIN_PER_FORWARD * sum(_forward(model, vocab, *sums).values())
+
+
+def _forward(model: ModelRecipe, vocab: int, s: int, t: int, ss: int, tt: int, st: int) -> dict[str, int]:
+    d, a, f = model.d_model, model.num_heads * model.kv_channels, model.ffn_inner
+    encoder = 8 * s * d * a + 4 * ss * a + 6 * s * d * f  # q, k, v, o; scores and values; SwiGLU
+    self_attention = 8 * t * d * a + 4 * tt * a
+    cross_attention = 4 * t * d * a + 4 * s * d * a + 4 * st * a  # q, o on t; k, v on s
+    return {
+        "encoder": model.encoder_layers * encoder,
+        "decoder": model.decoder_layers * (self_attention + cross_attention + 6 * t * d * f),
+        "head": 2 * t * d * model.padded_vocab(vocab),
+    }

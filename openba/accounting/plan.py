@@ -1,0 +1,124 @@
+"""What a training run will take, before any device is touched: `openba plan`.
+
+Pure functions of recipe and runtime. Utilisation is the runtime file's figure, so hours and energy
+are as good as that figure; FLOPs, steps and model state are exact.
+"""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+from openba.accounting.energy import paper_energy
+from openba.accounting.flops import parameters, run_flops
+from openba.accounting.memory import activation_bytes, checkpoint_bytes, logits_bytes, state_bytes
+from openba.errors import UserError
+from openba.recipes.runtime import PipelineRuntime
+from openba.recipes.train import TrainStep
+
+
+class ZeroMemory(TypedDict):
+    """Memory of one device at one ZeRO stage, in bytes."""
+
+    zero_stage: int
+    state: int
+    activations: int
+    logits: int
+    total: int
+    fits: bool
+    chosen: bool
+
+
+class TrainingPlan(TypedDict):
+    """What one training step takes."""
+
+    parameters: int
+    tokens: int
+    """Padded, encoder and decoder."""
+    steps: int
+    flops: int
+    gpu_hours: float
+    wall_hours: float
+    kwh: float
+    tco2eq: float
+    memory: list[ZeroMemory]
+    """ZeRO stages 0 to 3."""
+    device_memory: int
+    fits: bool
+    """Whether the runtime's own ZeRO stage does."""
+    checkpoint_bytes: int
+
+
+def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> TrainingPlan:
+    """Tokens, FLOPs, hours, memory, energy and disk of one training run.
+
+    Raises:
+        UserError: the workers cannot be divided into tensor-parallel groups.
+    """
+    train, device = recipe.train, runtime.device
+    count = sum(parameters(recipe.model, vocab).values())
+    flops = run_flops(recipe, vocab)
+    gpu_hours = flops / (device.peak_tflops * 1e12 * device.utilisation) / 3600
+    carbon = paper_energy(gpu_hours, device.watts, runtime.pue, runtime.carbon_intensity)
+    memory = _memory(recipe, runtime, vocab, count)
+    return {
+        "parameters": count,
+        "tokens": train.steps * train.tokens_per_step,
+        "steps": train.steps,
+        "flops": flops,
+        "gpu_hours": gpu_hours,
+        "wall_hours": gpu_hours / runtime.devices,
+        "kwh": carbon.kwh,
+        "tco2eq": carbon.tco2eq,
+        "memory": memory,
+        "device_memory": device.memory,
+        "fits": any(stage["fits"] for stage in memory if stage["chosen"]),
+        "checkpoint_bytes": checkpoint_bytes(count, train.precision),
+    }
+
+
+def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int) -> list[ZeroMemory]:
+    train, gang, tensor_parallel = recipe.train, runtime.train, runtime.tensor_parallel
+    if gang.workers % tensor_parallel:
+        raise UserError(
+            f"runtime: train.workers {gang.workers} is not a multiple of tensor_parallel {tensor_parallel}; "
+            "change one of them"
+        )
+    activations = activation_bytes(
+        recipe.model,
+        train.encoder_length,
+        train.decoder_length,
+        micro_batch=gang.micro_batch,
+        tensor_parallel=tensor_parallel,
+        precision=train.precision,
+    )
+    logits = logits_bytes(
+        recipe.model,
+        vocab,
+        train.decoder_length,
+        micro_batch=gang.micro_batch,
+        tensor_parallel=tensor_parallel,
+        precision=train.precision,
+    )
+    rows: list[ZeroMemory] = []
+    for stage in (0, 1, 2, 3):
+        state = state_bytes(
+            count,
+            zero_stage=stage,
+            data_parallel=gang.workers // tensor_parallel,
+            tensor_parallel=tensor_parallel,
+            precision=train.precision,
+            fp32_gradients=train.precision == "bf16",  # as `openba.train.engine` accumulates them
+        )["total"]
+        total = state + activations + logits
+        rows.append(
+            {
+                "zero_stage": stage,
+                "state": state,
+                "activations": activations,
+                "logits": logits,
+                "total": total,
+                "fits": total <= runtime.device.memory,
+                "chosen": stage == gang.zero_stage,
+            }
+        )
+    return rows

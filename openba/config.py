@@ -1,0 +1,290 @@
+"""Load a YAML file: `extends`, names of sibling files, dotted overrides, strict validation.
+
+Owns how files become one mapping and which file set which key. It knows no recipe; it
+reads no environment, interpolates nothing and runs nothing: what the files say is what runs.
+
+Two directives, valid in any mapping:
+  `extends: ../pretrain/stage1`   merge this mapping onto that file (one parent, recursively)
+  `model: tiny`                   a string where a section stands names `configs/model/tiny.yaml`;
+                                  a list of names becomes a mapping of name to file content
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from openba.errors import UserError
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+SECTIONS = {
+    "sources": "source",
+    "tasks": "task",
+    "benchmarks": "benchmark",
+    "clean": "clean",
+    "model": "model",
+    "runtime": "runtime",
+}
+
+M = TypeVar("M", bound=BaseModel)
+
+
+class ConfigError(UserError):
+    """A config file that does not describe a valid recipe; the message names file and key."""
+
+
+class Config:
+    """A merged mapping and, for each dotted leaf, the file (or `--set`) that set it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data: dict[str, Any] = {}
+        self.origin: dict[str, str] = {}
+
+    @classmethod
+    def read(cls, path: Path, overrides: list[str] | None = None) -> Config:
+        """Resolve a file and apply `key.path=value` overrides on top."""
+        config = cls(path)
+        config.data = config._resolve(path.resolve(), "", ())
+        for override in overrides or []:
+            config.override(override)
+        return config
+
+    def validate(self, model: type[M]) -> M:
+        """The typed recipe; every bad key is reported with the file that set it."""
+        try:
+            return model.model_validate(self.data)
+        except ValidationError as error:
+            raise ConfigError("\n".join(self._explain(e, model) for e in error.errors())) from None
+
+    def source_of(self, dotted: str) -> str:
+        """The file that set this key or the nearest parent of it; '(default)' if none did."""
+        key = dotted
+        while key:
+            if key in self.origin:
+                return self.origin[key]
+            key = key.rpartition(".")[0]
+        return "(default)"
+
+    def _resolve(self, path: Path, prefix: str, chain: tuple[Path, ...]) -> dict[str, Any]:
+        if path in chain:
+            raise ConfigError(f"{_short(path)}: extends itself through {_short(chain[-1])}; break the circle")
+        return self._merge({}, _read_yaml(path), path, prefix, (*chain, path))
+
+    def _merge(
+        self, into: dict[str, Any], layer: dict[str, Any], file: Path, prefix: str, chain: tuple[Path, ...]
+    ) -> dict[str, Any]:
+        layer = dict(layer)
+        if (parent := layer.pop("extends", None)) is not None:
+            into = _deep(into, self._resolve(_find(file, str(parent)), prefix, chain))
+        for key, value in layer.items():
+            dotted = f"{prefix}{key}"
+            if key in SECTIONS and _names(value):
+                into[key] = self._named(SECTIONS[key], value, file, f"{dotted}.", chain)
+                self.origin[dotted] = _short(file)
+            elif isinstance(value, dict):
+                child = into.get(key)
+                into[key] = self._merge(
+                    child if isinstance(child, dict) else {}, value, file, f"{dotted}.", chain
+                )
+            else:  # scalars and lists replace
+                into[key] = value
+                self.origin[dotted] = _short(file)
+        return into
+
+    def _named(
+        self, folder: str, value: str | list[str], file: Path, prefix: str, chain: tuple[Path, ...]
+    ) -> Any:
+        if isinstance(value, str):
+            return self._resolve(_find(file, f"../{folder}/{value}"), prefix, chain)
+        return {
+            name: self._resolve(_find(file, f"../{folder}/{name}"), f"{prefix}{name}.", chain)
+            for name in value
+        }
+
+    def set_by(self, dotted: str) -> str:
+        """The file that set exactly this value, 'default' if the recipe's default stands."""
+        key, value = dotted, None
+        while key:
+            if key in self.origin and not isinstance(value, dict):
+                return self.origin[key]
+            key = key.rpartition(".")[0]
+            value = self._value(key)
+        return "default"
+
+    def _value(self, dotted: str) -> Any:
+        node: Any = self.data
+        for part in dotted.split(".") if dotted else ():
+            node = node.get(part) if isinstance(node, dict) else None
+        return node
+
+    def lay_over(self, key: str, layer: dict[str, Any], origin: str) -> None:
+        """Merge a mapping over the section `key`."""
+        self.data[key] = _deep(dict(self.data.get(key) or {}), layer)
+        self.origin |= dict.fromkeys(flatten(layer, f"{key}."), origin)
+
+    def adopt(self, prefix: str, other: Config) -> None:
+        """Take over the values and origins of another config below `prefix`, for `openba show`."""
+        into = self.data
+        for part in prefix.split("."):
+            into = into.setdefault(part, {})
+        into.update(other.data)
+        self.origin |= {f"{prefix}.{key}": file for key, file in other.origin.items()}
+
+    def override(self, text: str) -> None:
+        """Apply one `key.path=value`."""
+        key, sign, raw = text.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"--set {text}: write it as key.path=value")
+        into, parts = self.data, key.split(".")
+        for depth, part in enumerate(parts[:-1]):
+            into = into.setdefault(part, {})
+            if not isinstance(into, dict):
+                raise ConfigError(f"--set {text}: {'.'.join(parts[: depth + 1])} is a value, not a section")
+        value = yaml.safe_load(raw)
+        if isinstance(value, str) and _is_number(value):  # YAML 1.1 reads 3e-5 as a string
+            value = float(value)
+        self.origin = {k: file for k, file in self.origin.items() if not k.startswith(f"{key}.")}
+        self.origin[key] = "--set"
+        if parts[-1] in SECTIONS and _names(value):
+            value = self._named(SECTIONS[parts[-1]], value, self.path.resolve(), f"{key}.", ())
+        into[parts[-1]] = value
+
+    def _explain(self, error: Any, model: type[BaseModel]) -> str:
+        loc = [part for part in error["loc"]]
+        dotted = ".".join(str(part) for part in loc if not _is_tag(part, self.data, loc))
+        message = f"{self._file_of(dotted)}: {dotted}: {error['msg'].removeprefix('Value error, ')}"
+        if error["type"] == "extra_forbidden":
+            message = f"{self._file_of(dotted)}: {dotted}: unknown key"
+            known = _fields_at(model, loc[:-1])
+            if close := difflib.get_close_matches(str(loc[-1]), known, 1):
+                message += f" (did you mean {close[0]!r}?)"
+            elif known:
+                message += f" (known here: {', '.join(sorted(known))})"
+        return message
+
+    def _file_of(self, dotted: str) -> str:
+        below = (f for k, f in self.origin.items() if k.startswith(f"{dotted}."))
+        found = self.source_of(dotted)
+        return found if found != "(default)" else next(below, _short(self.path))
+
+
+def load(path: Path, model: type[M], overrides: list[str] | None = None) -> M:
+    """Read, override and validate one file."""
+    return Config.read(path, overrides).validate(model)
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    if isinstance(value, dict) and value:
+        return {k: v for key, child in value.items() for k, v in flatten(child, f"{prefix}{key}.").items()}
+    return {prefix.rstrip("."): value}
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that reads 3e-5 as a number (YAML 1.1 wants 3.0e-5) and refuses a repeated key."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            if key_node.value in seen:
+                line = key_node.start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key_node.value!r} twice (line {line})"
+                )
+            seen.add(key_node.value)
+        return super().construct_mapping(node, deep)
+
+
+def _construct_str(loader: _Loader, node: Any) -> Any:
+    value = loader.construct_scalar(node)
+    return float(value) if node.style is None and _is_number(value) else value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:str", _construct_str)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader subclass
+    except FileNotFoundError:
+        raise ConfigError(f"{_short(path)}: no such file{_similar(path)}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{_short(path)}: byte {error.start} is not UTF-8; save the file as UTF-8"
+        ) from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{_short(path)}: not valid YAML: {' '.join(str(error).split())}") from None
+    if raw is not None and not isinstance(raw, dict):
+        raise ConfigError(f"{_short(path)}: expected `key: value` lines, found a {type(raw).__name__}")
+    return raw or {}
+
+
+def _find(file: Path, reference: str) -> Path:
+    """The file a reference names: beside the referring file, else among the shipped configs."""
+    beside = (file.parent / reference).with_suffix(".yaml").resolve()
+    shipped = (CONFIGS / "pipeline" / reference).with_suffix(".yaml").resolve()
+    return shipped if not beside.exists() and shipped.exists() else beside
+
+
+def _similar(path: Path) -> str:
+    names = [p.stem for p in path.parent.glob("*.yaml")]
+    close = difflib.get_close_matches(path.stem, names, 1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _short(path: Path) -> str:
+    for base in (CONFIGS.parent, Path.cwd()):
+        if path.is_relative_to(base):
+            return str(path.relative_to(base))
+    return str(path)
+
+
+def _names(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+    )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        return text[:1] in "+-.0123456789" and "_" not in text and float(text) is not None
+    except ValueError:
+        return False
+
+
+def _deep(into: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+    for key, value in layer.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _deep(into[key], value)
+        else:
+            into[key] = value
+    return into
+
+
+def _is_tag(part: Any, data: Any, loc: list[Any]) -> bool:
+    """Pydantic puts the discriminator of a union into `loc`; it is no key of the file."""
+    node = data
+    for step in loc[: loc.index(part)]:
+        node = node.get(step, node) if isinstance(node, dict) else node
+    return isinstance(node, dict) and part not in node and part != loc[-1]
+
+
+def _fields_at(model: type[BaseModel], loc: list[Any]) -> set[str]:
+    models: list[type[BaseModel]] = [model]
+    for part in loc:
+        annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
+        models = [m for a in annotations for m in _models_in(a)] or models
+    return {name for m in models for name in m.model_fields}
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)

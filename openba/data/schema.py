@@ -1,0 +1,51 @@
+"""The one form every source takes on disk: an Arrow schema and its Parquet writer.
+
+Owns column names, types and how the file is written. It knows nothing of where documents
+come from or of what is done to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+DOCUMENTS = "documents.parquet"
+"""The file a source step writes."""
+
+SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),  # unique within the source, stable
+        pa.field("text", pa.large_string(), nullable=False),
+        pa.field("language", pa.string(), nullable=False),  # zh, en or code: the mixture's share
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("extra", pa.string(), nullable=False),  # a JSON object with the record's other fields
+    ]
+)
+
+
+def write_documents(path: Path, batches: Iterable[pa.RecordBatch]) -> tuple[int, int]:
+    """Write batches of `SCHEMA`, one row group each; the same batches give the same bytes.
+
+    Returns:
+        Number of documents and of UTF-8 bytes of text.
+    """
+    documents = size = 0
+    # Statistics and dictionaries of text only cost space: no reader looks a text up by value.
+    with pq.ParquetWriter(
+        path, SCHEMA, compression="zstd", write_statistics=False, use_dictionary=["language", "source"]
+    ) as writer:
+        for batch in batches:
+            if batch.num_rows:
+                writer.write_batch(batch)
+            documents += batch.num_rows
+            size += text_bytes(batch)
+    return documents, size
+
+
+def text_bytes(batch: pa.RecordBatch) -> int:
+    """UTF-8 bytes of the batch's texts."""
+    return pc.sum(pc.binary_length(batch["text"])).as_py() or 0

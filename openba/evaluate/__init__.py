@@ -1,0 +1,1 @@
+"""Benchmarks: answering held-out records of a task and scoring the answers."""

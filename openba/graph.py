@@ -1,0 +1,275 @@
+"""From a pipeline's config to its steps: who needs what. A pure function, apart from file stamps.
+
+Owns the names of steps and the wiring of their inputs. It reads configs and the stamps (size,
+time, version) of files outside the store; it builds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from openba.artifacts import Kind, Recipe, Step
+from openba.config import CONFIGS, Config, ConfigError
+from openba.data.sources import outside_state
+from openba.errors import UserError
+from openba.recipes.data import (
+    CorpusRecipe,
+    InstructRecipe,
+    SourceRecipe,
+    SourceStep,
+    TaskRecipe,
+    TaskStep,
+)
+from openba.recipes.evaluate import EvaluateStep
+from openba.recipes.pipeline import ExpertConfig, PipelineConfig, expert_files
+from openba.recipes.train import TrainRecipe, TrainStep
+
+SOURCE = Kind("openba.data.sources:build", "1")
+CORPUS = Kind("openba.data.clean.corpus:build", "1")
+TOKENIZER = Kind("openba.data.tokenizer:build", "1")
+MIXTURE = Kind("openba.data.mixture:build", "1")
+TASK = Kind("openba.data.tasks:build", "1")
+INSTRUCT = Kind("openba.data.instruct:build", "1")
+TRAIN = Kind("openba.train.stage:build", "1", place="gang", resumable=True)
+EVALUATE = Kind("openba.evaluate.run:build", "1", place="job")
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model the pipeline makes: where it comes from and what it is called."""
+
+    name: str
+    title: str
+    training: Step
+    evaluation: Step | None
+    register_as: str | None
+
+
+class Pipeline:
+    """The steps of one pipeline, in phases."""
+
+    def __init__(self, path: Path, overrides: list[str] | None = None, strict: bool = False) -> None:
+        """Args: `strict` demands that every file a source names is there; planning works without."""
+        self.path, self.strict = path, strict
+        self.files = Config.read(path, _for_pipeline(overrides))
+        self.config: PipelineConfig = self.files.validate(PipelineConfig)
+        self.experts = self._experts(overrides)
+        self.steps: dict[str, Step] = {}
+        self._data()
+        self._stages()
+        self._fine_tunes()
+        self._evaluations()
+
+    @property
+    def data(self) -> list[Step]:
+        """Everything before training, inputs first."""
+        ends = [step for step in self.steps.values() if step.kind in (MIXTURE, INSTRUCT, TASK)]
+        return _unique(end.walk() for end in ends)
+
+    @property
+    def pretraining(self) -> list[Step]:
+        """Stage I, II and III."""
+        return [self.steps[name] for name in ("stage1", "stage2", "stage3")]
+
+    @property
+    def fine_tuning(self) -> list[Step]:
+        """The experts."""
+        return [self.steps[name] for name in self.experts]
+
+    @property
+    def evaluations(self) -> list[Step]:
+        """All evaluations."""
+        return [step for step in self.steps.values() if step.kind is EVALUATE]
+
+    @cached_property
+    def models(self) -> list[Model]:
+        """The trained models in order of training."""
+        registered = {step: name for name, step in self.config.registry.models.items()}
+        titles = {
+            "stage1": "Stage I: UL2",
+            "stage2": "Stage II: length adaptation",
+            "stage3": "Stage III: bilingual Flan",
+        }
+        rows = [(name, titles[name], registered.get(name)) for name in titles]
+        rows += [(name, expert.title, expert.register_as) for name, expert in self.experts.items()]
+        return [
+            Model(name, title, self.steps[name], self.steps.get(f"evaluate-{name}"), register_as)
+            for name, title, register_as in rows
+        ]
+
+    def step(self, name: str) -> Step:
+        """A step by name.
+
+        Raises:
+            UserError: there is none of that name.
+        """
+        if name not in self.steps:
+            raise UserError(f"{name}: no such step in {self.config.name}; there are {', '.join(self.steps)}")
+        return self.steps[name]
+
+    def wanted(self, until: str | None) -> list[Step]:
+        """All steps, or those that `until` needs, inputs first."""
+        return (
+            list(self.step(until).walk()) if until else _unique(step.walk() for step in self.steps.values())
+        )
+
+    def _add(
+        self, name: str, kind: Kind, recipe: Recipe, config: str, outside: Any = None, **inputs: Step
+    ) -> Step:
+        step = Step(name, kind, recipe, inputs, outside or {}, config)
+        if (known := self.steps.get(name)) is not None and known.fingerprint != step.fingerprint:
+            raise UserError(f"{config}: a second, different step {name!r}; rename one of them")
+        return self.steps.setdefault(name, step)
+
+    def _source(self, name: str, source: SourceRecipe, config: str) -> Step:
+        recipe = SourceStep(name=name, source=source)
+        return self._add(f"source-{name}", SOURCE, recipe, config, outside=self._outside(source))
+
+    def _outside(self, source: SourceRecipe) -> dict[str, Any]:
+        try:
+            return outside_state(source)
+        except UserError as error:
+            if self.strict:
+                raise
+            return {"missing": str(error)}
+
+    def _data(self) -> None:
+        config = self.config
+        sources = {
+            name: self._source(name, source, f"sources.{name}") for name, source in config.sources.items()
+        }
+        recipe = CorpusRecipe(clean=config.clean, sources={n: s.clean for n, s in config.sources.items()})
+        corpus = self._add("clean", CORPUS, recipe, "clean", **sources)
+        tokenizer = self._add(
+            "tokenizer",
+            TOKENIZER,
+            config.tokenizer,
+            "tokenizer",
+            _stamp(config.tokenizer.path),
+            corpus=corpus,
+        )
+        self._add("mixture", MIXTURE, config.mixture, "mixture", corpus=corpus, tokenizer=tokenizer)
+        flan = config.flan
+        self._pairs(
+            "flan",
+            flan.tasks,
+            "flan",
+            config.stage3,
+            flan.over_long,
+            {str(k): v for k, v in flan.shares.items()},
+        )
+
+    def _task(self, name: str, task: TaskRecipe, config: str) -> Step:
+        step = TaskStep(name=name, task=task)
+        return self._add(f"task-{name}", TASK, step, config, outside=self._outside(task.source))
+
+    def _pairs(
+        self,
+        name: str,
+        tasks: Mapping[str, TaskRecipe],
+        config: str,
+        lengths: TrainRecipe,
+        over_long: Any,
+        shares: dict[str, float] | None,
+    ) -> Step:
+        recipe = InstructRecipe(
+            tasks={task: recipe.group or recipe.source.language for task, recipe in tasks.items()},
+            shares=shares,
+            encoder_length=lengths.encoder_length,
+            decoder_length=lengths.decoder_length,
+            over_long=over_long,
+        )
+        steps = {
+            f"task-{task}": self._task(task, recipe, f"{config}.tasks.{task}")
+            for task, recipe in tasks.items()
+        }
+        return self._add(name, INSTRUCT, recipe, config, tokenizer=self.steps["tokenizer"], **steps)
+
+    def _train(self, name: str, recipe: TrainRecipe, config: str, **inputs: Step) -> None:
+        step = TrainStep(model=self.config.model, train=recipe)
+        self._add(name, TRAIN, step, config, tokenizer=self.steps["tokenizer"], **inputs)
+
+    def _stages(self) -> None:
+        config, steps = self.config, self.steps
+        self._train("stage1", config.stage1, "stage1", data=steps["mixture"])
+        self._train("stage2", config.stage2, "stage2", data=steps["mixture"], start=steps["stage1"])
+        self._train("stage3", config.stage3, "stage3", data=steps["flan"], start=steps["stage2"])
+
+    def _fine_tunes(self) -> None:
+        for name, expert in self.experts.items():
+            pairs = self._pairs(
+                f"pairs-{name}", expert.tasks, f"experts.{name}", expert.train, expert.over_long, None
+            )
+            self._train(name, expert.train, f"experts.{name}.train", data=pairs, start=self.steps["stage3"])
+
+    def _evaluations(self) -> None:
+        for name in self.config.evaluate:
+            self._evaluate(name, self.config.benchmarks, self.config.stage3, "benchmarks")
+        for name, expert in self.experts.items():
+            self._evaluate(name, expert.benchmarks, expert.train, f"experts.{name}.benchmarks")
+
+    def _evaluate(self, name: str, benchmarks: Any, lengths: TrainRecipe, config: str) -> None:
+        recipe = EvaluateStep(
+            benchmarks=benchmarks,
+            encoder_length=lengths.encoder_length,
+            decoder_length=lengths.decoder_length,
+        )
+        tasks = {
+            f"task-{key}": self._task(key, b.task, f"{config}.{key}.task") for key, b in benchmarks.items()
+        }
+        self._add(f"evaluate-{name}", EVALUATE, recipe, config, model=self.step(name), **tasks)
+
+    def _experts(self, overrides: list[str] | None) -> dict[str, ExpertConfig]:
+        experts = {}
+        for name, file in expert_files(self.path, self.config.experts.folder).items():
+            config = Config.read(file)
+            config.lay_over("train", self.config.experts.train, str(self.files.source_of("experts.train")))
+            for text in _for_expert(overrides, name):
+                config.override(text)
+            experts[name] = config.validate(ExpertConfig)
+            self.files.adopt(f"experts.{name}", config)
+        return experts
+
+
+def _unique(walks: Iterator[Iterator[Step]] | Any) -> list[Step]:
+    return list({step.name: step for walk in walks for step in walk}.values())
+
+
+def _stamp(path: str | None) -> dict[str, Any]:
+    """State of a file given by path, so that a changed file is another fingerprint."""
+    if path is None:
+        return {}
+    file = Path(path)
+    if not file.is_file():
+        return {"path": path, "missing": True}  # planning works without it; building says what to do
+    return {"path": path, "bytes": file.stat().st_size, "mtime_ns": file.stat().st_mtime_ns}
+
+
+def _for_expert(overrides: list[str] | None, name: str) -> list[str]:
+    prefix = f"experts.{name}."
+    return [text.removeprefix(prefix) for text in overrides or [] if text.startswith(prefix)]
+
+
+def _for_pipeline(overrides: list[str] | None) -> list[str]:
+    kept = ("experts.folder", "experts.train")
+    return [text for text in overrides or [] if not text.startswith("experts.") or text.startswith(kept)]
+
+
+def find_pipeline(name: str) -> Path:
+    """`tiny` names configs/pipeline/tiny.yaml; a path names a file.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    shipped = CONFIGS / "pipeline" / f"{name}.yaml"
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") and path.exists():
+        return path
+    if shipped.exists():
+        return shipped
+    known = ", ".join(p.stem for p in sorted((CONFIGS / "pipeline").glob("*.yaml")))
+    raise ConfigError(f"{name}: no such pipeline; give a YAML file or one of: {known}")

@@ -1,0 +1,41 @@
+"""Where state lives: everything under `OPENBA_HOME`, default `.openba/` in the working directory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from openba.artifacts import Store
+
+
+@dataclass(frozen=True)
+class Home:
+    """The folders of one installation."""
+
+    root: Path
+
+    @classmethod
+    def from_environment(cls) -> Home:
+        """`OPENBA_HOME`, made absolute."""
+        return cls(Path(os.environ.get("OPENBA_HOME", ".openba")).resolve())
+
+    @property
+    def store(self) -> Store:
+        """Artifacts: `OPENBA_STORE` (any fsspec URL), else `store/`; built in `work/`."""
+        return Store(os.environ.get("OPENBA_STORE", self.root / "store"), self.work)
+
+    @property
+    def work(self) -> Path:
+        """Unfinished outputs. On a cluster all nodes must see it, as workers write checkpoints here."""
+        return self.root / "work"
+
+    @property
+    def report(self) -> Path:
+        """`report.html` and `report.json`."""
+        return self.root / "report"
+
+    @property
+    def tracking_uri(self) -> str:
+        """`MLFLOW_TRACKING_URI`, else a SQLite file."""
+        return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"

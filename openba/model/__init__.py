@@ -1,0 +1,1 @@
+"""The encoder-decoder itself: layers, the model, generation, saving. Plain torch."""

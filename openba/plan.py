@@ -1,0 +1,45 @@
+"""What a pipeline would do and cost, before anything is spent: a pure function of config and store."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from openba.accounting.plan import plan_training
+from openba.artifacts import Store
+from openba.graph import Pipeline
+from openba.recipes.data import TokenizerRecipe
+from openba.recipes.train import TrainStep
+
+MT5_IDS = 250_203
+"""Ids in use with the mT5 file: 250,100 pieces, 100 sentinels, <R> <S> <X> (release)."""
+
+
+def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
+    """Every step with hit or miss, every training with its `plan_training`, and the totals."""
+    vocab = _vocab(pipeline.config.tokenizer)
+    steps = []
+    for step in pipeline.wanted(None):
+        row: dict[str, Any] = {
+            "name": step.name,
+            "fingerprint": step.fingerprint,
+            "state": "hit" if store.manifest(step) else "miss",
+        }
+        if isinstance(step.recipe, TrainStep):
+            row["training"] = plan_training(step.recipe, pipeline.config.runtime, vocab)
+        steps.append(row)
+    trainings = [row["training"] for row in steps if "training" in row]
+    keys = ("tokens", "steps", "flops", "gpu_hours", "wall_hours", "kwh", "tco2eq")
+    return {
+        "pipeline": pipeline.config.name,
+        "device": pipeline.config.runtime.device.name,
+        "devices": pipeline.config.runtime.devices,
+        "corpus_tokens": {
+            part: getattr(pipeline.config.mixture, part) for part in ("stage1", "stage2", "heldout")
+        },
+        "steps": steps,
+        "total": {key: sum(training[key] for training in trainings) for key in keys},
+    }
+
+
+def _vocab(recipe: TokenizerRecipe) -> int:
+    return MT5_IDS if recipe.kind == "file" else (recipe.vocab_size or 0) + 103

@@ -1,0 +1,198 @@
+"""Recipes of everything before training: sources, cleaning, tokenizer, mixture, tasks, BiFlan."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from openba.artifacts import Recipe
+from openba.units import Tokens
+
+Language = Literal["zh", "en", "code"]
+
+
+class _Source(Recipe):
+    """What every source says, whatever its adapter."""
+
+    language: Language
+    """The mixture's share it counts to: Chinese, English or code."""
+    licence: str
+    """Terms of the text, as the owner names them; shown in the report and the model card."""
+    clean: bool = False
+    """Filter it. The paper filters its Chinese data only (section 3.1.1, footnote 2)."""
+
+
+class PackageSource(_Source):
+    """Real text that an installed Python package, or Python itself, brings."""
+
+    adapter: Literal["package"]
+    package: str
+    """Distribution name, `python` for the standard library. Its version enters the fingerprint."""
+    reader: str
+    """Which reader of `openba.data.samples` understands the package's files."""
+    limit: int | None = None
+    """Keep the first so many documents."""
+
+
+class FileSource(_Source):
+    """Local Parquet, JSON lines (`.jsonl`, `.jsonl.gz`) or plain-text files."""
+
+    adapter: Literal["parquet", "jsonl", "text"]
+    path: str
+    """A file, a folder or a glob; relative to the working directory."""
+    text_field: str | None = "text"
+    """Column or key that holds the document; none: records without one, such as conversations, for a
+    task. Plain text: one document per file."""
+    id_field: str | None = None
+    """Column or key with a stable id; without it the id is `file:row`."""
+    limit: int | None = None
+
+
+class HuggingFaceSource(_Source):
+    """A data set of the Hugging Face hub, or a local folder in its layout."""
+
+    adapter: Literal["huggingface"]
+    path: str
+    name: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    """Commit of the data set; required for a hub data set, so that a fingerprint means one text."""
+    text_field: str | None = "text"
+    id_field: str | None = None
+    limit: int | None = None
+
+
+SourceRecipe = Annotated[PackageSource | FileSource | HuggingFaceSource, Field(discriminator="adapter")]
+
+
+class SourceStep(Recipe):
+    """A source with the name it has in the pipeline."""
+
+    name: str
+    source: SourceRecipe
+
+
+class CleanRecipe(Recipe):
+    """The paper's filters (section 3.1.1), each with its switch. Order: as the fields stand."""
+
+    privacy: bool = True
+    """Remove phone numbers, e-mail addresses and links."""
+    html: bool = True
+    """Remove HTML tags and decode entities."""
+    unusual_characters: bool = True
+    """Remove control, private-use and replacement characters."""
+    document_dedup: bool = True
+    """Keep the first of documents with the same text."""
+    character_dedup: bool = True
+    """Reduce runs of one repeated character, or of a short repeated sequence, to one instance."""
+    paragraph_dedup: bool = True
+    """Remove runs of 1..max_sentences consecutive sentences that occurred before."""
+    max_sentences: int = 99
+    min_repeat_characters: int = 20
+    """Shorter repeated runs stay (the paper gives no figure; 1 would drop every second 'Thank you.')."""
+    min_words: int = 10
+    """Sentences with fewer words go; for Chinese one Han character counts as a word. 0 keeps all."""
+    languages: tuple[Literal["zh", "en"], ...] = ("zh", "en")
+    """Keep documents that CLD2 is sure are in one of these; empty keeps all."""
+
+
+class CorpusRecipe(Recipe):
+    """Cleaning over all sources together, so that duplicates across sources are found."""
+
+    clean: CleanRecipe
+    sources: dict[str, bool]
+    """Source name -> filtered or passed through."""
+
+
+class TokenizerRecipe(Recipe):
+    """Either a finished SentencePiece file, or a unigram model to train on the cleaned corpus."""
+
+    kind: Literal["file", "unigram"]
+    path: str | None = None
+    """`file`: the mT5 model, `mc4.250000.100extra`."""
+    vocab_size: int | None = None
+    """`unigram`: number of pieces, byte pieces included, before the appended special tokens."""
+    train_characters: int = 2_000_000
+    """`unigram`: at most so many characters are read, the sources' shares kept."""
+    seed: int = 1234
+
+    @model_validator(mode="after")
+    def _complete(self) -> TokenizerRecipe:
+        wanted = {"file": "path", "unigram": "vocab_size"}[self.kind]
+        if getattr(self, wanted) is None:
+            raise ValueError(f"kind {self.kind!r} needs {wanted!r}")
+        return self
+
+
+class MixtureRecipe(Recipe):
+    """The paper's mix (Figure 1(a)): 47.5 % English, 47.5 % Chinese, 5 % code, by tokens."""
+
+    shares: dict[Language, float] = {"en": 0.475, "zh": 0.475, "code": 0.05}
+    stage1: Tokens
+    """Distinct corpus tokens for Stage I."""
+    stage2: Tokens
+    """Distinct corpus tokens for Stage II; its documents never occur in Stage I."""
+    heldout: Tokens
+    """Tokens kept from both, to measure the loss on."""
+    seed: int = 1234
+
+    @model_validator(mode="after")
+    def _whole(self) -> MixtureRecipe:
+        if abs(sum(self.shares.values()) - 1) > 1e-9:
+            raise ValueError(f"shares add up to {sum(self.shares.values()):g}, not 1")
+        return self
+
+
+class Turn(Recipe):
+    """How one record becomes pairs of input and target."""
+
+    input: str
+    """Template of the encoder text, fields in braces."""
+    target: str
+    """Template of the decoder text."""
+
+
+class TaskRecipe(Recipe):
+    """A labelled task: records of a source rendered through templates. Trains and evaluates alike."""
+
+    source: SourceRecipe
+    group: Literal["zh", "en"] | None = None
+    """Language group it counts to in a mix, where that is not its source's (translation: Chinese)."""
+    templates: tuple[Turn, ...]
+    """One is drawn per record, by the record's id."""
+    conversation: bool = False
+    """The record holds `messages`; every assistant turn becomes a pair whose `{history}` is all before it."""
+    choices: tuple[str, ...] = ()
+    """The possible targets, where the task is a choice."""
+    wording: dict[str, dict[str, str]] = {}
+    """Field -> its values in the records -> the words that stand for them, such as positive: 正面."""
+    repeat: int = 1
+    """How often the training part is repeated."""
+    heldout: float = 0.1
+    """Share of records kept for evaluation, chosen by the hash of their id."""
+    require: str | None = None
+    """A regular expression to be found in the target; others are discarded and counted."""
+    limit: int | None = None
+    """Use only so many records, chosen by the hash of their id."""
+
+
+class TaskStep(Recipe):
+    """A task with the name it has in the pipeline."""
+
+    name: str
+    task: TaskRecipe
+
+
+class InstructRecipe(Recipe):
+    """A mix of tasks as token pairs: BiFlan for Stage III, the own data of an expert."""
+
+    tasks: dict[str, str]
+    """Task name -> language group it counts to."""
+    shares: dict[str, float] | None = None
+    """Share of samples per language group (paper Figure 1(b): en 0.667, zh 0.333); none: all there is."""
+    encoder_length: int
+    decoder_length: int
+    over_long: Literal["drop", "truncate"] = "drop"
+    """The paper drops samples that exceed the encoder (3.1.2); the release truncates the source."""
+    seed: int = 1234

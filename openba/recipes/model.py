@@ -1,0 +1,43 @@
+"""The model's shape."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from openba.artifacts import Recipe
+
+
+class ModelRecipe(Recipe):
+    """An asymmetric encoder-decoder (paper section 3.2 and Table 1). Any depths, paper form by default."""
+
+    d_model: int
+    num_heads: int
+    kv_channels: int
+    """Width of one head; heads * kv_channels may differ from d_model (release: 40 * 128 != 4096)."""
+    ffn: int
+    """Nominal width; SwiGLU uses ffn_multiple * ceil(int(2 * ffn / 3) / ffn_multiple)."""
+    ffn_multiple: int = 256
+    encoder_layers: int
+    decoder_layers: int
+    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    """Paper: RMSNorm; released weights: LayerNorm with bias."""
+    sandwich: bool = True
+    """Normalise the output of each attention layer as well (paper); the released weights do not."""
+    attention_bias: bool = False
+    tie_embeddings: bool = True
+    head_bias: bool = False
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-5
+    dropout: float = 0.0
+    init_std: float = 0.02
+    vocab_multiple: int = 128
+    """The embedding is padded to a multiple of this (128 * tensor-parallel size)."""
+
+    @property
+    def ffn_inner(self) -> int:
+        """Width of the gate and up projections."""
+        return self.ffn_multiple * -(-int(2 * self.ffn / 3) // self.ffn_multiple)
+
+    def padded_vocab(self, used: int) -> int:
+        """Rows of the embedding for `used` token ids."""
+        return self.vocab_multiple * -(-used // self.vocab_multiple)

@@ -1,0 +1,89 @@
+"""configs/pipeline/*.yaml: the whole story in one mapping."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from openba.artifacts import Recipe
+from openba.recipes.data import CleanRecipe, MixtureRecipe, SourceRecipe, TaskRecipe, TokenizerRecipe
+from openba.recipes.evaluate import BenchmarkRecipe
+from openba.recipes.model import ModelRecipe
+from openba.recipes.runtime import PipelineRuntime
+from openba.recipes.train import TrainRecipe
+
+
+class FlanConfig(Recipe):
+    """Stage III's data: tasks of two language groups, mixed by share of samples."""
+
+    tasks: dict[str, TaskRecipe]
+    shares: dict[Literal["en", "zh"], float] = {"en": 0.667, "zh": 0.333}
+    over_long: Literal["drop", "truncate"] = "drop"
+
+
+class ExpertConfig(Recipe):
+    """configs/finetune/*.yaml: one expert, from Stage III."""
+
+    title: str
+    """What it does, for the report and the registry."""
+    register_as: str
+    """Name in the model registry."""
+    tasks: dict[str, TaskRecipe]
+    benchmarks: dict[str, BenchmarkRecipe]
+    over_long: Literal["drop", "truncate"] = "drop"
+    train: TrainRecipe
+
+
+class ExpertsConfig(Recipe):
+    """Where the experts' recipes lie; every YAML file there is one expert."""
+
+    folder: str
+    """Relative to the pipeline's file."""
+    train: dict[str, Any] = Field(default_factory=dict)
+    """Laid over every expert's `train`, such as a smaller budget."""
+
+
+class GateConfig(Recipe):
+    """When a candidate becomes champion: it is not worse than the present one by more than the tolerance."""
+
+    metric: str = "heldout/loss"
+    better: Literal["lower", "higher"] = "lower"
+    tolerance: float = 0.0
+
+
+class RegisterConfig(Recipe):
+    """Registered name -> step whose weights it holds; the experts add themselves."""
+
+    models: dict[str, str]
+    gate: GateConfig = GateConfig()
+
+
+class PipelineConfig(Recipe):
+    """One pipeline."""
+
+    name: str
+    sources: dict[str, SourceRecipe]
+    clean: CleanRecipe
+    tokenizer: TokenizerRecipe
+    mixture: MixtureRecipe
+    model: ModelRecipe
+    stage1: TrainRecipe
+    stage2: TrainRecipe
+    stage3: TrainRecipe
+    flan: FlanConfig
+    experts: ExpertsConfig
+    benchmarks: dict[str, BenchmarkRecipe]
+    """What the base stages are evaluated on."""
+    evaluate: tuple[str, ...] = ("stage2", "stage3")
+    """Base stages to evaluate."""
+    registry: RegisterConfig
+    runtime: PipelineRuntime
+    report_banner: str = ""
+    """Shown on top of the report, such as a warning that the scores are of a toy."""
+
+
+def expert_files(pipeline_file: Path, folder: str) -> dict[str, Path]:
+    """Expert name -> recipe file, sorted by name."""
+    return {path.stem: path for path in sorted((pipeline_file.resolve().parent / folder).glob("*.yaml"))}

@@ -1,0 +1,74 @@
+"""Where and how a pipeline runs. Nothing here changes what is computed, so nothing is hashed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from openba.artifacts import Runtime
+from openba.units import Bytes, Steps
+
+
+class DeviceRuntime(Runtime):
+    """One accelerator (or CPU core), as its data sheet has it; for the plan and the paper-method energy."""
+
+    name: str
+    kind: Literal["cpu", "cuda"]
+    peak_tflops: float
+    """Dense bf16 peak of one device in TFLOP/s (CPU: measured fp32)."""
+    watts: float
+    """Nominal power of one device (paper section 4.2 uses the A100's 400 W)."""
+    memory: Bytes
+    utilisation: float
+    """Share of the peak that training reaches, for `openba plan`; the file says where it was measured."""
+
+
+class RayRuntime(Runtime):
+    """The embedded Ray head; not used when RAY_ADDRESS names a cluster."""
+
+    cpus: int = 4
+    """Logical CPUs that Ray hands out; workers mostly wait for each other, so more than cores."""
+    object_store: Bytes = 100 * 2**20
+
+
+class ServicesRuntime(Runtime):
+    """Ports of the embedded servers; none: the first free one from the usual one on."""
+
+    prefect_port: int | None = None
+    dashboard_port: int | None = None
+
+
+class TrainRuntime(Runtime):
+    """One gang of workers."""
+
+    workers: int
+    threads: int = 1
+    """torch threads per worker."""
+    micro_batch: int
+    """Samples per forward pass of one worker; accumulation follows from the recipe's batch."""
+    zero_stage: Literal[1, 2, 3] = 1
+    """Stage 0 is out: plain data parallelism in fp32 has no overflow path to skip a bad step with."""
+    checkpoint_every: Steps
+    keep_checkpoints: int = 2
+    max_failures: int = 3
+    """How often a died worker group is started again from the last checkpoint."""
+    log_every: Steps = 1
+
+
+class PipelineRuntime(Runtime):
+    """configs/runtime/*.yaml."""
+
+    device: DeviceRuntime
+    devices: int
+    """All devices of the cluster."""
+    tensor_parallel: int = 1
+    train: TrainRuntime
+    ray: RayRuntime = RayRuntime()
+    services: ServicesRuntime = ServicesRuntime()
+    parallel_jobs: int = 1
+    """Ray jobs of one pipeline at a time."""
+    job_environment: dict[str, str] = {}
+    """Environment of every job, such as NCCL settings. Never secrets: those come from the environment."""
+    pue: float = 1.1
+    """Power usage effectiveness (paper section 4.2)."""
+    carbon_intensity: float = 0.385
+    """kg CO2eq per kWh (paper equation 2, US average)."""

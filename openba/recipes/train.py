@@ -1,0 +1,106 @@
+"""Recipes of training: objective, optimiser, budget. One shape for the three stages and all experts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from openba.artifacts import Recipe
+from openba.recipes.model import ModelRecipe
+from openba.units import Budget, Steps
+
+
+class DenoiserRecipe(Recipe):
+    """One row of the paper's Table 3."""
+
+    mode: Literal["R", "S", "X"]
+    mean_span: int | None = None
+    """Mean tokens of a masked span; none for S, which masks the end."""
+    ratio: float
+    """Share of tokens masked."""
+
+
+class UL2Recipe(Recipe):
+    """Stage I: a mixture of denoisers, one per sample (paper section 3.3, Table 3)."""
+
+    objective: Literal["ul2"]
+    length: int
+    """Tokens of one sample before corruption. 568 gives the paper's 570 encoder tokens."""
+    denoisers: tuple[DenoiserRecipe, ...]
+    """Drawn uniformly per sample, as the release does (1/7 each)."""
+    s_length: Literal["fixed", "uniform"] = "fixed"
+    """Masked tail of S: `fixed` at its ratio (paper), or uniform in 1..ratio (release)."""
+
+
+class PrefixRecipe(Recipe):
+    """Stage II: S-denoising with one fixed ratio (paper: 50 %)."""
+
+    objective: Literal["prefix"]
+    length: int
+    ratio: float = 0.5
+
+
+class InstructionRecipe(Recipe):
+    """Stage III and the experts: input to target, `<S>` first in the encoder."""
+
+    objective: Literal["instruction"]
+
+
+Objective = Annotated[UL2Recipe | PrefixRecipe | InstructionRecipe, Field(discriminator="objective")]
+
+
+class OptimRecipe(Recipe):
+    """AdamW and its schedule."""
+
+    lr: float
+    min_lr: float = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: Steps = 0
+    decay: Steps | None = None
+    """Steps until min_lr is reached; none: the whole budget."""
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip: float = 1.0
+
+
+class TrainRecipe(Recipe):
+    """One training run. What it starts from and reads is the step's inputs, not told here."""
+
+    data: Objective
+    encoder_length: int
+    """Longest encoder input in tokens (paper Table 2)."""
+    decoder_length: int
+    batch: int
+    """Samples per optimiser step, over all workers (paper Table 2)."""
+    budget: Budget
+    """Tokens are counted as the paper's Table 2 seems to: batch * (encoder_length + decoder_length)."""
+    optim: OptimRecipe
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    skip_loss_above: float = 10_000.0
+    """A step whose loss is larger, or not finite, is skipped (paper section 5.4)."""
+    heldout_batches: int = 4
+    """Batches of held-out data measured before, during and after training."""
+    evaluate_every: Steps
+    seed: int = 1234
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Padded encoder and decoder tokens of one step."""
+        return self.batch * (self.encoder_length + self.decoder_length)
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole budget."""
+        if self.budget.unit == "steps":
+            return self.budget.amount
+        return -(-self.budget.amount // self.tokens_per_step)
+
+
+class TrainStep(Recipe):
+    """A training run together with the model it trains."""
+
+    model: ModelRecipe
+    train: TrainRecipe

@@ -1,0 +1,243 @@
+"""The report's charts: facts in, inline SVG out.
+
+Owns what is drawn and how. Colours are CSS variables of the page, so one drawing serves light and
+dark; text stays text in the page's own font. matplotlib is imported here only, and never pyplot.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from io import StringIO
+from math import isfinite
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+if TYPE_CHECKING:
+    from openba.report.page import CurvePoint, FunnelRow, HeldoutPoint, Mixture, Training
+
+T = TypeVar("T")
+
+WIDTH = 4.8
+"""Inches; with 9 pt text a chart reads well from 320 px of a telephone to 560 px of a desktop column."""
+MOST_POINTS = 240
+"""Of one line: more than a column has pixels to show, and 60 kB of SVG are kept far away."""
+
+# matplotlib knows no CSS variables: it draws in stand-in colours that are replaced in its output.
+_INK, _MUTED, _RULE = "#000001", "#000002", "#000003"
+_SERIES = ("#000011", "#000012", "#000013", "#000014")
+_VARIABLES = {_INK: "ink", _MUTED: "muted", _RULE: "rule"} | {c: f"c{i}" for i, c in enumerate(_SERIES, 1)}
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a dollar sign in a source's name is a dollar sign
+    "font.size": 9,
+    "text.color": _INK,
+    "axes.edgecolor": _RULE,
+    "axes.labelcolor": _MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": _RULE,
+    "grid.linewidth": 0.6,
+    "xtick.color": _RULE,
+    "xtick.labelcolor": _MUTED,
+    "ytick.color": _RULE,
+    "ytick.labelcolor": _MUTED,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "lines.linewidth": 1.6,
+    "lines.solid_capstyle": "round",
+}
+
+
+def funnel_chart(rows: Sequence[FunnelRow]) -> str:
+    """Documents and bytes left after each cleaning stage, all sources together, in % of what came in."""
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    first = {row["source"]: row for row in reversed(rows)}
+
+    def kept(stage: str, unit: str) -> float:
+        here = [row for row in rows if row["stage"] == stage]
+        whole = sum(first[row["source"]][f"{unit}_in"] for row in here)  # type: ignore[literal-required]
+        return 100 * sum(row[f"{unit}_out"] for row in here) / whole if whole else 0.0  # type: ignore[literal-required]
+
+    def draw(axes: Axes) -> None:
+        for shift, unit, colour in ((-0.19, "documents", _SERIES[0]), (0.19, "bytes", _SERIES[1])):
+            shares = [kept(stage, unit) for stage in stages]
+            places = [index + shift for index in range(len(stages))]
+            axes.barh(places, shares, height=0.34, color=colour, label=unit)
+            for place, share in zip(places, shares, strict=True):
+                axes.text(share + 1, place, f"{share:.1f}", va="center", color=_MUTED, fontsize=8)
+        _categories(axes, [stage.replace("_", " ") for stage in stages])
+        axes.set_xlim(0, 112)
+        axes.set_xticks([0, 25, 50, 75, 100])
+        axes.set_xlabel("% of the input that is left")
+        _legend_above(axes, 2)
+
+    return _svg("Documents and bytes left by cleaning stage", draw, 0.75 + 0.36 * max(2, len(stages)))
+
+
+def mixture_chart(mixture: Mixture) -> str:
+    """Shares of tokens by language: what was asked for, and what each stage got."""
+    bars = {"wanted": mixture.get("shares_wanted") or {}} | (mixture.get("tokens") or {})
+    languages = list(dict.fromkeys(language for shares in bars.values() for language in shares))
+
+    def draw(axes: Axes) -> None:
+        lefts = [0.0] * len(bars)
+        for index, language in enumerate(languages):
+            colour = _SERIES[index % len(_SERIES)]
+            widths = [100 * shares.get(language, 0) / (sum(shares.values()) or 1) for shares in bars.values()]
+            axes.barh(range(len(bars)), widths, left=lefts, height=0.56, color=colour, label=_short(language))
+            for row, (left, width) in enumerate(zip(lefts, widths, strict=True)):
+                if width >= 4:
+                    # Beneath the bar, since no one text colour reads on every series in light and dark.
+                    middle, text = left + width / 2, f"{width:.1f}"
+                    axes.text(middle, row + 0.3, text, ha="center", va="top", color=_MUTED, fontsize=8)
+            lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
+        _categories(axes, list(bars))
+        axes.set_ylim(len(bars) - 0.3, -0.4)
+        axes.set_xlim(0, 100)
+        axes.set_xlabel("% of tokens")
+        _legend_above(axes, len(languages))
+
+    return _svg("Shares of tokens by language", draw, 0.85 + 0.5 * max(2, len(bars)))
+
+
+def loss_chart(title: str, curve: Sequence[CurvePoint]) -> str:
+    """Training loss by step: every logged step faint, and a running mean over 5 % of them."""
+    points = _known(curve, "loss")
+    half = len(points) // 40
+    places = _thin(range(len(points)))
+    means = [fmean(loss for _, loss in points[max(0, i - half) : i + half + 1]) for i in places]
+
+    def draw(axes: Axes) -> None:
+        if half:
+            axes.plot(*zip(*_thin(points), strict=True), color=_SERIES[0], alpha=0.35, linewidth=0.8)
+        steps = [points[i][0] for i in places]
+        axes.plot(steps, means, color=_SERIES[0], marker="o" if len(means) < 3 else "")
+        _steps_and_loss(axes)
+
+    return _svg(f"Training loss of {title}", draw) if points else ""
+
+
+def heldout_chart(title: str, points: Sequence[HeldoutPoint]) -> str:
+    """Held-out loss by step, by denoiser where told, with its level at step 0 and 25 % below that."""
+    series = {name: _known(points, name) for name in ("loss", "R", "S", "X")}
+    levels = [(loss, "step 0") for step, loss in series["loss"] if step == 0]
+    levels += [(0.75 * loss, "25 % below") for loss, _ in levels]
+
+    def draw(axes: Axes) -> None:
+        for (name, line), colour in zip(series.items(), (_INK, *_SERIES), strict=False):
+            if line:
+                label = "all" if name == "loss" else name
+                steps, losses = zip(*_thin(line), strict=True)
+                axes.plot(steps, losses, color=colour, marker="o", markersize=3, label=label)
+        for (level, text), dashes in zip(levels, ((5, 3), (1.5, 2.5)), strict=False):
+            axes.axhline(level, color=_MUTED, linewidth=0.9, dashes=dashes)
+            right = axes.get_yaxis_transform()
+            axes.text(1.01, level, text, transform=right, va="center", color=_MUTED, fontsize=8)
+        _steps_and_loss(axes)
+        if series["R"] or series["S"] or series["X"]:
+            _legend_above(axes, 4)
+
+    return _svg(f"Held-out loss of {title}", draw) if series["loss"] else ""
+
+
+def experts_chart(experts: Sequence[Training]) -> str:
+    """Each expert's own held-out loss: Stage III's (hollow) and, after fine-tuning, its own (filled)."""
+    rows = [
+        (run["title"], run.get("baseline_heldout"), known[-1][1])
+        for run in experts
+        if (known := _known(run.get("heldout") or [], "loss"))
+    ]
+
+    def draw(axes: Axes) -> None:
+        for place, (_, before, after) in enumerate(rows):
+            if before is not None:
+                axes.plot([before, after], [place, place], color=_RULE, linewidth=3, zorder=1)
+                axes.plot(before, place, "o", markersize=7, markerfacecolor="none", markeredgecolor=_MUTED)
+            axes.plot(after, place, "o", markersize=7, color=_SERIES[0])
+        _categories(axes, [title for title, _, _ in rows])
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.grid(axis="x")
+        axes.margins(x=0.12)
+        axes.set_xlabel("held-out loss (nats per token), lower is better")
+        axes.plot(
+            [], [], "o", markersize=6, markerfacecolor="none", markeredgecolor=_MUTED, label="Stage III"
+        )
+        axes.plot([], [], "o", markersize=6, color=_SERIES[0], label="expert")
+        _legend_above(axes, 2)
+
+    return _svg("Held-out loss of the experts", draw, 0.95 + 0.34 * max(2, len(rows))) if rows else ""
+
+
+def _known(points: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """(step, value) where the value was recorded and is a number; a skipped step may have none."""
+    return [(p["step"], p[name]) for p in points if p.get(name) is not None and isfinite(p[name])]
+
+
+def _thin(items: Sequence[T]) -> list[T]:
+    """At most `MOST_POINTS` of them, evenly taken; the last one stays."""
+    every = max(1, -(-len(items) // MOST_POINTS))
+    return [*items[:-1:every], *items[-1:]]
+
+
+def _steps_and_loss(axes: Axes) -> None:
+    axes.grid(axis="y")
+    axes.set_xlabel("step")
+    axes.set_ylabel("loss (nats per token)")
+    axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+
+
+def _categories(axes: Axes, names: Sequence[str]) -> None:
+    """One row per name from the top down; long names are cut, the table has them whole."""
+    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    axes.invert_yaxis()
+    axes.tick_params(axis="y", length=0, labelcolor=_INK)
+    axes.spines["left"].set_visible(False)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 26 else f"{name[:25]}..."
+
+
+def _legend_above(axes: Axes, columns: int) -> None:
+    axes.legend(
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        ncols=columns,
+        frameon=False,
+        borderpad=0.2,
+        handlelength=1.2,
+        handletextpad=0.5,
+        columnspacing=1.4,
+        labelcolor=_MUTED,
+    )
+
+
+def _svg(label: str, draw: Callable[[Axes], None], height: float = 2.9) -> str:
+    """The drawing as an `<svg>` for the page, `label` read out in its place; height in inches."""
+    # The salt makes the ids of one page's charts differ; without any they differ from run to run.
+    with mpl.rc_context(_STYLE | {"svg.hashsalt": label}), warnings.catch_warnings():
+        # Widths of Chinese labels are estimated without a font for them; the browser has one.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        draw(figure.subplots())
+        buffer = StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    body = buffer.getvalue()
+    # matplotlib's own <style> would apply to the whole page, and its group ids repeat in every chart.
+    body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|(?<=<g) id=\"[^\"]*\"", "", body, flags=re.S)
+    body = re.sub(r" font-family: [^;\"]*;", "", body)
+    body = re.sub("|".join(_VARIABLES), lambda match: f"var(--{_VARIABLES[match.group()]})", body)
+    view, inner = re.search(r"<svg[^>]*viewBox=\"([^\"]*)\"[^>]*>(.*)</svg>", body, re.S).groups()  # type: ignore[union-attr]
+    inner = inner.replace("xlink:href", "href")
+    return f'<svg viewBox="{view}" role="img" aria-label="{escape(label)}">{inner}</svg>'

@@ -1,0 +1,112 @@
+"""Gather what a report shows from the manifests of a pipeline's steps: a pure function of the store.
+
+Owns the mapping from facts to the report's sections. It measures nothing and renders nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from openba.accounting.energy import cost
+from openba.artifacts import Step, Store
+from openba.graph import Model, Pipeline
+from openba.train.log import METRICS, read_rows
+
+_CURVE_POINTS = 200
+
+
+def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict[str, Any]:
+    """The report's sections that come from the store. `states`: step name -> built or cached, this run."""
+    records = {name: store.manifest(step) for name, step in pipeline.steps.items()}
+
+    def facts(name: str) -> dict[str, Any]:
+        return (records.get(name) or {}).get("facts", {})
+
+    return {
+        "pipeline": pipeline.config.name,
+        "banner": pipeline.config.report_banner,
+        "steps": [_step(step, records[name], states, store) for name, step in pipeline.steps.items()],
+        "funnel": facts("clean").get("funnel", []),
+        "cleaning_examples": facts("clean").get("examples", {}),
+        "mixture": facts("mixture"),
+        "tokenizer": facts("tokenizer"),
+        "training": [_training(m, pipeline, store) for m in pipeline.models if records[m.name]],
+        "evaluations": [
+            row for model in pipeline.models for row in _evaluations(model, facts(f"evaluate-{model.name}"))
+        ],
+        "not_run": [
+            {"what": name, "why": _why(states.get(name))} for name in pipeline.steps if records[name] is None
+        ],
+    }
+
+
+def _step(
+    step: Step, record: dict[str, Any] | None, states: Mapping[str, str], store: Store
+) -> dict[str, Any]:
+    state = states.get(step.name, "cached") if record else states.get(step.name, "not run")
+    return {
+        "name": step.name,
+        "title": step.kind.function.rpartition(":")[0],
+        "fingerprint": step.fingerprint,
+        "state": state,
+        "seconds": record["seconds"] if record else None,
+        "uri": store.uri(step),
+    }
+
+
+def _why(state: str | None) -> str:
+    return f"{state} in this run" if state else "not part of this run (--until), or its inputs failed"
+
+
+def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
+    record = store.manifest(model.training)
+    assert record is not None
+    facts = record["facts"]
+    rows = read_rows(store.path(model.training) / METRICS)
+    keys = ("step", "loss", "tokens_per_second", "lr")
+    every = max(1, len(rows) // _CURVE_POINTS)
+    spent = cost(
+        {
+            "flops": facts["flops"],
+            "seconds": facts["training_seconds"],
+            "devices": facts["workers"],
+            "energy_joules": facts["energy_joules"],
+        },
+        pipeline.config.runtime,
+    )
+    is_expert = model.name in pipeline.experts
+    return {
+        "step": model.name,
+        "title": model.title,
+        "parameters": facts["parameters"],
+        "steps": facts["steps"],
+        "tokens": facts["tokens"],
+        "curve": [{key: row[key] for key in keys} for row in rows[::every]],
+        "heldout": facts["heldout"],
+        # An expert starts from Stage III's weights, so its measurement before the first step is
+        # Stage III's loss on the expert's held-out data.
+        "baseline_heldout": facts["heldout"][0]["loss"] if is_expert else None,
+        "cost": spent,
+        "resumed": facts["resumed"],
+    }
+
+
+def _evaluations(model: Model, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    rows = []
+    for name, result in facts.get("benchmarks", {}).items():
+        kept = {key: result[key] for key in ("language", "method", "paper", "n", "samples")}
+        numbers = {key: value for key, value in result["scores"].items() if isinstance(value, float)}
+        rows.append(
+            {
+                "model": model.name,
+                "benchmark": name,
+                **kept,
+                "scores": {key: value for key, value in numbers.items() if not key.endswith("_stderr")},
+                "stderr": {k.removesuffix("_stderr"): v for k, v in numbers.items() if k.endswith("_stderr")},
+                "signature": " ".join(
+                    str(v) for k, v in result["scores"].items() if k.endswith("_signature")
+                ),
+            }
+        )
+    return rows

@@ -1,0 +1,300 @@
+"""The shape of the report's facts, and `render`, which turns them into one self-contained HTML page.
+
+Owns formatting and the rule that a missing figure reads "not run", never 0. Charts are `charts`'s,
+words and layout are `template.html`'s; nothing here computes a result.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable
+from datetime import UTC, datetime
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
+
+from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+from markupsafe import Markup, escape
+
+from openba.units import human, human_time
+
+
+class Git(TypedDict):
+    """The code that ran."""
+
+    commit: str
+    dirty: bool
+
+
+class StepState(TypedDict):
+    """One step of the pipeline."""
+
+    name: str
+    title: NotRequired[str]
+    fingerprint: str
+    state: Literal["built", "cached", "not run", "failed"]
+    seconds: NotRequired[float | None]
+    uri: NotRequired[str | None]
+
+
+class FunnelRow(TypedDict):
+    """What one cleaning stage did to one source; rows in the order of the stages."""
+
+    source: str
+    stage: str
+    documents_in: int
+    documents_out: int
+    bytes_in: int
+    bytes_out: int
+
+
+class Example(TypedDict):
+    """A text before and after a cleaning stage."""
+
+    before: str
+    after: str
+
+
+class Mixture(TypedDict, total=False):
+    """Languages of the corpus: shares of tokens asked for; by stage, tokens got and documents."""
+
+    shares_wanted: dict[str, float]
+    tokens: dict[str, dict[str, int]]
+    documents: dict[str, int]
+
+
+class TokenizerFacts(TypedDict, total=False):
+    """The tokenizer on the corpus, by language; the share is of tokens."""
+
+    vocab: int
+    characters_per_token: dict[str, float]
+    byte_or_unknown_share: dict[str, float]
+
+
+class CurvePoint(TypedDict):
+    """A logged training step; loss in nats per target token."""
+
+    step: int
+    loss: float
+    tokens_per_second: NotRequired[float | None]
+    lr: NotRequired[float]
+
+
+class HeldoutPoint(TypedDict):
+    """Held-out loss after so many steps, over all and by denoiser."""
+
+    step: int
+    loss: float
+    R: NotRequired[float]
+    S: NotRequired[float]
+    X: NotRequired[float]
+
+
+class Training(TypedDict):
+    """A training run; one with `baseline_heldout` is an expert's."""
+
+    step: str
+    title: str
+    parameters: NotRequired[int]
+    steps: NotRequired[int]
+    tokens: NotRequired[int]
+    curve: NotRequired[list[CurvePoint]]
+    heldout: NotRequired[list[HeldoutPoint]]
+    baseline_heldout: NotRequired[float | None]
+    """Loss of the Stage III model on this expert's held-out data."""
+    cost: NotRequired[dict[str, Any]]
+    """`openba.accounting.energy.Cost`."""
+    resumed: NotRequired[int]
+    """How often it went on from a checkpoint."""
+
+
+class PaperFigure(TypedDict):
+    """The paper's figure that stands nearest."""
+
+    value: float
+    where: str
+
+
+class Sample(TypedDict):
+    """One generation."""
+
+    input: str
+    target: str
+    output: str
+
+
+class Evaluation(TypedDict):
+    """One model on one benchmark; scores as they are to be printed."""
+
+    model: str
+    benchmark: str
+    language: str
+    method: str
+    n: int
+    scores: dict[str, float]
+    stderr: NotRequired[dict[str, float]]
+    signature: NotRequired[str]
+    paper: NotRequired[PaperFigure | None]
+    samples: NotRequired[list[Sample]]
+
+
+class Registered(TypedDict):
+    """One version in the model registry and why it has its aliases."""
+
+    name: str
+    version: str | int
+    alias: list[str]
+    uri: NotRequired[str]
+    decision: NotRequired[str]
+    reason: NotRequired[str]
+
+
+class NotRun(TypedDict):
+    """Something the page could show and does not, and why."""
+
+    what: str
+    why: str
+
+
+class Report(TypedDict, total=False):
+    """Everything the page shows. Any key may be missing."""
+
+    pipeline: str
+    banner: str
+    git: Git
+    hardware: str
+    started: float
+    """Unix time."""
+    seconds: float
+    peak_memory_bytes: int | None
+    links: dict[str, str]
+    """Label -> URL, path or command."""
+    steps: list[StepState]
+    funnel: list[FunnelRow]
+    cleaning_examples: dict[str, list[Example]]
+    mixture: Mixture
+    tokenizer: TokenizerFacts
+    training: list[Training]
+    evaluations: list[Evaluation]
+    registry: list[Registered]
+    not_run: list[NotRun]
+
+
+def render(report: Report) -> str:
+    """The page: inline style and SVG, no script, nothing loaded; every text from data is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {name: _or_not_run(write) for name, write in _WRITERS.items()}
+    environment.filters["difference"] = _difference
+    training = report.get("training") or []
+    stages = [run for run in training if run.get("baseline_heldout") is None]
+    experts = [run for run in training if run.get("baseline_heldout") is not None]
+    return environment.get_template("template.html").render(
+        report=report,
+        verdict=_verdict(report.get("steps") or []),
+        stages=stages,
+        experts=experts,
+        totals=_totals(training),
+        charts=_charts(report, stages, experts),
+    )
+
+
+def _verdict(steps: list[StepState]) -> dict[str, str]:
+    """The first line of the page: what happened, and its colour (`good`, `bad`, `unknown`)."""
+    counts = Counter(step["state"] for step in steps)
+    told = ", ".join(f"{count} {state}" for state, count in counts.items())
+    if not steps:
+        return {"tone": "unknown", "text": "No step was run."}
+    if counts["failed"]:
+        names = ", ".join(step["name"] for step in steps if step["state"] == "failed")
+        return {"tone": "bad", "text": f"Failed at {names}: {told}."}
+    if counts.keys() - {"built", "cached"}:
+        return {"tone": "unknown", "text": f"Incomplete: {told}."}
+    return {"tone": "good", "text": f"All {len(steps)} steps complete: {told}."}
+
+
+def _totals(training: list[Training]) -> dict[str, float | None]:
+    """Sums of the runs' costs; None where a run lacks the figure, as a part is not a total."""
+    names = ("flops", "device_hours", "energy_kwh_paper", "tco2eq_paper", "energy_joules_measured")
+    costs: list[dict[str, Any]] = [run.get("cost") or {} for run in training]
+    figures: dict[str, list[Any]] = {name: [cost.get(name) for cost in costs] for name in names}
+    return {name: sum(column) if column and None not in column else None for name, column in figures.items()}
+
+
+def _charts(report: Report, stages: list[Training], experts: list[Training]) -> dict[str, Any]:
+    """SVG by place; matplotlib is imported only when there is something to draw."""
+    if not (report.get("funnel") or report.get("mixture") or report.get("training")):
+        return {}
+    from openba.report import charts
+
+    mixture = report.get("mixture") or {}
+    drawn = {
+        "funnel": charts.funnel_chart(report["funnel"]) if report.get("funnel") else "",
+        "mixture": charts.mixture_chart(mixture) if mixture.get("tokens") else "",
+        "experts": charts.experts_chart(experts),
+    }
+    for run in stages + experts:
+        drawn[f"loss {run['step']}"] = charts.loss_chart(run["title"], run.get("curve") or [])
+        drawn[f"heldout {run['step']}"] = charts.heldout_chart(run["title"], run.get("heldout") or [])
+    return {place: Markup(svg) for place, svg in drawn.items()}  # noqa: S704  charts escape their labels
+
+
+def _difference(example: Example) -> list[tuple[str, str]]:
+    """The text before cleaning in pieces, `same`, `del` or `ins`: by Latin word, by other character."""
+    before, after = (re.findall(r"[A-Za-z0-9]+|.", example[side], re.S) for side in ("before", "after"))
+    pieces: list[tuple[str, str]] = []
+    for kind, i1, i2, j1, j2 in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
+        if kind == "equal":
+            pieces.append(("same", "".join(before[i1:i2])))
+        else:
+            pieces += [("del", "".join(before[i1:i2])), ("ins", "".join(after[j1:j2]))]
+    return pieces
+
+
+def _or_not_run(write: Callable[[Any], str]) -> Callable[[Any], str]:
+    """The writer as a template filter that says "not run" for a value that is missing or not a number."""
+
+    def written(value: Any) -> str:
+        missing = value is None or isinstance(value, ChainableUndefined) or value == ""
+        if missing or (isinstance(value, float) and not math.isfinite(value)):
+            return Markup('<span class="none">not run</span>')
+        return write(value)
+
+    return written
+
+
+def _power_of_ten(value: float) -> str:
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return Markup("{}&times;10<sup>{}</sup>").format(mantissa, int(exponent)) if value else escape("0")
+
+
+def _scaled(value: float, units: list[tuple[float, str]]) -> str:
+    """Three digits in the largest unit that gives at least 1, or in the smallest."""
+    scale, unit = next(((scale, unit) for scale, unit in units if abs(value) >= scale), units[-1])
+    return f"{value / scale:.3g} {unit}"
+
+
+_WRITERS: dict[str, Callable[[Any], str]] = {
+    "text": escape,
+    "count": lambda value: f"{value:,}",
+    "human": human,
+    "number": lambda value: f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}",
+    "loss": lambda value: f"{value:.3f}",
+    "percent": lambda value: f"{100 * value:.2g} %" if 0 < abs(value) < 1e-3 else f"{100 * value:.1f} %",
+    "change": lambda value: f"{100 * value:+.1f} %".replace("-", "\N{MINUS SIGN}"),
+    "flops": _power_of_ten,
+    "bytes": lambda value: _scaled(value, [(1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")]),
+    "hours": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
+    "kwh": lambda value: _scaled(value, [(1e3, "MWh"), (1, "kWh"), (1e-3, "Wh"), (1e-6, "mWh")]),
+    "joules": lambda value: _scaled(value, [(1e9, "GJ"), (1e6, "MJ"), (1e3, "kJ"), (1, "J")]),
+    "tonnes": lambda value: _scaled(value, [(1, "t"), (1e-3, "kg"), (1e-6, "g"), (1e-9, "mg")]),
+    "duration": lambda value: f"{value:.1f} s" if value < 60 else human_time(value),
+    "moment": lambda value: f"{datetime.fromtimestamp(value, UTC):%Y-%m-%d %H:%M}",
+}

@@ -1,0 +1,172 @@
+"""The DeepSpeed engine of one worker: its config rendered from recipe and runtime, and 6 verbs.
+
+Owns everything that touches DeepSpeed. The loop sees forward-backward, step, save and load.
+torch.distributed is initialised by whoever started the worker; this file never launches.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from openba.errors import UserError
+from openba.recipes.runtime import DeviceRuntime, TrainRuntime
+from openba.recipes.train import TrainRecipe
+from openba.train.batches import Batch
+
+warnings.filterwarnings("ignore", category=FutureWarning)  # torch 2.13: one line per ZeRO collective
+
+
+def deepspeed_config(recipe: TrainRecipe, runtime: TrainRuntime, world: int) -> dict[str, Any]:
+    """The `ds_config` of this run, with the batch triangle resolved (no "auto": DeepSpeed rejects it)."""
+    accumulation = accumulation_steps(recipe, runtime, world)
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": runtime.micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "train_batch_size": runtime.micro_batch * accumulation * world,
+        "gradient_clipping": recipe.optim.clip,
+        "zero_optimization": {"stage": runtime.zero_stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    if recipe.precision == "bf16":
+        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    elif recipe.precision == "fp16":
+        config["fp16"] = {
+            "enabled": True,
+            "initial_scale_power": 32,
+            "loss_scale_window": 1000,
+            "hysteresis": 2,
+        }
+    return config
+
+
+def accumulation_steps(recipe: TrainRecipe, runtime: TrainRuntime, world: int) -> int:
+    """Micro-batches per worker and optimiser step.
+
+    Raises:
+        UserError: the workers cannot share a batch evenly; one would wait for the others for ever.
+    """
+    if recipe.batch % world:
+        raise UserError(f"train.workers: {world} cannot share a batch of {recipe.batch}; take a divisor")
+    return -(-recipe.batch // (runtime.micro_batch * world))
+
+
+class Engine:
+    """A model under DeepSpeed on one worker."""
+
+    def __init__(
+        self, model: nn.Module, recipe: TrainRecipe, runtime: TrainRuntime, device: DeviceRuntime
+    ) -> None:
+        os.environ.setdefault("DS_ACCELERATOR", device.kind)
+        import deepspeed
+
+        if device.kind == "cpu":
+            _no_compiler()
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.device = (
+            torch.device("cuda", torch.cuda.current_device())
+            if device.kind == "cuda"
+            else torch.device("cpu")
+        )
+        self.accumulation = accumulation_steps(recipe, runtime, self.world)
+        self.zero_stage = runtime.zero_stage
+        deepspeed.init_distributed(dist_init_required=False, verbose=False)
+        self.optimizer = torch.optim.AdamW(
+            _decay_groups(model, recipe.optim.weight_decay),
+            lr=recipe.optim.lr,
+            betas=(recipe.optim.beta1, recipe.optim.beta2),
+            eps=recipe.optim.eps,
+        )
+        self.engine, *_ = deepspeed.initialize(
+            model=model.to(self.device),
+            optimizer=self.optimizer,
+            config=deepspeed_config(recipe, runtime, self.world),
+            dist_init_required=False,
+        )
+
+    def backward(self, batch: Batch, targets: int, limit: float) -> float:
+        """Accumulate gradients of loss / `targets`; returns this micro-batch's summed loss.
+
+        DeepSpeed averages over workers and divides by the accumulation, so both are multiplied
+        back: the result is the gradient of the mean over all target tokens of the step, whatever
+        the number of workers and micro-batches.
+
+        A mean loss above `limit`, or a NaN, poisons the gradients: their norm is then not finite on
+        every worker, and DeepSpeed drops the step on all of them through its own overflow path.
+        """
+        loss = self._losses(batch).sum()
+        value = float(loss.detach())
+        usable = value <= limit * max(1, batch.targets)  # False for a NaN
+        self.engine.backward(loss * (self.world * self.accumulation / targets if usable else math.nan))
+        return value
+
+    def step(self, lr: float) -> bool:
+        """One micro-step; at the last of an accumulation the optimiser moves. False: it was dropped."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.engine.step()
+        return bool(self.engine.was_step_applied())
+
+    def gradient_norm(self) -> float | None:
+        """Norm before clipping of the last step, None where DeepSpeed does not tell (ZeRO-0, fp32)."""
+        norm = self.engine.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> tuple[float, int]:
+        """Summed loss and target tokens of one micro-batch, without gradients."""
+        return float(self._losses(batch).sum()), batch.targets
+
+    def mode(self, training: bool) -> None:
+        """Dropout on or off."""
+        self.engine.train(training)
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Sums over all workers, float64."""
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def save(self, folder: Path) -> None:
+        """Every worker writes its shard of weights and optimiser state below `folder`."""
+        self.engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote with the same number of workers."""
+        path, _ = self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        if path is None:
+            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint there")
+
+    def weights(self) -> dict[str, Tensor]:
+        """The full fp32 (or compute precision) weights, complete on rank 0."""
+        if self.zero_stage < 3:
+            return {name: tensor.detach() for name, tensor in self.engine.module.state_dict().items()}
+        return self.engine._zero3_consolidated_16bit_state_dict()
+
+    def _losses(self, batch: Batch) -> Tensor:
+        tensors = (batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
+        return self.engine(*(tensor.to(self.device) for tensor in tensors))
+
+
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """No weight decay on biases and other one-dimensional parameters (release)."""
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+
+
+def _no_compiler() -> None:
+    """Keep DeepSpeed from compiling its CPU shared-memory collectives: 38 s, and a compiler is needed."""
+    from deepspeed import ops
+
+    compatible = getattr(ops, "__compatible_ops__", None)  # private, so guarded
+    if compatible is not None:
+        compatible["deepspeed_shm_comm"] = False

@@ -1,0 +1,90 @@
+"""Quantities with units, parsed once: `40B tokens`, `2000 steps`, `4MiB`, `25 %`.
+
+Owns the spelling of quantities in YAML and on the command line. It knows nothing of
+what the quantities are for.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+
+_SCALE = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+_BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_NUMBER = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*([a-z]*)\s*$")
+
+
+def parse_count(value: Any, unit: str) -> int:
+    """`"40B tokens"` -> 40_000_000_000. The unit word is required, so tokens are never read as steps."""
+    if isinstance(value, bool) or not isinstance(value, str):
+        raise ValueError(f"write the unit: '{value} {unit}'")
+    match = _NUMBER.match(value)
+    if match is None:
+        raise ValueError(f"cannot read {value!r}; write a number and a unit, such as '40B {unit}'")
+    number, scale, word = match.groups()
+    if not word and scale in (unit, unit.rstrip("s")):
+        scale, word = "", unit
+    if scale not in _SCALE or word not in (unit, unit.rstrip("s")):
+        raise ValueError(f"cannot read {value!r}; the unit here is {unit!r}, as in '40B {unit}'")
+    amount = float(number.replace("_", "")) * _SCALE[scale]
+    if amount != int(amount):
+        raise ValueError(f"{value!r} is not a whole number of {unit}")
+    return int(amount)
+
+
+def parse_bytes(value: Any) -> int:
+    """`"4MiB"` -> 4194304."""
+    match = _NUMBER.match(value) if isinstance(value, str) else None
+    if match is None or match.group(2) not in _BYTES or match.group(3):
+        raise ValueError(f"cannot read {value!r}; write bytes such as '4MiB' or '2GiB'")
+    return int(float(match.group(1).replace("_", "")) * _BYTES[match.group(2)])
+
+
+def _count(unit: str) -> Any:
+    def read(value: Any) -> int:
+        # A plain int is a recipe that comes back from its manifest; the field's name says the unit.
+        return value if isinstance(value, int) and not isinstance(value, bool) else parse_count(value, unit)
+
+    return BeforeValidator(read, json_schema_input_type=str | int)
+
+
+Tokens = Annotated[int, _count("tokens")]
+Steps = Annotated[int, _count("steps")]
+Bytes = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_bytes(v))]
+
+
+class Budget(BaseModel):
+    """How long to train: a number of tokens or of optimiser steps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    amount: int
+    unit: Literal["tokens", "steps"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        unit = "steps" if value.rstrip().endswith(("steps", "step")) else "tokens"
+        return {"amount": parse_count(value, unit), "unit": unit}
+
+    def __str__(self) -> str:
+        return f"{human(self.amount)} {self.unit}"
+
+
+def human(number: float) -> str:
+    """`12_300_000` -> `12.3M`: three significant digits, for tables and progress lines."""
+    for suffix, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(number) >= scale:
+            return f"{number / scale:.3g}{suffix}"
+    return f"{number:.3g}"
+
+
+def human_time(seconds: float) -> str:
+    """`3725` -> `1:02:05`; under an hour `62:05`'s form `m:ss`."""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    minutes, secs = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"

@@ -1,0 +1,82 @@
+"""Is this machine fit for a run? Versions, memory, disk, ports, folders; one line of remedy each."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from packaging.requirements import Requirement
+
+from openba.home import Home
+from tasks.services import choose_port
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding: `ok` None is a warning."""
+
+    what: str
+    found: str
+    ok: bool | None
+    remedy: str = ""
+
+
+def examine(home: Home) -> list[Check]:
+    """All checks, in the order in which a run would meet them."""
+    return [*_python(), *_packages(), *_machine(home), *_ports()]
+
+
+def _python() -> Iterator[Check]:
+    version = ".".join(str(part) for part in sys.version_info[:3])
+    yield Check("Python", version, sys.version_info >= (3, 11), "install Python 3.11 and make a new .venv")
+
+
+def _packages() -> Iterator[Check]:
+    """Every requirement of this package against what is installed; FastAPI's pin is the fragile one."""
+    for text in importlib.metadata.requires("openba") or []:
+        requirement = Requirement(text)
+        extra = requirement.marker is not None
+        if extra and not requirement.marker.evaluate({"extra": "sample"}):  # type: ignore[union-attr]
+            continue
+        try:
+            found = importlib.metadata.version(requirement.name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(
+                requirement.name, "missing", None if extra else False, f"pip install '{requirement.name}'"
+            )
+            continue
+        ok = requirement.specifier.contains(found.partition("+")[0], prereleases=True)
+        yield Check(requirement.name, found, ok, f"pip install '{requirement.name}{requirement.specifier}'")
+
+
+def _machine(home: Home) -> Iterator[Check]:
+    folder = next(p for p in (home.root, *home.root.parents) if p.exists())
+    free = shutil.disk_usage(folder).free / 2**30
+    yield Check(
+        "free disk", f"{free:.1f} GiB at {folder}", free > 3, "free 3 GiB or set OPENBA_HOME elsewhere"
+    )
+    writable = os.access(folder, os.W_OK)
+    yield Check("OPENBA_HOME", str(home.root), writable, "choose a folder you may write to")
+    memory = psutil.virtual_memory().available / 2**30
+    yield Check("free memory", f"{memory:.1f} GiB", memory > 8 or None, "the tiny pipeline needs up to 8 GiB")
+    shared = Path("/dev/shm")  # noqa: S108
+    if shared.exists():
+        size = shutil.disk_usage(shared).free / 2**20
+        yield Check(str(shared), f"{size:.0f} MiB", size > 200 or None, "give the container --shm-size=1g")
+
+
+def _ports() -> Iterator[Check]:
+    for name, usual in (("Prefect", 4200), ("Ray dashboard", 8265), ("MLflow", 5000)):
+        port = choose_port(name, None, usual)
+        yield Check(
+            f"port for {name}",
+            str(port),
+            True if port == usual else None,
+            f"{usual} is in use; {port} is taken instead",
+        )

@@ -1,0 +1,105 @@
+"""Inside a Ray job: run one step's function, alone or on a Ray Train gang. `python -m tasks.job DIR`.
+
+DIR holds `spec.json`, written by `ray_jobs.py`; this program leaves `facts.json` there, or
+`error.json` with the one line that a user should read. It imports neither Prefect nor MLflow.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from openba.artifacts import Build
+from openba.errors import UserError
+
+SPEC, FACTS, ERROR = "spec.json", "facts.json", "error.json"
+
+
+def main() -> None:
+    """Entry point of the job; exit code 1 after an error."""
+    folder = Path(sys.argv[1])
+    spec = json.loads((folder / SPEC).read_text())
+    try:
+        if spec["place"] == "gang":
+            _run_gang(folder, spec)
+        else:
+            run_function(folder, spec)
+    except UserError as error:
+        _leave(folder / ERROR, {"message": str(error)})
+        sys.exit(1)
+
+
+def run_function(folder: Path, spec: dict[str, Any]) -> None:
+    """Call the step's function with its Build; leave its facts if this process is the one to."""
+    module, _, name = spec["function"].partition(":")
+    build = Build(
+        out=Path(spec["out"]),
+        recipe=_model(spec["recipe_type"]).model_validate(spec["recipe"]),
+        inputs={key: Path(path) for key, path in spec["inputs"].items()},
+        runtime=_model(spec["runtime_type"]).model_validate(spec["runtime"]),
+    )
+    facts = getattr(importlib.import_module(module), name)(build)
+    if int(os.environ.get("RANK", "0")) == 0:
+        _leave(folder / FACTS, facts)
+
+
+def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    runtime, on_gpu = spec["runtime"], spec["runtime"]["device"]["kind"] == "cuda"
+    train = runtime["train"]
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"folder": str(folder)},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=600),
+        scaling_config=ScalingConfig(num_workers=train["workers"], use_gpu=on_gpu),
+        run_config=RunConfig(
+            name="gang",
+            storage_path=str(folder),
+            failure_config=FailureConfig(max_failures=train["max_failures"]),
+        ),
+    )
+    trainer.fit()
+
+
+def _worker(config: dict[str, str]) -> None:
+    """One rank. Ray has made the process group; DeepSpeed finds the ranks in the environment."""
+    from ray.train import get_context
+
+    context, folder = get_context(), Path(config["folder"])
+    os.environ |= {
+        "RANK": str(context.get_world_rank()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+    }
+    try:
+        run_function(folder, json.loads((folder / SPEC).read_text()))
+    except UserError as error:
+        _leave(folder / ERROR, {"message": str(error)})
+        raise
+    except Exception:
+        # Kept beside the spec: Ray shows the group's failure, this says which rank failed and where.
+        (folder / f"rank-{context.get_world_rank()}.traceback").write_text(traceback.format_exc())
+        raise
+
+
+def _model(reference: str) -> Any:
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _leave(path: Path, value: Any) -> None:
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_text(json.dumps(value))
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Steps that need no cluster run in processes of this machine, as many at once as it has cores.
+
+Owns the pool. Threads would not do: Python's own parser is not safe in them (CPython 3.11: "AST
+constructor recursion depth mismatch", met here), and data preparation holds the interpreter lock.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from concurrent.futures import CancelledError, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
+from openba.artifacts import Build, Kind, Step
+from openba.errors import UserError
+from tasks.services import die_with_parent
+
+
+class LocalPool:
+    """Worker processes that end with this one."""
+
+    def __init__(self) -> None:
+        self._pool = ProcessPoolExecutor(
+            max_workers=os.cpu_count(),
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+        )
+
+    def run(self, step: Step, build: Build) -> Any:
+        """The step's function in a worker.
+
+        Raises:
+            UserError: the worker was killed, as the kernel does when memory runs out.
+        """
+        try:
+            return self._pool.submit(_call, step.kind.function, build).result()
+        except (BrokenProcessPool, CancelledError):
+            raise UserError(
+                f"{step.name}: its process was killed (out of memory?); free some and run again"
+            ) from None
+
+    def stop(self) -> None:
+        """End the workers now; what they were writing is not published."""
+        workers = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for worker in workers:
+            worker.kill()
+            worker.join()
+
+
+def _call(function: str, build: Build) -> Any:
+    return Kind(function, "").load()(build)
+
+
+def _start_worker() -> None:
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C: the parent decides

@@ -1,0 +1,89 @@
+"""What a run prints while it works: a live table on a terminal, plain lines elsewhere.
+
+Owns the console only. Numbers come from a stage's metrics file, which the training job writes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from openba.train.log import METRICS, read_rows
+from openba.units import human, human_time
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+class ProgressView:
+    """Steps of a pipeline as they start, advance and end. Safe to call from several threads."""
+
+    def __init__(self, total: int) -> None:
+        self.console = Console(highlight=False)
+        self.total, self.done = total, 0
+        self._lock = threading.Lock()
+        self._rows: dict[str, TaskID] = {}
+        self._totals: dict[str, int] = {}
+        self._printed: dict[str, float] = {}
+        self._live = Progress(
+            TextColumn("  {task.description:<24}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+        )
+        if self.console.is_terminal:
+            self._live.start()
+
+    def close(self) -> None:
+        """Stop drawing."""
+        self._live.stop()
+
+    def start(self, name: str, steps: int | None) -> None:
+        """A step begins; `steps` optimiser steps if it trains."""
+        with self._lock:
+            self._rows[name] = self._live.add_task(name, total=steps, note="starting")
+            self._totals[name] = steps or 0
+            self._printed[name] = time.monotonic()
+
+    def advance(self, name: str, folder: Path) -> None:
+        """Read a training step's newest metrics and show them."""
+        rows = read_rows(folder / METRICS)
+        if not rows:
+            return
+        last, total = rows[-1], self._totals[name]
+        recent = rows[-20:]
+        rate = sum(row["tokens"] for row in recent) / sum(
+            row["tokens"] / row["tokens_per_second"] for row in recent
+        )
+        left = (total - last["step"]) * sum(row["tokens"] for row in recent) / len(recent) / rate
+        note = f"loss {last['loss']:.3f}  {human(rate)} tokens/s  ETA {human_time(left)}"
+        with self._lock:
+            self._live.update(self._rows[name], completed=last["step"], note=note)
+            # Only rows that move: the last one would be repeated until the job has shut down.
+            if (
+                not self.console.is_terminal
+                and last["step"] < total
+                and time.monotonic() - self._printed[name] > _SECONDS_BETWEEN_LINES
+            ):
+                self._printed[name] = time.monotonic()
+                self.console.print(f"      {name} {last['step']}/{total}  {note}")
+
+    def finish(self, name: str, state: str, record: dict[str, Any] | None = None) -> None:
+        """A step is `built`, `cached`, `failed` or `stopped`."""
+        with self._lock:
+            if name in self._rows:
+                self._live.remove_task(self._rows.pop(name))
+            self.done += 1
+            took = f"  {record['seconds']:.1f} s" if record and state == "built" else ""
+            loss = (record or {}).get("facts", {}).get("heldout_loss")
+            measured = f"  held-out loss {loss:.3f}" if loss is not None else ""
+            self.console.print(
+                f"[{self.done:>2}/{self.total}] {state:<7} {name}{took}{measured}", markup=False
+            )

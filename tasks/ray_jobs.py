@@ -1,0 +1,111 @@
+"""Steps as Ray jobs: submit under a deterministic id, re-attach, poll, stop.
+
+Owns the talk with Ray's Jobs API from outside; this process is never a Ray driver. A job's id
+is `<step>-<fingerprint>-<attempt>`, so a flow that is started again finds the job of the one
+before it and waits for that instead of starting a second.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from openba.artifacts import Build, Step
+from openba.errors import UserError
+from tasks.job import ERROR, FACTS, SPEC
+from tasks.services import RayHead
+
+POLL_SECONDS = 0.5
+
+
+class RayJobs:
+    """The jobs of one pipeline on one cluster."""
+
+    def __init__(self, head: RayHead, environment: dict[str, str]) -> None:
+        self.client = JobSubmissionClient(head.dashboard)
+        # An own head runs this very Python; a cluster's image has its own.
+        self.python = sys.executable if head.embedded else "python"
+        self.environment = environment
+        self.running: set[str] = set()
+
+    def run(self, step: Step, build: Build, watch: Callable[[], None]) -> dict[str, Any]:
+        """Run or re-attach to the step's job; call `watch` while it runs; return its facts.
+
+        Raises:
+            UserError: the job failed; the message is its own line, or the end of its log.
+        """
+        folder = build.out.with_name(f"{build.out.name}.job")
+        job = self._attach_or_submit(step, build, folder)
+        self.running.add(job)
+        try:
+            while not (status := self.client.get_job_status(job)).is_terminal():
+                watch()
+                time.sleep(POLL_SECONDS)
+        finally:
+            self.running.discard(job)
+        watch()
+        if status is not JobStatus.SUCCEEDED or not (folder / FACTS).exists():
+            raise UserError(f"{step.name}: {self._reason(job, folder, status)}")
+        facts = json.loads((folder / FACTS).read_text())
+        shutil.rmtree(folder)
+        return facts
+
+    def stop(self) -> None:
+        """Stop every job that this process is waiting for."""
+        for job in list(self.running):
+            self.client.stop_job(job)
+
+    def _attach_or_submit(self, step: Step, build: Build, folder: Path) -> str:
+        prefix = f"{step.name}-{step.fingerprint}-"
+        known = {job.submission_id: job.status for job in self.client.list_jobs() if job.submission_id}
+        attempts = {name: status for name, status in known.items() if name.startswith(prefix)}
+        for name, status in attempts.items():
+            if not status.is_terminal() or (status is JobStatus.SUCCEEDED and (folder / FACTS).exists()):
+                return name
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / SPEC).write_text(json.dumps(_spec(step, build)))
+        return self.client.submit_job(
+            entrypoint=f"{self.python} -m tasks.job {folder}",
+            submission_id=f"{prefix}{len(attempts) + 1}",
+            # A job's entry point runs on the head; one that computes there itself asks for a device.
+            entrypoint_num_gpus=1
+            if step.kind.place == "job" and build.runtime.device.kind == "cuda"
+            else None,
+            runtime_env={"env_vars": self.environment},
+            metadata={"step": step.name, "fingerprint": step.fingerprint},
+        )
+
+    def _reason(self, job: str, folder: Path, status: JobStatus) -> str:
+        if (folder / ERROR).exists():
+            return str(json.loads((folder / ERROR).read_text())["message"])
+        log = folder / "job.log"
+        log.write_text(self.client.get_job_logs(job))
+        lines = [line for line in log.read_text().splitlines() if line.strip()]
+        return (
+            f"Ray job {job} ended as {status.value}: {lines[-1] if lines else 'no output'} (whole log: {log})"
+        )
+
+
+def _spec(step: Step, build: Build) -> dict[str, Any]:
+    return {
+        "function": step.kind.function,
+        "place": step.kind.place,
+        "out": str(build.out),
+        "inputs": {key: str(path) for key, path in build.inputs.items()},
+        "recipe_type": _reference(build.recipe),
+        "recipe": build.recipe.model_dump(mode="json"),
+        "runtime_type": _reference(build.runtime),
+        "runtime": build.runtime.model_dump(mode="json"),
+    }
+
+
+def _reference(value: Any) -> str:
+    return f"{type(value).__module__}:{type(value).__qualname__}"

@@ -1,0 +1,104 @@
+"""Write `report.json` and the page made from it, with what only a run knows: links, registry, hardware."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+from openba.config import CONFIGS
+from openba.report.collect import collect
+from openba.report.page import render
+from tasks.registry import Registration
+from tasks.session import Session
+
+
+def write_report(session: Session, registered: list[Registration]) -> str:
+    """Collect, render and write; returns the page's path."""
+    report = collect(session.pipeline, session.store, session.states) | {
+        "git": _git(),
+        "hardware": _hardware(),
+        "started": session.started,
+        "seconds": round(time.time() - session.started, 1),
+        "links": links(session),
+        "registry": [_registry_row(row) for row in registered],
+    }
+    folder = session.home.report
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
+    _replace(folder / "report.html", render(report))  # type: ignore[arg-type]
+    return str(folder / "report.html")
+
+
+def links(session: Session) -> dict[str, str]:
+    """Where to look after a run; servers that ended with it are named with the command that shows them."""
+    home = session.home
+    flow_run = f"/runs/flow-run/{session.tracking.flow_run}"
+    experiment = f"/#/experiments/{session.tracking.experiment}"
+    return {
+        "Report": str(home.report / "report.html"),
+        "Prefect run": os.environ["PREFECT_API_URL"].removesuffix("/api") + flow_run,
+        "MLflow experiment": _mlflow_link(session.tracking.uri, experiment),
+        "Ray dashboard": _ray_link(session),
+    }
+
+
+def _mlflow_link(uri: str, experiment: str) -> str:
+    if uri.startswith("http"):
+        return f"{uri}{experiment}"
+    return f"http://127.0.0.1:5000{experiment}  (start it with: openba ui)"
+
+
+def _ray_link(session: Session) -> str:
+    if session.ray is None:
+        return "not started: every job's output was there already"
+    if session.ray.embedded:
+        return (
+            f"{session.ray.dashboard}  (while a run is going; its logs stay in {session.home.root / 'ray'})"
+        )
+    return session.ray.dashboard
+
+
+def _registry_row(row: Registration) -> dict[str, Any]:
+    values = dataclasses.asdict(row)
+    return values | {"alias": values.pop("aliases")}
+
+
+def _git() -> dict[str, Any] | None:
+    def ask(*command: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(CONFIGS.parent), *command], capture_output=True, text=True, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"commit": ask("rev-parse", "--short", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
+    except (OSError, subprocess.CalledProcessError):  # not a checkout, or no git: the report says so
+        return None
+
+
+def _hardware() -> str:
+    model = next(
+        (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.machine(),
+    )
+    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} x {model}, {system}"
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

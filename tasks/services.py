@@ -1,0 +1,240 @@
+"""The embedded servers of one run: a Prefect server and a Ray head, started and stopped with it.
+
+Owns starting, waiting for and ending processes. Each is a child that gets SIGTERM from the
+kernel if this process dies, listens on loopback where it has a choice, and is ended by its own
+process id. Servers named by PREFECT_API_URL or RAY_ADDRESS are used as they are and left alone.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from openba.errors import UserError
+from openba.home import Home
+from openba.recipes.runtime import PipelineRuntime
+
+LOOPBACK = "127.0.0.1"
+_PR_SET_PDEATHSIG = 1
+
+
+class Service:
+    """One child process and how to tell that it is up."""
+
+    def __init__(
+        self, name: str, command: list[str], log: Path, ready: Callable[[], bool], environment: dict[str, str]
+    ) -> None:
+        self.name, self.log, self.ready = name, log, ready
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                command,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env=os.environ | environment,
+                start_new_session=True,  # Ctrl-C reaches this process only, which then ends the child
+                preexec_fn=die_with_parent,
+            )
+
+    def wait(self, timeout: float = 90.0) -> None:
+        """Block until the service answers.
+
+        Raises:
+            UserError: it ended or did not answer in time; the message names its log.
+        """
+        deadline = time.monotonic() + timeout
+        while not self.ready():
+            if self.process.poll() is not None:
+                raise UserError(
+                    f"{self.name} ended while starting (exit {self.process.returncode}); see {self.log}"
+                )
+            if time.monotonic() > deadline:
+                self.stop()
+                raise UserError(f"{self.name} did not answer in {timeout:.0f} s; see {self.log}")
+            time.sleep(0.1)
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """SIGTERM, then SIGKILL to what is left of it and of everything it has started."""
+        with suppress(psutil.NoSuchProcess):
+            family = psutil.Process(self.process.pid).children(recursive=True)
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(timeout)
+            _, alive = psutil.wait_procs(family, timeout=2)
+            for process in alive:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            self.process.kill()
+        self.process.wait()
+
+
+class PrefectServer:
+    """Prefect's API: `PREFECT_API_URL` if set, else an own server on the home's database."""
+
+    def __init__(self, home: Home, runtime: PipelineRuntime) -> None:
+        self.service: Service | None = None
+        os.environ.setdefault("PREFECT_HOME", str(home.root / "prefect"))
+        os.environ.setdefault(
+            "PREFECT_LOGGING_LEVEL", "CRITICAL"
+        )  # the console shows steps and errors itself
+        os.environ.setdefault("DO_NOT_TRACK", "1")
+        if url := os.environ.get("PREFECT_API_URL"):
+            self.url = url
+            return
+        port = choose_port("runtime.services.prefect_port", runtime.services.prefect_port, 4200)
+        self.url = os.environ["PREFECT_API_URL"] = f"http://{LOOPBACK}:{port}/api"
+        command = [
+            sys.executable,
+            "-m",
+            "prefect",
+            "server",
+            "start",
+            "--host",
+            LOOPBACK,
+            "--port",
+            str(port),
+        ]
+        quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
+        log = home.root / "logs" / "prefect-server.log"
+        self.service = Service("Prefect server", command, log, lambda: answers(f"{self.url}/health"), quiet)
+
+    def wait(self) -> None:
+        """Block until it answers."""
+        if self.service:
+            self.service.wait()
+        elif not answers(f"{self.url}/health"):
+            raise UserError(
+                f"PREFECT_API_URL={self.url} does not answer; start that server or unset the variable"
+            )
+
+    def stop(self) -> None:
+        """End the own server; leave a foreign one."""
+        if self.service:
+            self.service.stop()
+            del os.environ["PREFECT_API_URL"]
+
+
+class RayHead:
+    """Ray's Jobs API: the dashboard that `RAY_ADDRESS` names, else an own one-node cluster."""
+
+    def __init__(self, home: Home, runtime: PipelineRuntime) -> None:
+        self.service: Service | None = None
+        self.scratch: Path | None = None
+        self.embedded = not os.environ.get("RAY_ADDRESS")
+        if not self.embedded:
+            self.dashboard = os.environ["RAY_ADDRESS"]
+            return
+        port = choose_port("runtime.services.dashboard_port", runtime.services.dashboard_port, 8265)
+        self.dashboard = f"http://{LOOPBACK}:{port}"
+        os.environ |= self._authentication(home)
+        # Unix socket paths end at 107 bytes and Ray adds about 64, so a deep home needs a short folder.
+        temporary = home.root / "ray"
+        if len(str(temporary)) > 40:
+            self.scratch = temporary = Path(tempfile.mkdtemp(prefix="openba-"))
+        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+        command += ["--dashboard-host", LOOPBACK, "--dashboard-port", str(port), "--temp-dir", str(temporary)]
+        command += [
+            "--num-cpus",
+            str(runtime.ray.cpus),
+            "--object-store-memory",
+            str(runtime.ray.object_store),
+        ]
+        command += ["--disable-usage-stats", "--node-ip-address", LOOPBACK]
+        for option in (
+            "--port",
+            "--ray-client-server-port",
+            "--dashboard-agent-listen-port",
+            "--metrics-export-port",
+        ):
+            command += [option, str(free_port())]
+        log = home.root / "logs" / "ray-head.log"
+        environment = {
+            "RAY_DISABLE_MEMORY_MONITOR": "1",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        self.service = Service(
+            "Ray head", command, log, lambda: answers(f"{self.dashboard}/api/version"), environment
+        )
+
+    def wait(self) -> None:
+        """Block until it answers."""
+        if self.service:
+            self.service.wait()
+
+    def stop(self) -> None:
+        """End the own cluster; leave a foreign one."""
+        if self.service:
+            self.service.stop()
+        if self.scratch:
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    @staticmethod
+    def _authentication(home: Home) -> dict[str, str]:
+        """A token of this run, readable by its owner only: the Jobs API runs any command it is given."""
+        path = home.root / "ray-token"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(secrets.token_hex(16))
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+def choose_port(setting: str, wanted: int | None, usual: int) -> int:
+    """The wanted port, or the first free one from the usual one on.
+
+    Raises:
+        UserError: the wanted port is in use.
+    """
+    if wanted is not None:
+        if not _is_free(wanted):
+            raise UserError(f"{setting}: port {wanted} is in use; set another one or leave the setting out")
+        return wanted
+    return next((port for port in range(usual, usual + 50) if _is_free(port)), None) or free_port()
+
+
+def free_port() -> int:
+    """A port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+        return True
+
+
+def answers(url: str) -> bool:
+    """Whether something speaks HTTP there; a request for a token counts."""
+    try:
+        with urllib.request.urlopen(url, timeout=2):  # noqa: S310 - http to a server of ours
+            return True
+    except urllib.error.HTTPError as error:
+        return error.code == 401  # up, and asking for its token
+    except OSError:
+        return False
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it dies, however it dies."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

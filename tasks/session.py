@@ -1,0 +1,172 @@
+"""One run of a pipeline: its servers, store, tracking and console, and how a step is built in it.
+
+Owns the lifetime of everything a run starts. Steps run in threads of the flow; those that are
+jobs share `parallel_jobs` places. Whatever ends the run, also Ctrl-C, stops its jobs and servers.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from openba.artifacts import Build, Step, materialize
+from openba.errors import UserError
+from openba.graph import Pipeline
+from openba.home import Home
+from openba.recipes.train import TrainStep
+from tasks.local import LocalPool
+from tasks.progress import ProgressView
+from tasks.services import RayHead
+from tasks.tracking import StepRun, Tracking
+
+if TYPE_CHECKING:
+    from tasks.ray_jobs import RayJobs
+
+_SECONDS_TO_END = 15.0
+
+
+class Stopped(Exception):
+    """The run was asked to stop while a step was being built."""
+
+
+class Session:
+    """A context in which steps of one pipeline are built."""
+
+    _current: Session | None = None
+
+    def __init__(self, pipeline: Pipeline, home: Home, steps: list[Step], flow_run: str) -> None:
+        self.pipeline, self.home, self.steps = pipeline, home, steps
+        self.store, self.runtime = home.store, pipeline.config.runtime
+        self.started = time.time()
+        self.states: dict[str, str] = {}
+        self.errors: list[Exception] = []
+        self._building: set[str] = set()
+        self._stopping = threading.Event()
+        self._places = threading.BoundedSemaphore(self.runtime.parallel_jobs)
+        # Started first and awaited at the first job: 4 s that data preparation hides.
+        needs_ray = any(step.kind.place != "flow" and self.store.manifest(step) is None for step in steps)
+        self.ray = RayHead(home, self.runtime) if needs_ray else None
+        self.tracking = Tracking(home, pipeline.config.name, flow_run)
+        self.view = ProgressView(len(steps))
+        self._local = LocalPool()
+        self._jobs: RayJobs | None = None
+        self._jobs_lock = threading.Lock()
+
+    @classmethod
+    def current(cls) -> Session:
+        """The session of this process; tasks find it here, since only names cross task borders."""
+        assert cls._current is not None, "no session is open"
+        return cls._current
+
+    def raise_first_error(self) -> None:
+        """Raise what made a step fail first; the rest of the steps did not run because of it."""
+        if self.errors:
+            raise self.errors[0]
+
+    def stop(self) -> None:
+        """Stop what is running, then the servers. May be called twice."""
+        self._stopping.set()
+        self._local.stop()
+        if self._jobs is not None:
+            self._jobs.stop()
+        deadline = time.monotonic() + _SECONDS_TO_END
+        while self._building and time.monotonic() < deadline:  # their MLflow runs get their end status
+            time.sleep(0.1)
+        self.view.close()
+        if self.ray is not None:
+            self.ray.stop()
+
+    def build(self, step: Step) -> dict[str, Any]:
+        """Reuse or build a step, mirrored to MLflow and the console; returns its manifest."""
+        if (record := self.store.manifest(step)) is not None:
+            self.tracking.mirror(step, record, self.store)
+            return self._ended(step, "cached", record)
+        # A job waits for its place here, so that its seconds and its MLflow run are its own.
+        with self._places if step.kind.place != "flow" else nullcontext():
+            return self._build_anew(step)
+
+    def _build_anew(self, step: Step) -> dict[str, Any]:
+        self._check_stop()
+        run = self.tracking.begin(step)
+        self._building.add(step.name)
+        status, state = "FAILED", "failed"
+        try:
+            self.view.start(
+                step.name, step.recipe.train.steps if isinstance(step.recipe, TrainStep) else None
+            )
+            record = materialize(
+                step, self.store, self.runtime, lambda step, build: self._run(step, build, run)
+            )
+            run.ship(self.store.path(step))
+            run.finish(step, record, self.store)
+            status, state = "FINISHED", "built"
+            return self._ended(step, state, record)
+        except (Stopped, KeyboardInterrupt):
+            status, state = "KILLED", "stopped"
+            raise
+        except Exception as error:
+            if self._stopping.is_set():  # a call to a server that is going down
+                status, state = "KILLED", "stopped"
+                raise Stopped from error
+            self.errors.append(error)
+            raise
+        finally:
+            self._building.discard(step.name)
+            if status != "FINISHED":
+                run.end(status)
+                self._ended(step, state, None)
+
+    def _ended(self, step: Step, state: str, record: Any) -> Any:
+        self.states[step.name] = state
+        self.view.finish(step.name, state, record)
+        return record
+
+    def _run(self, step: Step, build: Build, run: StepRun) -> Any:
+        if step.kind.place == "flow":
+            return self._local.run(step, build)
+
+        def watch() -> None:
+            self._check_stop()
+            run.watch(build.out)
+            self.view.advance(step.name, build.out)
+
+        return self._ray_jobs().run(step, build, watch)
+
+    def _ray_jobs(self) -> RayJobs:
+        with self._jobs_lock:
+            if self._jobs is None:
+                if self.ray is None:
+                    raise UserError("an output was lost during the run; run the pipeline again")
+                self.ray.wait()
+                # Imported here: Ray reads its authentication settings when it is first imported,
+                # and the head's token is made when the head is started.
+                from tasks.ray_jobs import RayJobs
+
+                self._jobs = RayJobs(self.ray, dict(self.runtime.job_environment))
+            return self._jobs
+
+    def _check_stop(self) -> None:
+        if self._stopping.is_set():
+            raise Stopped
+
+
+@contextmanager
+def open_session(pipeline: Pipeline, home: Home, steps: list[Step], flow_run: str) -> Iterator[Session]:
+    """The session of this process until the block ends, however it ends."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: shells start background jobs without it
+        signal.signal(number, _interrupt)
+    session = Session._current = Session(pipeline, home, steps, flow_run)
+    try:
+        yield session
+    finally:
+        session.stop()
+        Session._current = None
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    """Both signals end a run as Ctrl-C does."""
+    raise KeyboardInterrupt

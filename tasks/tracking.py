@@ -1,0 +1,133 @@
+"""MLflow as a mirror of manifests: one run per fingerprint, whatever the ranks and attempts.
+
+Owns finding or making runs, shipping metrics in batches while a stage trains, lineage tags and
+the end status. The files of a step are the truth: this can be lost and made again from them.
+Weights never pass through here; a run holds the address of its output.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.tracking import MlflowClient
+
+from openba.artifacts import Step, Store
+from openba.config import flatten
+from openba.home import Home
+from openba.train.log import HELDOUT, METRICS, read_rows
+
+FINGERPRINT = "openba.fingerprint"
+_SHIPPED = ("loss", "lr", "gradient_norm", "tokens_per_second")
+_SECONDS_BETWEEN_BATCHES = 3.0
+for _name in ("mlflow", "alembic"):  # a dozen lines about tables that are made at the first run
+    logging.getLogger(_name).setLevel(logging.ERROR)
+_MAX_PARAMS = 100  # per log_batch call, and more than a page of MLflow's UI shows
+
+
+class Tracking:
+    """The MLflow experiment of one pipeline."""
+
+    def __init__(self, home: Home, pipeline: str, flow_run: str) -> None:
+        self.uri, self.flow_run = home.tracking_uri, flow_run
+        self.client = MlflowClient(tracking_uri=self.uri)
+        name = f"openba-{pipeline}"
+        found = self.client.get_experiment_by_name(name)
+        # A server has an own place for artifacts; a database file has none but the working directory.
+        place = None if self.uri.startswith("http") else str(home.root / "mlartifacts")
+        self.experiment = found.experiment_id if found else self.client.create_experiment(name, place)
+        self._lock = threading.Lock()
+        self._runs = {
+            run.data.tags[FINGERPRINT]: run
+            for run in self.client.search_runs([self.experiment], max_results=5000)
+            if FINGERPRINT in run.data.tags
+        }
+
+    def run_of(self, step: Step) -> str | None:
+        """The id of the step's run, if it has one."""
+        run = self._runs.get(step.fingerprint)
+        return run.info.run_id if run else None
+
+    def begin(self, step: Step) -> StepRun:
+        """The step's run, made if it is new, marked RUNNING; a retry or resume goes on in it."""
+        with self._lock:
+            run = self._runs.get(step.fingerprint)
+            if run is None:
+                names = {FINGERPRINT: step.fingerprint, "openba.step": step.name, "mlflow.runName": step.name}
+                run = self.client.create_run(self.experiment, tags=names)
+                self._runs[step.fingerprint] = run
+                params = [Param(k, str(v)[:500]) for k, v in sorted(flatten(step.identity["recipe"]).items())]
+                self.client.log_batch(run.info.run_id, params=params[:_MAX_PARAMS])
+        run_id = run.info.run_id
+        inputs = {f"openba.input.{key}": parent.key for key, parent in step.inputs.items()}
+        tags = [RunTag(k, v) for k, v in {**inputs, "prefect.flow_run_id": self.flow_run}.items()]
+        self.client.log_batch(run_id, tags=tags)
+        self.client.update_run(run_id, status="RUNNING")
+        return StepRun(self.client, run_id)
+
+    def mirror(self, step: Step, record: dict[str, Any], store: Store) -> None:
+        """Make sure that a complete step has a finished run, as after a lost tracking database."""
+        run = self._runs.get(step.fingerprint)
+        if run is None or run.info.status != "FINISHED":
+            started = self.begin(step)
+            started.ship(store.path(step))
+            started.finish(step, record, store)
+
+
+class StepRun:
+    """One step's run while the step is being built."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self.client, self.run_id = client, run_id
+        self._last_shipped = {name: self._newest_step(name) for name in ("loss", "heldout/loss")}
+        self._next = 0.0
+
+    def watch(self, folder: Path) -> None:
+        """Ship new metrics if the last batch was a while ago."""
+        if time.monotonic() >= self._next:
+            self.ship(folder)
+            self._next = time.monotonic() + _SECONDS_BETWEEN_BATCHES
+
+    def ship(self, folder: Path) -> None:
+        """Ship all metrics of a stage that MLflow does not have yet, in one call."""
+        metrics = self._new_rows(folder / METRICS, "loss", {key: key for key in _SHIPPED})
+        groups = {key: f"heldout/{key}" for key in ("loss", "R", "S", "X")}
+        metrics += self._new_rows(folder / HELDOUT, "heldout/loss", groups)
+        for start in range(0, len(metrics), 1000):  # MLflow's limit per call
+            self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+
+    def finish(self, step: Step, record: dict[str, Any], store: Store) -> None:
+        """Log the facts and the output's address; mark the run FINISHED."""
+        now = int(time.time() * 1000)
+        numbers = {k: v for k, v in flatten(record["facts"]).items() if type(v) in (int, float)}
+        metrics = [Metric(k, v, now, 0) for k, v in sorted(numbers.items())[:60] if _is_name(k)]
+        tags = [RunTag("openba.uri", store.uri(step)), RunTag("openba.seconds", str(record["seconds"]))]
+        self.client.log_batch(self.run_id, metrics=metrics, tags=tags)
+        self.client.set_terminated(self.run_id, "FINISHED")
+
+    def end(self, status: str) -> None:
+        """Mark the run FAILED or KILLED."""
+        self.client.set_terminated(self.run_id, RunStatus.to_string(RunStatus.from_string(status)))
+
+    def _new_rows(self, path: Path, marker: str, names: dict[str, str]) -> list[Metric]:
+        rows = [row for row in read_rows(path) if row["step"] > self._last_shipped[marker]]
+        if rows:
+            self._last_shipped[marker] = rows[-1]["step"]
+        return [
+            Metric(names[key], row[key], int(row.get("time", time.time()) * 1000), row["step"])
+            for row in rows
+            for key in names
+            if row.get(key) is not None
+        ]
+
+    def _newest_step(self, metric: str) -> int:
+        history = self.client.get_metric_history(self.run_id, metric)
+        return max((m.step for m in history), default=-1)
+
+
+def _is_name(key: str) -> bool:
+    return all(c.isalnum() or c in "_-./ " for c in key)

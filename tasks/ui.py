@@ -1,0 +1,53 @@
+"""`openba ui`: look at past runs. Prefect's and MLflow's own servers on the home's databases."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from openba.graph import Pipeline
+from openba.home import Home
+from tasks.services import LOOPBACK, PrefectServer, Service, answers, choose_port
+
+
+def serve(pipeline: Pipeline, home: Home) -> None:
+    """Start both servers and keep them until Ctrl-C."""
+    prefect = PrefectServer(home, pipeline.config.runtime)
+    services = [service for service in (prefect.service,) if service]
+    addresses = [prefect.url.removesuffix("/api")]
+    if home.tracking_uri.startswith("http"):
+        addresses.append(home.tracking_uri)
+    else:
+        port = choose_port("MLflow port", None, 5000)
+        addresses.append(f"http://{LOOPBACK}:{port}")
+        services.append(_mlflow(home, port))
+    try:
+        for service in services:
+            service.wait()
+        print("\n".join([*addresses, "Ctrl-C ends them"]), flush=True)
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        pass
+    finally:
+        for service in services:
+            service.stop()
+
+
+def _mlflow(home: Home, port: int) -> Service:
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        LOOPBACK,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    command += ["--backend-store-uri", home.tracking_uri]
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its executors outlive the server by seconds
+    log = home.root / "logs" / "mlflow-server.log"
+    return Service("MLflow server", command, log, lambda: answers(f"http://{LOOPBACK}:{port}/health"), quiet)

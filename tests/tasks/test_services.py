@@ -1,0 +1,53 @@
+"""Embedded servers: started, found ready, and gone with everything they started."""
+
+import socket
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from openba.errors import UserError
+from tasks.services import Service, choose_port, free_port
+
+
+def test_a_service_ends_with_its_children(tmp_path: Path) -> None:
+    stubborn = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
+    child = f"subprocess.Popen([sys.executable, '-c', {stubborn!r}], start_new_session=True)"
+    parent = f"import subprocess, sys, time; {child}; time.sleep(300)"
+    service = Service("parent", [sys.executable, "-c", parent], tmp_path / "log", lambda: True, {})
+    deadline = time.monotonic() + 20
+    while not (children := psutil.Process(service.process.pid).children()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.5)
+    service.stop()
+    assert children
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+
+
+def test_a_service_that_ends_at_once_names_its_log(tmp_path: Path) -> None:
+    service = Service(
+        "broken", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log", lambda: False, {}
+    )
+    with pytest.raises(UserError, match=r"broken ended while starting \(exit 3\); see .*log"):
+        service.wait()
+
+
+def test_a_service_that_never_answers_is_ended(tmp_path: Path) -> None:
+    service = Service(
+        "deaf", [sys.executable, "-c", "import time; time.sleep(99)"], tmp_path / "log", lambda: False, {}
+    )
+    with pytest.raises(UserError, match="did not answer"):
+        service.wait(timeout=0.5)
+    assert service.process.poll() is not None
+
+
+def test_a_taken_usual_port_is_passed_over() -> None:
+    usual = free_port()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", usual))
+        taken.listen()
+        assert choose_port("setting", None, usual) != usual
+        with pytest.raises(UserError, match=f"setting: port {usual} is in use"):
+            choose_port("setting", usual, usual)

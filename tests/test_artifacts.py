@@ -1,0 +1,206 @@
+"""Identity, completeness and building once."""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openba import artifacts
+from openba.artifacts import Build, Kind, Recipe, Runtime, Step, Store, drift, fetch, materialize
+from openba.errors import UserError
+
+CALLS: list[str] = []
+
+
+class Number(Recipe):
+    value: int
+
+
+class Machine(Runtime):
+    cores: int
+
+
+def write_number(build: Build) -> dict[str, Any]:
+    CALLS.append(build.out.parent.name)
+    (build.out / "number.txt").write_text(str(build.recipe.value))
+    return {"value": build.recipe.value}
+
+
+def write_sum(build: Build) -> dict[str, Any]:
+    total = sum(int((folder / "number.txt").read_text()) for folder in build.inputs.values())
+    (build.out / "number.txt").write_text(str(total + build.recipe.value))
+    return {"total": total}
+
+
+def fill_disk(build: Build) -> dict[str, Any]:
+    (build.out / "half.txt").write_text("half")
+    Path("/dev/full").write_text("the kernel answers every write here with ENOSPC")
+    return {}
+
+
+def go_on(build: Build) -> dict[str, Any]:
+    done = build.out / "done.txt"
+    done.write_text((done.read_text() if done.exists() else "") + "x")
+    if len(done.read_text()) < 2:
+        raise RuntimeError("interrupted")
+    return {}
+
+
+def kind(function: Any, **more: Any) -> Kind:
+    return Kind(f"{__name__}:{function.__name__}", "1", **more)
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(
+        sys.modules, __name__, sys.modules.get(__name__) or sys.modules[write_number.__module__]
+    )
+    CALLS.clear()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store", tmp_path / "work")
+
+
+def two(value: int = 1) -> tuple[Step, Step]:
+    first = Step("first", kind(write_number), Number(value=value))
+    return first, Step("second", kind(write_sum), Number(value=10), {"first": first})
+
+
+def test_a_complete_step_is_reused(store: Store) -> None:
+    first, second = two()
+    materialize(first, store)
+    record = materialize(second, store)
+    assert record["facts"] == {"total": 1}
+    assert materialize(second, store) == record
+    assert (store.path(second) / "number.txt").read_text() == "11"
+
+
+def test_recipe_input_and_version_change_the_fingerprint_runtime_does_not(store: Store) -> None:
+    first, second = two()
+    other_first, other_second = two(value=2)
+    assert first.fingerprint != other_first.fingerprint
+    assert second.fingerprint != other_second.fingerprint, "an input's recipe is part of the identity"
+    newer = Step("first", Kind(first.kind.function, "2"), first.recipe)
+    assert newer.fingerprint != first.fingerprint
+    materialize(first, store, Machine(cores=1))
+    CALLS.clear()
+    materialize(first, store, Machine(cores=64))
+    assert CALLS == []
+
+
+def test_the_fingerprint_is_the_same_in_another_process() -> None:
+    script = (
+        "from openba.artifacts import Kind, Step; from openba.recipes.model import ModelRecipe;"
+        "m = ModelRecipe(d_model=8, num_heads=2, kv_channels=4, ffn=16, encoder_layers=1, decoder_layers=3);"
+        "print(Step('s', Kind('a:b', '1'), m).fingerprint)"
+    )
+    seen = {
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    }
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("damage", ["delete", "truncate", "manifest"])
+def test_a_lost_or_truncated_output_is_rebuilt(store: Store, damage: str) -> None:
+    first, _ = two()
+    materialize(first, store)
+    file = store.path(first) / "number.txt"
+    if damage == "delete":
+        file.unlink()
+    elif damage == "truncate":
+        file.write_text("")
+    else:
+        (store.path(first) / "manifest.json").write_text('{"name": "first", ')
+    assert store.manifest(first) is None
+    materialize(first, store)
+    assert file.read_text() == "1"
+    assert len(CALLS) == 2
+
+
+def test_a_step_without_its_inputs_says_so(store: Store) -> None:
+    with pytest.raises(UserError, match="second: inputs not built: first"):
+        materialize(two()[1], store)
+
+
+def test_a_full_disk_leaves_no_half_output(store: Store) -> None:
+    step = Step("big", kind(fill_disk), Number(value=1))
+    with pytest.raises(UserError, match="no space left"):
+        materialize(step, store)
+    assert store.manifest(step) is None
+    assert not (store.work / step.key).exists()
+
+
+def test_a_resumable_step_goes_on_in_its_folder(store: Store) -> None:
+    step = Step("long", kind(go_on, resumable=True), Number(value=1))
+    with pytest.raises(RuntimeError):
+        materialize(step, store)
+    materialize(step, store)
+    assert (store.path(step) / "done.txt").read_text() == "xx"
+
+
+def _hold(lock: str, ready: Any) -> None:
+    import fcntl
+    import time
+
+    with open(lock, "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        ready.set()
+        time.sleep(60)
+
+
+def test_two_processes_do_not_build_the_same_step(store: Store) -> None:
+    first, _ = two()
+    lock = store.work / f"{first.key}.lock"
+    lock.parent.mkdir(parents=True)
+    context = multiprocessing.get_context("fork")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(str(lock), ready))
+    holder.start()
+    ready.wait(10)
+    with pytest.raises(UserError, match="builds it"):
+        materialize(first, store)
+    holder.kill()
+    holder.join()
+    assert materialize(first, store)["facts"] == {"value": 1}, "a killed holder frees the lock"
+
+
+def test_drift_names_the_changed_field(store: Store) -> None:
+    first, _ = two()
+    materialize(first, store)
+    changed, _ = two(value=5)
+    assert drift(changed, store) == {"recipe.value": (1, 5)}
+
+
+def test_a_remote_store_is_complete_only_with_its_manifest(tmp_path: Path) -> None:
+    store = Store("memory://bucket/store", tmp_path / "work")
+    first, second = two()
+    materialize(first, store)
+    assert materialize(second, store)["facts"] == {"total": 1}
+    assert store.uri(second).startswith("memory://bucket/store/second/")
+    store.fs.rm(f"{store.base}/{first.key}/manifest.json")
+    assert store.manifest(first) is None
+
+
+def test_fetch_refuses_a_damaged_file(store: Store) -> None:
+    first, _ = two()
+    record = materialize(first, store)
+    folder = fetch(store.uri(first), record["files"])
+    assert (folder / "number.txt").read_text() == "1"
+    (store.path(first) / "number.txt").write_text("7")  # same size, other content
+    with pytest.raises(UserError, match="damaged"):
+        fetch(store.uri(first), record["files"])
+
+
+def test_manifest_records_size_and_digest(store: Store) -> None:
+    first, _ = two()
+    materialize(first, store)
+    record = json.loads((store.path(first) / artifacts.MANIFEST).read_text())
+    assert record["files"]["number.txt"]["bytes"] == 1
+    assert len(record["files"]["number.txt"]["sha256"]) == 64

@@ -1,0 +1,109 @@
+"""Files to recipes: extends, names, overrides, and messages that say where and what."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from openba.config import CONFIGS, Config, ConfigError
+from openba.graph import Pipeline, find_pipeline
+from openba.recipes.evaluate import BenchmarkRecipe
+from openba.recipes.pipeline import ExpertConfig, PipelineConfig
+
+PIPELINES = sorted((CONFIGS / "pipeline").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=lambda p: p.stem)
+def test_every_pipeline_loads(path: Path) -> None:
+    assert Pipeline(path).config.name == path.stem
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "finetune").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_expert_loads(path: Path) -> None:
+    assert Config.read(path).validate(ExpertConfig).register_as.startswith("openba-")
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "benchmark").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_benchmark_loads(path: Path) -> None:
+    assert Config.read(path).validate(BenchmarkRecipe).metrics
+
+
+def test_no_config_is_an_orphan(root: Path) -> None:
+    """Each shipped YAML is read by a pipeline, directly or through another file."""
+    read: set[str] = set()
+    for path in PIPELINES:
+        read |= set(Pipeline(path).files.origin.values())
+    runtimes = {f"configs/runtime/{p.name}" for p in (CONFIGS / "runtime").glob("*.yaml")}
+    every = {str(p.relative_to(root)) for p in CONFIGS.rglob("*.yaml")}
+    assert every - read - runtimes == set()
+
+
+@pytest.mark.parametrize("runtime", sorted((CONFIGS / "runtime").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_runtime_fits_the_tiny_pipeline_and_moves_no_fingerprint(runtime: Path) -> None:
+    tiny = Pipeline(find_pipeline("tiny"))
+    other = Pipeline(find_pipeline("tiny"), [f"runtime={runtime.stem}"])
+    assert {n: s.fingerprint for n, s in tiny.steps.items()} == {
+        n: s.fingerprint for n, s in other.steps.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("stage2.optim.lrr=1e-5", "--set: stage2.optim.lrr: unknown key .did you mean 'lr'"),
+        ("stagee1.batch=4", "--set: stagee1: unknown key .did you mean 'stage1'"),
+        ("model.d_modell=4", "unknown key .did you mean 'd_model'"),
+        ("runtime.train.micro_bach=4", "unknown key .did you mean 'micro_batch'"),
+        ("stage1.budget=40B", "stage1.budget: .*unit"),
+        ("stage1.budget=40B steps tokens", "stage1.budget: cannot read"),
+        ("mixture.shares={en: 0.5, zh: 0.6}", "shares add up to 1.1"),
+        ("stage1.data.objective=ul3", "stage1.data"),
+        ("tokenizer={kind: file}", "tokenizer: kind 'file' needs 'path'"),
+        ("stage1.batch", "write it as key.path=value"),
+        ("model=tinny", "did you mean 'tiny'"),
+    ],
+)
+def test_a_bad_override_is_one_line_with_a_remedy(override: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        Pipeline(find_pipeline("tiny"), [override])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_key_names_its_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(f"extends: {CONFIGS}/pipeline/tiny\nstage1: {{bacth: 4}}\n")
+    with pytest.raises(ConfigError, match=r"mine.yaml: stage1.bacth: unknown key \(did you mean 'batch'\?\)"):
+        Config.read(tmp_path / "mine.yaml").validate(PipelineConfig)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1", "not valid YAML"),
+        ("- a", "expected `key: value` lines"),
+        ("a: 1\na: 2", "key 'a' twice"),
+        ("extends: nothere", "no such file"),
+        ("extends: bad", "extends itself"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bad.yaml").write_text(text)
+    with pytest.raises(
+        ConfigError, match=rf"bad.yaml|nothere.yaml.*{message}" if "nothere" in text else message
+    ):
+        Config.read(tmp_path / "bad.yaml")
+
+
+def test_bytes_that_are_not_utf8_are_located(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_bytes(b"a: \xff\n")
+    with pytest.raises(ConfigError, match="byte 3 is not UTF-8"):
+        Config.read(tmp_path / "bad.yaml")
+
+
+def test_extends_merges_and_remembers_who_set_what(tmp_path: Path) -> None:
+    (tmp_path / "parent.yaml").write_text(yaml.safe_dump({"a": {"b": 1, "c": 2}, "d": [1, 2]}))
+    (tmp_path / "child.yaml").write_text(yaml.safe_dump({"extends": "parent", "a": {"b": 3}, "d": [9]}))
+    config = Config.read(tmp_path / "child.yaml", ["a.e=1e-3"])
+    assert config.data == {"a": {"b": 3, "c": 2, "e": 1e-3}, "d": [9]}
+    assert config.source_of("a.b").endswith("child.yaml")
+    assert config.source_of("a.c").endswith("parent.yaml")
+    assert config.source_of("a.e") == "--set"

@@ -1,0 +1,80 @@
+"""A pipeline's steps: what follows from what."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from openba.config import CONFIGS
+from openba.graph import Pipeline, find_pipeline
+
+TINY = find_pipeline("tiny")
+
+
+def changed(*overrides: str) -> set[str]:
+    before, after = Pipeline(TINY).steps, Pipeline(TINY, list(overrides)).steps
+    return {name for name in before if before[name].fingerprint != after[name].fingerprint}
+
+
+def test_a_stage3_setting_rebuilds_stage3_and_what_follows() -> None:
+    graph = Pipeline(TINY)
+    follows = (
+        {"stage3", "evaluate-stage3"} | set(graph.experts) | {f"evaluate-{name}" for name in graph.experts}
+    )
+    assert changed("stage3.optim.lr=1e-3") == follows
+
+
+def test_an_experts_setting_rebuilds_that_expert_only() -> None:
+    assert changed("experts.ner.train.seed=7") == {"ner", "evaluate-ner"}
+
+
+def test_a_cleaning_setting_rebuilds_everything_made_of_the_corpus() -> None:
+    moved = changed("clean.min_words=5")
+    assert {"clean", "tokenizer", "mixture", "stage1", "flan", "chat"} <= moved
+    assert not any(name.startswith("source-") for name in moved)
+
+
+def test_each_stage_starts_from_the_one_before() -> None:
+    steps = Pipeline(TINY).steps
+    assert "start" not in steps["stage1"].inputs
+    assert steps["stage2"].inputs["start"] is steps["stage1"]
+    assert steps["stage3"].inputs["start"] is steps["stage2"]
+    assert all(steps[name].inputs["start"] is steps["stage3"] for name in Pipeline(TINY).experts)
+
+
+def test_the_phases_cover_every_step_in_order() -> None:
+    graph = Pipeline(TINY)
+    order = [
+        s.name
+        for phase in (graph.data, graph.pretraining, graph.fine_tuning, graph.evaluations)
+        for s in phase
+    ]
+    assert sorted(order) == sorted(graph.steps)
+    for step in graph.steps.values():
+        assert all(order.index(parent.name) < order.index(step.name) for parent in step.inputs.values())
+
+
+def test_the_models_keep_the_papers_shape() -> None:
+    model = Pipeline(TINY).config.model
+    assert model.decoder_layers == 3 * model.encoder_layers
+    assert (model.norm, model.sandwich, model.tie_embeddings) == ("rmsnorm", True, True)
+
+
+@pytest.fixture
+def with_sixth(tmp_path: Path) -> Path:
+    """A copy of the configs with one more expert: nothing else is changed."""
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    (tmp_path / "configs" / "finetune" / "headline.yaml").write_text(
+        "title: Headlines\nregister_as: openba-headline\ntasks: [bbc-title]\nbenchmarks: [bbc-title]\n"
+        "train: {extends: ../pretrain/finetune}\n"
+    )
+    return tmp_path / "configs" / "pipeline" / "tiny.yaml"
+
+
+def test_a_sixth_expert_is_one_file(with_sixth: Path) -> None:
+    before, after = Pipeline(TINY), Pipeline(with_sixth)
+    assert set(after.steps) - set(before.steps) == {"pairs-headline", "headline", "evaluate-headline"}
+    model = next(model for model in after.models if model.name == "headline")
+    assert model.register_as == "openba-headline"
+    assert model.evaluation is after.steps["evaluate-headline"]
+    assert all(after.steps[name].fingerprint == step.fingerprint for name, step in before.steps.items())

@@ -1,0 +1,67 @@
+"""The plan: the paper's own totals, what is built already, and nothing touched."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from openba.artifacts import Store, materialize
+from openba.graph import Pipeline, find_pipeline
+from openba.plan import plan
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store", tmp_path / "work")
+
+
+def test_the_papers_pipeline_costs_what_the_paper_says(store: Store) -> None:
+    found = plan(Pipeline(find_pipeline("paper")), store)
+    stages = {row["name"]: row["training"] for row in found["steps"] if row["name"].startswith("stage")}
+    assert list(stages) == ["stage1", "stage2", "stage3"]
+    assert [stages[name]["steps"] for name in stages] == [77_098, 19_074, 30_518]
+    assert [stages[name]["tokens"] for name in stages] == pytest.approx([300e9, 40e9, 40e9], rel=1e-3)
+    assert stages["stage1"]["flops"] == pytest.approx(1.23e22, rel=2e-3)
+    assert sum(stage["flops"] for stage in stages.values()) == pytest.approx(1.55e22, rel=2e-3)
+    assert stages["stage1"]["parameters"] == pytest.approx(14.6e9, rel=5e-3)
+    # 91.7 model TFLOP/s on each GPU (the paper's 120 count recomputation).
+    hours = sum(stage["gpu_hours"] for stage in stages.values())
+    assert hours == pytest.approx(1.55e22 / 91.7e12 / 3600, rel=2e-3)
+    assert all(stage["fits"] for stage in stages.values())
+    assert found["corpus_tokens"] == {"stage1": 300 * 10**9, "stage2": 40 * 10**9, "heldout": 20 * 10**6}
+    assert (found["pipeline"], found["devices"]) == ("paper", 32)
+
+
+@pytest.mark.parametrize("name", ["paper", "tiny"])
+def test_totals_are_sums_over_all_trainings_and_it_is_json(store: Store, name: str) -> None:
+    graph = Pipeline(find_pipeline(name))
+    found = plan(graph, store)
+    trainings = [row["training"] for row in found["steps"] if "training" in row]
+    assert len(trainings) == 3 + len(graph.experts)
+    for key, total in found["total"].items():
+        assert total == pytest.approx(sum(training[key] for training in trainings))
+    assert found["total"]["wall_hours"] * found["devices"] == pytest.approx(found["total"]["gpu_hours"])
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_steps_stand_in_building_order_with_their_state(store: Store) -> None:
+    graph = Pipeline(find_pipeline("tiny"))
+    built = graph.step("source-python-reference")
+    materialize(built, store)
+    found = plan(graph, store)
+    assert {row["name"] for row in found["steps"] if row["state"] == "hit"} == {built.name}
+    assert {row["state"] for row in found["steps"]} == {"hit", "miss"}
+    order = [row["name"] for row in found["steps"]]
+    assert sorted(order) == sorted(graph.steps)
+    assert {row["name"]: row["fingerprint"] for row in found["steps"]} == {
+        s.name: s.fingerprint for s in graph.steps.values()
+    }
+    for step in graph.steps.values():
+        assert all(order.index(parent.name) < order.index(step.name) for parent in step.inputs.values())
+
+
+def test_planning_writes_nothing(store: Store, tmp_path: Path) -> None:
+    plan(Pipeline(find_pipeline("tiny")), store)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,237 @@
+"""Real worker groups for the tests of engine, checkpoints and stage: three launches, many runs in each.
+
+A launch costs seconds (DeepSpeed's import), a run of this model tenths: so all runs are made once
+and the tests look at what they left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from openba.artifacts import Build
+from openba.config import CONFIGS, load
+from openba.data import instruct, tasks
+from openba.recipes.data import InstructRecipe, TaskRecipe, TaskStep
+from openba.train.checkpoint import MARKER
+from openba.train.log import read_rows
+
+torch.set_num_threads(1)
+
+WORKER = Path(__file__).with_name("gang.py")
+SECONDS = 120
+
+MODEL = {
+    "d_model": 32, "num_heads": 2, "kv_channels": 16, "ffn": 64, "ffn_multiple": 16,
+    "encoder_layers": 1, "decoder_layers": 2,
+}  # fmt: skip
+UL2 = {
+    "objective": "ul2",
+    "length": 64,
+    "denoisers": [
+        {"mode": "R", "mean_span": 3, "ratio": 0.15},
+        {"mode": "S", "ratio": 0.25},
+        {"mode": "X", "mean_span": 8, "ratio": 0.5},
+    ],
+}
+STEPS = 16
+"""Of the runs that are interrupted; the group is killed after six."""
+
+
+@dataclass
+class Runs:
+    """What the launches left."""
+
+    root: Path
+    inputs: dict[str, str]
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def job(
+        self,
+        name: str,
+        do: str = "run_stage",
+        model: dict[str, Any] | None = None,
+        runtime: dict[str, Any] | None = None,
+        inputs: dict[str, str] | None = None,
+        **train: Any,
+    ) -> dict[str, Any]:
+        """A tiny Stage I but for what is given."""
+        recipe = {
+            "data": UL2, "encoder_length": 66, "decoder_length": 66, "batch": 8, "budget": "4 steps",
+            "optim": {"lr": 1e-3}, "precision": "fp32", "heldout_batches": 1, "evaluate_every": 4,
+        }  # fmt: skip
+        device = {
+            "name": "core",
+            "kind": "cpu",
+            "peak_tflops": 0.05,
+            "watts": 15,
+            "memory": "1GiB",
+            "utilisation": 0.3,
+        }
+        gang = {"workers": 2, "micro_batch": 4, "checkpoint_every": 100, **(runtime or {})}
+        return {
+            "do": do,
+            "out": str(self.root / name),
+            "recipe": {"model": {**MODEL, **(model or {})}, "train": {**recipe, **train}},
+            "runtime": {"device": device, "devices": 2, "train": gang},
+            "inputs": {**self.inputs, **(inputs or {})},
+        }
+
+    def interrupted(self, name: str) -> dict[str, Any]:
+        """A run with dropout and a checkpoint every second step."""
+        return self.job(
+            name,
+            model={"dropout": 0.1},
+            budget=f"{STEPS} steps",
+            runtime={"checkpoint_every": 2, "keep_checkpoints": 3},
+        )
+
+    def rows(self, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
+        return read_rows(self.root / name / file)
+
+    def losses(self, name: str) -> list[float]:
+        return [row["loss"] for row in self.rows(name)]
+
+    def weights(self, name: str) -> dict[str, Tensor]:
+        return load_file(self.root / name / "model" / "model.safetensors")
+
+    def model_bytes(self, name: str) -> bytes:
+        return (self.root / name / "model" / "model.safetensors").read_bytes()
+
+
+class Gang:
+    """The processes of one worker group."""
+
+    def __init__(self, folder: Path, world: int, jobs: dict[str, Any]) -> None:
+        folder.mkdir()
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        self.folder, self.workers = folder, []
+        for rank in range(world):
+            with (folder / f"{rank}.log").open("w") as log:
+                worker = subprocess.Popen(
+                    [sys.executable, WORKER, str(rank), str(world), folder],
+                    env={**os.environ, "OMP_NUM_THREADS": "1"},
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    process_group=self.workers[0].pid if self.workers else 0,
+                )
+            self.workers.append(worker)
+
+    def results(self) -> dict[str, Any]:
+        """Wait for the end; the results by job."""
+        end = time.monotonic() + SECONDS
+        while any(worker.poll() is None for worker in self.workers) and time.monotonic() < end:
+            if any(worker.poll() for worker in self.workers):
+                break  # the others would wait for it
+            time.sleep(0.05)
+        self.kill()
+        assert (self.folder / "results.json").exists(), self.logs()
+        return json.loads((self.folder / "results.json").read_text())
+
+    def logs(self) -> str:
+        """The ends of the workers' outputs."""
+        return "\n".join(f"{log}:\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
+
+    def kill(self) -> None:
+        """kill -9 all workers at once, as a node that loses its power."""
+        if any(worker.poll() is None for worker in self.workers):
+            os.killpg(self.workers[0].pid, signal.SIGKILL)
+        for worker in self.workers:
+            worker.wait()
+
+    def kill_at(self, file: Path) -> None:
+        """Kill as soon as the file is there."""
+        end = time.monotonic() + SECONDS
+        while not file.exists() and time.monotonic() < end and all(w.poll() is None for w in self.workers):
+            time.sleep(0.001)
+        self.kill()
+        assert file.exists(), self.logs()
+
+
+def pairs(root: Path, tokenizer_folder: Path) -> Path:
+    """Instruction pairs of a shipped task, as an instruct step leaves them."""
+    recipe = load(CONFIGS / "task" / "bbc-topic.yaml", TaskRecipe, ["source.limit=60"])
+    for folder in ("task", "pairs"):
+        (root / folder).mkdir()
+    tasks.build(Build(root / "task", TaskStep(name="bbc-topic", task=recipe), {}))
+    mix = InstructRecipe(tasks={"bbc-topic": "en"}, encoder_length=192, decoder_length=32)
+    instruct.build(
+        Build(root / "pairs", mix, {"tokenizer": tokenizer_folder, "task-bbc-topic": root / "task"})
+    )
+    return root / "pairs"
+
+
+@pytest.fixture(scope="session")
+def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """All runs: a group killed at its third checkpoint, then one of two workers and one alone."""
+    root = tmp_path_factory.mktemp("runs")
+    runs = Runs(root, {"tokenizer": str(tokenizer_folder), "data": str(mixture_folder)})
+    killed = Gang(root / "gang-killed", 2, {"killed": runs.interrupted("killed")})
+    killed.kill_at(root / "killed" / "checkpoints" / "step-000006" / MARKER)
+    assert not (root / "killed" / "model").exists()
+    for copy in ("damaged", "other-world", "other-world-checkpoints"):
+        shutil.copytree(root / "killed", root / copy)
+    damage(root / "damaged" / "checkpoints")
+
+    start = {"data": str(pairs(root, tokenizer_folder)), "start": str(root / "reference")}
+    two = {
+        "reference": runs.job("reference"),
+        "micro": runs.job("micro", runtime={"micro_batch": 2}),
+        "zero2": runs.job("zero2", runtime={"micro_batch": 2, "zero_stage": 2}),
+        "zero3": runs.job(
+            "zero3",
+            runtime={"zero_stage": 3, "micro_batch": 46},
+            batch=6,
+            heldout_batches=99,
+            budget="2 steps",
+        ),
+        "undisturbed": runs.interrupted("undisturbed"),
+        "resumed": runs.interrupted("killed"),
+        "damaged": runs.interrupted("damaged"),
+        "all-skipped": runs.job("all-skipped", skip_loss_above=1.0, precision="bf16"),
+        "skip": runs.job("skip", do="skip_a_step"),
+        "skip-zero2": runs.job("skip-zero2", do="skip_a_step", runtime={"zero_stage": 2, "micro_batch": 2}),
+        "started": runs.job(
+            "started",
+            data={"objective": "instruction"},
+            inputs=start,
+            optim={"lr": 0.0},
+            runtime={"log_every": 3},
+        ),
+        "uneven": runs.job("uneven", batch=5),
+    }
+    one = {
+        "one": runs.job("one", runtime={"workers": 1}),
+        "other-world": runs.interrupted("other-world"),
+        "alone": runs.interrupted("alone"),
+        "other-world-checkpoints": runs.job("other-world-checkpoints", do="keep_checkpoints"),
+        "no-heldout": runs.job("no-heldout", data={"objective": "prefix", "length": 6001}),
+    }
+    gangs = Gang(root / "gang-two", 2, two), Gang(root / "gang-one", 1, one)
+    try:
+        runs.facts = gangs[0].results() | gangs[1].results()
+    finally:
+        for gang in gangs:
+            gang.kill()
+    return runs
+
+
+def damage(checkpoints: Path) -> None:
+    """The newest checkpoint loses its marker, the one before it half of a file."""
+    older, newest = [folder for folder in sorted(checkpoints.iterdir()) if (folder / MARKER).exists()][-2:]
+    (newest / MARKER).unlink()
+    shard = max(older.iterdir(), key=lambda file: file.stat().st_size)
+    os.truncate(shard, shard.stat().st_size // 2)

@@ -1,0 +1,120 @@
+"""One worker of a real process group, for the tests: `python gang.py RANK WORLD FOLDER`.
+
+FOLDER/jobs.json names what to do one after the other; rank 0 leaves FOLDER/results.json. The
+group is gloo's, as under Ray Train on CPUs; nothing of DeepSpeed or of the stage is replaced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from openba.artifacts import Build
+from openba.data.tokenizer import Tokenizer
+from openba.errors import UserError
+from openba.model.model import OpenBAModel
+from openba.recipes.runtime import PipelineRuntime
+from openba.recipes.train import TrainStep
+from openba.train import stage
+from openba.train.batches import TrainingBatches, training_samples
+from openba.train.checkpoint import Checkpoints
+from openba.train.engine import Engine
+
+
+def main() -> None:
+    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
+    # A file, not a port: none can be taken meanwhile.
+    dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
+    results: dict[str, Any] = {}
+    for name, job in json.loads((folder / "jobs.json").read_text()).items():
+        results[name] = globals()[job["do"]](build_of(job))
+        dist.barrier()
+        print(f"{name} done", flush=True)
+    if rank == 0:
+        (folder / "results.json").write_text(json.dumps(results))
+
+
+def build_of(job: dict[str, Any]) -> Build:
+    out = Path(job["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    recipe = TrainStep.model_validate(job["recipe"])
+    inputs = {key: Path(path) for key, path in job["inputs"].items()}
+    return Build(out, recipe, inputs, PipelineRuntime.model_validate(job["runtime"]))
+
+
+def run_stage(build: Build) -> dict[str, Any]:
+    """The stage as the pipeline runs it; its facts, or the line a user would read."""
+    try:
+        return stage.build(build)
+    except UserError as error:
+        return {"error": str(error)}
+
+
+def skip_a_step(build: Build) -> dict[str, Any]:
+    """Three steps, the second with a limit that only the last rank's loss is above; then two without it."""
+    with_skip, kept = _steps(
+        build, [(0, 1e4), (1, 0.1 if dist.get_rank() == dist.get_world_size() - 1 else 1e4), (2, 1e4)]
+    )
+    without, _ = _steps(build, [(0, 1e4), (2, 1e4)])
+    return {"applied": kept, "with_skip": with_skip, "without": without}
+
+
+def keep_checkpoints(build: Build) -> dict[str, Any]:
+    """Four checkpoints in a folder that holds those of another number of workers; two are to stay."""
+    engine, _ = _engine(build)
+    checkpoints = Checkpoints(build.out / "checkpoints", keep=2)
+    before = checkpoints.newest(engine.world)
+    for step in (2, 4, 6, 8):
+        checkpoints.save(engine, step)
+    newest = checkpoints.newest(engine.world)
+    assert newest is not None
+    return {
+        "before": before,
+        "newest": [newest[0], newest[1].name],
+        "of_two_workers": checkpoints.newest(2),
+        "folders": sorted(path.name for path in checkpoints.folder.iterdir()),
+    }
+
+
+def _engine(build: Build) -> tuple[Engine, TrainingBatches]:
+    train, tokenizer = build.recipe.train, Tokenizer.load(build.inputs["tokenizer"])
+    torch.manual_seed(train.seed)
+    model = OpenBAModel(build.recipe.model, build.recipe.model.padded_vocab(tokenizer.size), 66)
+    samples = training_samples(train, build.inputs["data"], "stage1", tokenizer)
+    engine = Engine(model, train, build.runtime.train, build.runtime.device)
+    return engine, TrainingBatches(samples, train, tokenizer.pad)
+
+
+def _steps(build: Build, steps: list[tuple[int, float]]) -> tuple[list[list[str]], list[bool]]:
+    """Per step: the digest of every rank's weights after it; and whether it was applied."""
+    engine, batches = _engine(build)
+    digests, applied = [_digests(engine)], []
+    for step, limit in steps:
+        done = False
+        for batch in batches.micro(step, engine.rank, engine.world, build.runtime.train.micro_batch):
+            engine.backward(batch, 200, limit)
+            done = engine.step(1e-3)
+        applied.append(done)
+        digests.append(_digests(engine))
+    return digests, applied
+
+
+def _digests(engine: Engine) -> list[str]:
+    own = hashlib.sha256(
+        b"".join(tensor.numpy().tobytes() for tensor in engine.weights().values())
+    ).hexdigest()
+    everyone: list[str] = [""] * engine.world
+    dist.all_gather_object(everyone, own)
+    return everyone
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,182 @@
+"""Batches: a function of seed and step, the same samples for any number of workers, each once an epoch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openba.data.mixture import TokenStream
+from openba.data.tokenizer import Tokenizer
+from openba.errors import UserError
+from openba.model.model import IGNORE
+from openba.recipes.train import OptimRecipe, TrainRecipe
+from openba.train.batches import (
+    Batch,
+    TrainingBatches,
+    collate,
+    heldout_batches,
+    heldout_groups,
+    training_samples,
+)
+
+UL2 = {
+    "objective": "ul2",
+    "length": 64,
+    "denoisers": [
+        {"mode": "R", "mean_span": 3, "ratio": 0.15},
+        {"mode": "S", "ratio": 0.25},
+        {"mode": "X", "mean_span": 8, "ratio": 0.5},
+    ],
+}
+PREFIX = {"objective": "prefix", "length": 64}
+
+
+def recipe(data: dict[str, Any], **fields: Any) -> TrainRecipe:
+    defaults = {
+        "encoder_length": 66,
+        "decoder_length": 66,
+        "batch": 8,
+        "budget": "10 steps",
+        "evaluate_every": 5,
+    }
+    return TrainRecipe(data=data, optim=OptimRecipe(lr=1e-3), **{**defaults, **fields})
+
+
+@pytest.fixture
+def make(mixture_folder: Path, tokenizer: Tokenizer):
+    """Batches of a recipe on a part of the mixture."""
+
+    def make(data: dict[str, Any], part: str = "stage1", **fields: Any) -> TrainingBatches:
+        train = recipe(data, **fields)
+        return TrainingBatches(training_samples(train, mixture_folder, part, tokenizer), train, tokenizer.pad)
+
+    return make
+
+
+def rows(batches: Iterable[Batch]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(encoder ids, labels) of every sample, without padding."""
+    return [
+        (tuple(ids[mask].tolist()), tuple(labels[labels != IGNORE].tolist()))
+        for batch in batches
+        for ids, mask, labels in zip(batch.encoder_ids, batch.mask, batch.labels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("step", [0, 1, 1000])
+@pytest.mark.parametrize("world", [1, 2, 4])
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_any_workers_and_micro_batches_see_the_same_samples(
+    make: Any, step: int, world: int, size: int
+) -> None:
+    whole = rows(make(UL2).micro(step, 0, 1, 8))
+    assert len(set(whole)) == 8
+    split = [list(make(UL2).micro(step, rank, world, size)) for rank in range(world)]
+    assert Counter(row for batches in split for row in rows(batches)) == Counter(whole)
+    assert all(len(batch.labels) <= size for batches in split for batch in batches)
+    assert {len(batches) for batches in split} == {-(-8 // (world * size))}
+
+
+def test_seed_and_step_choose_the_samples(make: Any) -> None:
+    first = rows(make(UL2).micro(3, 0, 1, 8))
+    assert rows(make(UL2).micro(3, 0, 1, 8)) == first
+    assert not set(first) & set(rows(make(UL2).micro(4, 0, 1, 8)))
+    assert set(first) != set(rows(make(UL2, seed=7).micro(3, 0, 1, 8)))
+
+
+def window(row: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[int, ...]:
+    """The tokens a prefix sample was made of."""
+    encoder, labels = row
+    return encoder[1:-2] + labels[1:-1]
+
+
+def test_an_epoch_sees_every_sample_once(make: Any, mixture_folder: Path) -> None:
+    batches, stream = make(PREFIX, "stage2", batch=7), TokenStream(mixture_folder, "stage2")
+    count = stream.count(64)
+    assert count % 7  # an epoch ends inside a batch
+    seen = [window(row) for step in range(2 * count // 7 + 1) for row in rows(batches.micro(step, 0, 1, 7))]
+    samples = [tuple(stream.sample(index, 64).tolist()) for index in range(count)]
+    first, second = seen[:count], seen[count : 2 * count]
+    assert Counter(first) == Counter(second) == Counter(samples)
+    assert len({tuple(order) for order in (samples, first, second)}) == 3
+    assert batches.epochs(2 * count) == 14.0
+
+
+def test_the_second_epoch_corrupts_anew(make: Any, mixture_folder: Path) -> None:
+    count = TokenStream(mixture_folder, "stage2").count(64)
+    batches = make(UL2, "stage2", batch=count)
+    first, second = (set(rows(batches.micro(epoch, 0, 1, count))) for epoch in (0, 1))
+    assert len(first) == count
+    assert len(first & second) < count / 2  # S masks the same end whenever it is drawn
+
+
+def test_stages_read_their_own_part(make: Any, mixture_folder: Path) -> None:
+    stage2 = TokenStream(mixture_folder, "stage2").tokens.tobytes()
+    for row in rows(make(PREFIX, "stage1").micro(0, 0, 1, 8)):
+        assert np.array(window(row), np.int32).tobytes() not in stage2
+    for row in rows(make(PREFIX, "stage2").micro(0, 0, 1, 8)):
+        assert np.array(window(row), np.int32).tobytes() in stage2
+
+
+sides = st.lists(st.integers(1, 5000), min_size=1, max_size=9).map(lambda ids: np.array(ids, np.int32))
+
+
+@given(pairs=st.lists(st.tuples(sides, sides), min_size=1, max_size=6))
+def test_collate_pads_and_shifts_right(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
+    batch = collate(pairs, pad=0)
+    assert rows([batch]) == [(tuple(source.tolist()), tuple(target.tolist())) for source, target in pairs]
+    assert (batch.encoder_ids[~batch.mask] == 0).all()
+    assert (batch.decoder_ids[:, 0] == 0).all()
+    assert torch.equal(
+        batch.decoder_ids[:, 1:], batch.labels[:, :-1].masked_fill(batch.labels[:, :-1] == IGNORE, 0)
+    )
+    assert (
+        batch.encoder_ids.shape == batch.mask.shape == (len(pairs), max(len(source) for source, _ in pairs))
+    )
+    assert (
+        batch.labels.shape == batch.decoder_ids.shape == (len(pairs), max(len(target) for _, target in pairs))
+    )
+    assert {t.dtype for t in (batch.encoder_ids, batch.decoder_ids, batch.labels)} == {torch.int64}
+    assert batch.targets == sum(len(target) for _, target in pairs)
+    assert batch.tokens == sum(len(source) + len(target) for source, target in pairs)
+
+
+def test_data_too_short_for_one_sample_is_refused(make: Any) -> None:
+    with pytest.raises(UserError, match="no sample is long enough; lower data.length"):
+        make({**PREFIX, "length": 20_001}, "stage2")
+
+
+@pytest.mark.parametrize(("data", "names"), [(UL2, ["R", "S", "X"]), (PREFIX, ["loss"])])
+def test_held_out_samples_are_the_same_for_any_workers(
+    mixture_folder: Path, tokenizer: Tokenizer, data: dict[str, Any], names: list[str]
+) -> None:
+    train = recipe(data, heldout_batches=2, batch=7)
+    groups = heldout_groups(train, mixture_folder, tokenizer)
+    assert list(groups) == names
+    for name, samples in groups.items():
+        whole = rows(heldout_batches(samples, train, 0, 1, 20, tokenizer.pad))
+        assert len(whole) == 14
+        for world, size in ((2, 3), (4, 2), (5, 1)):
+            split = [
+                list(heldout_batches(samples, train, r, world, size, tokenizer.pad)) for r in range(world)
+            ]
+            found = [row for batches in split for row in rows(batches) if row[1]]
+            assert Counter(found) == Counter(whole)
+            # As many forward passes on every worker: ZeRO-3 waits for all of them in each.
+            assert len({len(batches) for batches in split}) == 1
+        modes = {row[0][0] for row in whole}
+        assert modes == {tokenizer.mode("S" if name == "loss" else name)}
+
+
+def test_held_out_is_limited_by_what_there_is(mixture_folder: Path, tokenizer: Tokenizer) -> None:
+    train = recipe(PREFIX, heldout_batches=1000)
+    samples = heldout_groups(train, mixture_folder, tokenizer)["loss"]
+    whole = rows(heldout_batches(samples, train, 0, 1, 50, tokenizer.pad))
+    assert len(whole) == len(samples) == 6000 // 64

@@ -1,0 +1,97 @@
+"""DeepSpeed under one worker or two: the runtime changes nothing that is learnt, a bad step changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from openba.config import CONFIGS, load
+from openba.errors import UserError
+from openba.model.model import OpenBAModel
+from openba.recipes.model import ModelRecipe
+from openba.recipes.runtime import TrainRuntime
+from openba.recipes.train import OptimRecipe, TrainRecipe
+from openba.train.engine import accumulation_steps, deepspeed_config
+
+
+@pytest.mark.parametrize("run", ["micro", "zero2", "one"])
+def test_workers_micro_batches_and_zero_stage_change_nothing(runs: Any, run: str) -> None:
+    assert len(runs.losses("reference")) == 4
+    assert runs.losses(run) == pytest.approx(runs.losses("reference"), abs=1e-5)
+    expected, found = runs.weights("reference"), runs.weights(run)
+    assert expected.keys() == found.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-5, rtol=0)
+    norms = [[row["gradient_norm"] for row in runs.rows(name)] for name in ("reference", run)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    counts = [[(row["tokens"], row["targets"]) for row in runs.rows(name)] for name in ("reference", run)]
+    assert counts[0] == counts[1]
+
+
+def test_it_learns(runs: Any) -> None:
+    losses = runs.losses("reference")
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_a_step_one_worker_finds_bad_is_skipped_on_all(runs: Any) -> None:
+    for run in ("skip", "skip-zero2"):
+        facts = runs.facts[run]
+        assert facts["applied"] == [True, False, True]
+        assert all(len(set(ranks)) == 1 for ranks in facts["with_skip"])  # the ranks agree all the time
+        start, first, skipped, third = (ranks[0] for ranks in facts["with_skip"])
+        assert start != first
+        assert skipped == first
+        # As if the skipped batch had never been: no trace of it in gradients or moments.
+        assert third != skipped
+        assert third == facts["without"][2][0]
+
+
+def test_a_stage_whose_steps_are_all_skipped_keeps_its_weights(runs: Any) -> None:
+    rows = runs.rows("all-skipped")
+    assert [row["skipped"] for row in rows] == [True] * 4
+    assert all(8 < row["loss"] < 9 for row in rows)
+    assert runs.facts["all-skipped"]["skipped_steps"] == 4
+    torch.manual_seed(1234)
+    recipe = ModelRecipe.model_validate(runs.job("x")["recipe"]["model"])
+    initial = OpenBAModel(recipe, runs.facts["all-skipped"]["vocab"], 66).bfloat16().state_dict()
+    assert all(torch.equal(tensor, initial[name]) for name, tensor in runs.weights("all-skipped").items())
+    assert not any(row["skipped"] for row in runs.rows("reference"))
+
+
+def test_zero_three_runs_with_an_uneven_number_of_held_out_samples(runs: Any) -> None:
+    facts = runs.facts["zero3"]
+    assert (6000 // 64) % 2  # the second worker has one sample fewer
+    assert facts["heldout_loss"] < facts["heldout"][0]["loss"]
+    assert facts["parameters"] == runs.facts["reference"]["parameters"]
+    assert sum(tensor.numel() for tensor in runs.weights("zero3").values()) == facts["parameters"]
+
+
+def test_a_batch_the_workers_cannot_share_is_refused(runs: Any) -> None:
+    # They would wait for each other for ever.
+    assert "train.workers: 2 cannot share a batch of 5" in runs.facts["uneven"]["error"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "micro", "accumulation"), [("stage1", 4, 32), ("stage2", 16, 2), ("stage3", 5, 7)]
+)
+def test_the_batch_triangle_is_resolved(stage: str, micro: int, accumulation: int) -> None:
+    recipe = load(CONFIGS / "pretrain" / f"{stage}.yaml", TrainRecipe)
+    runtime = TrainRuntime(workers=32, micro_batch=micro, checkpoint_every=1)
+    config = deepspeed_config(recipe, runtime, 32)
+    assert accumulation_steps(recipe, runtime, 32) == config["gradient_accumulation_steps"] == accumulation
+    assert config["train_batch_size"] == 32 * micro * accumulation
+    assert config["bf16"] == {"enabled": True}
+    assert "auto" not in str(config)
+    with pytest.raises(UserError, match="cannot share"):
+        deepspeed_config(recipe, runtime, 33)
+
+
+def test_fp16_scales_as_the_release_did() -> None:
+    recipe = load(CONFIGS / "pretrain" / "stage1.yaml", TrainRecipe, ["precision=fp16"])
+    runtime = TrainRuntime(workers=1, micro_batch=1, checkpoint_every=1)
+    fp16 = deepspeed_config(recipe, runtime, 1)["fp16"]
+    assert (fp16["initial_scale_power"], fp16["loss_scale_window"], fp16["hysteresis"]) == (32, 1000, 2)
+    assert isinstance(recipe.optim, OptimRecipe)
+    assert deepspeed_config(recipe, runtime, 1)["gradient_clipping"] == 1.0

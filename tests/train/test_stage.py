@@ -1,0 +1,90 @@
+"""A stage from end to end: its files, its facts, where it starts from, what it refuses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from openba.accounting.flops import parameters, run_flops
+from openba.data.mixture import TokenStream
+from openba.data.tokenizer import Tokenizer
+from openba.model.files import load_model
+from openba.recipes.train import TrainStep
+from openba.train.batches import TrainingBatches, training_samples
+from openba.train.stage import _sum_energy
+
+
+def test_the_output_is_a_model_and_its_logs(runs: Any) -> None:
+    folder = runs.root / "reference"
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    model = {f"model/{name}" for name in ("config.json", "model.safetensors", "spiece.model")}
+    assert files == model | {"metrics.jsonl", "heldout.jsonl", "attempts.jsonl"}
+    loaded, tokenizer = load_model(folder / "model")
+    assert loaded.vocab == 4224  # 4,103 ids, padded to a multiple of 128
+    assert tokenizer.size == 4103
+    assert loaded.max_length == 66
+
+
+def test_facts_add_up(runs: Any) -> None:
+    facts, rows = runs.facts["reference"], runs.rows("reference")
+    step = TrainStep.model_validate(runs.job("x")["recipe"])
+    assert facts["parameters"] == sum(parameters(step.model, 4103).values())
+    assert facts["flops"] == run_flops(step, 4103)
+    assert facts["tokens"] == sum(row["tokens"] for row in rows)
+    assert facts["target_tokens"] == sum(row["targets"] for row in rows)
+    assert (facts["steps"], facts["workers"], facts["resumed"], facts["skipped_steps"]) == (4, 2, 0, 0)
+    assert facts["final_loss"] == rows[-1]["loss"]
+    assert facts["heldout_loss"] == facts["heldout"][-1]["loss"] < facts["heldout"][0]["loss"]
+    samples = TokenStream(Path(runs.inputs["data"]), "stage1").count(64)
+    assert facts["epochs"] == pytest.approx(4 * 8 / samples, abs=1e-3)
+    assert 0 < facts["training_seconds"] < 60
+    assert set(facts["energy_joules"]) == {"cpu", "gpu"}
+
+
+def test_held_out_loss_is_measured_before_between_and_after_by_mode(runs: Any) -> None:
+    assert [row["step"] for row in runs.rows("undisturbed", "heldout.jsonl")] == [0, 4, 8, 12, 16]
+    for row in runs.rows("reference", "heldout.jsonl"):
+        modes = [row[name] for name in "RSX"]
+        assert min(modes) < row["loss"] < max(modes)
+
+
+def test_the_first_loss_is_that_of_guessing(runs: Any) -> None:
+    uniform = float(torch.tensor(4224.0).log())
+    assert runs.losses("reference")[0] == pytest.approx(uniform, abs=0.1)
+
+
+def test_a_stage_starts_from_the_weights_it_is_given(runs: Any) -> None:
+    # At a rate of zero nothing moves: Stage III's form ends with Stage I's weights.
+    assert runs.weights("started").keys() == runs.weights("reference").keys()
+    for name, tensor in runs.weights("reference").items():
+        assert torch.equal(runs.weights("started")[name], tensor)
+    heldout = runs.facts["started"]["heldout"]
+    assert [set(row) for row in heldout] == [{"step", "loss"}] * 2
+    assert heldout[0]["loss"] == heldout[1]["loss"]
+
+
+def test_facts_count_steps_that_are_not_logged(runs: Any, tokenizer: Tokenizer) -> None:
+    rows, facts = runs.rows("started"), runs.facts["started"]
+    assert [row["step"] for row in rows] == [3, 4]
+    train = TrainStep.model_validate(runs.job("x", data={"objective": "instruction"})["recipe"]).train
+    samples = training_samples(train, runs.root / "pairs", "stage1", tokenizer)
+    batches = [
+        b for step in range(4) for b in TrainingBatches(samples, train, tokenizer.pad).micro(step, 0, 1, 8)
+    ]
+    assert facts["tokens"] == sum(batch.tokens for batch in batches)
+    assert facts["target_tokens"] == sum(batch.targets for batch in batches)
+    assert rows[-1]["totals"] == {"tokens": facts["tokens"], "targets": facts["target_tokens"], "skipped": 0}
+
+
+def test_no_held_out_sample_is_refused(runs: Any) -> None:
+    error = runs.facts["no-heldout"]["error"]
+    assert "held-out data: no sample to measure loss on" in error
+    assert "\n" not in error
+
+
+def test_energy_is_unknown_if_one_attempt_was_not_measured_to_its_end() -> None:
+    assert _sum_energy([{"cpu": 1.0, "gpu": None}, {"cpu": 2.0, "gpu": None}]) == {"cpu": 3.0, "gpu": None}
+    assert _sum_energy([None, {"cpu": 2.0, "gpu": 5.0}]) == {"cpu": None, "gpu": None}
