@@ -213,11 +213,7 @@ class Pipeline:
             self._evaluate(name, expert.benchmarks, expert.train, f"experts.{name}.benchmarks")
 
     def _evaluate(self, name: str, benchmarks: Any, lengths: TrainRecipe, config: str) -> None:
-        recipe = EvaluateStep(
-            benchmarks=benchmarks,
-            encoder_length=lengths.encoder_length,
-            decoder_length=lengths.decoder_length,
-        )
+        recipe = EvaluateStep(benchmarks=benchmarks, encoder_length=lengths.encoder_length)
         tasks = {
             f"task-{key}": self._task(key, b.task, f"{config}.{key}.task") for key, b in benchmarks.items()
         }

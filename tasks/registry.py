@@ -95,7 +95,10 @@ class Registry:
             )
         with suppress(MlflowException):  # it exists since an earlier version
             self.client.create_registered_model(model.register_as)
-        created = self.client.create_model_version(model.register_as, logged.model_uri)
+        # A server takes the source only together with the logged model that it names.
+        created = self.client.create_model_version(
+            model.register_as, logged.model_uri, model_id=logged.model_id
+        )
         version = str(created.version)
         tags = {
             FINGERPRINT: model.training.fingerprint,

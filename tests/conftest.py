@@ -1,4 +1,4 @@
-"""Shared by all tests: where the shipped configs and the optional shared data are, and a small real corpus."""
+"""Shared by all tests: where the configs and the optional shared data are, and a small real corpus."""
 
 from pathlib import Path
 

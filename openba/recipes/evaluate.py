@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import model_validator
+
 from openba.artifacts import Recipe
 from openba.recipes.data import TaskRecipe
 
@@ -31,13 +33,17 @@ class BenchmarkRecipe(Recipe):
     max_new_tokens: int = 64
     paper: PaperValue | None = None
 
+    @model_validator(mode="after")
+    def _choices(self) -> BenchmarkRecipe:
+        if self.method == "choice" and not self.task.choices:
+            raise ValueError("method 'choice' needs the task's choices; name them or use 'generate'")
+        return self
+
 
 class EvaluateStep(Recipe):
     """One model on several benchmarks."""
 
     benchmarks: dict[str, BenchmarkRecipe]
     encoder_length: int
-    decoder_length: int
     samples: int = 5
     """Generations kept per benchmark for the report."""
-    seed: int = 1234

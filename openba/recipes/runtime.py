@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from openba.artifacts import Runtime
 from openba.units import Bytes, Steps
 
@@ -48,7 +50,7 @@ class TrainRuntime(Runtime):
     zero_stage: Literal[1, 2, 3] = 1
     """Stage 0 is out: plain data parallelism in fp32 has no overflow path to skip a bad step with."""
     checkpoint_every: Steps
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = Field(default=2, ge=1)
     max_failures: int = 3
     """How often a died worker group is started again from the last checkpoint."""
     log_every: Steps = 1

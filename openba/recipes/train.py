@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openba.artifacts import Recipe
 from openba.recipes.model import ModelRecipe
@@ -20,6 +20,20 @@ class DenoiserRecipe(Recipe):
     ratio: float
     """Share of tokens masked."""
 
+    @model_validator(mode="after")
+    def _spans(self) -> DenoiserRecipe:
+        if (self.mode == "S") != (self.mean_span is None):
+            raise ValueError("R and X need mean_span, S has none")
+        return self
+
+    def longest(self, length: int, s_length: str) -> tuple[int, int]:
+        """Most encoder and target tokens of a sample, special tokens included (see `openba.data.denoise`)."""
+        masked = max(1, round(length * self.ratio))
+        if self.mean_span is None:
+            return length - (1 if s_length == "uniform" else masked) + 3, masked + 2
+        spans = max(1, round(masked / self.mean_span))
+        return length - masked + spans + 2, masked + spans + 1
+
 
 class UL2Recipe(Recipe):
     """Stage I: a mixture of denoisers, one per sample (paper section 3.3, Table 3)."""
@@ -32,6 +46,12 @@ class UL2Recipe(Recipe):
     s_length: Literal["fixed", "uniform"] = "fixed"
     """Masked tail of S: `fixed` at its ratio (paper), or uniform in 1..ratio (release)."""
 
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Most encoder and target tokens of a sample."""
+        sizes = [denoiser.longest(self.length, self.s_length) for denoiser in self.denoisers]
+        return max(encoder for encoder, _ in sizes), max(target for _, target in sizes)
+
 
 class PrefixRecipe(Recipe):
     """Stage II: S-denoising with one fixed ratio (paper: 50 %)."""
@@ -39,6 +59,12 @@ class PrefixRecipe(Recipe):
     objective: Literal["prefix"]
     length: int
     ratio: float = 0.5
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Encoder and target tokens of a sample."""
+        masked = max(1, round(self.length * self.ratio))
+        return self.length - masked + 3, masked + 2
 
 
 class InstructionRecipe(Recipe):
@@ -85,6 +111,20 @@ class TrainRecipe(Recipe):
     """Batches of held-out data measured before, during and after training."""
     evaluate_every: Steps
     seed: int = 1234
+
+    @model_validator(mode="after")
+    def _fits(self) -> TrainRecipe:
+        if self.budget.amount < 1:
+            raise ValueError("budget: nothing would be trained; give 1 step or more")
+        if not isinstance(self.data, InstructionRecipe):
+            encoder, target = self.data.longest
+            if encoder > self.encoder_length or target > self.decoder_length:
+                raise ValueError(
+                    f"data.length {self.data.length} makes samples of {encoder} encoder and {target} target "
+                    f"tokens; encoder_length {self.encoder_length} and decoder_length {self.decoder_length} "
+                    "must hold them"
+                )
+        return self
 
     @property
     def tokens_per_step(self) -> int:

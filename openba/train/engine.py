@@ -116,9 +116,9 @@ class Engine:
         return bool(self.engine.was_step_applied())
 
     def gradient_norm(self) -> float | None:
-        """Norm before clipping of the last step, None where DeepSpeed does not tell (ZeRO-0, fp32)."""
+        """Norm before clipping of the last step; None if it was not finite and the step was dropped."""
         norm = self.engine.get_global_grad_norm()
-        return None if norm is None else float(norm)
+        return float(norm) if norm is not None and math.isfinite(norm) else None
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, int]:

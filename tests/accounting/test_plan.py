@@ -13,7 +13,7 @@ STEP = TrainStep(
         d_model=4096, num_heads=40, kv_channels=128, ffn=16384, encoder_layers=12, decoder_layers=36
     ),
     train=TrainRecipe(
-        data=PrefixRecipe(objective="prefix", length=1140),
+        data=PrefixRecipe(objective="prefix", length=750),
         encoder_length=570,
         decoder_length=380,
         batch=4096,

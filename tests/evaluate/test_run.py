@@ -1,4 +1,4 @@
-"""Evaluation from end to end: a small model answers two real benchmarks, one by choice, one in its own words."""
+"""Evaluation from end to end: a small model answers two real benchmarks, by choice and in its own words."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def inputs(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 def evaluate(inputs: dict[str, Path], out: Path, **benchmarks: BenchmarkRecipe) -> dict[str, Any]:
     out.mkdir()
     chosen = benchmarks or {name: benchmark(name) for name in OVERRIDES}
-    recipe = EvaluateStep(benchmarks=chosen, encoder_length=96, decoder_length=24, samples=3)
+    recipe = EvaluateStep(benchmarks=chosen, encoder_length=96, samples=3)
     facts = run.build(Build(out, recipe, inputs))
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
     return facts["benchmarks"]

@@ -61,8 +61,10 @@ def own_corpus(tmp_path: Path, path: str) -> str:
     (tmp_path / "configs" / "source" / "mine.yaml").write_text(
         f"adapter: jsonl\npath: {path}\ntext_field: content\nlanguage: zh\nlicence: own\n"
     )
-    pipeline.write_text(f"extends: {CONFIGS}/pipeline/tiny\nname: mine\nsources: [mine, bbc-news, python-code]\n"
-                        f"experts: {{folder: {CONFIGS}/finetune}}\n")  # fmt: skip
+    pipeline.write_text(
+        f"extends: {CONFIGS}/pipeline/tiny\nname: mine\nsources: [mine, bbc-news, python-code]\n"
+        f"experts: {{folder: {CONFIGS}/finetune}}\n"
+    )
     return str(pipeline)
 
 

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +102,7 @@ def kill_a_worker(process: subprocess.Popen[str], home: Path) -> int:
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
+def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     folder = tmp_path_factory.mktemp("s")
     home, configs = folder / "home", folder / "configs"
     (configs / "pipeline" / "experts").mkdir(parents=True)
@@ -119,7 +118,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Story]:
     assert first.returncode == 0, first.stderr[-3000:] + first.stdout[-3000:]
     clock = time.monotonic()
     second = finish(start(home, str(pipeline)))
-    yield Story(home, pipeline, first, second, time.monotonic() - clock, killed)
+    return Story(home, pipeline, first, second, time.monotonic() - clock, killed)
 
 
 def test_every_step_is_built_once_and_then_cached(story: Story) -> None:

@@ -21,9 +21,10 @@ PROMPTS = [
     "def",
     "书的质量太差了！" * 4,
 ]
+# Wide initial weights: the answers of a random model then hang on all it has read.
 RECIPE = ModelRecipe(
     d_model=32, num_heads=2, kv_channels=16, ffn=64, ffn_multiple=16, encoder_layers=1, decoder_layers=3,
-    init_std=0.3, head_bias=True, tie_embeddings=False,  # wide: the answers of a random model then hang on all it has read
+    init_std=0.3, head_bias=True, tie_embeddings=False,
 )  # fmt: skip
 
 

@@ -39,7 +39,7 @@ def main() -> None:
         dist.barrier()
         print(f"{name} done", flush=True)
     if rank == 0:
-        (folder / "results.json").write_text(json.dumps(results))
+        (folder / "results.json").write_text(json.dumps(results, default=str))
 
 
 def build_of(job: dict[str, Any]) -> Build:
@@ -68,17 +68,15 @@ def skip_a_step(build: Build) -> dict[str, Any]:
 
 
 def keep_checkpoints(build: Build) -> dict[str, Any]:
-    """Four checkpoints in a folder that holds those of another number of workers; two are to stay."""
+    """Three checkpoints where later ones of another number of workers lie; two are to stay."""
     engine, _ = _engine(build)
     checkpoints = Checkpoints(build.out / "checkpoints", keep=2)
     before = checkpoints.newest(engine.world)
-    for step in (2, 4, 6, 8):
+    for step in (1, 2, 3):
         checkpoints.save(engine, step)
-    newest = checkpoints.newest(engine.world)
-    assert newest is not None
     return {
         "before": before,
-        "newest": [newest[0], newest[1].name],
+        "newest": [str(part) for part in checkpoints.newest(engine.world) or ()],
         "of_two_workers": checkpoints.newest(2),
         "folders": sorted(path.name for path in checkpoints.folder.iterdir()),
     }

@@ -149,7 +149,7 @@ def test_collate_pads_and_shifts_right(pairs: list[tuple[np.ndarray, np.ndarray]
 
 
 def test_data_too_short_for_one_sample_is_refused(make: Any) -> None:
-    with pytest.raises(UserError, match="no sample is long enough; lower data.length"):
+    with pytest.raises(UserError, match=r"no sample is long enough; lower data\.length"):
         make({**PREFIX, "length": 20_001}, "stage2")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,8 +26,8 @@ recipes = st.builds(
 def test_it_rises_then_never_rises_again(recipe: OptimRecipe) -> None:
     rates = [learning_rate(recipe, step, 200) for step in range(250)]
     up, down = rates[: recipe.warmup], rates[recipe.warmup :]
-    assert all(a < b for a, b in zip(up, up[1:], strict=False))
-    assert all(a >= b for a, b in zip(down, down[1:], strict=False))
+    assert all(a < b for a, b in pairwise(up))
+    assert all(a >= b for a, b in pairwise(down))
     assert down[0] == pytest.approx(recipe.lr)
     assert min(rates) > 0 or recipe.min_lr == 0
     end = recipe.lr if recipe.schedule == "constant" else recipe.min_lr
