@@ -80,6 +80,7 @@ class Service:
             for process in alive:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
+            psutil.wait_procs(alive, timeout=5)
             self.process.kill()
         self.process.wait()
 

@@ -64,8 +64,7 @@ def spans(
     The number of masked tokens and of spans is fixed by ratio and mean; which tokens is random.
     Kept and masked segments alternate, kept first, so a sample always ends masked (as the release).
     """
-    if denoiser.mean_span is None:
-        raise ValueError(f"denoiser {denoiser.mode} needs mean_span")
+    assert denoiser.mean_span is not None, "the recipe refuses it"
     length = len(tokens)
     masked = min(max(round(length * denoiser.ratio), 1), length - 1)
     count = min(max(round(masked / denoiser.mean_span), 1), masked, length - masked, 100)

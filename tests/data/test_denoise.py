@@ -142,7 +142,7 @@ def test_every_segmentation_is_as_likely(tokenizer: Tokenizer) -> None:
 
 
 def test_a_span_denoiser_without_a_span_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="denoiser R needs mean_span"):
+    with pytest.raises(ValueError, match="R and X need mean_span"):
         corrupt(DenoiserRecipe(mode="R", ratio=0.15), text(50), tokenizer)
 
 

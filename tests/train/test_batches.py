@@ -150,7 +150,7 @@ def test_collate_pads_and_shifts_right(pairs: list[tuple[np.ndarray, np.ndarray]
 
 def test_data_too_short_for_one_sample_is_refused(make: Any) -> None:
     with pytest.raises(UserError, match=r"no sample is long enough; lower data\.length"):
-        make({**PREFIX, "length": 20_001}, "stage2")
+        make({**PREFIX, "length": 20_001}, "stage2", encoder_length=11_000, decoder_length=11_000)
 
 
 @pytest.mark.parametrize(("data", "names"), [(UL2, ["R", "S", "X"]), (PREFIX, ["loss"])])
