@@ -27,6 +27,7 @@ from tasks import serve_model
 from tasks.tracking import FINGERPRINT, Tracking
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for 300 bytes
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a version
 CANDIDATE, CHAMPION = "candidate", "champion"
 _REQUIREMENTS = ["openba", "torch", "safetensors", "sentencepiece"]
 _SIGNATURE = ModelSignature(
