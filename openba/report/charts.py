@@ -13,15 +13,14 @@ from html import escape
 from io import StringIO
 from math import isfinite
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-if TYPE_CHECKING:
-    from openba.report.page import CurvePoint, FunnelRow, HeldoutPoint, Mixture, Training
+from openba.report.schema import CurvePoint, FunnelRow, HeldoutPoint, Mixture, Training
 
 T = TypeVar("T")
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from openba.report.charts import funnel_chart, heldout_chart, loss_chart
-from openba.report.page import Report, Training, render
+from openba.report.page import render
+from openba.report.schema import Report, Training
 
 SECTIONS = ["steps", "data", "tokenizer", "training", "experts", "scores", "cost", "generations", "registry"]
 ATTACK = "<script>alert('owned')</script><img src=http://evil.example/x onerror=alert(1)>"

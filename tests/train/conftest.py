@@ -218,7 +218,12 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
         "other-world": runs.interrupted("other-world"),
         "alone": runs.interrupted("alone"),
         "other-world-checkpoints": runs.job("other-world-checkpoints", do="keep_checkpoints"),
-        "no-heldout": runs.job("no-heldout", data={"objective": "prefix", "length": 6001}, encoder_length=3100, decoder_length=3100),
+        "no-heldout": runs.job(
+            "no-heldout",
+            data={"objective": "prefix", "length": 6001},
+            encoder_length=3100,
+            decoder_length=3100,
+        ),
     }
     gangs = Gang(root / "gang-two", 2, two), Gang(root / "gang-one", 1, one)
     try:

@@ -1,0 +1,169 @@
+"""The form of `report.json`: what the page shows, and what a program may read instead of it.
+
+Owns names and units only. Everything is optional: what is missing is shown as "not run", never as 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+
+class Git(TypedDict):
+    """The code that ran."""
+
+    commit: str
+    dirty: bool
+
+
+class StepState(TypedDict):
+    """One step of the pipeline."""
+
+    name: str
+    title: NotRequired[str]
+    fingerprint: str
+    state: Literal["built", "cached", "not run", "failed"]
+    seconds: NotRequired[float | None]
+    uri: NotRequired[str | None]
+
+
+class FunnelRow(TypedDict):
+    """What one cleaning stage did to one source; rows in the order of the stages."""
+
+    source: str
+    stage: str
+    documents_in: int
+    documents_out: int
+    bytes_in: int
+    bytes_out: int
+
+
+class Example(TypedDict):
+    """A text before and after a cleaning stage."""
+
+    before: str
+    after: str
+
+
+class Mixture(TypedDict, total=False):
+    """Languages of the corpus: shares of tokens asked for; by stage, tokens got and documents."""
+
+    shares_wanted: dict[str, float]
+    tokens: dict[str, dict[str, int]]
+    documents: dict[str, int]
+
+
+class TokenizerFacts(TypedDict, total=False):
+    """The tokenizer on the corpus, by language; the share is of tokens."""
+
+    vocab: int
+    characters_per_token: dict[str, float]
+    byte_or_unknown_share: dict[str, float]
+
+
+class CurvePoint(TypedDict):
+    """A logged training step; loss in nats per target token."""
+
+    step: int
+    loss: float
+    tokens_per_second: NotRequired[float | None]
+    lr: NotRequired[float]
+
+
+class HeldoutPoint(TypedDict):
+    """Held-out loss after so many steps, over all and by denoiser."""
+
+    step: int
+    loss: float
+    R: NotRequired[float]
+    S: NotRequired[float]
+    X: NotRequired[float]
+
+
+class Training(TypedDict):
+    """A training run; one with `baseline_heldout` is an expert's."""
+
+    step: str
+    title: str
+    parameters: NotRequired[int]
+    steps: NotRequired[int]
+    tokens: NotRequired[int]
+    curve: NotRequired[list[CurvePoint]]
+    heldout: NotRequired[list[HeldoutPoint]]
+    baseline_heldout: NotRequired[float | None]
+    """Loss of the Stage III model on this expert's held-out data."""
+    cost: NotRequired[dict[str, Any]]
+    """`openba.accounting.energy.Cost`."""
+    resumed: NotRequired[int]
+    """How often it went on from a checkpoint."""
+
+
+class PaperFigure(TypedDict):
+    """The paper's figure that stands nearest."""
+
+    value: float
+    where: str
+
+
+class Sample(TypedDict):
+    """One generation."""
+
+    input: str
+    target: str
+    output: str
+
+
+class Evaluation(TypedDict):
+    """One model on one benchmark; scores as they are to be printed."""
+
+    model: str
+    benchmark: str
+    language: str
+    method: str
+    n: int
+    scores: dict[str, float]
+    stderr: NotRequired[dict[str, float]]
+    signature: NotRequired[str]
+    paper: NotRequired[PaperFigure | None]
+    samples: NotRequired[list[Sample]]
+
+
+class Registered(TypedDict):
+    """One version in the model registry and why it has its aliases."""
+
+    name: str
+    version: str | int
+    alias: list[str]
+    uri: NotRequired[str]
+    decision: NotRequired[str]
+    reason: NotRequired[str]
+
+
+class NotRun(TypedDict):
+    """Something the page could show and does not, and why."""
+
+    what: str
+    why: str
+
+
+class Report(TypedDict, total=False):
+    """Everything the page shows. Any key may be missing."""
+
+    pipeline: str
+    banner: str
+    git: Git
+    hardware: str
+    started: float
+    """Unix time."""
+    seconds: float
+    peak_memory_bytes: int | None
+    links: dict[str, str]
+    """Label -> URL, path or command."""
+    steps: list[StepState]
+    funnel: list[FunnelRow]
+    cleaning_examples: dict[str, list[Example]]
+    mixture: Mixture
+    tokenizer: TokenizerFacts
+    training: list[Training]
+    evaluations: list[Evaluation]
+    registry: list[Registered]
+    not_run: list[NotRun]
