@@ -21,6 +21,8 @@ from mlflow.tracking import MlflowClient
 from openba.config import CONFIGS
 from openba.train.log import read_rows
 
+pytestmark = pytest.mark.timeout(900)  # the fixture alone takes 2.5 minutes on two quiet cores
+
 OPENBA = str(Path(sys.executable).with_name("openba"))
 PIPELINE = f"""
 extends: {CONFIGS}/pipeline/tiny
@@ -84,7 +86,7 @@ def start(home: Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
-    out, error = process.communicate(timeout=280)
+    out, error = process.communicate(timeout=600)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
