@@ -275,7 +275,9 @@ def materialize(step: Step, store: Store, runtime: Any = None, run: Runner = run
             record = _record(step, out, facts, started)
             store.publish(step, out, record)
         except OSError as error:
-            raise _disk_error(error, step, out) from error
+            if not step.kind.resumable:
+                shutil.rmtree(out, ignore_errors=True)
+            raise full_disk(error, out) or error from error
         return record
 
 
@@ -293,12 +295,11 @@ def _record(step: Step, out: Path, facts: dict[str, Any], started: float) -> dic
     }
 
 
-def _disk_error(error: OSError, step: Step, out: Path) -> Exception:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        if not step.kind.resumable:
-            shutil.rmtree(out, ignore_errors=True)
-        return UserError(f"{step.name}: no space left while writing {out}; free some or move OPENBA_HOME")
-    return error
+def full_disk(error: BaseException, folder: Path) -> UserError | None:
+    """The line for a user if the error says that no space is left below `folder`, else None."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{folder}: no space left while writing; free some or move OPENBA_HOME")
+    return None
 
 
 @contextmanager

@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from openba.artifacts import Build
+from openba.artifacts import Build, full_disk
 from openba.errors import UserError
 
 SPEC, FACTS, ERROR = "spec.json", "facts.json", "error.json"
@@ -29,8 +29,10 @@ def main() -> None:
             _run_gang(folder, spec)
         else:
             run_function(folder, spec)
-    except UserError as error:
-        _leave(folder / ERROR, {"message": str(error)})
+    except (UserError, OSError) as error:
+        if (told := _for_user(error, folder)) is None:
+            raise
+        _leave(folder / ERROR, {"message": str(told)})
         sys.exit(1)
 
 
@@ -81,13 +83,16 @@ def _worker(config: dict[str, str]) -> None:
     }
     try:
         run_function(folder, json.loads((folder / SPEC).read_text()))
-    except UserError as error:
-        _leave(folder / ERROR, {"message": str(error)})
-        raise
-    except Exception:
+    except Exception as error:
+        if (told := _for_user(error, folder)) is not None:
+            _leave(folder / ERROR, {"message": str(told)})
         # Kept beside the spec: Ray shows the group's failure, this says which rank failed and where.
         (folder / f"rank-{context.get_world_rank()}.traceback").write_text(traceback.format_exc())
         raise
+
+
+def _for_user(error: Exception, folder: Path) -> UserError | None:
+    return error if isinstance(error, UserError) else full_disk(error, folder.parent)
 
 
 def _model(reference: str) -> Any:

@@ -19,10 +19,13 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from openba.config import CONFIGS
 from openba.errors import UserError
 
 BATCH_ROWS = 1000
 
+_SMALL = 2**20
+"""Bytes up to which a file is identified by its contents."""
 _SUFFIXES = {"parquet": (".parquet",), "jsonl": (".jsonl", ".jsonl.gz"), "text": (".txt",)}
 
 Fields = dict[str, Any]
@@ -32,10 +35,14 @@ Fields = dict[str, Any]
 def find(path: str, adapter: str) -> list[tuple[str, Path]]:
     """(name relative to the folder or the glob's fixed part, file), sorted by name.
 
+    A relative path starts at the working directory; one into `configs/` also finds shipped files.
+
     Raises:
         UserError: nothing is there, or a file is empty.
     """
     root, suffixes = Path(path).expanduser(), _SUFFIXES[adapter]
+    if path.startswith("configs/") and not root.exists():  # a shipped file, from wherever the command is run
+        root = CONFIGS.parent / path
     if root.is_dir():
         found = below(root, suffixes)
     elif root.is_file():
@@ -63,11 +70,17 @@ def below(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[tuple[str, Pa
 
 
 def digest(files: list[tuple[str, Path]]) -> dict[str, Any]:
-    """Number of files and a digest of their names, sizes and times of change; contents are not read."""
+    """Number of files and a digest of names and contents, of sizes and times of change for large files.
+
+    Contents, so that a checkout elsewhere is the same source; not of large ones, as terabytes of
+    text are not read to plan a run.
+    """
     state = hashlib.sha256()
     for name, path in files:
         status = path.stat()
-        state.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        small = status.st_size <= _SMALL
+        stamp = hashlib.sha256(path.read_bytes()).hexdigest() if small else str(status.st_mtime_ns)
+        state.update(f"{name}\0{status.st_size}\0{stamp}\n".encode())
     return {"files": len(files), "digest": state.hexdigest()[:16]}
 
 

@@ -40,7 +40,7 @@ class FileSource(_Source):
 
     adapter: Literal["parquet", "jsonl", "text"]
     path: str
-    """A file, a folder or a glob; relative to the working directory."""
+    """A file, a folder or a glob; relative to the working directory (into `configs/`: or as shipped)."""
     text_field: str | None = "text"
     """Column or key that holds the document; none: records without one, such as conversations, for a
     task. Plain text: one document per file."""
