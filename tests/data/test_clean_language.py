@@ -56,8 +56,9 @@ def test_real_text_is_of_common_characters() -> None:
 
 
 @given(st.text(max_size=60))
-def test_no_text_makes_the_detector_raise(text: str) -> None:
-    rule(text)
+def test_any_text_is_kept_or_gone_by_a_rule_and_none_raises(text: str) -> None:
+    edits = language.find(text, ("zh", "en"))
+    assert [(edit.start, edit.end) for edit in edits] in ([], [(0, len(text))])
 
 
 def test_refused_characters_do_not_hide_the_language() -> None:
