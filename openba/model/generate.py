@@ -44,7 +44,7 @@ def _greedy(
     finished = torch.zeros(len(sources), dtype=torch.bool, device=ids.device)
     for _ in range(max_new_tokens):
         logits = model.logits(hidden[:, -1])[:, : tokenizer.size]
-        following = logits.argmax(-1).masked_fill(finished, tokenizer.pad)
+        following = logits.argmax(-1)
         written.append(following)
         finished |= following == tokenizer.eos
         if bool(finished.all()):
