@@ -11,10 +11,12 @@ from __future__ import annotations
 import io
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import sentencepiece as spm
 
@@ -28,6 +30,16 @@ MODES = ("R", "S", "X")
 WHITESPACE = ("\n", "\t", "\u2581" * 2, "\u2581" * 4, "\u2581" * 8)
 """Pieces of the trained model, so that code keeps its layout (paper section 6.2). A space is written
 as SentencePiece's U+2581: as a plain space such a piece is in the model, but never used."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of a column of texts; row i has `ids[offsets[i] : offsets[i + 1]]`."""
+
+    ids: np.ndarray
+    """int32 `[tokens]`, the rows one after another."""
+    offsets: np.ndarray
+    """int64 `[rows + 1]`, from 0 to the number of tokens."""
 
 
 class Tokenizer:
@@ -71,6 +83,27 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of many texts."""
         return self.pieces.encode(list(texts))
+
+    def encode_arrow(self, column: pa.Array | pa.ChunkedArray) -> Encoded:
+        """Ids of a string column; no special token is added or recognised, no Python object per token.
+
+        Raises:
+            UserError: a row is null.
+        """
+        if column.null_count:
+            row = pa.compute.index(column.is_null(), True).as_py()
+            raise UserError(f"row {row}: the text is null; drop the row or give it a text")
+        chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+        rows = [
+            ids
+            for chunk in chunks
+            for ids in self.pieces.encode(
+                chunk.cast(pa.large_binary()).to_pylist(), return_type="numpy", num_threads=1
+            )
+        ]
+        lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
+        flat = np.concatenate([np.empty(0, dtype=np.int32), *rows])
+        return Encoded(flat, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of the pieces; special and padding ids are left out."""
