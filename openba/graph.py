@@ -30,7 +30,7 @@ from openba.recipes.train import TrainRecipe, TrainStep
 
 SOURCE = Kind("openba.data.sources:build", "1")
 CORPUS = Kind("openba.data.clean.corpus:build", "1")
-TOKENIZER = Kind("openba.data.tokenizer:build", "1")
+TOKENIZER = Kind("openba.data.tokenizer_training:build", "1")
 MIXTURE = Kind("openba.data.mixture:build", "1")
 TASK = Kind("openba.data.tasks:build", "1")
 INSTRUCT = Kind("openba.data.instruct:build", "1")

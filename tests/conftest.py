@@ -6,7 +6,7 @@ import pytest
 
 from openba.artifacts import Build
 from openba.data import mixture, sources
-from openba.data import tokenizer as tokenizers
+from openba.data import tokenizer_training as tokenizers
 from openba.data.tokenizer import Tokenizer
 from openba.recipes.data import MixtureRecipe, PackageSource, SourceStep, TokenizerRecipe
 

@@ -124,7 +124,7 @@ def encode_input(tokenizer: Tokenizer, text: str, turns: Sequence[int], length: 
         turns: character offsets of the history's human turns in `text`; empty for other inputs.
         length: the most ids, special tokens included.
     """
-    return _wrap_source(tokenizer, _fitting(tokenizer, text, turns, length - 3)[: length - 3])
+    return tokenizer.pieces.prompt(_fitting(tokenizer, text, turns, length - 3)[: length - 3])
 
 
 def _fitting(tokenizer: Tokenizer, text: str, turns: Sequence[int], room: int) -> list[int]:
@@ -138,21 +138,17 @@ def _fitting(tokenizer: Tokenizer, text: str, turns: Sequence[int], room: int) -
     return without(bisect.bisect_left(range(last), True, key=lambda oldest: len(without(oldest)) <= room))
 
 
-def _wrap_source(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    return [tokenizer.mode("S"), *ids, tokenizer.sentinel(0), tokenizer.eos]
-
-
 def _tokenise(path: Path, name: str, recipe: InstructRecipe, tokenizer: Tokenizer) -> _Samples:
     samples = _Samples()
     for batch in pq.ParquetFile(path).iter_batches(_BATCH, columns=["id", "input", "turns", "target"]):
         rows = batch.to_pylist()
-        sources = tokenizer.encode_batch([row["input"] for row in rows])
-        targets = tokenizer.encode_batch([row["target"] for row in rows])
-        for row, source, target in zip(rows, sources, targets, strict=True):
+        sources, targets = tokenizer.encode_arrow(batch["input"]), tokenizer.encode_arrow(batch["target"])
+        for i, row in enumerate(rows):
+            source: Sequence[int] = sources.row(i).tolist()
             if row["turns"] and len(source) > recipe.encoder_length - 3:
                 source = _fitting(tokenizer, row["input"], row["turns"], recipe.encoder_length - 3)
-            wrapped = [tokenizer.sentinel(0), *target, tokenizer.eos]
-            samples.add(f"{name}/{row['id']}", _wrap_source(tokenizer, source), wrapped, recipe)
+            wrapped = [tokenizer.sentinel(0), *targets.row(i).tolist(), tokenizer.eos]
+            samples.add(f"{name}/{row['id']}", tokenizer.pieces.prompt(source), wrapped, recipe)
     return samples
 
 

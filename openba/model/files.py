@@ -15,9 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from openba.data.tokenizer import MODEL_FILE, Tokenizer
+from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.model import OpenBAModel
+from openba.model.pieces_openba import MODEL_FILE
 from openba.recipes.model import ModelRecipe
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -111,6 +111,9 @@ class TokenizerRecipe(Recipe):
     kind: Literal["file", "unigram"]
     path: str | None = None
     """`file`: the mT5 model, `mc4.250000.100extra`."""
+    whitespace_tokens: bool = False
+    """`file`: append tokens for newline, tab and runs of spaces and leave out the normalisation, so that
+    every text comes back byte for byte. Off: the ids are the release's."""
     vocab_size: int | None = None
     """`unigram`: number of pieces, byte pieces included, before the appended special tokens."""
     train_characters: int = 2_000_000
@@ -122,6 +125,8 @@ class TokenizerRecipe(Recipe):
         wanted = {"file": "path", "unigram": "vocab_size"}[self.kind]
         if getattr(self, wanted) is None:
             raise ValueError(f"kind {self.kind!r} needs {wanted!r}")
+        if self.kind == "unigram" and self.whitespace_tokens:
+            raise ValueError("'whitespace_tokens' is for kind 'file'; a trained model has such pieces anyway")
         return self
 
 

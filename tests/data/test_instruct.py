@@ -11,7 +11,7 @@ import pytest
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
-from openba.data import instruct, sources, tasks, tokenizer
+from openba.data import instruct, sources, tasks, tokenizer_training
 from openba.data.instruct import Pairs, encode_input
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
@@ -38,7 +38,7 @@ def inputs(tmp_path_factory):
         built[f"task-{name}"] = task
     (root / "tokenizer").mkdir()
     recipe = TokenizerRecipe(kind="unigram", vocab_size=4000, train_characters=400_000)
-    tokenizer.build(Build(root / "tokenizer", recipe, {"corpus": root / "corpus"}))
+    tokenizer_training.build(Build(root / "tokenizer", recipe, {"corpus": root / "corpus"}))
     return {**built, "tokenizer": root / "tokenizer"}
 
 

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from openba.data.tokenizer import MODEL_FILE, Tokenizer
+from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.files import WEIGHTS, load_model, load_weights, save_model
 from openba.model.model import OpenBAModel
+from openba.model.pieces_openba import MODEL_FILE
 from openba.recipes.model import ModelRecipe
 
 RECIPE = ModelRecipe(

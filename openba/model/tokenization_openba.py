@@ -1,0 +1,184 @@
+"""`OpenBATokenizer`: the same ids for transformers, with the prompt's wrapper and the chat template.
+
+Owns what transformers asks of a tokenizer. The ids are `pieces_openba`'s. An exported folder holds a copy
+of both files, so that `AutoTokenizer.from_pretrained(folder, trust_remote_code=True)` works without
+openba; hence no import of it. `openba.model.tokenizer_files` writes such a folder.
+
+Raw text never becomes a control token: `split_special_tokens` is on by default, and off is asking for it.
+"""
+
+from __future__ import annotations
+
+import bisect
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
+
+from .pieces_openba import CHAT_TEMPLATE, MODEL_FILE, PROMPT_END, PROMPT_START, Pieces
+
+_RAW = "\0"  # before a piece of text that is spelt like a control token
+
+
+class OpenBATokenizer(PreTrainedTokenizer):
+    """The mT5 SentencePiece file, or one trained here, as a transformers tokenizer.
+
+    `tokenizer(text)` appends `</s>`, as T5's does. `tokenizer(text, prompt=True)` gives what the encoder
+    reads, `<S> text <extra_id_0> </s>` (release), and cuts the text, not the wrapper, to `max_length`.
+    `apply_chat_template` gives the same for a conversation; no content can bring a control token in.
+    """
+
+    vocab_files_names = {"vocab_file": MODEL_FILE}
+    model_input_names = ["input_ids", "attention_mask"]
+    padding_side = "right"
+    _auto_class = "AutoTokenizer"
+
+    def __init__(self, vocab_file: str, whitespace_tokens: bool = False, **kwargs: Any) -> None:
+        """Read the model.
+
+        Args:
+            vocab_file: path of `spiece.model`.
+            whitespace_tokens: tokens for newline, tab and runs of spaces, and no normalisation.
+            **kwargs: transformers' own.
+
+        Raises:
+            OSError: the file is not there.
+            ValueError: it is not a SentencePiece model, or numbered unlike mT5's.
+        """
+        self.vocab_file = vocab_file
+        try:
+            self.pieces = Pieces(Path(vocab_file).read_bytes(), whitespace_tokens)
+        except ValueError as error:
+            raise ValueError(f"{vocab_file}: {error}; give the mT5 spiece.model or one of openba's") from None
+        self.whitespace_tokens = whitespace_tokens
+        control = self.pieces.control_tokens()
+        self._added_tokens_decoder = {i: AddedToken(name, special=True) for name, i in control.items()}
+        named = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        kwargs = {
+            **named,
+            "split_special_tokens": True,
+            "chat_template": CHAT_TEMPLATE,
+            "extra_special_tokens": [name for name in control if name not in named.values()],
+        } | kwargs
+        super().__init__(whitespace_tokens=whitespace_tokens, special_tokens_pattern="eos", **kwargs)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids in use, control and whitespace tokens included; the model pads its embedding beyond."""
+        return self.pieces.size
+
+    def get_vocab(self) -> dict[str, int]:
+        """Token -> id of everything."""
+        names = {i: token.content for i, token in self._added_tokens_decoder.items()}
+        return {names.get(i) or self._convert_id_to_token(i): i for i in range(self.vocab_size)} | {
+            name: i for i, name in names.items() if i >= self.vocab_size
+        }
+
+    def _update_total_vocab_size(self) -> None:
+        # transformers counts a dictionary of the whole vocabulary, 0.3 s for mT5's.
+        self.total_vocab_size = self.vocab_size + sum(
+            i >= self.vocab_size for i in self._added_tokens_decoder
+        )
+
+    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+        if new_tokens:
+            return super()._add_tokens(new_tokens, special_tokens)
+        self._update_trie()
+        self._update_total_vocab_size()
+        return 0
+
+    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
+        return [self._convert_id_to_token(i) for i in self.pieces.encode(text)]
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self.pieces.id(token.removeprefix(_RAW))
+
+    def _convert_id_to_token(self, index: int) -> str:
+        piece = self.pieces.piece(self.pieces.checked([index])[0])
+        return _RAW + piece if piece in self._added_tokens_encoder and self.pieces.is_text(index) else piece
+
+    def convert_tokens_to_string(self, tokens: list[str]) -> str:
+        """Text of tokens; control tokens stand as they are written."""
+        return self._decode(self.convert_tokens_to_ids(tokens))
+
+    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str:
+        ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
+        text = self.pieces.decode if skip_special_tokens else self.pieces.show
+        shown = ""
+        for beyond, run in groupby(ids, lambda i: i >= self.vocab_size and i in self._added_tokens_decoder):
+            # Tokens that the user added; no model of ours knows them.
+            added = [self._added_tokens_decoder[i] for i in run] if beyond else []
+            shown += "" if beyond else text(list(run))
+            shown += "".join(token.content for token in added if not (skip_special_tokens and token.special))
+        return shown
+
+    def _encode_plus(
+        self,
+        text: Any,
+        text_pair: Any = None,
+        add_special_tokens: bool = True,
+        prompt: bool = False,
+        rendered: bool = False,
+        **kwargs: Any,
+    ) -> BatchEncoding:
+        if not (prompt or rendered):
+            return super()._encode_plus(text, text_pair, add_special_tokens, **kwargs)
+        if text_pair is not None:
+            raise ValueError("a prompt is one text; join the pair before")
+        room = kwargs["max_length"] if kwargs["truncation_strategy"].value != "do_not_truncate" else None
+        split = kwargs.get("split_special_tokens", self.split_special_tokens)
+        texts = [text] if isinstance(text, str) else text
+        ids = [self._prompt(each, split and not rendered, rendered, room) for each in texts]
+        return super()._encode_plus(ids[0] if isinstance(text, str) else ids, None, False, **kwargs)
+
+    def _prompt(self, text: str, split: bool, rendered: bool, room: int | None) -> list[int]:
+        if rendered:
+            if not (text.startswith(PROMPT_START) and text.endswith(PROMPT_END)):
+                raise ValueError(f"a chat template starts with {PROMPT_START} and ends with {PROMPT_END}")
+            text, split = text[len(PROMPT_START) : -len(PROMPT_END)], True
+        ids = self.convert_tokens_to_ids(self.tokenize(text, split_special_tokens=split))
+        return self.pieces.prompt(ids if room is None else ids[: max(0, room - 3)])
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+        """The encoder's side of a conversation, which asks for the assistant's next answer.
+
+        As transformers', with two differences: contents are plain text whatever they hold, and truncation
+        drops the oldest turns, then the end of what is left.
+        """
+        kwargs["sanitize_control_tokens"] = False  # nothing in a content is read as a token anyway
+        kwargs["tokenizer_kwargs"] = {**(kwargs.get("tokenizer_kwargs") or {}), "rendered": True}
+        room = kwargs.get("max_length") if kwargs.get("truncation") else None
+        if room is not None and kwargs.get("tokenize", True):
+            template = kwargs.get("chat_template")
+            batched = bool(conversation) and not isinstance(conversation[0], Mapping)
+            conversation = (
+                [self._newest(each, room, template) for each in conversation]
+                if batched
+                else self._newest(conversation, room, template)
+            )
+        return super().apply_chat_template(conversation, **kwargs)
+
+    def _newest(
+        self, messages: Sequence[Mapping[str, Any]], room: int, template: str | None
+    ) -> list[Mapping[str, Any]]:
+        """The messages without as few of the oldest turns as `room` ids ask; maybe still too many."""
+        turns = [i for i, message in enumerate(messages) if message["role"] in ("user", "human")]
+
+        def without(oldest: int) -> list[Mapping[str, Any]]:
+            return [*messages[: turns[0]], *messages[turns[oldest] :]] if oldest else list(messages)
+
+        def fits(oldest: int) -> bool:
+            ids = self.apply_chat_template(without(oldest), chat_template=template, return_dict=False)
+            return len(ids) <= room
+
+        return without(bisect.bisect_left(range(max(len(turns) - 1, 0)), True, key=fits))
+
+    def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
+        """Copy the SentencePiece file into a folder."""
+        target = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}{MODEL_FILE}"
+        if target.resolve() != Path(self.vocab_file).resolve():
+            shutil.copyfile(self.vocab_file, target)
+        return (str(target),)

@@ -1,0 +1,36 @@
+"""A tokenizer's files in an exported folder, so that transformers loads it there without openba.
+
+Owns `spiece.model`, `tokenizer_config.json`, `chat_template.jinja` and the copies of the two modules that
+read them. Imports no transformers: training workers export models, and the import takes seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+from openba.data.tokenizer import CONFIG_FILE, SWITCH, Tokenizer
+from openba.model.pieces_openba import CHAT_TEMPLATE, MODEL_FILE
+
+MODULES = ("tokenization_openba.py", "pieces_openba.py")
+
+
+def write_tokenizer_files(folder: Path, tokenizer: Tokenizer) -> None:
+    """Write everything `AutoTokenizer.from_pretrained(folder, trust_remote_code=True)` needs.
+
+    Args:
+        folder: an existing folder; `Tokenizer.load(folder)` reads it too.
+        tokenizer: the tokenizer, whose own file is copied.
+    """
+    config = {
+        "tokenizer_class": "OpenBATokenizer",
+        "auto_map": {"AutoTokenizer": ["tokenization_openba.OpenBATokenizer", None]},
+        SWITCH: tokenizer.whitespace,
+    }
+    if tokenizer.path.resolve() != (folder / MODEL_FILE).resolve():
+        shutil.copyfile(tokenizer.path, folder / MODEL_FILE)
+    for name in MODULES:
+        shutil.copyfile(Path(__file__).with_name(name), folder / name)
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
