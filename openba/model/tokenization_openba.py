@@ -102,20 +102,25 @@ class OpenBATokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Text of tokens; control tokens stand as they are written."""
-        return self._decode(self.convert_tokens_to_ids(tokens))
+        ids: Any = self.convert_tokens_to_ids(tokens)
+        return self._decode(ids)
 
-    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any) -> str:
+    def _decode(  # type: ignore[override]  # cleaning up is asked for by no one here
+        self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any
+    ) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
         text = self.pieces.decode if skip_special_tokens else self.pieces.show
-        shown = ""
+        shown = []
+        # Tokens that the user added stand between runs of ids that the pieces know.
         for beyond, run in groupby(ids, lambda i: i >= self.vocab_size and i in self._added_tokens_decoder):
-            # Tokens that the user added; no model of ours knows them.
-            added = [self._added_tokens_decoder[i] for i in run] if beyond else []
-            shown += "" if beyond else text(list(run))
-            shown += "".join(token.content for token in added if not (skip_special_tokens and token.special))
-        return shown
+            if not beyond:
+                shown.append(text(list(run)))
+                continue
+            added = [self._added_tokens_decoder[i] for i in run]
+            shown += [token.content for token in added if not (skip_special_tokens and token.special)]
+        return "".join(shown)
 
-    def _encode_plus(
+    def _encode_plus(  # type: ignore[override]  # the other arguments are handed on as they come
         self,
         text: Any,
         text_pair: Any = None,
@@ -131,7 +136,7 @@ class OpenBATokenizer(PreTrainedTokenizer):
         room = kwargs["max_length"] if kwargs["truncation_strategy"].value != "do_not_truncate" else None
         split = kwargs.get("split_special_tokens", self.split_special_tokens)
         texts = [text] if isinstance(text, str) else text
-        ids = [self._prompt(each, split and not rendered, rendered, room) for each in texts]
+        ids: Any = [self._prompt(each, split, rendered, room) for each in texts]
         return super()._encode_plus(ids[0] if isinstance(text, str) else ids, None, False, **kwargs)
 
     def _prompt(self, text: str, split: bool, rendered: bool, room: int | None) -> list[int]:
@@ -139,10 +144,10 @@ class OpenBATokenizer(PreTrainedTokenizer):
             if not (text.startswith(PROMPT_START) and text.endswith(PROMPT_END)):
                 raise ValueError(f"a chat template starts with {PROMPT_START} and ends with {PROMPT_END}")
             text, split = text[len(PROMPT_START) : -len(PROMPT_END)], True
-        ids = self.convert_tokens_to_ids(self.tokenize(text, split_special_tokens=split))
+        ids: Any = self.convert_tokens_to_ids(self.tokenize(text, split_special_tokens=split))
         return self.pieces.prompt(ids if room is None else ids[: max(0, room - 3)])
 
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """The encoder's side of a conversation, which asks for the assistant's next answer.
 
         As transformers', with two differences: contents are plain text whatever they hold, and truncation
