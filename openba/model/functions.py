@@ -39,7 +39,7 @@ class _RMSNorm(torch.autograd.Function):
 
 def rms_norm(x: Tensor, weight: Tensor, epsilon: float) -> Tensor:
     """`x / sqrt(mean(x^2) + epsilon) * weight` over the last dimension, computed in fp32 at least."""
-    if x.dtype not in (torch.float32, torch.float64) or x.device.type != "cpu":
+    if not torch.is_grad_enabled() or x.device.type != "cpu" or x.dtype not in (torch.float32, torch.float64):
         return F.rms_norm(x, (x.shape[-1],), weight, epsilon)
     return _RMSNorm.apply(x.contiguous(), weight, epsilon)
 
@@ -65,7 +65,10 @@ class _SwiGLU(torch.autograd.Function):
 
 def swiglu(packed: Tensor) -> Tensor:
     """`silu(gate) * up` of `[..., gate | up]`, half as wide (paper section 3.2)."""
-    return _SwiGLU.apply(packed)
+    if torch.is_grad_enabled():
+        return _SwiGLU.apply(packed)
+    gate, up = packed.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
@@ -112,7 +115,11 @@ def split_rotate(packed: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tens
     Returns:
         Three tensors `[tokens, heads, kv]` in `packed`'s dtype.
     """
-    return _SplitRotate.apply(packed, cos, sin)
+    if torch.is_grad_enabled():
+        return _SplitRotate.apply(packed, cos, sin)
+    both = torch.empty_like(packed[..., :2, :])  # query and key in one go: generation counts calls
+    _turn(packed[..., :2, :], cos.unsqueeze(-2), sin.unsqueeze(-2), both)
+    return both[..., 0, :], both[..., 1, :], packed[..., 2, :]
 
 
 def rotary_table(length: int, width: int, theta: float, device: torch.device | None = None) -> Tensor:
