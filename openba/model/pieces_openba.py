@@ -26,14 +26,14 @@ as SentencePiece's U+2581: as a plain space such a piece is in the model, but ne
 
 CHAT_TEMPLATE = (
     "<S>{% for message in messages %}"
-    "{% if message['role'] == 'system' %}{{ message['content'] }} "
-    "{% elif message['role'] in ('user', 'human') %}Human: {{ message['content'] }} "
-    "{% elif message['role'] in ('assistant', 'gpt') %}Assistant: {{ message['content'] }} "
+    "{% if message['role'] == 'system' %}{{ message['content'] | trim }} "
+    "{% elif message['role'] in ('user', 'human') %}Human: {{ message['content'] | trim }} "
+    "{% elif message['role'] in ('assistant', 'gpt') %}Assistant: {{ message['content'] | trim }} "
     "{% else %}{{ raise_exception('role ' + message['role'] + ' is not one of system, user, assistant') }}"
     "{% endif %}{% endfor %}Assistant:<extra_id_0></s>"
 )
-"""The paper's form of a conversation (6.1), as `openba.data.tasks.history` writes it for training, in
-the wrapper of a prompt. It asks for the answer whether or not `add_generation_prompt` is set: an answer
+"""The paper's form of a conversation (6.1), as `openba.data.tasks` writes it for training (contents
+without white space around them), in the wrapper of a prompt. It asks for the answer whether or not `add_generation_prompt` is set: an answer
 is the decoder's, never the encoder's."""
 PROMPT_START, PROMPT_END = "<S>", "<extra_id_0></s>"
 
@@ -45,6 +45,7 @@ class Pieces:
     """A SentencePiece model with the appended blocks. `whitespace` switches the third block on."""
 
     pad, eos, unknown = 0, 1, 2
+    _appended = SENTINELS + len(MODES)
 
     def __init__(self, model: bytes, whitespace: bool = False) -> None:
         """Args: the bytes of a `.model` file; the switch.
@@ -58,7 +59,7 @@ class Pieces:
             raise ValueError(f"pad, </s> and <unk> are pieces {found}, not (0, 1, 2) as in mT5's")
         self.base = self.model.get_piece_size()
         self.whitespace = whitespace
-        self.size = self.base + SENTINELS + len(MODES) + (len(WHITESPACE) if whitespace else 0)
+        self.size = self.base + self._appended + (len(WHITESPACE) if whitespace else 0)
         if whitespace:
             if not all(self.model.is_byte(3 + byte) for byte in (0, 255)):
                 raise ValueError("whitespace tokens need byte pieces at 3..258, as in mT5's")
@@ -101,7 +102,7 @@ class Pieces:
         return [
             np.array(self.encode(text.decode()), dtype=np.int32)
             if sign in text
-            else np.where(ids >= self.base, ids + (SENTINELS + len(MODES)), ids)
+            else np.where(ids >= self.base, ids + self._appended, ids)
             for text, ids in zip(rows, encoded, strict=True)
         ]
 
@@ -115,14 +116,17 @@ class Pieces:
         Raises:
             ValueError: an id is not in 0..size - 1; the message names it and its place.
         """
-        return self.model.decode([self._to_model(i) for i in self.checked(ids) if self.is_text(i)])
+        plain = self.checked(ids)
+        above = plain >= self.base + self._appended
+        text = above | (plain > self.unknown) & (plain < self.base)
+        return self.model.decode((plain - above * self._appended)[text].tolist())
 
     def show(self, ids: Sequence[int]) -> str:
         """Text with the control tokens written out; same errors as `decode`."""
         names = {i: token for token, i in self.control_tokens().items()}
         shown: list[str] = []
         run: list[int] = []
-        for i in [*self.checked(ids), self.pad]:
+        for i in [*self.checked(ids).tolist(), self.pad]:
             if self.is_text(i):
                 run.append(i)
                 continue
@@ -133,17 +137,18 @@ class Pieces:
             run = []
         return "".join(shown[:-1])
 
-    def checked(self, ids: Sequence[int]) -> list[int]:
-        """The ids as Python integers, if each is in the vocabulary."""
-        plain = [int(i) for i in ids]
-        for place, i in enumerate(plain):
-            if not 0 <= i < self.size:
-                raise ValueError(f"id {i} at position {place} is not in 0..{self.size - 1}")
+    def checked(self, ids: Sequence[int]) -> np.ndarray:
+        """The ids as int64, if each is in the vocabulary; else the error of `decode`."""
+        plain = np.asarray(ids, dtype=np.int64).reshape(-1)
+        outside = np.flatnonzero((plain < 0) | (plain >= self.size))
+        if len(outside):
+            at = int(outside[0])
+            raise ValueError(f"id {plain[at]} at position {at} is not in 0..{self.size - 1}")
         return plain
 
     def is_text(self, i: int) -> bool:
         """Whether the id stands for text: a piece of the model or a whitespace token."""
-        return self.unknown < i < self.base or i >= self.base + SENTINELS + len(MODES)
+        return self.unknown < i < self.base or i >= self.base + self._appended
 
     def piece(self, i: int) -> str:
         """The piece of an id that `is_text`, as SentencePiece writes it."""
@@ -154,10 +159,10 @@ class Pieces:
         return self._from_model(self.model.piece_to_id(piece))
 
     def _from_model(self, i: int) -> int:
-        return i if i < self.base else i + SENTINELS + len(MODES)
+        return i if i < self.base else i + self._appended
 
     def _to_model(self, i: int) -> int:
-        return i if i < self.base else i - SENTINELS - len(MODES)
+        return i if i < self.base else i - self._appended
 
 
 def parse(text: str, tokens: dict[str, int]) -> list[str | int]:

@@ -97,7 +97,7 @@ class OpenBATokenizer(PreTrainedTokenizer):
         return self.pieces.id(token.removeprefix(_RAW))
 
     def _convert_id_to_token(self, index: int) -> str:
-        piece = self.pieces.piece(self.pieces.checked([index])[0])
+        piece = self.pieces.piece(int(self.pieces.checked([index])[0]))
         return _RAW + piece if piece in self._added_tokens_encoder and self.pieces.is_text(index) else piece
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
