@@ -33,8 +33,8 @@ CHAT_TEMPLATE = (
     "{% endif %}{% endfor %}Assistant:<extra_id_0></s>"
 )
 """The paper's form of a conversation (6.1), as `openba.data.tasks` writes it for training (contents
-without white space around them), in the wrapper of a prompt. It asks for the answer whether or not `add_generation_prompt` is set: an answer
-is the decoder's, never the encoder's."""
+without white space around them), in the wrapper of a prompt. It asks for the answer whether or not
+`add_generation_prompt` is set: an answer is the decoder's, never the encoder's."""
 PROMPT_START, PROMPT_END = "<S>", "<extra_id_0></s>"
 
 _SPACE_SIGN = "\u2581"
@@ -110,7 +110,7 @@ class Pieces:
         """Encoder ids of an instruction, `<S> ids <extra_id_0> </s>`, as in the release."""
         return [self.mode("S"), *ids, self.sentinel(0), self.eos]
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text of the pieces; control tokens are left out.
 
         Raises:
@@ -121,7 +121,7 @@ class Pieces:
         text = above | (plain > self.unknown) & (plain < self.base)
         return self.model.decode((plain - above * self._appended)[text].tolist())
 
-    def show(self, ids: Sequence[int]) -> str:
+    def show(self, ids: Sequence[int] | np.ndarray) -> str:
         """Text with the control tokens written out; same errors as `decode`."""
         names = {i: token for token, i in self.control_tokens().items()}
         shown: list[str] = []
@@ -137,7 +137,7 @@ class Pieces:
             run = []
         return "".join(shown[:-1])
 
-    def checked(self, ids: Sequence[int]) -> np.ndarray:
+    def checked(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """The ids as int64, if each is in the vocabulary; else the error of `decode`."""
         plain = np.asarray(ids, dtype=np.int64).reshape(-1)
         outside = np.flatnonzero((plain < 0) | (plain >= self.size))
