@@ -1,3 +1,17 @@
-"""openba: the plain library of the product. It imports neither Prefect, MLflow nor Ray."""
+"""The library: data, models, training, evaluation, accounting. Imports no prefect, mlflow or ray.
 
-__version__ = "0.1.0"
+`from openba import OpenBAForConditionalGeneration` (or `OpenBAConfig`, `OpenBATokenizer`) loads transformers and
+registers the three with its Auto classes; nothing else here imports transformers.
+"""
+
+from typing import Any
+
+AT_HOME_IN_TRANSFORMERS = ("OpenBAConfig", "OpenBAForConditionalGeneration", "OpenBATokenizer")
+
+
+def __getattr__(name: str) -> Any:
+    if name in AT_HOME_IN_TRANSFORMERS:
+        from openba.model import auto
+
+        return getattr(auto, name)
+    raise AttributeError(f"module 'openba' has no attribute {name!r}")

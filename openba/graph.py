@@ -34,8 +34,8 @@ TOKENIZER = Kind("openba.data.tokenizer_training:build", "1")
 MIXTURE = Kind("openba.data.mixture:build", "1")
 TASK = Kind("openba.data.tasks:build", "1")
 INSTRUCT = Kind("openba.data.instruct:build", "1")
-TRAIN = Kind("openba.train.stage:build", "1", place="gang", resumable=True)
-EVALUATE = Kind("openba.evaluate.run:build", "1", place="job")
+TRAIN = Kind("openba.train.stage:build", "2", place="gang", resumable=True)
+EVALUATE = Kind("openba.evaluate.run:build", "2", place="job")
 
 
 @dataclass(frozen=True)

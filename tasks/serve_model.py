@@ -33,7 +33,7 @@ class OpenBA(PythonModel):
         from openba.data.instruct import encode_input
         from openba.model.generate import generate
 
-        limit = self.model.max_length
+        limit = self.model.architecture.max_seq_length
         sources = [encode_input(self.tokenizer, prompt, (), limit) for prompt in model_input]
         return generate(self.model, self.tokenizer, sources, (params or {}).get("max_new_tokens", 64))
 

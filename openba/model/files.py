@@ -1,57 +1,216 @@
-"""A model on disk: `config.json`, `model.safetensors` and the tokenizer file, in one folder.
+"""A model on disk: one folder in transformers' layout, with the code that reads it.
 
-Owns the exported form that stages hand to each other and that the registry points to. Loading
-never unpickles: weights are safetensors, everything else is JSON.
+Owns the exported form that stages hand to each other and that the registry points to: `config.json`,
+`generation_config.json`, safetensors (in shards above 5 GB), the tokenizer's files, and the modules that
+`trust_remote_code` loads. Released checkpoints have the same layout, so they load here too. Loading never
+unpickles, and needs no transformers, whose import takes seconds.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
+from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
+from openba.model.architecture import Architecture
 from openba.model.model import OpenBAModel
-from openba.model.pieces_openba import MODEL_FILE
-from openba.recipes.model import ModelRecipe
+from openba.model.tokenizer_files import write_tokenizer_files
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+SHARD = "5GB"
+RELEASED_SHARD = "10GB"
+ENTRY_MODULES = ("configuration_openba.py", "modeling_openba.py")
+IGNORED = re.compile(r"(encoder|decoder)\.embed_tokens\.weight")
+"""Copies of the embedding that the released class, though not the release, puts into its state dict."""
 
 
-def save_model(folder: Path, weights: dict[str, Tensor], model: OpenBAModel, tokenizer: Path) -> None:
-    """Write weights (any dtype), shape and tokenizer. `tokenizer` is a tokenizer step's directory."""
+def save_model(
+    folder: Path, weights: dict[str, Tensor], architecture: Architecture, tokenizer: Tokenizer
+) -> None:
+    """Write a model that this package, and transformers without it, can load.
+
+    Args:
+        folder: made if it is not there.
+        weights: of any dtype, named as `OpenBAModel.state_dict()`.
+        architecture: their shape.
+        tokenizer: its files go into the folder as well.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"model": model.recipe.model_dump(), "vocab": model.vocab, "max_length": model.max_length}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2))
-    save_file({name: tensor.contiguous().cpu() for name, tensor in weights.items()}, folder / WEIGHTS)
-    shutil.copyfile(tokenizer / MODEL_FILE, folder / MODEL_FILE)
+    dtype = weights["shared_embedding.weight"].dtype
+    special = {
+        "pad_token_id": tokenizer.pad,
+        "eos_token_id": tokenizer.eos,
+        "decoder_start_token_id": tokenizer.pad,
+    }
+    config = {name: getattr(architecture, name) for name in Architecture.names()} | special
+    config |= {
+        "model_type": "openba",
+        "architectures": ["OpenBAForConditionalGeneration"],
+        "auto_map": {
+            "AutoConfig": "configuration_openba.OpenBAConfig",
+            "AutoModelForSeq2SeqLM": "modeling_openba.OpenBAForConditionalGeneration",
+        },
+        "dtype": str(dtype).removeprefix("torch."),
+        "is_encoder_decoder": True,
+        "bos_token_id": tokenizer.pad,
+        "use_cache": True,
+    }
+    _write_json(folder / CONFIG, config)
+    # Every answer begins with <extra_id_0>, as `openba.model.generate` begins it (release).
+    _write_json(folder / "generation_config.json", special | {"forced_bos_token_id": tokenizer.sentinel(0)})
+    write_weights(folder, weights, SHARD)
+    write_tokenizer_files(folder, tokenizer)
+    for name in code_files():
+        shutil.copyfile(Path(__file__).with_name(name), folder / name)
+
+
+def write_released(folder: Path, weights: dict[str, Tensor], architecture: Architecture) -> None:
+    """Write weights and config in the released form: fp16, an own copy of the head, the released keys only.
+
+    Raises:
+        UserError: the model has what the released form cannot say (RMSNorm, sandwich norm, another FFN rule).
+    """
+    released = Architecture(vocab_size=1, hidden_size=1, kv_channels=2, num_heads=1, ffn_hidden_size=1,
+                            num_layers=1, num_decoder_layers=1)  # fmt: skip
+    extra = ("norm", "sandwich_norm", "ffn_multiple", "rope_theta", "layer_norm_epsilon")
+    for name in extra:
+        if getattr(architecture, name) != getattr(released, name):
+            raise UserError(
+                f"{folder}: {name} is {getattr(architecture, name)!r}; the released form knows "
+                f"{getattr(released, name)!r} only, so export this model in its own form"
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    keys = {name: getattr(architecture, name) for name in Architecture.names() if name not in extra}
+    del keys["initializer_range"]
+    keys |= {
+        "tie_word_embeddings": False,
+        "add_ffn_bias": False,
+        "model_type": "openba",
+        "is_encoder_decoder": True,
+    }
+    keys |= {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "dtype": "float16"}
+    _write_json(folder / CONFIG, keys)
+    own = {name: tensor.half() for name, tensor in weights.items()}
+    own["lm_head.weight"] = own.get("lm_head.weight", own["shared_embedding.weight"]).clone()
+    write_weights(folder, own, RELEASED_SHARD)
+
+
+def write_weights(folder: Path, weights: dict[str, Tensor], shard: str) -> None:
+    """`model.safetensors`, or shards of at most `shard` with their index."""
+    whole = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
+    split = split_torch_state_dict_into_shards(whole, max_shard_size=shard)
+    for name, keys in split.filename_to_tensors.items():
+        save_file({key: whole[key] for key in keys}, folder / name, metadata={"format": "pt"})
+    if split.is_sharded:
+        size = sum(tensor.numel() * tensor.element_size() for tensor in whole.values())
+        _write_json(
+            folder / INDEX, {"metadata": {"total_size": size}, "weight_map": split.tensor_to_filename}
+        )
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of an exported model.
+    """The tensors of a model's folder, from one file or from all shards of its index.
 
     Raises:
-        UserError: the file is missing or damaged.
+        UserError: a file is missing or damaged, or a shard lacks a tensor that the index names.
     """
+    index = folder / INDEX
+    if not index.exists():
+        return _read(folder / WEIGHTS)
+    places: dict[str, str] = _read_json(index)["weight_map"]
+    weights: dict[str, Tensor] = {}
+    for name in sorted(set(places.values())):
+        weights |= _read(folder / name)
+    if lost := sorted(set(places) - set(weights)):
+        raise UserError(f"{folder / places[lost[0]]}: tensor {lost[0]} is not in it; fetch the shard again")
+    return weights
+
+
+def load_architecture(folder: Path) -> Architecture:
+    """The shape of a model's folder; keys that a released config lacks have the release's values.
+
+    Raises:
+        UserError: no readable config, or a value that no model can have.
+    """
+    config = _read_json(folder / CONFIG)
     try:
-        return load_file(folder / WEIGHTS)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"{folder / WEIGHTS}: not readable ({error}); rebuild the step that wrote it"
-        ) from None
+        return Architecture(**{name: config[name] for name in Architecture.names() if name in config})
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from None
+
+
+def restore(model: OpenBAModel, weights: dict[str, Tensor], where: Path, assign: bool = False) -> None:
+    """Put weights into a model, all of them and no others.
+
+    Raises:
+        UserError: a tensor is missing, unexpected or of another shape; the message names it.
+    """
+    state, weights = model.state_dict(), {k: v for k, v in weights.items() if not IGNORED.fullmatch(k)}
+    problem = next((f"tensor {name} is missing" for name in state if name not in weights), None)
+    problem = problem or next((f"tensor {name} is unexpected" for name in weights if name not in state), None)
+    shapes = ((name, list(weights.get(name, state[name]).shape), list(state[name].shape)) for name in state)
+    problem = problem or next(
+        (f"tensor {name} has shape {a}, not {b}" for name, a, b in shapes if a != b), None
+    )
+    if problem:
+        raise UserError(f"{where}: {problem}; weights and config do not belong together")
+    model.load_state_dict(weights, strict=True, assign=assign)
 
 
 def load_model(folder: Path) -> tuple[OpenBAModel, Tokenizer]:
-    """An exported model in evaluation mode, in the dtype of its weights, and its tokenizer."""
-    config = json.loads((folder / CONFIG).read_text())
+    """A model in evaluation mode, in the dtype of its weights, and its tokenizer.
+
+    Raises:
+        UserError: see the functions above; or the tokenizer has more ids than the embedding has rows.
+    """
     with torch.device("meta"):
-        model = OpenBAModel(ModelRecipe(**config["model"]), config["vocab"], config["max_length"])
-    weights = load_weights(folder)
-    model.load_state_dict(weights, strict=True, assign=True)
-    return model.eval(), Tokenizer.load(folder)
+        model = OpenBAModel(load_architecture(folder))
+    restore(model, load_weights(folder), folder, assign=True)
+    tokenizer = Tokenizer.load(folder)
+    if tokenizer.size > model.architecture.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.size} ids, the embedding "
+            f"{model.architecture.vocab_size} rows; they do not belong together"
+        )
+    return model.eval(), tokenizer
+
+
+def code_files() -> list[str]:
+    """Modules that an exported folder carries: the two entries and all that they import from beside them."""
+    found = list(ENTRY_MODULES)
+    for name in found:  # grows while it is read
+        text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+        names = (f"{module}.py" for module in re.findall(r"^from \.(\w+) import", text, re.MULTILINE))
+        found += [other for other in names if other not in found]
+    return sorted(set(found))
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: not readable ({error}); rebuild the step that wrote it") from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({error}); rebuild the step that wrote it") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not a JSON object; rebuild the step that wrote it")
+    return content
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

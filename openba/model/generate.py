@@ -1,82 +1,134 @@
-"""Decoding: greedy generation with a cache and likelihood of given continuations.
+"""Answers and scores for prompts: greedy generation, streaming, likelihoods of given continuations.
 
-Owns the loops over positions and how an answer begins: the decoder starts from pad and
-`<extra_id_0>`, as in the release. How a prompt is wrapped (`<S> text <extra_id_0> </s>`) is
-`openba.data.instruct`'s, the arithmetic `model.py`'s.
+Owns how an answer begins (the decoder starts from pad and `<extra_id_0>`, as in the release), batches, and
+text. How a prompt is wrapped (`<S> text <extra_id_0> </s>`) is `openba.data.instruct`'s, the loop
+`decoding.py`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from openba.data.tokenizer import Tokenizer
-from openba.model.model import IGNORE, OpenBAModel
+from openba.model.decoding import Session, Written, greedy, pad
+from openba.model.seq2seq import Seq2Seq
 
 BATCH = 16
 """Prompts decoded together."""
 
 
-@torch.inference_mode()
 def generate(
-    model: OpenBAModel, tokenizer: Tokenizer, sources: Sequence[list[int]], max_new_tokens: int
+    model: Seq2Seq, tokenizer: Tokenizer, sources: Sequence[list[int]], max_new_tokens: int
 ) -> list[str]:
-    """Greedy answers, one per source; `sources` are wrapped encoder ids."""
-    answers: list[str] = []
-    for start in range(0, len(sources), BATCH):
-        written = _greedy(model, tokenizer, list(sources[start : start + BATCH]), max_new_tokens)
-        answers += [tokenizer.decode(ids) for ids in written]
+    """Greedy answers, one per source; `sources` are wrapped encoder ids.
+
+    Raises:
+        UserError: see `Session`.
+    """
+    # Sources of like lengths together: less padding in cross-attention.
+    order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
+    answers = [""] * len(sources)
+    for begin in range(0, len(order), BATCH):
+        chosen = order[begin : begin + BATCH]
+        written: list[list[int]] = [[] for _ in chosen]
+        for step in _greedy(model, tokenizer, [sources[i] for i in chosen], max_new_tokens):
+            for row, token in zip(step.rows, step.tokens, strict=True):
+                written[row].append(token)
+        for i, ids in zip(chosen, written, strict=True):
+            answers[i] = tokenizer.decode(ids)
     return answers
 
 
+def stream(model: Seq2Seq, tokenizer: Tokenizer, source: list[int], max_new_tokens: int) -> Iterator[str]:
+    """One greedy answer in pieces, as they are written; together they are what `generate` gives."""
+    written: list[int] = []
+    told = 0
+    for step in _greedy(model, tokenizer, [source], max_new_tokens):
+        written += step.tokens
+        text = tokenizer.decode(written)
+        # A character of several byte pieces is replacement characters until its last byte is there.
+        if not text.endswith("\ufffd") and len(text) > told:
+            yield text[told:]
+            told = len(text)
+    if rest := tokenizer.decode(written)[told:]:
+        yield rest
+
+
 def _greedy(
-    model: OpenBAModel, tokenizer: Tokenizer, sources: list[list[int]], max_new_tokens: int
-) -> list[list[int]]:
-    ids, mask = _pad(sources, tokenizer.pad, model)
-    memory = model.memory(model.encode(ids, mask))
-    decoder = torch.tensor([[tokenizer.pad, tokenizer.sentinel(0)]], device=ids.device).repeat(
-        len(sources), 1
-    )
-    hidden, past = model.decode(decoder, memory, mask)
-    written: list[Tensor] = []
-    finished = torch.zeros(len(sources), dtype=torch.bool, device=ids.device)
-    for _ in range(max_new_tokens):
-        logits = model.logits(hidden[:, -1])[:, : tokenizer.size]
-        following = logits.argmax(-1)
-        written.append(following)
-        finished |= following == tokenizer.eos
-        if bool(finished.all()):
-            break
-        hidden, past = model.decode(following[:, None], memory, mask, past)
-    rows = torch.stack(written, 1).tolist()
-    return [row[: row.index(tokenizer.eos)] if tokenizer.eos in row else row for row in rows]
+    model: Seq2Seq, tokenizer: Tokenizer, sources: list[list[int]], max_new_tokens: int
+) -> Iterator[Written]:
+    return greedy(model, sources, start_tokens(tokenizer), tokenizer.eos, tokenizer.size, max_new_tokens)
+
+
+def start_tokens(tokenizer: Tokenizer) -> list[int]:
+    """What every answer starts from: pad and `<extra_id_0>` (release)."""
+    return [tokenizer.pad, tokenizer.sentinel(0)]
 
 
 @torch.inference_mode()
 def choice_losses(
-    model: OpenBAModel, tokenizer: Tokenizer, source: list[int], choices: Sequence[str]
+    model: Seq2Seq, tokenizer: Tokenizer, source: list[int], choices: Sequence[str]
 ) -> list[float]:
-    """Mean cross entropy of each continuation (lower: likelier); the source is encoded once."""
-    ids, mask = _pad([source], tokenizer.pad, model)
-    targets = [[tokenizer.sentinel(0), *tokenizer.encode(choice), tokenizer.eos] for choice in choices]
-    labels, labelled = _pad(targets, tokenizer.pad, model)
-    labels = labels.masked_fill(~labelled, IGNORE)
-    decoder = torch.cat([torch.full_like(labels[:, :1], tokenizer.pad), labels[:, :-1].clamp(min=0)], 1)
-    memory = [(k.expand(len(choices), -1, -1, -1), v.expand(len(choices), -1, -1, -1))
-              for k, v in model.memory(model.encode(ids, mask))]  # fmt: skip
-    hidden, _ = model.decode(decoder, memory, mask.expand(len(choices), -1))
-    logits = model.logits(hidden).transpose(1, 2)
-    losses = torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="none")
-    # The sentinel every choice starts with says nothing about the choice: it is left out of the mean.
-    return (losses[:, 1:].sum(-1) / labelled[:, 1:].sum(-1)).tolist()
+    """Mean cross entropy of each continuation, its `</s>` included (lower: likelier).
+
+    The source is encoded once. The start that all choices share says nothing about them and is left out.
+    """
+    targets = [[*tokenizer.encode(choice), tokenizer.eos] for choice in choices]
+    losses = continuation_losses(model, [source] * len(choices), targets, start_tokens(tokenizer))
+    return [sum(row) / len(row) for row in losses]
 
 
-def _pad(rows: list[list[int]], pad: int, model: OpenBAModel) -> tuple[Tensor, Tensor]:
-    """Right-padded ids `[B, S]` and the mask of real tokens."""
-    device = model.embedding.weight.device
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows], device=device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
-    return ids, torch.arange(width, device=device) < lengths[:, None]
+@torch.inference_mode()
+def continuation_losses(
+    model: Seq2Seq, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], start: Sequence[int]
+) -> list[list[float]]:
+    """Cross entropy of every token of given continuations: minus their log-likelihoods, in nats.
+
+    Args:
+        model: in evaluation mode.
+        sources: wrapped encoder ids; equal neighbours are encoded once.
+        targets: as many token sequences, none empty.
+        start: the decoder's tokens before each continuation.
+
+    Raises:
+        UserError: see `Session`.
+    """
+    device = model.shared_embedding.weight.device
+    labels, real = pad(targets, device)
+    distinct, which = _distinct(sources)
+    session = Session(model, distinct, len(start) + labels.shape[1])
+    session.attention.keep(torch.tensor(which, device=device))
+    begin = torch.tensor([list(start)] * len(targets), device=device)
+    hidden = session.advance(torch.cat([begin, labels[:, :-1]], 1))[:, len(start) - 1 :]
+    losses = torch.zeros(labels.shape, device=device)
+    logits = model.logits(hidden[real])
+    losses[real] = torch.nn.functional.cross_entropy(logits, labels[real], reduction="none")
+    return [row[: len(target)] for row, target in zip(losses.tolist(), targets, strict=True)]
+
+
+@torch.inference_mode()
+def next_logits(
+    model: Seq2Seq, sources: Sequence[Sequence[int]], start: Sequence[int], tokens: Sequence[int]
+) -> Tensor:
+    """fp32 logits `[sources, tokens]` of given tokens right after `start`: how the release scores letters.
+
+    Raises:
+        UserError: see `Session`.
+    """
+    session = Session(model, sources, len(start))
+    ids = torch.tensor([list(start)] * len(sources), device=model.shared_embedding.weight.device)
+    return session.logits(ids)[:, list(tokens)]
+
+
+def _distinct(sources: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
+    """Sources without equal neighbours, and the place of each source among them."""
+    distinct: list[Sequence[int]] = []
+    which: list[int] = []
+    for source in sources:
+        if not distinct or list(distinct[-1]) != list(source):
+            distinct.append(source)
+        which.append(len(distinct) - 1)
+    return distinct, which

@@ -1,107 +1,87 @@
-"""The parts of a block: norm, rotary embedding, attention with an optional cache, SwiGLU.
+"""The parts of a block: norm, the two kinds of attention layer, the feed-forward layer.
 
-Owns the arithmetic of one sublayer. How sublayers are joined to stacks is `model.py`'s.
-Shapes: B batch, S source (encoder) time, T target (decoder) time, H heads, K kv_channels.
+Owns the weights of one sublayer, named and packed as the released checkpoints are (`qkv` holds query, key and
+value per head, `fc_in` gate and up), so that nothing is converted on loading. How sublayers are joined is
+`blocks.py`'s.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openba.recipes.model import ModelRecipe
-
-Cache = tuple[Tensor, Tensor]
-"""Keys and values `[batch, heads, time, kv]`; self-attention keys are stored after rotation."""
+from .architecture import Architecture
+from .functions import rms_norm, split_rotate, swiglu
 
 
-def make_norm(recipe: ModelRecipe) -> nn.Module:
-    """RMSNorm (paper section 3.2) or LayerNorm with bias (released weights)."""
-    kind = nn.RMSNorm if recipe.norm == "rmsnorm" else nn.LayerNorm
-    return kind(recipe.d_model, eps=recipe.norm_eps)
+class RMSNorm(nn.Module):
+    """Root-mean-square norm (paper section 3.2)."""
 
-
-def rotary_table(length: int, width: int, base: float, device: torch.device | None = None) -> Tensor:
-    """Cosines and sines `[2, length, width]`, always fp32: angles in half precision lose positions."""
-    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float32, device=device) / width)
-    angles = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequencies)
-    angles = torch.cat([angles, angles], dim=-1)
-    return torch.stack([angles.cos(), angles.sin()])
-
-
-def rotate(x_BHTK: Tensor, table: Tensor, offset: int = 0) -> Tensor:
-    """Rotate-half rotary embedding of positions `offset ..`; computed in fp32, returned in x's dtype."""
-    cos, sin = table[:, offset : offset + x_BHTK.shape[-2]]
-    x = x_BHTK.float()
-    first, second = x.chunk(2, dim=-1)
-    return (x * cos + torch.cat([-second, first], dim=-1) * sin).to(x_BHTK.dtype)
-
-
-class Attention(nn.Module):
-    """Multi-head attention; heads * kv_channels need not equal d_model (release: 40 * 128, 4096)."""
-
-    def __init__(self, recipe: ModelRecipe) -> None:
+    def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
-        width = recipe.num_heads * recipe.kv_channels
-        self.num_heads, self.dropout = recipe.num_heads, recipe.dropout
-        self.query = nn.Linear(recipe.d_model, width, bias=recipe.attention_bias)
-        self.key = nn.Linear(recipe.d_model, width, bias=recipe.attention_bias)
-        self.value = nn.Linear(recipe.d_model, width, bias=recipe.attention_bias)
-        self.output = nn.Linear(width, recipe.d_model, bias=recipe.attention_bias)
-
-    def project(self, x_BSD: Tensor, table: Tensor | None = None, offset: int = 0) -> Cache:
-        """Keys and values of `x`, rotated if a table is given."""
-        keys, values = self._heads(self.key(x_BSD)), self._heads(self.value(x_BSD))
-        return (keys if table is None else rotate(keys, table, offset)), values
-
-    def forward(
-        self,
-        x_BTD: Tensor,
-        cache: Cache,
-        *,
-        table: Tensor | None = None,
-        offset: int = 0,
-        bias: Tensor | None = None,
-        causal: bool = False,
-    ) -> Tensor:
-        """Attend from `x` to the given keys and values.
-
-        Args:
-            x_BTD: Queries before projection.
-            cache: What is attended to, from `project`.
-            table: Rotary table for self-attention; cross-attention has none, as in the release.
-            offset: Position of the first query.
-            bias: Added to the scores, `[B, 1, 1, S]`, finite (see `padding_bias`).
-            causal: Hide later positions.
-        """
-        queries = self._heads(self.query(x_BTD))
-        if table is not None:
-            queries = rotate(queries, table, offset)
-        keys, values = cache
-        dropout = self.dropout if self.training else 0.0
-        # The fused kernel accumulates the softmax in fp32 whatever the input (paper section 3.4).
-        mixed = F.scaled_dot_product_attention(queries, keys, values, bias, dropout, is_causal=causal)
-        return self.output(mixed.transpose(1, 2).flatten(2))
-
-    def _heads(self, x_BTW: Tensor) -> Tensor:
-        return x_BTW.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-
-
-def padding_bias(mask_BS: Tensor, dtype: torch.dtype) -> Tensor:
-    """`[B, 1, 1, S]` of 0 and a large negative, finite so that a row of padding gives no NaN."""
-    return (~mask_BS)[:, None, None, :].to(dtype) * -1e4
-
-
-class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)), without biases; width as `ModelRecipe.ffn_inner`."""
-
-    def __init__(self, recipe: ModelRecipe) -> None:
-        super().__init__()
-        self.gate = nn.Linear(recipe.d_model, recipe.ffn_inner, bias=False)
-        self.up = nn.Linear(recipe.d_model, recipe.ffn_inner, bias=False)
-        self.down = nn.Linear(recipe.ffn_inner, recipe.d_model, bias=False)
+        self.weight, self.epsilon = nn.Parameter(torch.ones(width)), epsilon
 
     def forward(self, x: Tensor) -> Tensor:
-        """`[..., d_model]` to the same."""
-        return self.down(F.silu(self.gate(x)) * self.up(x))
+        """`[..., width]` to the same."""
+        return rms_norm(x, self.weight, self.epsilon)
+
+
+def make_norm(architecture: Architecture) -> nn.Module:
+    """RMSNorm (paper section 3.2) or LayerNorm with bias (released weights)."""
+    kind = RMSNorm if architecture.norm == "rmsnorm" else nn.LayerNorm
+    return kind(architecture.hidden_size, architecture.layer_norm_epsilon)
+
+
+def make_out_norm(architecture: Architecture) -> nn.Module:
+    """The paper's sandwich norm behind an attention layer, or nothing."""
+    return make_norm(architecture) if architecture.sandwich_norm else nn.Identity()
+
+
+class SelfAttention(nn.Module):
+    """Projections of self-attention; heads * kv_channels need not equal hidden_size."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        width, bias = architecture.attention_width, architecture.add_qkv_bias
+        self.num_heads = architecture.num_heads
+        self.qkv = nn.Linear(architecture.hidden_size, 3 * width, bias=bias)
+        self.o = nn.Linear(width, architecture.hidden_size, bias=bias)
+
+    def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """`[tokens, hidden]` to query, key, value `[tokens, heads, kv]`, the first two rotated."""
+        packed = self.qkv(x).view(x.shape[0], self.num_heads, 3, -1)
+        return split_rotate(packed, rotary[0], rotary[1])
+
+
+class CrossAttention(nn.Module):
+    """Projections of cross-attention. No rotary positions, as in the release."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        width, bias = architecture.attention_width, architecture.add_qkv_bias
+        self.num_heads = architecture.num_heads
+        self.q = nn.Linear(architecture.hidden_size, width, bias=bias)
+        self.kv = nn.Linear(architecture.hidden_size, 2 * width, bias=bias)
+        self.o = nn.Linear(width, architecture.hidden_size, bias=bias)
+
+    def query(self, x: Tensor) -> Tensor:
+        """`[tokens, hidden]` to `[tokens, heads, kv]`."""
+        return self.q(x).unflatten(-1, (self.num_heads, -1))
+
+    def memory(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[memory tokens, heads, kv]` of the encoder's output."""
+        key, value = self.kv(encoded).view(encoded.shape[0], self.num_heads, 2, -1).unbind(-2)
+        return key, value
+
+
+class MLP(nn.Module):
+    """fc_out(silu(gate) * up) without biases (paper section 3.2); `fc_in` holds gate, then up."""
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.fc_in = nn.Linear(architecture.hidden_size, 2 * architecture.ffn_inner, bias=False)
+        self.fc_out = nn.Linear(architecture.ffn_inner, architecture.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., hidden]` to the same."""
+        return self.fc_out(swiglu(self.fc_in(x)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from openba.artifacts import Recipe
+from openba.model.architecture import Architecture
 
 
 class ModelRecipe(Recipe):
@@ -30,14 +31,41 @@ class ModelRecipe(Recipe):
     norm_eps: float = 1e-5
     dropout: float = 0.0
     init_std: float = 0.02
+    positions: int = 1024
+    """Positions of the rotary table, for either side; longer input is refused (released configs: 1024)."""
     vocab_multiple: int = 128
     """The embedding is padded to a multiple of this (128 * tensor-parallel size)."""
 
     @property
     def ffn_inner(self) -> int:
         """Width of the gate and up projections."""
-        return self.ffn_multiple * -(-int(2 * self.ffn / 3) // self.ffn_multiple)
+        return self.architecture(1).ffn_inner
 
     def padded_vocab(self, used: int) -> int:
         """Rows of the embedding for `used` token ids."""
         return self.vocab_multiple * -(-used // self.vocab_multiple)
+
+    def architecture(self, used: int) -> Architecture:
+        """The model's numbers under their released names, for a tokenizer of `used` ids."""
+        return Architecture(
+            vocab_size=self.padded_vocab(used),
+            hidden_size=self.d_model,
+            kv_channels=self.kv_channels,
+            num_heads=self.num_heads,
+            ffn_hidden_size=self.ffn,
+            num_layers=self.encoder_layers,
+            num_decoder_layers=self.decoder_layers,
+            ffn_multiple=self.ffn_multiple,
+            norm=self.norm,
+            sandwich_norm=self.sandwich,
+            layer_norm_epsilon=self.norm_eps,
+            add_qkv_bias=self.attention_bias,
+            add_lm_head_bias=self.head_bias,
+            tie_word_embeddings=self.tie_embeddings,
+            hidden_dropout=self.dropout,
+            attention_dropout=self.dropout,
+            rope_theta=self.rope_base,
+            max_seq_length=self.positions,
+            decoder_max_seq_length=self.positions,
+            initializer_range=self.init_std,
+        )

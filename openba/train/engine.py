@@ -102,7 +102,7 @@ class Engine:
         A mean loss above `limit`, or a NaN, poisons the gradients: their norm is then not finite on
         every worker, and DeepSpeed drops the step on all of them through its own overflow path.
         """
-        loss = self._losses(batch).sum()
+        loss = self._loss(batch)
         value = float(loss.detach())
         usable = value <= limit * max(1, batch.targets)  # False for a NaN
         self.engine.backward(loss * (self.world * self.accumulation / targets if usable else math.nan))
@@ -123,7 +123,7 @@ class Engine:
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, int]:
         """Summed loss and target tokens of one micro-batch, without gradients."""
-        return float(self._losses(batch).sum()), batch.targets
+        return float(self._loss(batch)), batch.targets
 
     def mode(self, training: bool) -> None:
         """Dropout on or off."""
@@ -151,7 +151,7 @@ class Engine:
             return {name: tensor.detach() for name, tensor in self.engine.module.state_dict().items()}
         return self.engine._zero3_consolidated_16bit_state_dict()
 
-    def _losses(self, batch: Batch) -> Tensor:
+    def _loss(self, batch: Batch) -> Tensor:
         tensors = (batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
         return self.engine(*(tensor.to(self.device) for tensor in tensors))
 

@@ -24,7 +24,7 @@ from openba.accounting.flops import parameters, run_flops
 from openba.artifacts import Build
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
-from openba.model.files import load_weights, save_model
+from openba.model.files import load_weights, restore, save_model
 from openba.model.model import OpenBAModel
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep
@@ -89,11 +89,9 @@ class _Stage:
             self.checkpoints.save(self.engine, info.step)
 
     def _model(self, start: Path | None) -> OpenBAModel:
-        vocab = self.recipe.model.padded_vocab(self.tokenizer.size)
-        length = max(self.train.encoder_length, self.train.decoder_length)
-        model = OpenBAModel(self.recipe.model, vocab, length)
+        model = OpenBAModel(self.recipe.model.architecture(self.tokenizer.size))
         if start is not None:
-            model.load_state_dict(load_weights(start / "model"), strict=True)
+            restore(model, load_weights(start / "model"), start)
         return model
 
     def _resume(self) -> int:
@@ -125,7 +123,7 @@ class _Stage:
         dist.barrier()
         if self.engine.rank != 0:
             return {}
-        save_model(self.out / "model", weights, self.model, self.tokenizer_folder)
+        save_model(self.out / "model", weights, self.model.architecture, self.tokenizer)
         shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
         return self._facts()
 
@@ -133,7 +131,7 @@ class _Stage:
         steps, heldout, attempts = (self.log.rows(name) for name in (METRICS, HELDOUT, ATTEMPTS))
         return {
             "parameters": sum(parameters(self.recipe.model, self.tokenizer.size).values()),
-            "vocab": self.model.vocab,
+            "vocab": self.model.architecture.vocab_size,
             "steps": self.train.steps,
             "epochs": round(self.batches.epochs(self.train.steps), 3),
             "tokens": self.totals["tokens"],

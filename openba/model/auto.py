@@ -1,0 +1,16 @@
+"""Registers the model with transformers' Auto classes; importing this module is what does it.
+
+Owns the registration alone: the classes are in the modules beside it.
+"""
+
+from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+
+from openba.model.configuration_openba import OpenBAConfig
+from openba.model.modeling_openba import OpenBAForConditionalGeneration
+from openba.model.tokenization_openba import OpenBATokenizer
+
+__all__ = ["OpenBAConfig", "OpenBAForConditionalGeneration", "OpenBATokenizer"]
+
+AutoConfig.register("openba", OpenBAConfig)
+AutoModelForSeq2SeqLM.register(OpenBAConfig, OpenBAForConditionalGeneration)
+AutoTokenizer.register(OpenBAConfig, slow_tokenizer_class=OpenBATokenizer)

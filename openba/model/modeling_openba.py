@@ -1,0 +1,299 @@
+"""The model at home in transformers: `from_pretrained`, `generate`, `Trainer`, the Auto classes.
+
+Owns that interface: grids of ids with masks in, `Seq2SeqLMOutput` out, transformers' caches. The computation
+is `seq2seq.py`'s. Loading is strict: a missing, unexpected or misshapen tensor is an error. Travels with
+exported models, so it imports its neighbours, torch and transformers only.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
+
+from .blocks import DecoderAttention, FullAttention
+from .configuration_openba import OpenBAConfig
+from .layers import CrossAttention
+from .loss import linear_cross_entropy
+from .rows import Rows
+from .seq2seq import Seq2Seq, check_ids, initialise
+
+IGNORE = -100
+"""Label of positions that carry no loss; transformers' convention."""
+
+
+class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
+    """An OpenBA encoder-decoder with its head."""
+
+    config_class = OpenBAConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["EncoderBlock", "DecoderBlock"]
+    _tied_weights_keys = {"lm_head.weight": "shared_embedding.weight"}
+    # The released class lists the embedding under both stacks too; its checkpoints do not hold those copies.
+    _keys_to_ignore_on_load_unexpected = [r"^(encoder|decoder)\.embed_tokens\.weight$"]
+
+    def __init__(self, config: OpenBAConfig) -> None:
+        PreTrainedModel.__init__(self, config)
+        self._build(config.architecture(), tied_head_is_shared=True)
+        self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
+        """As transformers', but strict.
+
+        Raises:
+            ValueError: a tensor is missing, unexpected or has another shape; the message names it.
+        """
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = loaded
+        where = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+            if names := sorted(str(name) for name in info.get(kind, ())):
+                raise ValueError(
+                    f"{where}: {len(names)} {kind.replace('_keys', '')} tensors, first {names[0]}; "
+                    "config.json and weights do not belong together"
+                )
+        return (model, info) if output_loading_info else model
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        decoder_input_ids: Tensor | None = None,
+        decoder_attention_mask: Tensor | None = None,
+        encoder_outputs: Any = None,
+        past_key_values: EncoderDecoderCache | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
+    ) -> Seq2SeqLMOutput | tuple[Any, ...]:
+        """Logits of the decoder's next tokens, and the mean loss if there are labels.
+
+        Padding may stand on either side and is not computed. In training with labels there are no logits:
+        the loss never makes them (see `loss.py`).
+
+        Args:
+            input_ids: int64 `[batch, source]`.
+            attention_mask: The same shape, 0 for padding; none: no padding.
+            decoder_input_ids: int64 `[batch, target]`; none: the labels, shifted right.
+            decoder_attention_mask: `[batch, cached + target]`, 0 for padding.
+            encoder_outputs: The encoder's `last_hidden_state` `[batch, source, hidden]`, in place of
+                `input_ids`.
+            past_key_values: Keys and values of earlier positions.
+            labels: int64 `[batch, target]`, -100 where there is no loss.
+            use_cache: Return keys and values; none: not in training.
+            num_items_in_batch: Divide the summed loss by this, not by this call's labels (gradient
+                accumulation).
+            kwargs: `return_dict=False` for a tuple. Hidden states and attention weights are not kept.
+
+        Raises:
+            ValueError: no token in a row, an id outside the vocabulary, more tokens than positions.
+        """
+        _refuse(kwargs)
+        if encoder_outputs is None:
+            encoder_outputs = self.encoder_output(input_ids, attention_mask)
+        encoded: Tensor = encoder_outputs[0]
+        source = Rows.ragged(_mask(attention_mask, encoded[..., 0]))
+        if decoder_input_ids is None and labels is not None:
+            decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        if decoder_input_ids is None:
+            raise ValueError("decoder_input_ids: missing; give them, or labels")
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training
+        if use_cache and past_key_values is None and labels is None:
+            past_key_values = EncoderDecoderCache(
+                DynamicCache(config=self.config), DynamicCache(config=self.config)
+            )
+        hidden = self._decoded(decoder_input_ids, decoder_attention_mask, encoded, source, past_key_values)
+        output = Seq2SeqLMOutput(
+            loss=None if labels is None else self._loss(hidden, labels, num_items_in_batch),
+            logits=None if labels is not None and self.training else self.logits(hidden),
+            past_key_values=past_key_values if use_cache else None,
+            encoder_last_hidden_state=encoded,
+        )
+        return output if kwargs.get("return_dict", True) is not False else output.to_tuple()
+
+    def encoder_output(self, input_ids: Tensor | None, attention_mask: Tensor | None) -> BaseModelOutput:
+        """The encoder's output `[batch, source, hidden]`, zero at padding."""
+        if input_ids is None:
+            raise ValueError("input_ids: missing; give them, or encoder_outputs")
+        mask = _mask(attention_mask, input_ids)
+        check_ids(input_ids, mask, self.architecture.vocab_size, "input_ids")
+        rows = Rows.ragged(mask)
+        encoded = self.encode(rows.flat(input_ids), rows)
+        return BaseModelOutput(last_hidden_state=rows.grid(encoded, input_ids.shape[1]))
+
+    def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
+        """Labels shifted right, the decoder's start token first."""
+        start = labels.new_full((labels.shape[0], 1), self.config.decoder_start_token_id)
+        return torch.cat(
+            [start, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE, self.config.pad_token_id)], 1
+        )
+
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """What `generate` calls for the encoder's output."""
+        return _EncoderOfGrids(self)
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding, shared by both stacks."""
+        return self.shared_embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the embedding."""
+        self.shared_embedding = cast(nn.Embedding, value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The head."""
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the head."""
+        self.lm_head = cast(nn.Linear, new_embeddings)
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """As transformers'; embedding and head keep one size."""
+        resized = super().resize_token_embeddings(*args, **kwargs)
+        self.architecture = self.config.architecture()
+        return resized
+
+    def _decoded(
+        self,
+        ids: Tensor,
+        mask: Tensor | None,
+        encoded: Tensor,
+        source: Rows,
+        cache: EncoderDecoderCache | None,
+    ) -> Tensor:
+        """Hidden states `[batch, target, hidden]`."""
+        if ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.architecture.vocab_size:
+            check_ids(
+                ids, torch.ones_like(ids, dtype=torch.bool), self.architecture.vocab_size, "decoder_input_ids"
+            )
+        attention: DecoderAttention
+        if cache is None:
+            rows = Rows.ragged(_mask(mask, ids))
+            dropout = self.architecture.attention_dropout if self.training else 0.0
+            attention = FullAttention(rows, source.flat(encoded), source, dropout)
+        else:
+            attention = CachedAttention(cache, ids.shape, mask, encoded, source)
+            rows = attention.rows
+        return rows.grid(self.decode(rows.flat(ids), rows, attention), ids.shape[1])
+
+    def _loss(self, hidden: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
+        labelled = labels != IGNORE
+        check_ids(
+            labels.masked_fill(~labelled, 0),
+            torch.ones_like(labelled),
+            self.architecture.vocab_size,
+            "labels",
+        )
+        total = linear_cross_entropy(hidden[labelled], self.head_weight, self.lm_head.bias, labels[labelled])
+        return total / (labelled.sum().clamp(min=1) if count is None else count)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        initialise(module, self.config.initializer_range, init.normal_)
+
+
+class CachedAttention:
+    """A decoder's attention over transformers' cache: new positions against all so far."""
+
+    def __init__(
+        self,
+        cache: EncoderDecoderCache,
+        shape: torch.Size,
+        mask: Tensor | None,
+        encoded: Tensor,
+        source: Rows,
+    ) -> None:
+        self.cache, self.shape, self.encoded, self.source = cache, shape, encoded, source
+        past = int(cache.get_seq_length())
+        batch, length = shape
+        device = encoded.device
+        if mask is None or bool(mask.all()):
+            self.visible = None
+            positions = torch.arange(past, past + length, device=device).expand(batch, -1)
+        else:
+            self.visible = mask.bool()
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        self.rows = Rows((past + length,) * batch, length, positions.flatten())
+        self.places = torch.arange(past, past + length, device=device)
+
+    def own(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Store the new keys and values, attend to all so far."""
+        keys, values = self.cache.self_attention_cache.update(self._grid(key), self._grid(value), layer)
+        return self._attend(query, keys, values, self._causal(keys.shape[-2]))
+
+    def cross(self, layer: int, query: Tensor, projection: CrossAttention) -> Tensor:
+        """Attend to the encoder's output, whose keys and values are computed once."""
+        cross, width = self.cache.cross_attention_cache, self.encoded.shape[1]
+        if not self.cache.is_updated.get(layer):
+            key, value = projection.memory(self.source.flat(self.encoded))
+            grid = (self.source.grid(x, width).transpose(1, 2) for x in (key, value))
+            cross.update(next(grid), next(grid), layer)
+            self.cache.is_updated[layer] = True
+        stored: Any = cross.layers[layer]
+        mask = None
+        if self.source.index is not None:
+            ones = torch.ones_like(self.source.index, dtype=torch.bool)
+            mask = self.source.grid(ones, width)[:, None, None, :]
+        return self._attend(query, stored.keys, stored.values, mask)
+
+    def _causal(self, keys: int) -> Tensor | None:
+        """Bool `[batch or 1, 1, target, keys]`, or none where a single query sees all keys."""
+        if self.visible is None and len(self.places) == 1 and keys == int(self.places[0]) + 1:
+            return None
+        mask = (torch.arange(keys, device=self.places.device) <= self.places[:, None])[None, None]
+        if self.visible is None:
+            return mask
+        seen = F.pad(self.visible, (0, keys - self.visible.shape[1]))[:, None, None, :]
+        return mask & seen
+
+    def _attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        mixed = F.scaled_dot_product_attention(self._grid(query), keys, values, mask)
+        return mixed.transpose(1, 2).flatten(0, 1)
+
+    def _grid(self, x: Tensor) -> Tensor:
+        """`[batch * target, heads, kv]` to `[batch, heads, target, kv]`."""
+        return x.unflatten(0, self.shape).transpose(1, 2)
+
+
+class _EncoderOfGrids(nn.Module):
+    """The encoder with transformers' arguments. Refers to the model without owning it."""
+
+    def __init__(self, model: OpenBAForConditionalGeneration) -> None:
+        super().__init__()
+        self._model = [model]
+
+    def forward(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> Any:
+        """See `OpenBAForConditionalGeneration.encoder_output`."""
+        _refuse(kwargs)
+        return self._model[0].encoder_output(input_ids, attention_mask)
+
+
+def _mask(mask: Tensor | None, like: Tensor) -> Tensor:
+    """A bool mask of `like`'s shape."""
+    return torch.ones(like.shape, dtype=torch.bool, device=like.device) if mask is None else mask.bool()
+
+
+def _refuse(kwargs: dict[str, Any]) -> None:
+    """Ask for nothing in vain."""
+    for name in ("output_attentions", "output_hidden_states", "inputs_embeds", "decoder_inputs_embeds"):
+        if kwargs.get(name) is not None and kwargs.get(name) is not False:
+            raise ValueError(
+                f"{name}: not supported; the fused attention keeps no weights, ids are the only input"
+            )
+
+
+OpenBAConfig.register_for_auto_class()
+OpenBAForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
