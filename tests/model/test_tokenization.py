@@ -12,7 +12,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from openba.artifacts import Build
@@ -52,6 +52,12 @@ def small(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return pair(tokenizer_folder / MODEL_FILE, tmp_path_factory.mktemp("small") / "folder", False)
 
 
+@pytest.fixture(scope="module")
+def spaced(mt5_like: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    """With the whitespace tokens."""
+    return pair(mt5_like, tmp_path_factory.mktemp("spaced") / "folder", True)
+
+
 @pytest.fixture(scope="module", params=["released", "whitespace"])
 def mt5(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     path = shared / "data" / "tokenizer_mt5" / MODEL_FILE
@@ -59,10 +65,12 @@ def mt5(request: pytest.FixtureRequest, shared: Path, tmp_path_factory: pytest.T
     return pair(path, folder, request.param == "whitespace")
 
 
+@pytest.mark.parametrize("which", ["small", "spaced"])
+@settings(max_examples=40)
 @given(text=text)
 @example(NASTY)
-def test_ids_are_ours_on_any_text(small: Pair, text: str) -> None:
-    ours, theirs = small
+def test_ids_are_ours_on_any_text(which: str, small: Pair, spaced: Pair, text: str) -> None:
+    ours, theirs = {"small": small, "spaced": spaced}[which]
     ids = ours.encode(text)
     assert theirs(text).input_ids == [*ids, 1]
     assert theirs(text, add_special_tokens=False).input_ids == ids
@@ -115,6 +123,7 @@ def test_batches_are_padded_on_the_right(small: Pair) -> None:
         theirs("a", "b", prompt=True)
 
 
+@settings(max_examples=40)
 @given(messages=messages, room=st.integers(3, 60))
 def test_a_conversation_is_what_the_experts_read(
     small: Pair, messages: list[dict[str, str]], room: int
@@ -128,10 +137,10 @@ def test_a_conversation_is_what_the_experts_read(
     assert cut["input_ids"] == encode_input(ours, told, turns, room)
 
 
-def test_no_content_brings_a_control_token_in(small: Pair, mt5: Pair) -> None:
+def test_no_content_brings_a_control_token_in(small: Pair, spaced: Pair) -> None:
     turns = [{"role": "user", "content": NASTY}, {"role": "assistant", "content": NASTY}]
     conversation = [{"role": "system", "content": NASTY}, *turns, turns[0]]
-    for ours, theirs in (small, mt5):
+    for ours, theirs in (small, spaced):
         for asked in ({}, {"tokenizer_kwargs": {"split_special_tokens": False}}, {"padding": True}):
             ids = theirs.apply_chat_template(conversation, return_dict=False, **asked)
             assert [i for i in ids if not ours.pieces.is_text(i)] == [ours.mode("S"), ours.sentinel(0), 1]
@@ -163,6 +172,17 @@ def test_the_template_gives_the_pairs_the_chat_expert_trains_on(small: Pair, tmp
     assert {tuple(pairs.source(i).tolist()) for i in range(len(pairs))} <= asked
 
 
+def test_a_folder_of_mt5s_own_loads_too(shared: Path) -> None:
+    """Its config says nothing of ours, and `additional_special_tokens: null`."""
+    folder = shared / "data" / "tokenizer_mt5"
+    theirs = OpenBATokenizer.from_pretrained(folder)
+    assert theirs(NASTY).input_ids == [*Tokenizer.load(folder).encode(NASTY), 1]
+    assert len(theirs.all_special_ids) == 106
+    assert theirs.chat_template
+    with pytest.raises(ValueError, match="whitespace_tokens: 'yes' is neither true nor false"):
+        OpenBATokenizer.from_pretrained(folder, whitespace_tokens="yes")
+
+
 def test_a_wrong_role_and_a_wrong_template_are_refused(small: Pair) -> None:
     theirs = small[1]
     with pytest.raises(Exception, match="role tool is not one of system, user, assistant"):
@@ -171,13 +191,14 @@ def test_a_wrong_role_and_a_wrong_template_are_refused(small: Pair) -> None:
         theirs.apply_chat_template([{"role": "user", "content": "x"}], chat_template="bare")
 
 
-def test_saved_and_loaded_it_is_the_same(mt5: Pair, tmp_path: Path) -> None:
-    ours, theirs = mt5
+@pytest.mark.parametrize("which", ["small", "spaced"])
+def test_saved_and_loaded_it_is_the_same(which: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    ours, theirs = request.getfixturevalue(which)
     theirs.save_pretrained(tmp_path)
     assert {*MODULES, MODEL_FILE, "tokenizer_config.json", "chat_template.jinja"} <= {
         path.name for path in tmp_path.iterdir()
     }
-    assert json.loads((tmp_path / "tokenizer_config.json").read_text())[SWITCH] is ours.whitespace
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())[SWITCH] is (which == "spaced")
     for again in (OpenBATokenizer.from_pretrained(tmp_path), pickle.loads(pickle.dumps(theirs))):
         assert again(NASTY).input_ids == theirs(NASTY).input_ids
         assert again.chat_template == theirs.chat_template
