@@ -74,7 +74,7 @@ class OpenBATokenizer(PreTrainedTokenizer):
     def get_vocab(self) -> dict[str, int]:
         """Token -> id of everything."""
         names = {i: token.content for i, token in self._added_tokens_decoder.items()}
-        return {names.get(i) or self._convert_id_to_token(i): i for i in range(self.vocab_size)} | {
+        return {names.get(i) or self._token(i): i for i in range(self.vocab_size)} | {
             name: i for i, name in names.items() if i >= self.vocab_size
         }
 
@@ -92,13 +92,16 @@ class OpenBATokenizer(PreTrainedTokenizer):
         return 0
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return [self._convert_id_to_token(i) for i in self.pieces.encode(text)]
+        return [self._token(i) for i in self.pieces.encode(text)]
 
     def _convert_token_to_id(self, token: str) -> int:
         return self.pieces.id(token.removeprefix(_RAW))
 
     def _convert_id_to_token(self, index: int) -> str:
-        piece = self.pieces.piece(int(self.pieces.checked([index])[0]))
+        return self._token(int(self.pieces.checked([index])[0]))
+
+    def _token(self, index: int) -> str:
+        piece = self.pieces.piece(index)
         return _RAW + piece if piece in self._added_tokens_encoder and self.pieces.is_text(index) else piece
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:

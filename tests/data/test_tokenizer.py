@@ -298,8 +298,8 @@ def test_a_bad_switch_is_one_line(config: str, mt5_like: Path, tmp_path: Path) -
 def test_another_numbering_is_refused(tmp_path: Path) -> None:
     model = io.BytesIO()
     spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(["some words of text"] * 9), model_writer=model, vocab_size=20, pad_id=3, eos_id=1,
-        unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+        sentence_iterator=iter(["some words of text"] * 9), model_writer=model, vocab_size=20, pad_id=3,
+        eos_id=1, unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
     path = tmp_path / "other.model"
     path.write_bytes(model.getvalue())
