@@ -68,14 +68,12 @@ class Pieces:
         self.whitespace = whitespace
         self.size = self.base + self._appended + (len(LOSSLESS) if whitespace else 0)
         if whitespace:
-            if not all(self.model.is_byte(3 + byte) for byte in (0, 255)):
+            if self.base <= 258 or not (self.model.is_byte(3) and self.model.is_byte(258)):
                 raise ValueError("whitespace tokens need byte pieces at 3..258, as in mT5's")
             try:
                 self.model = _loaded(model + _code_fields())
             except ValueError as error:
-                raise ValueError(
-                    f"whitespace tokens do not fit this model: {error}; leave them off"
-                ) from None
+                raise ValueError(f"it takes no whitespace tokens: {error}; turn them off") from None
 
     def sentinel(self, k: int) -> int:
         """Id of <extra_id_k>, k in 0..99; the block is stored in falling order."""

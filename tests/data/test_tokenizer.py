@@ -282,9 +282,21 @@ def test_the_switch_is_kept_with_the_file(mt5_like: Path, small: Path, tmp_path:
         TokenizerRecipe(kind="unigram", vocab_size=500, whitespace_tokens=True)
 
 
-def test_a_model_with_these_pieces_needs_no_switch(tokenizer_folder: Path) -> None:
-    with pytest.raises(UserError, match="whitespace tokens do not fit this model.*leave them off") as error:
+def test_a_model_that_has_such_pieces_takes_no_switch(tokenizer_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"whitespace tokens need byte pieces at 3\.\.258"):
         Tokenizer(tokenizer_folder / MODEL_FILE, whitespace=True)
+    model = io.BytesIO()
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(["好，好，好，天，天"] * 9), model_writer=model, vocab_size=270, pad_id=0,
+        eos_id=1, unk_id=2, bos_id=-1, byte_fallback=True, normalization_rule_name="identity",
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    path = tmp_path / "own.model"
+    path.write_bytes(model.getvalue())
+    with pytest.raises(
+        UserError, match=r"it takes no whitespace tokens: .* is already defined.*off"
+    ) as error:
+        Tokenizer(path, whitespace=True)
     assert "\n" not in str(error.value)
 
 
