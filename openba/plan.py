@@ -7,7 +7,7 @@ from typing import Any
 from openba.accounting.plan import plan_training
 from openba.artifacts import Store
 from openba.graph import Pipeline
-from openba.model.pieces_openba import MODES, SENTINELS, WHITESPACE
+from openba.model.pieces_openba import LOSSLESS, MODES, SENTINELS
 from openba.recipes.data import TokenizerRecipe
 from openba.recipes.train import TrainStep
 
@@ -44,5 +44,5 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
 
 def _vocab(recipe: TokenizerRecipe) -> int:
     return (MT5_IDS if recipe.kind == "file" else (recipe.vocab_size or 0) + SENTINELS + len(MODES)) + (
-        len(WHITESPACE) if recipe.whitespace_tokens else 0
+        len(LOSSLESS) if recipe.whitespace_tokens else 0
     )

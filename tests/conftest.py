@@ -2,7 +2,9 @@
 
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+import sentencepiece as spm
 
 from openba.artifacts import Build
 from openba.data import mixture, sources
@@ -59,6 +61,20 @@ def tokenizer_folder(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="session")
 def tokenizer(tokenizer_folder: Path) -> Tokenizer:
     return Tokenizer.load(tokenizer_folder)
+
+
+@pytest.fixture(scope="session")
+def mt5_like(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The .model file of 600 pieces that normalise as mT5's do (nmt_nfkc, a space before every text), for
+    what must hold on machines without the real file."""
+    texts = pq.read_table(corpus / "news.parquet")["text"].to_pylist()[:60]
+    path = tmp_path_factory.mktemp("mt5-like") / "spiece.model"
+    with path.open("wb") as model:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=(line for text in texts for line in text.split("\n")), model_writer=model,
+            vocab_size=600, byte_fallback=True, pad_id=0, eos_id=1, unk_id=2, bos_id=-1, minloglevel=2,
+        )  # fmt: skip
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,8 @@ CONFIG_FILE = "tokenizer_config.json"
 SWITCH = "whitespace_tokens"
 """Key of the switch in the config file, and field of the recipe."""
 
+Ids = Sequence[int] | np.ndarray
+
 
 @dataclass(frozen=True)
 class Encoded:
@@ -97,7 +99,7 @@ class Tokenizer:
         np.cumsum(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)), out=offsets[1:])
         return Encoded(np.concatenate([np.empty(0, dtype=np.int32), *rows]), offsets)
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(self, ids: Ids) -> str:
         """Text of the ids, control tokens left out. With whitespace tokens the inverse of `encode`.
 
         Raises:
@@ -105,11 +107,11 @@ class Tokenizer:
         """
         return self._told(self.pieces.decode, ids)
 
-    def show(self, ids: Sequence[int]) -> str:
+    def show(self, ids: Ids) -> str:
         """Text with the control tokens written out, for people; same error."""
         return self._told(self.pieces.show, ids)
 
-    def _told(self, function: Callable[[Sequence[int]], str], ids: Sequence[int]) -> str:
+    def _told(self, function: Callable[[Ids], str], ids: Ids) -> str:
         try:
             return function(ids)
         except ValueError as error:

@@ -48,6 +48,8 @@ class OpenBATokenizer(PreTrainedTokenizer):
             OSError: the file is not there.
             ValueError: it is not a SentencePiece model, or numbered unlike mT5's.
         """
+        if not isinstance(whitespace_tokens, bool):
+            raise ValueError(f"whitespace_tokens: {whitespace_tokens!r} is neither true nor false")
         self.vocab_file = vocab_file
         try:
             self.pieces = Pieces(Path(vocab_file).read_bytes(), whitespace_tokens)
@@ -57,12 +59,11 @@ class OpenBATokenizer(PreTrainedTokenizer):
         control = self.pieces.control_tokens()
         self._added_tokens_decoder = {i: AddedToken(name, special=True) for name, i in control.items()}
         named = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-        kwargs = {
-            **named,
-            "split_special_tokens": True,
-            "chat_template": CHAT_TEMPLATE,
-            "extra_special_tokens": [name for name in control if name not in named.values()],
-        } | kwargs
+        kwargs = {**named, "split_special_tokens": True, "chat_template": CHAT_TEMPLATE} | kwargs
+        # A released or mT5 config names some of them, or none; all of them are special whatever it names.
+        given: Any = kwargs.pop("extra_special_tokens", None) or []
+        extra = [name for name in control if name not in named.values()]
+        kwargs["extra_special_tokens"] = [*extra, *(token for token in given if str(token) not in control)]
         super().__init__(whitespace_tokens=whitespace_tokens, special_tokens_pattern="eos", **kwargs)
 
     @property
@@ -73,7 +74,7 @@ class OpenBATokenizer(PreTrainedTokenizer):
     def get_vocab(self) -> dict[str, int]:
         """Token -> id of everything."""
         names = {i: token.content for i, token in self._added_tokens_decoder.items()}
-        return {names.get(i) or self._convert_id_to_token(i): i for i in range(self.vocab_size)} | {
+        return {names.get(i) or self._token(i): i for i in range(self.vocab_size)} | {
             name: i for i, name in names.items() if i >= self.vocab_size
         }
 
@@ -91,13 +92,16 @@ class OpenBATokenizer(PreTrainedTokenizer):
         return 0
 
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return [self._convert_id_to_token(i) for i in self.pieces.encode(text)]
+        return [self._token(i) for i in self.pieces.encode(text)]
 
     def _convert_token_to_id(self, token: str) -> int:
         return self.pieces.id(token.removeprefix(_RAW))
 
     def _convert_id_to_token(self, index: int) -> str:
-        piece = self.pieces.piece(self.pieces.checked([index])[0])
+        return self._token(int(self.pieces.checked([index])[0]))
+
+    def _token(self, index: int) -> str:
+        piece = self.pieces.piece(index)
         return _RAW + piece if piece in self._added_tokens_encoder and self.pieces.is_text(index) else piece
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:

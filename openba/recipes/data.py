@@ -112,8 +112,8 @@ class TokenizerRecipe(Recipe):
     path: str | None = None
     """`file`: the mT5 model, `mc4.250000.100extra`."""
     whitespace_tokens: bool = False
-    """`file`: append tokens for newline, tab and runs of spaces and leave out the normalisation, so that
-    every text comes back byte for byte. Off: the ids are the release's."""
+    """`file`: append tokens for newline, tab, runs of spaces and full-width forms and leave out the
+    normalisation, so that every text comes back byte for byte. Off: the ids are the release's."""
     vocab_size: int | None = None
     """`unigram`: number of pieces, byte pieces included, before the appended special tokens."""
     train_characters: int = 2_000_000
