@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib import import_module
 from typing import Annotated
 
 import typer
 
-from benchmarks import story
 from benchmarks.figure import circumstances
 
-GROUPS = {"story": story.figures}
+GROUPS = ("model", "story")
+"""A module of this package each, with a function `figures`."""
 
 
 def main(
@@ -23,7 +24,7 @@ def main(
         print(f"benchmarks: {group}: no such group; there are {', '.join(GROUPS)}", file=sys.stderr)
         raise typer.Exit(2)
     missed = False
-    for figure in GROUPS[group]():
+    for figure in import_module(f"benchmarks.{group}").figures():
         print(json.dumps(figure.row()) if as_json else figure.line(), flush=True)
         missed |= figure.ok is False
     print(json.dumps(circumstances()), flush=True)

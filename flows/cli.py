@@ -14,11 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from openba.artifacts import Step, drift
-from openba.config import flatten
+from openba.config import flatten, load
 from openba.errors import UserError
-from openba.graph import Pipeline, find_pipeline
+from openba.graph import Pipeline, find_config, find_pipeline
 from openba.home import Home
+from openba.plan import MT5_IDS
 from openba.plan import plan as make_plan
+from openba.recipes.model import ModelRecipe
 from openba.units import human
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
@@ -78,8 +80,16 @@ def run(
 
 
 @app.command()
-def plan(pipeline: PipelineName = "tiny", overrides: Overrides = None, as_json: Json = False) -> None:
+def plan(
+    pipeline: PipelineName = "tiny",
+    overrides: Overrides = None,
+    as_json: Json = False,
+    model: Annotated[str | None, typer.Option(help="Only count this model of configs/model.")] = None,
+) -> None:
     """What a run would do and cost: hits and misses, tokens, FLOPs, hours, memory, kWh, tCO2eq."""
+    if model is not None:
+        _print_parameters(model, as_json)
+        return
     planned = make_plan(Pipeline(find_pipeline(pipeline), overrides), Home.from_environment().store)
     if as_json:
         print(json.dumps(planned, indent=1))
@@ -153,6 +163,18 @@ def ui(pipeline: PipelineName = "tiny") -> None:
     from tasks.ui import serve
 
     serve(Pipeline(find_pipeline(pipeline)), Home.from_environment())
+
+
+def _print_parameters(name: str, as_json: bool) -> None:
+    """Exact parameters by part, with the mT5 vocabulary."""
+    from openba.model.count import count_parameters
+
+    counted = count_parameters(load(find_config("model", name), ModelRecipe), MT5_IDS)
+    if as_json:
+        print(json.dumps(counted, indent=1))
+        return
+    for part, number in counted.items():
+        console.print(f"{part:<10} {number:>17,}", markup=False)
 
 
 def _resolved(step: Step, graph: Pipeline) -> list[tuple[str, Any, str]]:

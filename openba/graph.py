@@ -261,11 +261,16 @@ def find_pipeline(name: str) -> Path:
     Raises:
         ConfigError: neither is there.
     """
-    shipped = CONFIGS / "pipeline" / f"{name}.yaml"
+    return find_config("pipeline", name)
+
+
+def find_config(kind: str, name: str) -> Path:
+    """The shipped file `configs/KIND/NAME.yaml`, or the file that a path names; same error."""
+    shipped = CONFIGS / kind / f"{name}.yaml"
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.exists():
         return path
     if shipped.exists():
         return shipped
-    known = ", ".join(p.stem for p in sorted((CONFIGS / "pipeline").glob("*.yaml")))
-    raise ConfigError(f"{name}: no such pipeline; give a YAML file or one of: {known}")
+    known = ", ".join(p.stem for p in sorted((CONFIGS / kind).glob("*.yaml")))
+    raise ConfigError(f"{name}: no such {kind}; give a YAML file or one of: {known}")

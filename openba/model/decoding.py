@@ -19,6 +19,7 @@ from openba.model.blocks import DecoderBlock
 from openba.model.layers import CrossAttention
 from openba.model.rows import Rows, first
 from openba.model.seq2seq import Seq2Seq, check_ids
+from openba.model.step import Step
 
 
 @dataclass(frozen=True)
@@ -117,11 +118,16 @@ class Session:
         except ValueError as error:
             raise UserError(str(error)) from None
         self.model, self.attention = model, StaticAttention(model, encoded, rows, ids.shape[1], positions)
+        self.step = Step(model)
 
     def advance(self, ids: Tensor) -> Tensor:
         """Feed int64 `[rows, new]`; returns hidden states `[rows, new, hidden]`."""
         count, new = ids.shape
         attention = self.attention
+        if new == 1 and attention.filled:
+            hidden = self.step(ids[:, 0], attention.filled, attention.cache, attention.memory, attention.bias)
+            attention.filled += 1
+            return hidden[:, None]
         end = attention.filled + new
         positions = torch.arange(attention.filled, end, device=ids.device).repeat(count)
         attention.new = new
