@@ -1,7 +1,7 @@
 """The library: data, models, training, evaluation, accounting. Imports no prefect, mlflow or ray.
 
-`from openba import OpenBAForConditionalGeneration` (or `OpenBAConfig`, `OpenBATokenizer`) loads transformers and
-registers the three with its Auto classes; nothing else here imports transformers.
+`from openba import OpenBAForConditionalGeneration` (or `OpenBAConfig`, `OpenBATokenizer`) loads transformers
+and registers the three with its Auto classes; nothing else here imports transformers.
 """
 
 from typing import Any

@@ -36,7 +36,7 @@ SECONDS = 120
 
 MODEL = {
     "d_model": 32, "num_heads": 2, "kv_channels": 16, "ffn": 64, "ffn_multiple": 16,
-    "encoder_layers": 1, "decoder_layers": 2,
+    "encoder_layers": 1, "decoder_layers": 2, "positions": 192,
 }  # fmt: skip
 UL2 = {
     "objective": "ul2",
