@@ -19,7 +19,7 @@ from openba.recipes.model import ModelRecipe
 from openba.recipes.train import InstructionRecipe, OptimRecipe, TrainRecipe, TrainStep
 
 SHAPE = {"d_model": 4096, "num_heads": 40, "kv_channels": 128, "ffn": 16384}
-PAPER = ModelRecipe(**SHAPE, encoder_layers=12, decoder_layers=36)
+PAPER = ModelRecipe(**SHAPE, encoder_layers=12, decoder_layers=36, positions=1027)
 RELEASE = PAPER.model_copy(
     update={"norm": "layernorm", "sandwich": False, "attention_bias": True, "head_bias": True}
 )

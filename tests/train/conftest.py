@@ -220,6 +220,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
         "other-world-checkpoints": runs.job("other-world-checkpoints", do="keep_checkpoints"),
         "no-heldout": runs.job(
             "no-heldout",
+            model={"positions": 3100},
             data={"objective": "prefix", "length": 6001},
             encoder_length=3100,
             decoder_length=3100,
