@@ -58,7 +58,7 @@ class Architecture:
             *("num_decoder_layers", "ffn_multiple", "max_seq_length", "decoder_max_seq_length"),
         ):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if type(value) is not int or value < 1:  # nor a bool
                 raise ValueError(f"{name}: {value!r} is not a size; give a whole number from 1 on")
         if self.kv_channels % 2:
             raise ValueError(

@@ -110,13 +110,10 @@ class Session:
             raise UserError(
                 f"max_new_tokens: {positions} decoder positions are more than the model's {limit}"
             )
+        check_sources(model, sources)
         ids, mask = pad(sources, model.shared_embedding.weight.device)
-        try:
-            check_ids(ids, mask, model.architecture.vocab_size, "source")
-            rows = Rows.ragged(mask)
-            encoded = model.encode(rows.flat(ids), rows)
-        except ValueError as error:
-            raise UserError(str(error)) from None
+        rows = Rows.ragged(mask)
+        encoded = model.encode(rows.flat(ids), rows)
         self.model, self.attention = model, StaticAttention(model, encoded, rows, ids.shape[1], positions)
         self.step = Step(model)
 
@@ -170,6 +167,24 @@ def greedy(
             session.attention.keep(kept)
             rows, following = [rows[i] for i in going], following[kept]
         ids = following[:, None]
+
+
+def check_sources(model: Seq2Seq, sources: Sequence[Sequence[int]]) -> None:
+    """Refuse what the model cannot read.
+
+    Raises:
+        UserError: an empty source, an id outside the vocabulary, more tokens than positions; names the row.
+    """
+    limit = model.architecture.max_seq_length
+    for row, source in enumerate(sources):
+        if len(source) > limit:
+            raise UserError(
+                f"source row {row}: {len(source)} tokens are more than the model's {limit} positions"
+            )
+    try:
+        check_ids(*pad(sources, torch.device("cpu")), model.architecture.vocab_size, "source")
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:

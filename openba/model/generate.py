@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from openba.data.tokenizer import Tokenizer
-from openba.model.decoding import Session, Written, greedy, pad
+from openba.model.decoding import Session, Written, check_sources, greedy, pad
 from openba.model.seq2seq import Seq2Seq
 
 BATCH = 16
@@ -29,6 +29,8 @@ def generate(
         UserError: see `Session`.
     """
     # Sources of like lengths together: less padding in cross-attention.
+    if sources:
+        check_sources(model, sources)  # here, where a row's number is the caller's
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     answers = [""] * len(sources)
     for begin in range(0, len(order), BATCH):

@@ -43,13 +43,13 @@ class SelfAttention(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         width, bias = architecture.attention_width, architecture.add_qkv_bias
-        self.num_heads = architecture.num_heads
+        self.num_heads, self.kv_channels = architecture.num_heads, architecture.kv_channels
         self.qkv = nn.Linear(architecture.hidden_size, 3 * width, bias=bias)
         self.o = nn.Linear(width, architecture.hidden_size, bias=bias)
 
     def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[tokens, hidden]` to query, key, value `[tokens, heads, kv]`, the first two rotated."""
-        packed = self.qkv(x).view(x.shape[0], self.num_heads, 3, -1)
+        packed = self.qkv(x).view(-1, self.num_heads, 3, self.kv_channels)
         return split_rotate(packed, rotary[0], rotary[1])
 
 
@@ -59,18 +59,18 @@ class CrossAttention(nn.Module):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         width, bias = architecture.attention_width, architecture.add_qkv_bias
-        self.num_heads = architecture.num_heads
+        self.num_heads, self.kv_channels = architecture.num_heads, architecture.kv_channels
         self.q = nn.Linear(architecture.hidden_size, width, bias=bias)
         self.kv = nn.Linear(architecture.hidden_size, 2 * width, bias=bias)
         self.o = nn.Linear(width, architecture.hidden_size, bias=bias)
 
     def query(self, x: Tensor) -> Tensor:
         """`[tokens, hidden]` to `[tokens, heads, kv]`."""
-        return self.q(x).unflatten(-1, (self.num_heads, -1))
+        return self.q(x).view(-1, self.num_heads, self.kv_channels)
 
     def memory(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `[memory tokens, heads, kv]` of the encoder's output."""
-        key, value = self.kv(encoded).view(encoded.shape[0], self.num_heads, 2, -1).unbind(-2)
+        key, value = self.kv(encoded).view(-1, self.num_heads, 2, self.kv_channels).unbind(-2)
         return key, value
 
 

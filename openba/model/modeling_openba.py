@@ -52,15 +52,13 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: a tensor is missing, unexpected or has another shape; the message names it.
         """
+        # With it transformers lists tensors of another shape, else it refuses them without their names.
+        kwargs["ignore_mismatched_sizes"] = True
         loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         model, info = loaded
         where = args[0] if args else kwargs.get("pretrained_model_name_or_path")
-        for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-            if names := sorted(str(name) for name in info.get(kind, ())):
-                raise ValueError(
-                    f"{where}: {len(names)} {kind.replace('_keys', '')} tensors, first {names[0]}; "
-                    "config.json and weights do not belong together"
-                )
+        if problem := _problem(info):
+            raise ValueError(f"{where}: {problem}; weights and config do not belong together")
         return (model, info) if output_loading_info else model
 
     def forward(
@@ -279,6 +277,17 @@ class _EncoderOfGrids(nn.Module):
         """See `OpenBAForConditionalGeneration.encoder_output`."""
         _refuse(kwargs)
         return self._model[0].encoder_output(input_ids, attention_mask)
+
+
+def _problem(info: dict[str, Any]) -> str | None:
+    """The first tensor that transformers found missing, unexpected or misshapen."""
+    for name in sorted(info["missing_keys"]):
+        return f"tensor {name} is missing"
+    for name in sorted(info["unexpected_keys"]):
+        return f"tensor {name} is unexpected"
+    for name, found, wanted in sorted(info["mismatched_keys"]):
+        return f"tensor {name} has shape {list(found)}, not {list(wanted)}"
+    return None
 
 
 def _mask(mask: Tensor | None, like: Tensor) -> Tensor:

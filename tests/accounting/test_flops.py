@@ -19,7 +19,7 @@ from openba.recipes.model import ModelRecipe
 from openba.recipes.train import InstructionRecipe, OptimRecipe, TrainRecipe, TrainStep
 
 SHAPE = {"d_model": 4096, "num_heads": 40, "kv_channels": 128, "ffn": 16384}
-PAPER = ModelRecipe(**SHAPE, encoder_layers=12, decoder_layers=36)
+PAPER = ModelRecipe(**SHAPE, encoder_layers=12, decoder_layers=36, positions=1027)
 RELEASE = PAPER.model_copy(
     update={"norm": "layernorm", "sandwich": False, "attention_bias": True, "head_bias": True}
 )
@@ -113,19 +113,18 @@ tiny = st.builds(
 @given(recipe=tiny, vocab=st.integers(1, 300))
 def test_count_is_the_built_models(recipe: ModelRecipe, vocab: int) -> None:
     with torch.device("meta"):
-        model = OpenBAModel(recipe, recipe.padded_vocab(vocab), max_length=8)
+        model = OpenBAModel(recipe.architecture(vocab))
     assert sum(parameters(recipe, vocab).values()) == sum(p.numel() for p in model.parameters())
 
 
 @settings(max_examples=5, deadline=None)
 @given(recipe=tiny, s=st.integers(1, 9), t=st.integers(1, 9))
 def test_formula_is_what_torch_counts(recipe: ModelRecipe, s: int, t: int) -> None:
-    vocab, batch = recipe.padded_vocab(40), 2
-    model = OpenBAModel(recipe, vocab, max_length=16)
+    batch, model = 2, OpenBAModel(recipe.architecture(40))
     source, target = torch.ones(batch, s, dtype=torch.long), torch.ones(batch, t, dtype=torch.long)
     # The CPU's fused attention is not in torch's counter; the math backend is, product by product.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        loss = model(source, torch.ones_like(source, dtype=torch.bool), target, target).sum()
+        loss = model(source, torch.ones_like(source, dtype=torch.bool), target, target)
         forward = counter.get_total_flops()
         loss.backward()
     assert forward == batch * sum(forward_flops(recipe, 40, s, t).values())

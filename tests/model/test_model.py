@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any
 
@@ -14,19 +15,20 @@ from torch import Tensor
 
 from openba.accounting.flops import parameters
 from openba.model.model import IGNORE, OpenBAModel
+from openba.model.rows import Rows
 from openba.recipes.model import ModelRecipe
 
 VOCAB, PAD = 128, 0
 RECIPE = ModelRecipe(
-    d_model=32, num_heads=3, kv_channels=16, ffn=64, ffn_multiple=16, encoder_layers=2, decoder_layers=3
-)
+    d_model=32, num_heads=3, kv_channels=16, ffn=64, ffn_multiple=16, encoder_layers=2, decoder_layers=3,
+    positions=32, init_std=0.1,
+)  # fmt: skip
+"""A wider start than in training, so that a wrong connection moves the logits by more than noise."""
 
 
 def build(**fields: Any) -> OpenBAModel:
     torch.manual_seed(0)
-    # A wider start than in training, so that a wrong connection moves the logits by more than noise.
-    recipe = RECIPE.model_copy(update={"init_std": 0.1, **fields})
-    return OpenBAModel(recipe, VOCAB, max_length=32).eval()
+    return OpenBAModel(RECIPE.model_copy(update=fields).architecture(VOCAB)).eval()
 
 
 def ids(*shape: int, seed: int = 1) -> Tensor:
@@ -34,8 +36,9 @@ def ids(*shape: int, seed: int = 1) -> Tensor:
 
 
 def logits(model: OpenBAModel, source: Tensor, mask: Tensor, decoder: Tensor) -> Tensor:
-    hidden, _ = model.decode(decoder, model.memory(model.encode(source, mask)), mask)
-    return model.logits(hidden)
+    target = Rows.padded(everything(decoder))
+    hidden = model.hidden(source, Rows.ragged(mask), decoder, target)
+    return target.grid(model.logits(hidden), decoder.shape[1])
 
 
 def shifted(labels: Tensor) -> Tensor:
@@ -83,25 +86,22 @@ def test_padding_the_source_changes_nothing(padding: int) -> None:
 def test_the_loss_is_plain_cross_entropy_and_knows_no_padding() -> None:
     model, source, labels = build(), ids(3, 6), ids(3, 9, seed=2)
     labels[1, 5:], labels[2, 1:] = IGNORE, IGNORE
-    found = model(source, everything(source), shifted(labels), labels)
+    labels[0, 2] = IGNORE  # a hole: no loss there, yet the decoder reads it
+    batch = source, everything(source), shifted(labels), labels
+    found = model(*batch)
     assert found.dtype == torch.float32
-    expected = F.cross_entropy(
-        logits(model, source, everything(source), shifted(labels)).transpose(1, 2), labels, reduction="none"
-    ).sum(1)
+    expected = F.cross_entropy(logits(model, *batch[:3]).transpose(1, 2), labels, reduction="sum")
     torch.testing.assert_close(found, expected)
     wider = F.pad(labels, (0, 4), value=IGNORE)
     padded = F.pad(source, (0, 3), value=PAD), F.pad(everything(source), (0, 3))
     torch.testing.assert_close(model(*padded, shifted(wider), wider), found)
-    alone = [
-        model(source[i : i + 1], everything(source[:1]), shifted(labels)[i : i + 1], labels[i : i + 1])
-        for i in range(3)
-    ]
-    torch.testing.assert_close(torch.cat(alone), found)
+    alone = [model(*(part[i : i + 1] for part in batch)) for i in range(3)]
+    torch.testing.assert_close(torch.stack(alone).sum(), found)
 
 
-def gradients(model: OpenBAModel, *batch: Tensor) -> dict[str, Tensor]:
+def gradients(model: OpenBAModel, *batch: Tensor, padded: bool = False) -> dict[str, Tensor]:
     model.zero_grad()
-    loss = model(*batch).sum()
+    loss = model(*batch, padded=padded)
     assert loss.isfinite()
     loss.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -122,7 +122,7 @@ def test_a_row_of_padding_is_finite_and_adds_no_gradient() -> None:
 
 def test_a_batch_without_labels_has_loss_zero() -> None:
     source, labels = ids(2, 6), torch.full((2, 4), IGNORE)
-    assert build()(source, everything(source), shifted(labels), labels).tolist() == [0.0, 0.0]
+    assert build()(source, everything(source), shifted(labels), labels).item() == 0.0
 
 
 OPTIONS = {
@@ -136,30 +136,29 @@ OPTIONS = {
 
 @pytest.mark.parametrize("values", itertools.product(*OPTIONS.values()), ids=lambda v: "-".join(map(str, v)))
 def test_every_form_trains_all_its_parameters(values: tuple[Any, ...]) -> None:
-    model = build(**dict(zip(OPTIONS, values, strict=True)))
-    assert sum(p.numel() for p in model.parameters()) == sum(parameters(model.recipe, VOCAB).values())
+    fields = dict(zip(OPTIONS, values, strict=True))
+    model, recipe = build(**fields), RECIPE.model_copy(update=fields)
+    assert sum(p.numel() for p in model.parameters()) == sum(parameters(recipe, VOCAB).values())
     source, labels = ids(2, 6), ids(2, 4, seed=2)
     found = gradients(model, source, everything(source), shifted(labels), labels)
     assert found.keys() == dict(model.named_parameters()).keys()
-    # A key's bias shifts all scores of a query alike, so softmax takes it out: that one has no gradient.
-    dead = [name for name, g in found.items() if not g.abs().max() > 1e-7 and not name.endswith("key.bias")]
-    assert dead == []
+    assert [name for name, g in found.items() if not g.abs().max() > 1e-7] == []
 
 
 def test_the_head_is_the_unscaled_embedding_if_tied() -> None:
     model, hidden = build(), torch.randn(2, 32)
-    torch.testing.assert_close(model.logits(hidden), hidden @ model.embedding.weight.T)
+    torch.testing.assert_close(model.logits(hidden), hidden @ model.shared_embedding.weight.T)
     untied = build(tie_embeddings=False, head_bias=True)
-    torch.nn.init.normal_(untied.head_bias)
-    torch.testing.assert_close(untied.logits(hidden), hidden @ untied.head.weight.T + untied.head_bias)
+    torch.nn.init.normal_(untied.lm_head.bias)
+    torch.testing.assert_close(untied.logits(hidden), hidden @ untied.lm_head.weight.T + untied.lm_head.bias)
 
 
 def test_angles_stay_fp32_under_a_bf16_model() -> None:
     model = build().bfloat16()
     source, decoder = ids(1, 6), ids(1, 4, seed=2)
     found = logits(model, source, everything(source), decoder)
-    assert model.embedding.weight.dtype == torch.bfloat16
-    assert model._rotary.dtype == torch.float32
+    assert model.shared_embedding.weight.dtype == torch.bfloat16
+    assert model.table().dtype == torch.float32
     assert found.dtype == torch.float32
     assert not any("rotary" in name for name in model.state_dict())
     torch.testing.assert_close(
@@ -167,12 +166,17 @@ def test_angles_stay_fp32_under_a_bf16_model() -> None:
     )
 
 
-def test_input_longer_than_the_training_length_works() -> None:
-    model, source, decoder = build(), ids(1, 50), ids(1, 40, seed=2)
-    found = logits(model, source, everything(source), decoder)
-    torch.manual_seed(0)
-    longer = OpenBAModel(model.recipe, VOCAB, max_length=64).eval()
-    torch.testing.assert_close(found, logits(longer, source, everything(source), decoder))
+def test_input_longer_than_the_rotary_table_is_refused() -> None:
+    model, source, labels = build(), ids(2, 33), ids(2, 4, seed=2)
+    mask = everything(source)
+    mask[0, 20:] = False
+    with pytest.raises(ValueError, match=r"^input row 1: 33 tokens are more than the model's 32 positions$"):
+        model(source, mask, shifted(labels), labels)
+    mask[1, 32:] = False  # the tokens count, not the width
+    assert model(source, mask, shifted(labels), labels).isfinite()
+    longer = ids(2, 33, seed=2)
+    with pytest.raises(ValueError, match=r"^decoder input row 0: 33 tokens are more than"):
+        model(source, mask, shifted(longer), longer)
 
 
 def test_a_model_that_has_generated_can_still_train() -> None:
@@ -183,15 +187,85 @@ def test_a_model_that_has_generated_can_still_train() -> None:
 
 
 def test_initial_weights_have_the_releases_widths() -> None:
-    torch.manual_seed(0)
-    model = OpenBAModel(ModelRecipe(**{**RECIPE.model_dump(), "d_model": 128}), VOCAB, 32)
-    block = model.decoder[0]
+    model = build(d_model=128, init_std=0.02, attention_bias=True, norm="layernorm")
+    encoder, decoder = model.encoder.block[1], model.decoder.block[0]
     for weight, std in [
-        (model.embedding.weight, 0.02),
-        (block.cross_attention.query.weight, 0.02),
-        (block.mlp.up.weight, 0.02),
-        (block.cross_attention.output.weight, 0.02 / 6**0.5),
-        (block.mlp.down.weight, 0.02 / 6**0.5),
-        (model.encoder[0].self_attention.output.weight, 0.02 / 4**0.5),
+        (model.shared_embedding.weight, 0.02),
+        (encoder.self_attn.qkv.weight, 0.02),
+        (decoder.inter_attn.q.weight, 0.02),
+        (decoder.mlp.fc_in.weight, 0.02),
+        (decoder.inter_attn.o.weight, 0.02 / 6**0.5),
+        (decoder.mlp.fc_out.weight, 0.02 / 6**0.5),
+        (encoder.self_attn.o.weight, 0.02 / 4**0.5),
     ]:
         assert weight.detach().std().item() == pytest.approx(std, rel=0.05)
+    vectors = {name: p.detach() for name, p in model.named_parameters() if p.dim() == 1}
+    assert vectors
+    for name, vector in vectors.items():
+        assert torch.equal(vector, torch.full_like(vector, float("norm" in name and name.endswith("weight"))))
+
+
+def test_dropout_is_for_training_only() -> None:
+    model, source, labels = build(dropout=0.5), ids(2, 6), ids(2, 4, seed=2)
+    batch = source, everything(source), shifted(labels), labels
+    still = build()(*batch)
+    assert torch.equal(model(*batch), still)
+    model.train()
+    assert not torch.equal(model(*batch), model(*batch))
+
+
+recipes = st.builds(
+    lambda heads, kv, ffn, depths, **fields: RECIPE.model_copy(
+        update={"num_heads": heads, "kv_channels": kv, "ffn": ffn, **depths, **fields}
+    ),
+    heads=st.sampled_from([1, 3]),
+    kv=st.sampled_from([4, 16]),
+    ffn=st.sampled_from([24, 64]),
+    depths=st.fixed_dictionaries({"encoder_layers": st.integers(1, 2), "decoder_layers": st.integers(1, 3)}),
+    **{name: st.sampled_from(values) for name, values in OPTIONS.items()},
+)
+lengths = st.lists(st.tuples(st.integers(0, 9), st.integers(0, 7)), min_size=1, max_size=4)
+
+
+def ragged_batch(counts: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A padded batch of rows with so many source and target tokens; none is allowed."""
+    source, labels = ids(len(counts), 9), ids(len(counts), 7, seed=2)
+    mask = torch.arange(9) < torch.tensor([s for s, _ in counts])[:, None]
+    labels[torch.arange(7) >= torch.tensor([t for _, t in counts])[:, None]] = IGNORE
+    return source, mask, shifted(labels), labels
+
+
+@settings(deadline=None, max_examples=15)
+@given(recipe=recipes, counts=lengths)
+def test_ragged_and_padded_are_one(recipe: ModelRecipe, counts: list[tuple[int, int]]) -> None:
+    torch.manual_seed(0)
+    model, batch = OpenBAModel(recipe.architecture(VOCAB)), ragged_batch(counts)
+    torch.testing.assert_close(model(*batch), model(*batch, padded=True), atol=1e-4, rtol=1e-5)
+    ragged, padded = (gradients(model, *batch, padded=form) for form in (False, True))
+    assert ragged.keys() == padded.keys()
+    for name, gradient in ragged.items():
+        torch.testing.assert_close(gradient, padded[name], atol=1e-4, rtol=1e-4, msg=name)
+
+
+@settings(deadline=None, max_examples=10)
+@given(recipe=recipes, counts=lengths)
+def test_gradients_are_those_of_fp64_and_of_differences(
+    recipe: ModelRecipe, counts: list[tuple[int, int]]
+) -> None:
+    torch.manual_seed(0)
+    model, batch = OpenBAModel(recipe.architecture(VOCAB)), ragged_batch([(4, 3), *counts])
+    exact = copy.deepcopy(model).double()
+    single, double = gradients(model, *batch), gradients(exact, *batch)
+    for name, gradient in double.items():
+        assert gradient.dtype == torch.float64
+        bound = 1e-5 * float(gradient.abs().max()) + 1e-6
+        torch.testing.assert_close(single[name].double(), gradient, atol=bound, rtol=1e-4, msg=name)
+    # And the loss moves along a random direction as the gradient says.
+    direction = {name: torch.randn_like(gradient) for name, gradient in double.items()}
+    slope = sum(float((double[name] * direction[name]).sum()) for name in double)
+    step, losses = 1e-7, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            moved = {name: p + sign * step * direction[name] for name, p in exact.named_parameters()}
+            losses.append(float(torch.func.functional_call(exact, moved, batch)))
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(slope, rel=1e-5, abs=1e-5)

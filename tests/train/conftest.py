@@ -36,7 +36,7 @@ SECONDS = 120
 
 MODEL = {
     "d_model": 32, "num_heads": 2, "kv_channels": 16, "ffn": 64, "ffn_multiple": 16,
-    "encoder_layers": 1, "decoder_layers": 2,
+    "encoder_layers": 1, "decoder_layers": 2, "positions": 192,
 }  # fmt: skip
 UL2 = {
     "objective": "ul2",
@@ -220,6 +220,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
         "other-world-checkpoints": runs.job("other-world-checkpoints", do="keep_checkpoints"),
         "no-heldout": runs.job(
             "no-heldout",
+            model={"positions": 3100},
             data={"objective": "prefix", "length": 6001},
             encoder_length=3100,
             decoder_length=3100,

@@ -85,7 +85,7 @@ def keep_checkpoints(build: Build) -> dict[str, Any]:
 def _engine(build: Build) -> tuple[Engine, TrainingBatches]:
     train, tokenizer = build.recipe.train, Tokenizer.load(build.inputs["tokenizer"])
     torch.manual_seed(train.seed)
-    model = OpenBAModel(build.recipe.model, build.recipe.model.padded_vocab(tokenizer.size), 66)
+    model = OpenBAModel(build.recipe.model.architecture(tokenizer.size))
     samples = training_samples(train, build.inputs["data"], "stage1", tokenizer)
     engine = Engine(model, train, build.runtime.train, build.runtime.device)
     return engine, TrainingBatches(samples, train, tokenizer.pad)

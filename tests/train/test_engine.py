@@ -41,7 +41,7 @@ def test_deepspeed_does_what_plain_torch_does(runs: Any, mixture_folder: Path, t
         training_samples(train, mixture_folder, "stage1", tokenizer), train, tokenizer.pad
     )
     torch.manual_seed(train.seed)
-    model = OpenBAModel(step.model, step.model.padded_vocab(tokenizer.size), 66)
+    model = OpenBAModel(step.model.architecture(tokenizer.size))
     decayed = [p for p in model.parameters() if p.dim() > 1]
     others = [p for p in model.parameters() if p.dim() <= 1]
     optimizer = torch.optim.AdamW(
@@ -51,7 +51,7 @@ def test_deepspeed_does_what_plain_torch_does(runs: Any, mixture_folder: Path, t
     )
     for index, row in enumerate(runs.rows("reference")):
         (batch,) = batches.micro(index, 0, 1, 8)
-        loss = model(batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels).sum() / batch.targets
+        loss = model(batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels) / batch.targets
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -90,7 +90,7 @@ def test_a_stage_whose_steps_are_all_skipped_keeps_its_weights(runs: Any) -> Non
     assert runs.facts["all-skipped"]["skipped_steps"] == 4
     torch.manual_seed(1234)
     recipe = ModelRecipe.model_validate(runs.job("x")["recipe"]["model"])
-    initial = OpenBAModel(recipe, runs.facts["all-skipped"]["vocab"], 66).bfloat16().state_dict()
+    initial = OpenBAModel(recipe.architecture(4103)).bfloat16().state_dict()
     assert all(torch.equal(tensor, initial[name]) for name, tensor in runs.weights("all-skipped").items())
     assert not any(row["skipped"] for row in runs.rows("reference"))
 
