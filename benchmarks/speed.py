@@ -7,7 +7,7 @@ as the encoder, and as many words as give the head the share of the forward FLOP
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -105,7 +105,7 @@ def _ours_decoding(model: OpenBAModel, ids: Tensor) -> Case:
 def _peer_decoding(t5: T5ForConditionalGeneration, ids: Tensor) -> Case:
     length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "decoder_start_token_id": 0}
     mask = torch.ones_like(ids)
-    generate: Any = t5.generate
+    generate = cast(Any, t5).generate
     return lambda: generate(
         input_ids=ids, attention_mask=mask, do_sample=False, past_key_values=cache(), **length
     )
