@@ -31,10 +31,10 @@ from openba.recipes.train import TrainRecipe, TrainStep
 SOURCE = Kind("openba.data.sources:build", "1")
 CORPUS = Kind("openba.data.clean.corpus:build", "1")
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "1")
-MIXTURE = Kind("openba.data.mixture:build", "1")
+MIXTURE = Kind("openba.data.mixture:build", "2")
 TASK = Kind("openba.data.tasks:build", "1")
 INSTRUCT = Kind("openba.data.instruct:build", "1")
-TRAIN = Kind("openba.train.stage:build", "1", place="gang", resumable=True)
+TRAIN = Kind("openba.train.stage:build", "2", place="gang", resumable=True)
 EVALUATE = Kind("openba.evaluate.run:build", "1", place="job")
 
 
