@@ -20,10 +20,11 @@ import pyarrow as pa
 
 from openba.artifacts import Build
 from openba.data.catalogue import Catalogue, Exclude
+from openba.data.contamination import Holder, Items
 from openba.data.store import DOCUMENTS, TokenWriter
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
-from openba.recipes.data import PARTS, MixtureRecipe
+from openba.recipes.data import NGRAM, PARTS, MixtureRecipe
 
 _BYTES_PER_TOKEN = 5
 """What a round of tokenising counts on; where tokens are longer another one follows."""
@@ -61,7 +62,9 @@ def build(build: Build) -> dict[str, Any]:
     tokenizer = Tokenizer.load(build.inputs["tokenizer"])
     spool = build.out / "spool"
     parts = {name: Part() for name in PARTS}
-    groups = {name: _fill(parts, name, recipe, catalogue, tokenizer, spool) for name in recipe.shares}
+    records = {key: folder for key, folder in build.inputs.items() if key.startswith("task-")}
+    holder = Holder(Items.read(records, NGRAM)) if records else None
+    groups = {name: _fill(parts, name, recipe, catalogue, tokenizer, spool, holder) for name in recipe.shares}
     for name, part in parts.items():
         _write(build.out / name, part, catalogue, recipe.seed)
     shutil.rmtree(spool, ignore_errors=True)
@@ -75,7 +78,7 @@ def _fill(
     catalogue: Catalogue,
     tokenizer: Tokenizer,
     spool: Path,
-    exclude: Exclude | None = None,
+    exclude: Exclude | None,
 ) -> dict[str, Any]:
     """Choose a group's documents for all parts; returns what the facts say of the group."""
     budgets, most = recipe.budgets()[name], recipe.epochs.get(name, 1.0)
@@ -102,7 +105,13 @@ def _fill(
             used[-1] -= used.sum() - _distinct(budgets, part, epochs)  # its rest is used nowhere
             cut += int(tokens[span[1] - 1] - used[-1])
             parts[part].add(known[slice(*span)], used, budgets[part])
-    return {"tokens_found": int(tokens.sum()), "epochs": round(epochs, 4), "tokens_cut": cut}
+    dropped = int((catalogue.tokens[order[:done]] == 0).sum())
+    return {
+        "tokens_found": int(tokens.sum()),
+        "documents_contaminated": dropped,
+        "epochs": round(epochs, 4),
+        "tokens_cut": cut,
+    }
 
 
 def _distinct(budgets: dict[str, int], part: str, epochs: float) -> int:

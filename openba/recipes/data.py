@@ -130,6 +130,9 @@ class TokenizerRecipe(Recipe):
         return self
 
 
+NGRAM = 13
+"""Units of an n-gram that records and training text are compared by: words, or Han characters. As GPT-3."""
+
 PARTS = ("heldout", "stage1", "stage2")
 """Parts of a mixture, in the order they choose documents."""
 
@@ -147,6 +150,8 @@ class MixtureRecipe(Recipe):
     """Corpus tokens for Stage II; its documents never occur in Stage I."""
     heldout: Tokens
     """Tokens kept from both, to measure the loss on; never repeated."""
+    drop_contaminated: bool = True
+    """Leave out documents that hold a record of the base benchmarks; else they are only reported."""
     seed: int = 1234
 
     @model_validator(mode="after")
@@ -163,6 +168,16 @@ class MixtureRecipe(Recipe):
             group: {part: round(getattr(self, part) * share) for part in PARTS}
             for group, share in self.shares.items()
         }
+
+
+class ContaminationRecipe(Recipe):
+    """What of the evaluation sets stands in the training data (paper section 4.1, Table 4)."""
+
+    sets: tuple[str, ...]
+    """Tasks whose held-out records are evaluated on."""
+    tasks: tuple[str, ...]
+    """Tasks that are trained on; the mixture's documents are always looked at."""
+    ngram: int = NGRAM
 
 
 class Turn(Recipe):
