@@ -1,4 +1,4 @@
-"""Contamination: n-grams as in plain Python, planted records found in both languages, nothing else dropped."""
+"""Contamination: n-grams as in plain Python, planted records found in both languages, nothing else goes."""
 
 from __future__ import annotations
 
