@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows import data
 from openba.artifacts import Step, drift
 from openba.config import flatten, load
 from openba.errors import UserError
@@ -24,6 +25,7 @@ from openba.recipes.model import ModelRecipe
 from openba.units import human
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+app.add_typer(data.app, name="data")
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 PipelineName = Annotated[
@@ -201,6 +203,7 @@ def _print_plan(planned: dict[str, Any]) -> None:
         cells = _training_cells(training) if training else [""] * 7
         table.add_row(f"{row['name']}@{row['fingerprint']}", row["state"], *cells)
     console.print(table)
+    console.print(_mixture_table(planned["mixture"]))
     total = planned["total"]
     spent = (
         f"{human(total['tokens'])} tokens, {total['flops']:.3g} FLOPs, {total['gpu_hours']:,.3g} device hours"
@@ -208,6 +211,15 @@ def _print_plan(planned: dict[str, Any]) -> None:
     where = f"{total['wall_hours']:,.3g} h on {planned['devices']} x {planned['device']}"
     energy = f"{total['kwh']:,.3g} kWh, {total['tco2eq']:.3g} tCO2eq (paper's method)"
     console.print(f"total: {spent} ({where}), {energy}", markup=False)
+
+
+def _mixture_table(groups: list[dict[str, Any]]) -> Table:
+    table = Table("mixture", "share", *groups[0]["tokens"], "epochs", box=None)
+    for row in groups:
+        epochs = f"up to {row['most_epochs']:g}" if row["epochs"] is None else f"{row['epochs']:.3g}"
+        tokens = [human(count) for count in row["tokens"].values()]
+        table.add_row(row["group"], f"{row['share']:.1%}", *tokens, epochs)
+    return table
 
 
 def _training_cells(training: dict[str, Any]) -> list[str]:

@@ -17,6 +17,7 @@ from openba.config import CONFIGS, Config, ConfigError
 from openba.data.sources import outside_state
 from openba.errors import UserError
 from openba.recipes.data import (
+    ContaminationRecipe,
     CorpusRecipe,
     InstructRecipe,
     SourceRecipe,
@@ -24,14 +25,15 @@ from openba.recipes.data import (
     TaskRecipe,
     TaskStep,
 )
-from openba.recipes.evaluate import EvaluateStep
+from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
 from openba.recipes.pipeline import ExpertConfig, PipelineConfig, expert_files
 from openba.recipes.train import TrainRecipe, TrainStep
 
 SOURCE = Kind("openba.data.sources:build", "1")
 CORPUS = Kind("openba.data.clean.corpus:build", "1")
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "1")
-MIXTURE = Kind("openba.data.mixture:build", "1")
+MIXTURE = Kind("openba.data.mixture:build", "2")
+CONTAMINATION = Kind("openba.data.contamination:build", "1")
 TASK = Kind("openba.data.tasks:build", "1")
 INSTRUCT = Kind("openba.data.instruct:build", "1")
 TRAIN = Kind("openba.train.stage:build", "2", place="gang", resumable=True)
@@ -63,11 +65,12 @@ class Pipeline:
         self._stages()
         self._fine_tunes()
         self._evaluations()
+        self._contamination()
 
     @property
     def data(self) -> list[Step]:
         """Everything before training, inputs first."""
-        ends = [step for step in self.steps.values() if step.kind in (MIXTURE, INSTRUCT, TASK)]
+        ends = [step for step in self.steps.values() if step.kind in (MIXTURE, INSTRUCT, TASK, CONTAMINATION)]
         return _unique(end.walk() for end in ends)
 
     @property
@@ -152,7 +155,11 @@ class Pipeline:
             _stamp(config.tokenizer.path),
             corpus=corpus,
         )
-        self._add("mixture", MIXTURE, config.mixture, "mixture", corpus=corpus, tokenizer=tokenizer)
+        # Experts' benchmarks are only reported: another expert must not cost another Stage I.
+        sets = {
+            f"task-{key}": self._task(key, b.task, f"benchmarks.{key}.task") for key, b in self._dropped()
+        }
+        self._add("mixture", MIXTURE, config.mixture, "mixture", corpus=corpus, tokenizer=tokenizer, **sets)
         flan = config.flan
         self._pairs(
             "flan",
@@ -162,6 +169,20 @@ class Pipeline:
             flan.over_long,
             {str(k): v for k, v in flan.shares.items()},
         )
+
+    def _dropped(self) -> list[tuple[str, BenchmarkRecipe]]:
+        """Benchmarks whose records the mixture leaves out."""
+        return list(self.config.benchmarks.items()) if self.config.mixture.drop_contaminated else []
+
+    def _contamination(self) -> None:
+        """A leaf: it looks at everything and nothing waits for it."""
+        sets = sorted({b for e in self.experts.values() for b in e.benchmarks} | set(self.config.benchmarks))
+        trained = [self.config.flan.tasks, *(expert.tasks for expert in self.experts.values())]
+        tasks = sorted({name for group in trained for name in group})
+        inputs = {f"task-{name}": self.step(f"task-{name}") for name in {*sets, *tasks}}
+        corpus, mixture = self.steps["clean"], self.steps["mixture"]
+        recipe = ContaminationRecipe(sets=tuple(sets), tasks=tuple(tasks))
+        self._add("contamination", CONTAMINATION, recipe, "", corpus=corpus, mixture=mixture, **inputs)
 
     def _task(self, name: str, task: TaskRecipe, config: str) -> Step:
         step = TaskStep(name=name, task=task)

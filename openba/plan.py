@@ -34,12 +34,26 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
         "pipeline": pipeline.config.name,
         "device": pipeline.config.runtime.device.name,
         "devices": pipeline.config.runtime.devices,
-        "corpus_tokens": {
-            part: getattr(pipeline.config.mixture, part) for part in ("stage1", "stage2", "heldout")
-        },
+        "mixture": _mixture(pipeline, store),
         "steps": steps,
         "total": {key: sum(training[key] for training in trainings) for key in keys},
     }
+
+
+def _mixture(pipeline: Pipeline, store: Store) -> list[dict[str, Any]]:
+    """A row a group: share, tokens a part, most epochs allowed; and the epochs it took, once built."""
+    recipe, built = pipeline.config.mixture, store.manifest(pipeline.steps["mixture"])
+    groups = built["facts"]["groups"] if built else {}
+    return [
+        {
+            "group": group,
+            "share": recipe.shares[group],
+            "tokens": tokens,
+            "most_epochs": recipe.epochs.get(group, 1.0),
+            "epochs": groups.get(group, {}).get("epochs"),
+        }
+        for group, tokens in recipe.budgets().items()
+    ]
 
 
 def _vocab(recipe: TokenizerRecipe) -> int:

@@ -57,6 +57,7 @@ def test_every_runtime_fits_the_tiny_pipeline_and_moves_no_fingerprint(runtime: 
         ("stage1.budget=40B", "stage1.budget: .*unit"),
         ("stage1.budget=40B steps tokens", "stage1.budget: cannot read"),
         ("mixture.shares={en: 0.5, zh: 0.6}", "shares add up to 1.1"),
+        ("mixture.epochs={wiki: 2.0}", "epochs: wiki: not in shares .en, zh, code."),
         ("stage1.data.objective=ul3", "stage1.data"),
         ("tokenizer={kind: file}", "tokenizer: kind 'file' needs 'path'"),
         ("stage1.batch", "write it as key.path=value"),

@@ -30,7 +30,15 @@ def test_the_papers_pipeline_costs_what_the_paper_says(store: Store) -> None:
     hours = sum(stage["gpu_hours"] for stage in stages.values())
     assert hours == pytest.approx(1.55e22 / 91.7e12 / 3600, rel=2e-3)
     assert all(stage["fits"] for stage in stages.values())
-    assert found["corpus_tokens"] == {"stage1": 300 * 10**9, "stage2": 40 * 10**9, "heldout": 20 * 10**6}
+    totals = {
+        part: sum(row["tokens"][part] for row in found["mixture"]) for part in ("stage1", "stage2", "heldout")
+    }
+    assert totals == {"stage1": 300 * 10**9, "stage2": 40 * 10**9, "heldout": 20 * 10**6}
+    # Figure 1(a): 190B English, 190B Chinese and 20B code of 400B.
+    shares = {row["group"]: row["share"] for row in found["mixture"]}
+    chinese = sum(share for name, share in shares.items() if name.startswith("chinese-"))
+    assert 400 * chinese == pytest.approx(190)
+    assert (400 * shares["pile-english"], 400 * shares["pile-github"]) == pytest.approx((190, 20))
     assert (found["pipeline"], found["devices"]) == ("paper", 32)
 
 

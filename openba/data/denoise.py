@@ -1,91 +1,281 @@
-"""The training objectives as functions from tokens to (encoder ids, target ids).
+"""UL2's objectives as one compiled kernel: windows of tokens in, a whole padded batch out.
 
-UL2's R, S and X denoisers (paper section 3.3, Table 3), Stage II's prefix form, and nothing
-else: no files, no batches. Randomness comes from a generator that the caller keys by
-(seed, sample), so a sample's corruption depends on nothing but those.
+Owns the R, S and X denoisers (paper section 3.3, Table 3), Stage II's prefix form, and the random
+numbers behind them: Philox4x32-10, keyed by the seed and counted by the sample's number, so that a
+sample's corruption depends on (seed, sample) and on nothing else, whatever the batch it stands in.
+It reads no files and knows no tensors.
 
-Layout as in the release: encoder `[mode] text with sentinels </s>`, target `<extra_id_0> span
-<extra_id_1> span ... </s>`.
+Layout as in the release: encoder `[mode] text with sentinels </s>`, labels `<extra_id_0> span
+<extra_id_1> span ... </s>`, decoder `pad labels[:-1]`.
+
+All compiled functions stand in this one file, since numba's cache looks at the file of the function
+it loads only: a change in an imported one would go unnoticed. Signatures are explicit, so each is
+compiled once a machine and loaded from the cache afterwards.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
+from numba import njit, types
 
 from openba.data.tokenizer import Tokenizer
-from openba.recipes.train import DenoiserRecipe, PrefixRecipe, UL2Recipe
+from openba.recipes.train import PrefixRecipe, UL2Recipe
 
-Pair = tuple[np.ndarray, np.ndarray]
-
-
-def generator(seed: int, sample: int) -> np.random.Generator:
-    """A counter-based generator: the same (seed, sample) gives the same stream on any machine."""
-    return np.random.Generator(np.random.Philox(key=np.array([seed, sample], dtype=np.uint64)))
-
-
-def choose(recipe: UL2Recipe, random: np.random.Generator) -> DenoiserRecipe:
-    """One denoiser, uniformly (release: 2/7 R, 1/7 S, 4/7 X)."""
-    return recipe.denoisers[int(random.integers(len(recipe.denoisers)))]
-
-
-def corrupt(
-    tokens: np.ndarray,
-    denoiser: DenoiserRecipe,
-    recipe: UL2Recipe,
-    random: np.random.Generator,
-    tokenizer: Tokenizer,
-) -> Pair:
-    """Apply one denoiser to `[length]` tokens; both results are int32, special tokens included."""
-    if denoiser.mode == "S":
-        masked = max(1, round(len(tokens) * denoiser.ratio))
-        if recipe.s_length == "uniform":
-            masked = int(random.integers(1, masked + 1))
-        return split(tokens, masked, tokenizer)
-    return spans(tokens, denoiser, random, tokenizer)
+_WORDS, _UINT = types.Array(types.uint64, 1, "C"), types.uint64
+_IDS, _ROW = types.Array(types.int32, 2, "C"), types.Array(types.int32, 1, "C")
+_BYTES, _TABLE = types.Array(types.uint8, 1, "C"), types.Array(types.int64, 2, "C", readonly=True)
+_NUMBERS = types.Array(types.int64, 1, "C", readonly=True)
+_WINDOWS = types.Array(types.int32, 2, "C", readonly=True)
+_LOW = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+# A generator's state: two key words, four counter words, four words drawn, how many of them are used.
+_STATE = 11
+_DENOISE, _SHUFFLE = np.uint64(0), np.uint64(1)  # the second counter word: what the numbers are for
 
 
-def prefix(tokens: np.ndarray, recipe: PrefixRecipe, tokenizer: Tokenizer) -> Pair:
-    """Stage II: the encoder sees the first part, the decoder writes the rest (paper: 50 %)."""
-    return split(tokens, max(1, round(len(tokens) * recipe.ratio)), tokenizer)
+@njit(types.void(_WORDS), cache=True, nogil=True)
+def philox(state: np.ndarray) -> None:
+    """Fill words 6..9 from key and counter (0..5), then count up: Philox4x32-10 of Random123."""
+    k0, k1 = state[0], state[1]
+    c0, c1, c2, c3 = state[2], state[3], state[4], state[5]
+    for _ in range(10):
+        left = c0 * np.uint64(0xD2511F53)
+        right = c2 * np.uint64(0xCD9E8D57)
+        c0, c1, c2, c3 = (right >> _HALF) ^ c1 ^ k0, right & _LOW, (left >> _HALF) ^ c3 ^ k1, left & _LOW
+        k0, k1 = (k0 + np.uint64(0x9E3779B9)) & _LOW, (k1 + np.uint64(0xBB67AE85)) & _LOW
+    state[6], state[7], state[8], state[9], state[10] = c0, c1, c2, c3, np.uint64(0)
+    state[2] = (state[2] + np.uint64(1)) & _LOW
 
 
-def split(tokens: np.ndarray, masked: int, tokenizer: Tokenizer) -> Pair:
-    """S-denoising: mask the last `masked` tokens."""
-    first = tokenizer.sentinel(0)
-    encoder = _join([tokenizer.mode("S")], tokens[:-masked], [first, tokenizer.eos])
-    return encoder, _join([first], tokens[-masked:], [tokenizer.eos])
+@njit(types.void(_WORDS, _UINT, _UINT, _UINT), cache=True, nogil=True)
+def _begin(state: np.ndarray, seed: np.uint64, purpose: np.uint64, number: np.uint64) -> None:
+    state[0], state[1] = seed & _LOW, seed >> _HALF
+    state[2], state[3], state[4], state[5] = np.uint64(0), purpose, number & _LOW, number >> _HALF
+    state[10] = np.uint64(4)
 
 
-def spans(
-    tokens: np.ndarray, denoiser: DenoiserRecipe, random: np.random.Generator, tokenizer: Tokenizer
-) -> Pair:
-    """R- and X-denoising: T5's random segmentation with fixed totals.
+@njit(_UINT(_WORDS, _UINT), cache=True, nogil=True)
+def _below(state: np.ndarray, count: np.uint64) -> np.uint64:
+    """Uniform in 0..count-1, exactly: Lemire's multiplication with rejection."""
+    while True:
+        if state[10] == np.uint64(4):
+            philox(state)
+        product = state[np.uint64(6) + state[10]] * count
+        state[10] += np.uint64(1)
+        low = product & _LOW
+        if low >= count or low >= (np.uint64(2**32) - count) % count:
+            return product >> _HALF
 
-    The number of masked tokens and of spans is fixed by ratio and mean; which tokens is random.
-    Kept and masked segments alternate, kept first, so a sample always ends masked (as the release).
+
+@njit(types.void(_BYTES, types.int64, types.int64, _WORDS), cache=True, nogil=True)
+def _cut(marks: np.ndarray, total: int, parts: int, state: np.ndarray) -> None:
+    """Mark the beginnings, the first left out, of a uniformly random split into positive parts.
+
+    `parts - 1` of the places 1..total-1 are drawn without replacement, or the others where those
+    are fewer, so that few draws hit a place twice.
     """
-    assert denoiser.mean_span is not None, "the recipe refuses it"
-    length = len(tokens)
-    masked = min(max(round(length * denoiser.ratio), 1), length - 1)
-    count = min(max(round(masked / denoiser.mean_span), 1), masked, length - masked, 100)
-    noise = _segments(masked, count, random)
-    kept = _segments(length - masked, count, random)
-    borders = np.cumsum(np.stack([kept, noise], axis=1).ravel())[:-1]
-    pieces = np.split(tokens, borders)
-    encoder: list[np.ndarray | list[int]] = [[tokenizer.mode(denoiser.mode)]]
-    target: list[np.ndarray | list[int]] = []
-    for k in range(count):
-        sentinel = [tokenizer.sentinel(k)]
-        encoder += [pieces[2 * k], sentinel]
-        target += [sentinel, pieces[2 * k + 1]]
-    return _join(*encoder, [tokenizer.eos]), _join(*target, [tokenizer.eos])
+    cuts, places = parts - 1, total - 1
+    few = 2 * cuts <= places
+    marks[:total] = 0 if few else 1
+    wanted = cuts if few else places - cuts
+    while wanted > 0:
+        place = 1 + np.int64(_below(state, np.uint64(places)))
+        if (marks[place] == 0) == few:
+            marks[place] = 1 if few else 0
+            wanted -= 1
 
 
-def _segments(total: int, count: int, random: np.random.Generator) -> np.ndarray:
-    """A uniformly random split of `total` into `count` positive parts."""
-    cuts = np.sort(random.choice(total - 1, count - 1, replace=False) + 1) if count > 1 else np.empty(0, int)
-    return np.diff(np.concatenate([[0], cuts, [total]]).astype(np.int64))
+@njit(
+    types.void(_ROW, _ROW, _WINDOWS, types.int64, _BYTES, _BYTES, types.int64, types.int64, _ROW, _ROW),
+    cache=True,
+    nogil=True,
+)
+def _spans(
+    encoder: np.ndarray,
+    labels: np.ndarray,
+    windows: np.ndarray,
+    row: int,
+    kept_marks: np.ndarray,
+    masked_marks: np.ndarray,
+    kept: int,
+    masked: int,
+    special: np.ndarray,
+    ends: np.ndarray,
+) -> None:
+    """Write kept and masked segments in turn, kept first; `ends` receives both rows' next places."""
+    source = e = k = m = 0
+    e, t, sentinel = 1, 0, special[1]
+    while m < masked:
+        encoder[e] = windows[row, source]
+        e, k, source = e + 1, k + 1, source + 1
+        while k < kept and kept_marks[k] == 0:
+            encoder[e] = windows[row, source]
+            e, k, source = e + 1, k + 1, source + 1
+        encoder[e] = sentinel
+        labels[t] = sentinel
+        labels[t + 1] = windows[row, source]
+        e, t, m, source = e + 1, t + 2, m + 1, source + 1
+        while m < masked and masked_marks[m] == 0:
+            labels[t] = windows[row, source]
+            t, m, source = t + 1, m + 1, source + 1
+        sentinel -= 1
+    ends[0], ends[1] = e, t
 
 
-def _join(*parts: np.ndarray | list[int]) -> np.ndarray:
-    return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
+@njit(
+    types.void(_WINDOWS, _NUMBERS, _UINT, _TABLE, _ROW, _IDS, _IDS, _IDS, _IDS),
+    cache=True,
+    nogil=True,
+)
+def _denoise(
+    windows: np.ndarray,
+    samples: np.ndarray,
+    seed: np.uint64,
+    table: np.ndarray,
+    special: np.ndarray,
+    encoders: np.ndarray,
+    decoders: np.ndarray,
+    labels: np.ndarray,
+    lengths: np.ndarray,
+) -> None:
+    """Fill the four outputs row by row. `special`: pad, <extra_id_0>, </s>, the labels' padding."""
+    length = windows.shape[1]
+    state, ends = np.empty(_STATE, np.uint64), np.empty(2, np.int32)
+    kept_marks, masked_marks = np.empty(length, np.uint8), np.empty(length, np.uint8)
+    for row in range(len(samples)):
+        _begin(state, seed, _DENOISE, np.uint64(samples[row]))
+        chosen = np.int64(_below(state, np.uint64(len(table))))
+        masked, parts, closed = table[chosen, 1], table[chosen, 2], table[chosen, 4]
+        encoder, label = encoders[row], labels[row]
+        encoder[0] = table[chosen, 0]
+        if table[chosen, 3]:
+            masked = 1 + np.int64(_below(state, np.uint64(masked)))
+        if parts == 1:  # one span at the end: no cut is left to draw
+            masked_marks[:masked] = 0
+            kept_marks[: length - masked] = 0
+        else:
+            _cut(masked_marks, masked, parts, state)
+            _cut(kept_marks, length - masked, parts, state)
+        _spans(encoder, label, windows, row, kept_marks, masked_marks, length - masked, masked, special, ends)
+        e, t = ends[0], ends[1]
+        encoder[e] = special[2]
+        encoder[e + 1 :] = special[0]
+        if closed:
+            label[t] = special[2]
+            t += 1
+        label[t:] = special[3]
+        decoder = decoders[row]
+        decoder[0] = special[0]
+        decoder[1:t] = label[: t - 1]
+        decoder[t:] = special[0]
+        lengths[0, row], lengths[1, row], lengths[2, row] = e + 1, t, chosen
+
+
+@njit(types.int64[::1](_NUMBERS, types.int64, _UINT), cache=True, nogil=True)
+def _shuffle(positions: np.ndarray, count: int, seed: np.uint64) -> np.ndarray:
+    """See `shuffled`; a Feistel network of eight rounds over the next even power of two, walked in cycles."""
+    half = np.uint64(1)
+    while (1 << (2 * np.int64(half))) < count:
+        half += np.uint64(1)
+    mask = (np.uint64(1) << half) - np.uint64(1)
+    state, found = np.empty(_STATE, np.uint64), np.empty(len(positions), np.int64)
+    for i in range(len(positions)):
+        epoch, value = positions[i] // count, np.uint64(positions[i] % count)
+        while True:
+            left, right = value >> half, value & mask
+            for turn in range(8):
+                _begin(state, seed, _SHUFFLE + np.uint64(turn), np.uint64(epoch) << _HALF)
+                state[4] = right
+                philox(state)
+                left, right = right, left ^ (state[6] & mask)
+            value = (left << half) | right
+            if np.int64(value) < count:
+                break
+        found[i] = np.int64(value)
+    return found
+
+
+def shuffled(positions: np.ndarray, count: int, seed: int) -> np.ndarray:
+    """Items that stand at positions of an endless series of epochs, each an order of its own.
+
+    Args:
+        positions: int64 `[n]`; position p is place `p % count` of epoch `p // count`.
+        count: items of an epoch.
+        seed: with another seed all orders are others.
+
+    Returns:
+        int64 `[n]`, each item of 0..count-1 once an epoch. No table is held, so 10^9 items cost nothing.
+    """
+    return _shuffle(np.ascontiguousarray(positions, np.int64), count, np.uint64(seed % 2**64))
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """A padded batch; widths are the objective's longest."""
+
+    encoder: np.ndarray  # int32 [B, E], padded with pad
+    decoder: np.ndarray  # int32 [B, T], labels shifted right behind a pad
+    labels: np.ndarray  # int32 [B, T], padded with `ignore`
+    encoder_lengths: np.ndarray  # int32 [B]
+    target_lengths: np.ndarray  # int32 [B]
+    denoisers: np.ndarray  # int32 [B], which row of the recipe was drawn
+
+
+class Denoising:
+    """An objective ready to use: Table 3's denoisers, or Stage II's prefix form, for one tokenizer."""
+
+    def __init__(self, recipe: UL2Recipe | PrefixRecipe, tokenizer: Tokenizer, ignore: int) -> None:
+        """Args: `ignore` pads the labels."""
+        self.length, self.widths = recipe.length, recipe.longest
+        self.table = _table(recipe, tokenizer)
+        self.special = np.array([tokenizer.pad, tokenizer.sentinel(0), tokenizer.eos, ignore], np.int32)
+
+    def batch(self, windows: np.ndarray, samples: np.ndarray, seed: int) -> Denoised:
+        """Corrupt windows.
+
+        Args:
+            windows: int32 `[B, length]`.
+            samples: int64 `[B]`, numbers of the samples in the run; with the seed they decide everything.
+            seed: its lowest 64 bits count.
+
+        Raises:
+            ValueError: the windows have another length than the objective.
+        """
+        if windows.shape != (len(samples), self.length):
+            raise ValueError(f"windows {windows.shape} for {len(samples)} samples of {self.length} tokens")
+        rows, (encoder_width, target_width) = len(samples), self.widths
+        encoder = np.empty((rows, encoder_width), np.int32)
+        decoder, labels = (np.empty((rows, target_width), np.int32) for _ in range(2))
+        lengths = np.empty((3, rows), np.int32)
+        numbers = np.ascontiguousarray(samples, np.int64)
+        text = np.ascontiguousarray(windows, np.int32)
+        _denoise(
+            text,
+            numbers,
+            np.uint64(seed % 2**64),
+            self.table,
+            self.special,
+            encoder,
+            decoder,
+            labels,
+            lengths,
+        )
+        return Denoised(encoder, decoder, labels, *lengths)
+
+
+def _table(recipe: UL2Recipe | PrefixRecipe, tokenizer: Tokenizer) -> np.ndarray:
+    """A row a denoiser, int64 `[D, 5]`.
+
+    Columns: the mode's id, masked tokens, spans, 1 if the masked tokens are drawn from 1 to that many,
+    1 if </s> ends the labels.
+    """
+    if isinstance(recipe, PrefixRecipe):
+        return np.array([[tokenizer.mode("S"), recipe.masked, 1, 0, int(recipe.closed)]], np.int64)
+    rows = []
+    for denoiser in recipe.denoisers:
+        masked, spans = denoiser.masked(recipe.length), denoiser.spans(recipe.length)
+        uniform = denoiser.mode == "S" and recipe.s_length == "uniform"
+        rows.append([tokenizer.mode(denoiser.mode), masked, spans, int(uniform), 1])
+    return np.array(rows, np.int64)

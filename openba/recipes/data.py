@@ -130,23 +130,54 @@ class TokenizerRecipe(Recipe):
         return self
 
 
+NGRAM = 13
+"""Units of an n-gram that records and training text are compared by: words, or Han characters. As GPT-3."""
+
+PARTS = ("heldout", "stage1", "stage2")
+"""Parts of a mixture, in the order they choose documents."""
+
+
 class MixtureRecipe(Recipe):
     """The paper's mix (Figure 1(a)): 47.5 % English, 47.5 % Chinese, 5 % code, by tokens."""
 
-    shares: dict[Language, float] = {"en": 0.475, "zh": 0.475, "code": 0.05}
+    shares: dict[str, float] = {"en": 0.475, "zh": 0.475, "code": 0.05}
+    """Group -> share of the tokens. A group is a source, or all other sources of a language."""
+    epochs: dict[str, Annotated[float, Field(ge=1)]] = {}
+    """Group -> how often at most its documents may stand in a stage if it is short of text; others: once."""
     stage1: Tokens
-    """Distinct corpus tokens for Stage I."""
+    """Corpus tokens for Stage I."""
     stage2: Tokens
-    """Distinct corpus tokens for Stage II; its documents never occur in Stage I."""
+    """Corpus tokens for Stage II; its documents never occur in Stage I."""
     heldout: Tokens
-    """Tokens kept from both, to measure the loss on."""
+    """Tokens kept from both, to measure the loss on; never repeated."""
+    drop_contaminated: bool = True
+    """Leave out documents that hold a record of the base benchmarks; else they are only reported."""
     seed: int = 1234
 
     @model_validator(mode="after")
     def _whole(self) -> MixtureRecipe:
         if abs(sum(self.shares.values()) - 1) > 1e-9:
             raise ValueError(f"shares add up to {sum(self.shares.values()):g}, not 1")
+        if unknown := sorted(self.epochs.keys() - self.shares.keys()):
+            raise ValueError(f"epochs: {', '.join(unknown)}: not in shares ({', '.join(self.shares)})")
         return self
+
+    def budgets(self) -> dict[str, dict[str, int]]:
+        """Group -> part -> tokens."""
+        return {
+            group: {part: round(getattr(self, part) * share) for part in PARTS}
+            for group, share in self.shares.items()
+        }
+
+
+class ContaminationRecipe(Recipe):
+    """What of the evaluation sets stands in the training data (paper section 4.1, Table 4)."""
+
+    sets: tuple[str, ...]
+    """Tasks whose held-out records are evaluated on."""
+    tasks: tuple[str, ...]
+    """Tasks that are trained on; the mixture's documents are always looked at."""
+    ngram: int = NGRAM
 
 
 class Turn(Recipe):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openba.artifacts import Recipe
 from openba.recipes.data import CleanRecipe, MixtureRecipe, SourceRecipe, TaskRecipe, TokenizerRecipe
@@ -82,6 +82,17 @@ class PipelineConfig(Recipe):
     runtime: PipelineRuntime
     report_banner: str = ""
     """Shown on top of the report, such as a warning that the scores are of a toy."""
+
+    @model_validator(mode="after")
+    def _groups(self) -> PipelineConfig:
+        shares = self.mixture.shares
+        left = {str(source.language) for name, source in self.sources.items() if name not in shares}
+        if unknown := sorted(shares.keys() - self.sources.keys() - left):
+            raise ValueError(
+                f"mixture.shares: {', '.join(unknown)}: neither a source ({', '.join(self.sources)}) "
+                f"nor the language of one that has no share of its own"
+            )
+        return self
 
 
 def expert_files(pipeline_file: Path, folder: str) -> dict[str, Path]:

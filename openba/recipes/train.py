@@ -26,21 +26,29 @@ class DenoiserRecipe(Recipe):
             raise ValueError("R and X need mean_span, S has none")
         return self
 
+    def masked(self, length: int) -> int:
+        """Masked tokens of a sample: the ratio, rounded half to even as the release does, and never all."""
+        return min(max(1, round(length * self.ratio)), length - 1)
+
+    def spans(self, length: int) -> int:
+        """Masked spans of a sample; each has one of the 100 sentinels and kept text before it."""
+        masked = self.masked(length)
+        wanted = 1 if self.mean_span is None else max(1, round(masked / self.mean_span))
+        return min(wanted, masked, length - masked, 100)
+
     def longest(self, length: int, s_length: str) -> tuple[int, int]:
         """Most encoder and target tokens of a sample, special tokens included (see `openba.data.denoise`)."""
-        masked = max(1, round(length * self.ratio))
-        if self.mean_span is None:
-            return length - (1 if s_length == "uniform" else masked) + 3, masked + 2
-        spans = max(1, round(masked / self.mean_span))
-        return length - masked + spans + 2, masked + spans + 1
+        masked, spans = self.masked(length), self.spans(length)
+        fewest = 1 if self.mean_span is None and s_length == "uniform" else masked
+        return length - fewest + spans + 2, masked + spans + 1
 
 
 class UL2Recipe(Recipe):
     """Stage I: a mixture of denoisers, one per sample (paper section 3.3, Table 3)."""
 
     objective: Literal["ul2"]
-    length: int
-    """Tokens of one sample before corruption. 568 gives the paper's 570 encoder tokens."""
+    length: int = Field(ge=2)
+    """Tokens of one sample before corruption. 568 gives the release's 570 encoder tokens."""
     denoisers: tuple[DenoiserRecipe, ...]
     """Drawn uniformly per sample, as the release does (1/7 each)."""
     s_length: Literal["fixed", "uniform"] = "fixed"
@@ -57,14 +65,20 @@ class PrefixRecipe(Recipe):
     """Stage II: S-denoising with one fixed ratio (paper: 50 %)."""
 
     objective: Literal["prefix"]
-    length: int
+    length: int = Field(ge=2)
     ratio: float = 0.5
+    closed: bool = True
+    """</s> after the target. The release's 1025 labels for 1024 tokens leave no place for it."""
+
+    @property
+    def masked(self) -> int:
+        """Tokens the decoder writes; the encoder sees at least one."""
+        return min(max(1, round(self.length * self.ratio)), self.length - 1)
 
     @property
     def longest(self) -> tuple[int, int]:
         """Encoder and target tokens of a sample."""
-        masked = max(1, round(self.length * self.ratio))
-        return self.length - masked + 3, masked + 2
+        return self.length - self.masked + 3, self.masked + 1 + int(self.closed)
 
 
 class InstructionRecipe(Recipe):

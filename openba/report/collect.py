@@ -30,6 +30,7 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
         "funnel": facts("clean").get("funnel", []),
         "cleaning_examples": facts("clean").get("examples", {}),
         "mixture": facts("mixture"),
+        "contamination": facts("contamination").get("sets", []),
         "tokenizer": facts("tokenizer"),
         "training": [_training(m, pipeline, store) for m in pipeline.models if records[m.name]],
         "evaluations": [

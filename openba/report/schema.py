@@ -52,6 +52,20 @@ class Mixture(TypedDict, total=False):
     documents: dict[str, int]
 
 
+class ContaminationRow(TypedDict):
+    """One evaluation set against what is trained on; counts are of held-out records."""
+
+    set: str
+    records: int
+    too_short: int
+    """Without an n-gram of its own; nothing is known of these."""
+    clean: int
+    partly: int
+    dirty: int
+    overlaps: dict[str, int]
+    """Source or task -> records that are not clean in it."""
+
+
 class TokenizerFacts(TypedDict, total=False):
     """The tokenizer on the corpus, by language; the share is of tokens."""
 
@@ -162,6 +176,7 @@ class Report(TypedDict, total=False):
     funnel: list[FunnelRow]
     cleaning_examples: dict[str, list[Example]]
     mixture: Mixture
+    contamination: list[ContaminationRow]
     tokenizer: TokenizerFacts
     training: list[Training]
     evaluations: list[Evaluation]

@@ -1,15 +1,14 @@
 """Batches as a function of (seed, step): nothing to save, nothing to restore.
 
-Owns which samples a step sees and how they are padded to tensors. Sample `g` of a run (g =
-step * batch + position) is drawn from a permutation per epoch, and corrupted by a generator
-keyed by (seed, g), so worker count and restarts change nothing.
+Owns which samples a step sees and how they become tensors. Sample `g` of a run (g = step * batch +
+position) is found by a keyed order per epoch, and corrupted by numbers keyed by (seed, g), so
+worker count and restarts change nothing. The corruption is `openba.data.denoise`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
@@ -17,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openba.data import denoise
+from openba.data.denoise import Denoising, shuffled
 from openba.data.instruct import Pairs
-from openba.data.mixture import TokenStream
+from openba.data.store import TokenStore
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.model import IGNORE
@@ -28,33 +27,39 @@ from openba.recipes.train import DenoiserRecipe, InstructionRecipe, PrefixRecipe
 HELDOUT_SEED = 20231008
 """Held-out samples are corrupted the same way at every measurement and in every run."""
 
+Pair = tuple[np.ndarray, np.ndarray]
+"""Encoder and target ids of one sample."""
+
 
 class Samples(Protocol):
     """Numbered samples of one split."""
 
     def __len__(self) -> int: ...
-    def pair(self, index: int, sample: int, seed: int) -> denoise.Pair:
-        """Encoder and target ids of item `index`, drawn as sample number `sample`."""
+    def batch(self, items: np.ndarray, samples: np.ndarray, seed: int, pad: int) -> Batch:
+        """Items (int64 `[B]`), drawn as samples of these numbers (int64 `[B]`)."""
         ...
 
 
 class DenoisedSamples:
-    """Windows of a token stream under one objective."""
+    """Windows of a token store under one objective."""
 
-    def __init__(self, stream: TokenStream, recipe: UL2Recipe | PrefixRecipe, tokenizer: Tokenizer) -> None:
-        self.stream, self.recipe, self.tokenizer = stream, recipe, tokenizer
+    def __init__(self, store: TokenStore, recipe: UL2Recipe | PrefixRecipe, tokenizer: Tokenizer) -> None:
+        self.store, self.length = store, recipe.length
+        self.denoising = Denoising(recipe, tokenizer, IGNORE)
 
     def __len__(self) -> int:
-        return self.stream.count(self.recipe.length)
+        return self.store.count(self.length)
 
-    def pair(self, index: int, sample: int, seed: int) -> denoise.Pair:
-        """Encoder and target ids of window `index`, corrupted for sample number `sample`."""
-        tokens = np.asarray(self.stream.sample(index, self.recipe.length))
-        if isinstance(self.recipe, PrefixRecipe):
-            return denoise.prefix(tokens, self.recipe, self.tokenizer)
-        random = denoise.generator(seed, sample)
-        denoiser = denoise.choose(self.recipe, random)
-        return denoise.corrupt(tokens, denoiser, self.recipe, random, self.tokenizer)
+    def batch(self, items: np.ndarray, samples: np.ndarray, seed: int, pad: int) -> Batch:
+        """Windows `items`, corrupted for samples of these numbers, cut to the longest of each side."""
+        made = self.denoising.batch(self.store.windows(items, self.length), samples, seed)
+        source, target = int(made.encoder_lengths.max()), int(made.target_lengths.max())
+        return Batch(
+            torch.from_numpy(made.encoder[:, :source]).long(),
+            torch.from_numpy(np.arange(source) < made.encoder_lengths[:, None]),
+            torch.from_numpy(made.decoder[:, :target]).long(),
+            torch.from_numpy(made.labels[:, :target]).long(),
+        )
 
 
 class PairSamples:
@@ -66,9 +71,9 @@ class PairSamples:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def pair(self, index: int, sample: int, seed: int) -> denoise.Pair:
-        """Pair `index`; nothing random."""
-        return self.pairs.source(index), self.pairs.target(index)
+    def batch(self, items: np.ndarray, samples: np.ndarray, seed: int, pad: int) -> Batch:
+        """Pairs `items`; nothing random."""
+        return collate([(self.pairs.source(i), self.pairs.target(i)) for i in items.tolist()], pad)
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,7 @@ class Batch:
         return int(self.mask.sum()) + self.targets
 
 
-def collate(pairs: list[denoise.Pair], pad: int) -> Batch:
+def collate(pairs: list[Pair], pad: int) -> Batch:
     """Pad to the longest of each side."""
     encoder_ids = _padded([source for source, _ in pairs], pad)
     labels = _padded([target for _, target in pairs], IGNORE)
@@ -114,35 +119,27 @@ class TrainingBatches:
         """This rank's micro-batches of optimiser step `step`, at most `size` samples each."""
         mine = range(step * self.recipe.batch + rank, (step + 1) * self.recipe.batch, world)
         for start in range(0, len(mine), size):
-            yield collate([self._pair(g) for g in mine[start : start + size]], self.pad)
+            samples = np.array(mine[start : start + size], np.int64)
+            items = shuffled(samples, len(self.samples), self.recipe.seed)
+            yield self.samples.batch(items, samples, self.recipe.seed, self.pad)
 
     def epochs(self, steps: int) -> float:
         """How often the data is seen in so many steps."""
         return steps * self.recipe.batch / len(self.samples)
-
-    def _pair(self, sample: int) -> denoise.Pair:
-        epoch, position = divmod(sample, len(self.samples))
-        index = int(_permutation(self.recipe.seed, epoch, len(self.samples))[position])
-        return self.samples.pair(index, sample, self.recipe.seed)
-
-
-@lru_cache(maxsize=2)
-def _permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    return denoise.generator(seed, 2**63 + epoch).permutation(count)
 
 
 def training_samples(recipe: TrainRecipe, data: Path, part: str, tokenizer: Tokenizer) -> Samples:
     """What a stage or expert trains on: part `part` of a mixture, or the pairs of a task mix."""
     if isinstance(recipe.data, InstructionRecipe):
         return PairSamples(Pairs(data, "train"))
-    return DenoisedSamples(TokenStream(data, part), recipe.data, tokenizer)
+    return DenoisedSamples(TokenStore(data / part), recipe.data, tokenizer)
 
 
 def heldout_groups(recipe: TrainRecipe, data: Path, tokenizer: Tokenizer) -> dict[str, Samples]:
     """Held-out samples by name: R, S and X apart for UL2, else one group `loss`."""
     if isinstance(recipe.data, InstructionRecipe):
         return {"loss": PairSamples(Pairs(data, "heldout"))}
-    stream = TokenStream(data, "heldout")
+    stream = TokenStore(data / "heldout")
     if isinstance(recipe.data, PrefixRecipe):
         return {"loss": DenoisedSamples(stream, recipe.data, tokenizer)}
     modes: dict[str, list[DenoiserRecipe]] = {}
@@ -162,7 +159,8 @@ def heldout_batches(
     mine = range(rank, count, world)
     for start in range(0, -(-count // world), size):
         own = mine[start : start + size]
-        batch = collate([samples.pair(i, i, HELDOUT_SEED) for i in own or range(1)], pad)
+        numbers = np.array(own or range(1), np.int64)
+        batch = samples.batch(numbers, numbers, HELDOUT_SEED, pad)
         # ZeRO-3 gathers weights in each forward pass: a worker with nothing left joins in, unlabelled.
         yield batch if own else replace(batch, labels=torch.full_like(batch.labels, IGNORE))
 

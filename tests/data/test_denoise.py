@@ -4,54 +4,57 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from openba.config import CONFIGS, load
-from openba.data import denoise
-from openba.data.denoise import Pair
+from openba.data.denoise import Denoised, Denoising, philox, shuffled
 from openba.data.tokenizer import Tokenizer
 from openba.recipes.train import DenoiserRecipe, PrefixRecipe, TrainRecipe, UL2Recipe
 
-STAGE1 = load(CONFIGS / "pretrain" / "stage1.yaml", TrainRecipe)
-STAGE2 = load(CONFIGS / "pretrain" / "stage2.yaml", TrainRecipe)
-# Encoder and decoder tokens of the paper's seven denoisers at 568 tokens: the release's table, S at 25 %.
+PRETRAIN = CONFIGS / "pretrain"
+STAGE1 = load(PRETRAIN / "stage1.yaml", TrainRecipe)
+STAGE1_RELEASE = load(PRETRAIN / "stage1-release.yaml", TrainRecipe)
+STAGE2 = load(PRETRAIN / "stage2.yaml", TrainRecipe)
+STAGE2_RELEASE = load(PRETRAIN / "stage2-release.yaml", TrainRecipe)
+# Encoder and decoder tokens at 568 tokens: the release's table, S at the paper's 25 %.
 LENGTHS = [(513, 114), (496, 97), (429, 144), (381, 380), (322, 321), (486, 87), (290, 289)]
+IGNORE = -100
 
 denoisers = st.builds(
     DenoiserRecipe, mode=st.sampled_from("RX"), mean_span=st.integers(1, 64), ratio=st.floats(0.01, 0.99)
 )
+s_denoisers = st.builds(DenoiserRecipe, mode=st.just("S"), ratio=st.floats(0.01, 0.99))
 
 
-def ul2(**fields: object) -> UL2Recipe:
-    assert isinstance(STAGE1.data, UL2Recipe)
-    return STAGE1.data.model_copy(update=fields)
+def ul2(*rows: DenoiserRecipe, length: int = 568, **fields: object) -> UL2Recipe:
+    return UL2Recipe(objective="ul2", length=length, denoisers=rows, **fields)
 
 
-def corrupt(
-    denoiser: DenoiserRecipe,
-    tokens: np.ndarray,
-    tokenizer: Tokenizer,
-    sample: int = 0,
-    recipe: UL2Recipe | None = None,
-) -> Pair:
-    return denoise.corrupt(tokens, denoiser, recipe or ul2(), denoise.generator(1234, sample), tokenizer)
+def text(rows: int, length: int) -> np.ndarray:
+    """Distinct ids of ordinary pieces in a row, so that no order goes unnoticed."""
+    return np.tile(np.arange(300, 300 + length, dtype=np.int32), (rows, 1))
 
 
-def text(length: int) -> np.ndarray:
-    """Distinct ids of ordinary pieces, so that no order goes unnoticed."""
-    return np.arange(300, 300 + length, dtype=np.int32)
+def draw(recipe: UL2Recipe | PrefixRecipe, tokenizer: Tokenizer, samples: range, seed: int = 7) -> Denoised:
+    windows = text(len(samples), recipe.length)
+    return Denoising(recipe, tokenizer, IGNORE).batch(windows, np.array(samples), seed)
 
 
-def spans_of(ids: np.ndarray, tokenizer: Tokenizer) -> dict[int, list[int]]:
+def pair(made: Denoised, row: int) -> tuple[list[int], list[int]]:
+    encoder, labels = made.encoder[row], made.labels[row]
+    return encoder[: made.encoder_lengths[row]].tolist(), labels[: made.target_lengths[row]].tolist()
+
+
+def spans_of(ids: list[int], tokenizer: Tokenizer) -> dict[int, list[int]]:
     """Sentinel number -> the tokens up to the next sentinel, in the order they stand; -1: those before."""
     found: dict[int, list[int]] = {-1: []}
-    for i in ids.tolist():
+    for i in ids:
         if tokenizer.base <= i < tokenizer.base + 100:
             found[tokenizer.base + 99 - i] = []
         else:
@@ -59,118 +62,228 @@ def spans_of(ids: np.ndarray, tokenizer: Tokenizer) -> dict[int, list[int]]:
     return found
 
 
-@given(length=st.integers(2, 600), denoiser=denoisers, sample=st.integers(0, 2**40))
-def test_encoder_and_target_together_are_the_source(
-    tokenizer: Tokenizer, length: int, denoiser: DenoiserRecipe, sample: int
+def masked_spans(made: Denoised, tokenizer: Tokenizer, denoiser: int) -> list[list[int]]:
+    """Lengths of the masked spans of each sample that the denoiser made."""
+    rows = np.flatnonzero(made.denoisers == denoiser)
+    targets = (spans_of(pair(made, int(row))[1][:-1], tokenizer) for row in rows)
+    return [[len(span) for number, span in found.items() if number >= 0] for found in targets]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    length=st.integers(2, 600),
+    row=denoisers | s_denoisers,
+    sample=st.integers(0, 2**62),
+    seed=st.integers(0, 2**64 - 1),
+    s_length=st.sampled_from(["fixed", "uniform"]),
+)
+def test_encoder_and_labels_together_are_the_source(
+    tokenizer: Tokenizer, length: int, row: DenoiserRecipe, sample: int, seed: int, s_length: str
 ) -> None:
-    encoder, target = corrupt(denoiser, text(length), tokenizer, sample)
-    assert encoder.dtype == target.dtype == np.int32
-    assert encoder[0] == tokenizer.mode(denoiser.mode)
-    assert encoder[-1] == target[-1] == tokenizer.eos
-    kept, masked = spans_of(encoder[1:-1], tokenizer), spans_of(target[:-1], tokenizer)
+    recipe = ul2(row, length=length, s_length=s_length)
+    made = draw(recipe, tokenizer, range(sample, sample + 1), seed)
+    encoder, labels = pair(made, 0)
+    assert encoder[0] == tokenizer.mode(row.mode)
+    assert encoder[-1] == labels[-1] == tokenizer.eos
+    kept, masked = spans_of(encoder[1:-1], tokenizer), spans_of(labels[:-1], tokenizer)
     assert list(kept) == list(masked) == list(range(-1, len(kept) - 1))  # each sentinel once, rising
     rebuilt = kept[-1] + [i for k in range(len(kept) - 1) for i in masked[k] + kept[k]]
-    assert rebuilt == text(length).tolist()
+    assert rebuilt == text(1, length)[0].tolist()
     assert masked.pop(-1) == kept[len(kept) - 2] == []  # the sample ends masked
     assert all(masked.values())
-    noise = min(max(round(length * denoiser.ratio), 1), length - 1)
-    assert sum(map(len, masked.values())) == noise
-    wanted = max(1, round(noise / (denoiser.mean_span or 0)))
+    noise = min(max(round(length * row.ratio), 1), length - 1)
+    total = sum(map(len, masked.values()))
+    assert total == noise or (row.mode == "S" and s_length == "uniform" and 1 <= total <= noise)
+    wanted = 1 if row.mode == "S" else max(1, round(noise / (row.mean_span or 0)))
     assert len(masked) == min(wanted, noise, length - noise, 100)
+    # Padded to the recipe's longest, and the decoder is the labels, shifted.
+    assert (made.encoder.shape[1], made.labels.shape[1]) == recipe.longest
+    assert (made.encoder[0, len(encoder) :] == tokenizer.pad).all()
+    assert (made.labels[0, len(labels) :] == IGNORE).all()
+    padding = [tokenizer.pad] * (made.labels.shape[1] - len(labels))
+    assert made.decoder[0].tolist() == [tokenizer.pad, *labels[:-1], *padding]
 
 
-@given(length=st.integers(2, 600), ratio=st.floats(0.01, 0.99))
-def test_s_denoising_masks_the_end(tokenizer: Tokenizer, length: int, ratio: float) -> None:
-    encoder, target = corrupt(DenoiserRecipe(mode="S", ratio=ratio), text(length), tokenizer)
-    masked = max(1, round(length * ratio))
-    first, tokens = tokenizer.sentinel(0), text(length).tolist()
-    assert encoder.tolist() == [tokenizer.mode("S"), *tokens[: length - masked], first, tokenizer.eos]
-    assert target.tolist() == [first, *tokens[length - masked :], tokenizer.eos]
+@pytest.mark.parametrize("stage", [STAGE1, STAGE1_RELEASE], ids=["paper", "release"])
+def test_lengths_are_the_releases_table(tokenizer: Tokenizer, stage: TrainRecipe) -> None:
+    assert isinstance(stage.data, UL2Recipe)
+    made = draw(stage.data, tokenizer, range(4000))
+    for index, lengths in enumerate(LENGTHS):
+        rows = made.denoisers == index
+        found = set(zip(made.encoder_lengths[rows].tolist(), made.target_lengths[rows].tolist(), strict=True))
+        if index == 2 and stage is STAGE1_RELEASE:
+            assert found <= {(570 - n, 3 + n) for n in range(142)}
+        else:
+            assert found == {lengths}
+    assert made.encoder_lengths.max() <= stage.encoder_length == 570
+    assert made.target_lengths.max() <= stage.decoder_length == (380 if stage is STAGE1 else 381)
 
 
-@pytest.mark.parametrize(("index", "lengths"), list(enumerate(LENGTHS)))
-def test_lengths_are_the_papers(tokenizer: Tokenizer, index: int, lengths: tuple[int, int]) -> None:
-    denoiser = ul2().denoisers[index]
-    for sample in range(20):
-        pair = corrupt(denoiser, text(ul2().length), tokenizer, sample)
-        assert tuple(map(len, pair)) == lengths
-    assert lengths[0] <= STAGE1.encoder_length
-    assert lengths[1] <= STAGE1.decoder_length
+def test_the_releases_s_length_is_uniform_and_the_papers_a_quarter(tokenizer: Tokenizer) -> None:
+    s = DenoiserRecipe(mode="S", ratio=0.25)
+    uniform = draw(ul2(s, s_length="uniform"), tokenizer, range(71_000)).target_lengths - 2
+    counts = np.bincount(uniform, minlength=143)
+    assert counts[0] == 0
+    assert len(counts) == 143
+    # Chi-square of 142 equally likely lengths; 3.1 standard deviations above its mean.
+    assert ((counts[1:] - 500) ** 2 / 500).sum() < 141 + 3.1 * (2 * 141) ** 0.5
+    assert uniform.mean() / 568 == pytest.approx(0.1259, abs=0.0005)
+    assert set(draw(ul2(s), tokenizer, range(500)).target_lengths - 2) == {142}
 
 
-def test_the_releases_s_length_is_uniform(tokenizer: Tokenizer) -> None:
-    recipe, tokens = ul2(s_length="uniform"), text(568)
-    pairs = [corrupt(recipe.denoisers[2], tokens, tokenizer, sample, recipe) for sample in range(3000)]
-    masked = [len(target) - 2 for _, target in pairs]
-    assert (min(masked), max(masked)) == (1, 142)
-    assert np.mean(masked) / 568 == pytest.approx(0.126, abs=0.003)
-    assert {len(encoder) + len(target) for encoder, target in pairs} == {568 + 5}
-    assert max(len(encoder) for encoder, _ in pairs) == STAGE1.encoder_length
+def test_each_denoiser_gets_a_seventh(tokenizer: Tokenizer) -> None:
+    assert isinstance(STAGE1.data, UL2Recipe)
+    shares = np.bincount(draw(STAGE1.data, tokenizer, range(70_000)).denoisers) / 70_000
+    np.testing.assert_allclose(shares, np.full(7, 1 / 7), atol=4 * (6 / 49 / 70_000) ** 0.5)
+    assert [row.mode for row in STAGE1.data.denoisers] == list("RRSXXXX")
 
 
-def test_the_papers_s_length_is_a_quarter(tokenizer: Tokenizer) -> None:
-    _, target = corrupt(ul2().denoisers[2], text(568), tokenizer)
-    assert (len(target) - 2) / 568 == 0.25
+@pytest.mark.parametrize(("index", "masked", "mean"), [(0, 85, 3), (1, 85, 8), (3, 284, 3), (5, 85, 64)])
+def test_masked_tokens_and_mean_spans_are_table_threes(
+    tokenizer: Tokenizer, index: int, masked: int, mean: int
+) -> None:
+    assert isinstance(STAGE1.data, UL2Recipe)
+    spans = masked_spans(draw(STAGE1.data, tokenizer, range(400)), tokenizer, index)
+    assert {sum(row) for row in spans} == {masked}  # 15 or 50 % of 568, half to even
+    assert {len(row) for row in spans} == {round(masked / mean)}
+
+
+def reference(length: int, masked: int, spans: int, random: np.random.Generator) -> np.ndarray:
+    """T5's random spans as one reads of them: shuffle where segments begin, alternate, mask each second."""
+
+    def segments(total: int) -> np.ndarray:
+        begins = np.arange(total - 1) < spans - 1
+        random.shuffle(begins)
+        return np.bincount(np.cumsum(np.concatenate([[False], begins])))
+
+    noise, kept = segments(masked), segments(length - masked)
+    return np.repeat(np.arange(2 * spans) % 2, np.stack([kept, noise], axis=1).ravel()).astype(bool)
+
+
+def mask_of(made: Denoised, tokenizer: Tokenizer, row: int, length: int) -> np.ndarray:
+    labels = np.array(pair(made, row)[1])
+    mask = np.zeros(length, bool)
+    mask[labels[(labels >= 300) & (labels < 300 + length)] - 300] = True
+    return mask
+
+
+@pytest.mark.parametrize(("mean", "ratio"), [(3, 0.15), (3, 0.5), (64, 0.5)])
+def test_masks_are_distributed_as_the_plain_algorithms(tokenizer: Tokenizer, mean: int, ratio: float) -> None:
+    row, count = DenoiserRecipe(mode="X", mean_span=mean, ratio=ratio), 3000
+    made, random = draw(ul2(row), tokenizer, range(count)), np.random.default_rng(1)
+    ours = np.stack([mask_of(made, tokenizer, i, 568) for i in range(count)])
+    plain = np.stack([reference(568, row.masked(568), row.spans(568), random) for _ in range(count)])
+    bins = np.arange(0, 568, 71)  # eight bins of positions
+    for marginal in (np.mean, np.std):
+        first, second = (marginal(np.add.reduceat(mask, bins, axis=1) / 71, axis=0) for mask in (ours, plain))
+        np.testing.assert_allclose(first, second, atol=4 * second.max() / count**0.5)
+    first, second = ([np.diff(np.flatnonzero(~m)).max() for m in mask] for mask in (ours, plain))
+    assert np.mean(first) == pytest.approx(np.mean(second), rel=0.05)  # the longest span of each
+
+
+def test_every_segmentation_is_as_likely(tokenizer: Tokenizer) -> None:
+    # Ten of twenty tokens in three spans: 36 ways.
+    made = draw(ul2(DenoiserRecipe(mode="X", mean_span=3, ratio=0.5), length=20), tokenizer, range(18_000))
+    counts = np.unique(masked_spans(made, tokenizer, 0), axis=0, return_counts=True)[1]
+    assert len(counts) == 36
+    assert ((counts - 500) ** 2 / 500).sum() < 35 + 3.1 * 70**0.5
 
 
 def test_stage_two_is_half_and_half(tokenizer: Tokenizer) -> None:
     assert isinstance(STAGE2.data, PrefixRecipe)
-    encoder, target = denoise.prefix(text(STAGE2.data.length), STAGE2.data, tokenizer)
+    encoder, labels = pair(draw(STAGE2.data, tokenizer, range(1)), 0)
+    tokens, first = text(1, 2042)[0].tolist(), tokenizer.sentinel(0)
+    assert encoder == [tokenizer.mode("S"), *tokens[:1021], first, tokenizer.eos]
+    assert labels == [first, *tokens[1021:], tokenizer.eos]
     assert len(encoder) == STAGE2.encoder_length == 1024
-    assert len(target) == 1 + 1021 + 1 <= STAGE2.decoder_length
-    assert encoder[0] == tokenizer.mode("S")
 
 
-def test_each_denoiser_gets_a_seventh() -> None:
-    chosen = Counter(
-        ul2().denoisers.index(denoise.choose(ul2(), denoise.generator(1234, i))) for i in range(7000)
-    )
-    assert all(count == pytest.approx(1000, abs=100) for count in chosen.values())
-    modes = Counter(ul2().denoisers[index].mode for index in chosen)
-    assert modes == {"R": 2, "S": 1, "X": 4}
+def test_the_releases_stage_two_has_1027_and_1025_tokens(tokenizer: Tokenizer) -> None:
+    assert isinstance(STAGE2_RELEASE.data, PrefixRecipe)
+    encoder, labels = pair(draw(STAGE2_RELEASE.data, tokenizer, range(1)), 0)
+    assert len(encoder) == STAGE2_RELEASE.encoder_length == 1027
+    assert len(labels) == STAGE2_RELEASE.decoder_length == 1025
+    assert labels[-1] == 300 + 2047  # no </s>
 
 
-def test_every_segmentation_is_as_likely(tokenizer: Tokenizer) -> None:
-    # Four of eight tokens in two spans: 1 + 3, 2 + 2 or 3 + 1.
-    denoiser = DenoiserRecipe(mode="X", mean_span=2, ratio=0.5)
-    first = Counter(
-        len(spans_of(corrupt(denoiser, text(8), tokenizer, sample)[1], tokenizer)[0])
-        for sample in range(3000)
-    )
-    assert sorted(first) == [1, 2, 3]
-    assert all(count == pytest.approx(1000, abs=90) for count in first.values())
+def test_a_sample_is_the_same_in_any_batch(tokenizer: Tokenizer) -> None:
+    assert isinstance(STAGE1.data, UL2Recipe)
+    whole = draw(STAGE1.data, tokenizer, range(100, 164))
+    for start, stop in ((100, 101), (101, 140), (140, 164)):
+        part = draw(STAGE1.data, tokenizer, range(start, stop))
+        np.testing.assert_array_equal(part.encoder, whole.encoder[start - 100 : stop - 100])
+        np.testing.assert_array_equal(part.labels, whole.labels[start - 100 : stop - 100])
+    other = draw(STAGE1.data, tokenizer, range(100, 164), seed=8)
+    assert (other.denoisers != whole.denoisers).any()
 
 
-def test_a_span_denoiser_without_a_span_is_refused(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ValueError, match="R and X need mean_span"):
-        corrupt(DenoiserRecipe(mode="R", ratio=0.15), text(50), tokenizer)
+def test_a_window_of_another_length_is_refused(tokenizer: Tokenizer) -> None:
+    denoising = Denoising(ul2(DenoiserRecipe(mode="S", ratio=0.25)), tokenizer, IGNORE)
+    with pytest.raises(ValueError, match="samples of 568 tokens"):
+        denoising.batch(text(3, 567), np.arange(3), 0)
+
+
+def test_a_span_denoiser_without_a_span_is_refused() -> None:
+    with pytest.raises(ValidationError, match="R and X need mean_span"):
+        DenoiserRecipe(mode="R", ratio=0.15)
+
+
+@pytest.mark.parametrize(
+    ("key", "counter", "words"),
+    [  # Known answers of Random123 for philox4x32-10.
+        ((0, 0), (0, 0, 0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((2**32 - 1,) * 2, (2**32 - 1,) * 4, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0xA4093822, 0x299F31D0),
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+)
+def test_random_numbers_are_philoxs(
+    key: tuple[int, ...], counter: tuple[int, ...], words: tuple[int, ...]
+) -> None:
+    state = np.array([*key, *counter, 0, 0, 0, 0, 0], np.uint64)
+    philox(state)
+    assert tuple(state[6:10].tolist()) == words
+
+
+@given(count=st.integers(1, 3000), seed=st.integers(0, 2**64 - 1), epoch=st.integers(0, 50))
+def test_an_epoch_has_every_item_once(count: int, seed: int, epoch: int) -> None:
+    order = shuffled(np.arange(epoch * count, (epoch + 1) * count), count, seed)
+    assert sorted(order.tolist()) == list(range(count))
+
+
+def test_orders_are_far_from_sorted_and_from_each_other() -> None:
+    first, second = (shuffled(np.arange(e * 5000, (e + 1) * 5000), 5000, 3) for e in (0, 1))
+    bound = 4 / 5000**0.5
+    pairs = [(first, np.arange(5000)), (first, second), (first[1:], first[:-1])]
+    assert all(abs(np.corrcoef(a, b)[0, 1]) < bound for a, b in pairs)
+    assert (first == second).sum() < 8  # one fixed point is expected
+    assert (first == shuffled(np.arange(5000), 5000, 4)).sum() < 8
 
 
 PROGRAM = """
 import sys, numpy as np
 from pathlib import Path
-from openba.data import denoise
+from openba.data.denoise import Denoising
 from openba.data.tokenizer import Tokenizer
 from openba.recipes.train import DenoiserRecipe, UL2Recipe
 
-tokenizer = Tokenizer.load(Path(sys.argv[1]))
 rows = (DenoiserRecipe(mode="R", mean_span=3, ratio=0.15), DenoiserRecipe(mode="S", ratio=0.25))
 recipe = UL2Recipe(objective="ul2", length=100, denoisers=rows, s_length="uniform")
-for sample in (0, 1, 2**40):
-    random = denoise.generator(7, sample)
-    denoiser = denoise.choose(recipe, random)
-    pair = denoise.corrupt(np.arange(300, 400), denoiser, recipe, random, tokenizer)
-    print([ids.tolist() for ids in pair])
+windows = np.tile(np.arange(300, 400), (3, 1))
+denoising = Denoising(recipe, Tokenizer.load(Path(sys.argv[1])), -100)
+made = denoising.batch(windows, np.array([0, 1, 2**40]), 7)
+print(made.encoder.tolist(), made.labels.tolist())
 """
 
 
-def test_another_process_corrupts_the_same_way(tokenizer_folder: Path) -> None:
-    outputs = [
-        subprocess.run(
-            [sys.executable, "-c", PROGRAM, tokenizer_folder], capture_output=True, text=True, check=True
-        ).stdout
-        for _ in range(2)
-    ]
-    lines = outputs[0].splitlines()
-    assert outputs[0] == outputs[1]
-    assert len(set(lines)) == 3  # and each sample differently
+def test_another_process_corrupts_the_same_way(tokenizer_folder: Path, tokenizer: Tokenizer) -> None:
+    output = subprocess.run(
+        [sys.executable, "-c", PROGRAM, tokenizer_folder], capture_output=True, text=True, check=True
+    ).stdout
+    rows = (DenoiserRecipe(mode="R", mean_span=3, ratio=0.15), DenoiserRecipe(mode="S", ratio=0.25))
+    recipe = ul2(*rows, length=100, s_length="uniform")
+    made = Denoising(recipe, tokenizer, IGNORE).batch(text(3, 100), np.array([0, 1, 2**40]), 7)
+    assert output.strip() == f"{made.encoder.tolist()} {made.labels.tolist()}"

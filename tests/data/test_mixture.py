@@ -14,10 +14,10 @@ import pytest
 
 from openba.artifacts import Build
 from openba.data import mixture
-from openba.data.mixture import PARTS, TokenStream
+from openba.data.store import TokenStore
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
-from openba.recipes.data import MixtureRecipe
+from openba.recipes.data import PARTS, MixtureRecipe
 
 BUDGETS = {"stage1": 60_000, "stage2": 20_000, "heldout": 6_000}
 
@@ -29,11 +29,11 @@ def build(out: Path, corpus: Path, tokenizer_folder: Path, **fields: Any) -> dic
 
 
 def documents(folder: Path, part: str) -> list[dict[str, Any]]:
-    return pq.read_table(folder / f"{part}_documents.parquet").to_pylist()
+    return pq.read_table(folder / part / "documents.parquet").to_pylist()
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.*")}
 
 
 def texts(corpus: Path) -> dict[tuple[str, str], str]:
@@ -48,7 +48,7 @@ def test_shares_are_exact_to_a_token(mixture_folder: Path, part: str) -> None:
         tokens[row["language"]] += row["tokens"]
     total = BUDGETS[part]
     assert tokens == {"en": 0.475 * total, "zh": 0.475 * total, "code": 0.05 * total}
-    assert len(TokenStream(mixture_folder, part).tokens) == total
+    assert len(TokenStore(mixture_folder / part)) == total
 
 
 def test_no_document_is_in_two_parts_or_twice(mixture_folder: Path) -> None:
@@ -60,13 +60,13 @@ def test_no_document_is_in_two_parts_or_twice(mixture_folder: Path) -> None:
 def test_the_stream_is_its_documents_each_closed(
     mixture_folder: Path, corpus: Path, tokenizer: Tokenizer, part: str
 ) -> None:
-    stream, known = TokenStream(mixture_folder, part), texts(corpus)
-    assert stream.tokens.dtype == np.int32
+    stream, known = TokenStore(mixture_folder / part), texts(corpus)
+    assert stream.tokens(0, 1).dtype == np.int32
     cut: Counter[str] = Counter()
     for row, begin, end in zip(
         documents(mixture_folder, part), stream.offsets[:-1], stream.offsets[1:], strict=True
     ):
-        ids = stream.tokens[begin:end].tolist()
+        ids = stream.tokens(begin, end).tolist()
         whole = [*tokenizer.encode(known[row["source"], row["id"]]), tokenizer.eos]
         assert ids == whole[: len(ids)]
         assert row["tokens"] == len(ids)
@@ -76,10 +76,10 @@ def test_the_stream_is_its_documents_each_closed(
 
 
 def test_samples_tile_the_stream(mixture_folder: Path) -> None:
-    stream = TokenStream(mixture_folder, "stage2")
+    stream = TokenStore(mixture_folder / "stage2")
     assert stream.count(568) == 20_000 // 568
-    windows = [stream.sample(index, 568) for index in range(stream.count(568))]
-    np.testing.assert_array_equal(np.concatenate(windows), stream.tokens[: len(windows) * 568])
+    windows = stream.windows(np.arange(stream.count(568)), 568)
+    np.testing.assert_array_equal(windows.ravel(), stream.tokens(0, windows.size))
 
 
 def test_the_languages_are_shuffled_together(mixture_folder: Path) -> None:
@@ -130,9 +130,55 @@ def test_a_short_corpus_says_which_part_and_how_many_tokens(
     available = sum(len(tokenizer.encode(text)) + 1 for text in code)
     fields = {"shares": {"code": 1.0}, "heldout": 0, "stage2": 0}
     build(tmp_path / "whole", corpus, tokenizer_folder, **fields, stage1=available)
-    assert TokenStream(tmp_path / "whole", "stage1").count(available) == 1
-    assert TokenStream(tmp_path / "whole", "stage2").count(1) == 0
+    assert TokenStore(tmp_path / "whole" / "stage1").count(available) == 1
+    assert TokenStore(tmp_path / "whole" / "stage2").count(1) == 0
     with pytest.raises(UserError) as error:
         build(tmp_path / "short", corpus, tokenizer_folder, **fields, stage1=available + 5)
     assert f"mixture.stage1: code is 5 tokens short of its {available + 5:,}" in str(error.value)
     assert "\n" not in str(error.value)
+    assert "or allow repetition: mixture.epochs.code=1.1 (nothing is repeated silently)" in str(error.value)
+
+
+def test_a_short_source_is_repeated_only_as_told_and_never_across_parts(
+    corpus: Path, tokenizer_folder: Path, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    code = pq.read_table(corpus / "code.parquet")["text"].to_pylist()
+    available = sum(len(tokenizer.encode(text)) + 1 for text in code)
+    budgets = {"stage1": available, "stage2": available // 2, "heldout": 1000}
+    fields = {"shares": {"code": 1.0}, **budgets}
+    with pytest.raises(UserError) as error:
+        build(tmp_path / "once", corpus, tokenizer_folder, **fields, epochs={"code": 1.2})
+    remedy = str(error.value).split("mixture.epochs.code=")[1].split()[0]
+    facts = build(tmp_path / "out", corpus, tokenizer_folder, **fields, epochs={"code": float(remedy)})
+    assert 1.5 < facts["groups"]["code"]["epochs"] <= float(remedy)
+    assert {part: facts["tokens"][part]["code"] for part in PARTS} == budgets
+    rows = {part: documents(tmp_path / "out", part) for part in PARTS}
+    keys = {part: {row["id"] for row in rows[part]} for part in PARTS}
+    assert sum(map(len, keys.values())) == len(set().union(*keys.values()))
+    assert facts["documents_in_two_parts"] == 0
+    assert {row["epoch"] for row in rows["heldout"]} == {0}
+    assert {0, 1} <= {row["epoch"] for row in rows["stage1"]}
+    repeated = sum(row["tokens"] for row in rows["stage1"] if row["epoch"])
+    assert facts["repeated_tokens"]["stage1"]["code"] == repeated > 0.3 * available
+    # Enough text is not repeated, whatever is allowed.
+    plenty = build(tmp_path / "plenty", corpus, tokenizer_folder, epochs={"zh": 9.0})
+    assert plenty["groups"]["zh"]["epochs"] == 1.0
+    assert not any(plenty["repeated_tokens"]["stage1"].values())
+
+
+def test_a_share_of_a_source_counts_to_it_alone(corpus: Path, tokenizer_folder: Path, tmp_path: Path) -> None:
+    shares = {"reviews": 0.3, "en": 0.5, "code": 0.2}
+    facts = build(
+        tmp_path / "out", corpus, tokenizer_folder, shares=shares, stage1=20_000, stage2=5000, heldout=1000
+    )
+    found: Counter[str] = Counter()
+    for row in documents(tmp_path / "out", "stage1"):
+        found[row["source"]] += row["tokens"]
+    assert found == {"reviews": 6000, "news": 10_000, "code": 4000}
+    assert facts["tokens"]["stage1"] == {"reviews": 6000, "en": 10_000, "code": 4000}
+    with pytest.raises(UserError, match=r"mixture\.shares: wiki: neither a source nor a language"):
+        build(tmp_path / "no", corpus, tokenizer_folder, shares={"wiki": 1.0})
+
+
+def test_no_spool_is_left(mixture_folder: Path) -> None:
+    assert {path.name for path in mixture_folder.iterdir()} == set(PARTS)

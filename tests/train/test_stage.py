@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from openba.accounting.flops import parameters, run_flops
-from openba.data.mixture import TokenStream
+from openba.data.store import TokenStore
 from openba.data.tokenizer import Tokenizer
 from openba.model.files import load_model
 from openba.recipes.train import TrainStep
@@ -40,7 +40,7 @@ def test_facts_add_up(runs: Any) -> None:
     assert (facts["steps"], facts["workers"], facts["resumed"], facts["skipped_steps"]) == (4, 2, 0, 0)
     assert facts["final_loss"] == rows[-1]["loss"]
     assert facts["heldout_loss"] == facts["heldout"][-1]["loss"] < facts["heldout"][0]["loss"]
-    samples = TokenStream(Path(runs.inputs["data"]), "stage1").count(64)
+    samples = TokenStore(Path(runs.inputs["data"]) / "stage1").count(64)
     assert facts["epochs"] == pytest.approx(4 * 8 / samples, abs=1e-3)
     assert 0 < facts["training_seconds"] < 60
     assert set(facts["energy_joules"]) == {"cpu", "gpu"}

@@ -1,0 +1,71 @@
+"""`openba data ...`: look at the data of a pipeline. Owns arguments and printing only."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from openba.artifacts import Step
+from openba.errors import UserError
+from openba.graph import Pipeline, find_pipeline
+from openba.home import Home
+from openba.recipes.train import TrainStep
+from openba.units import human
+
+app = typer.Typer(no_args_is_help=True, help="Look at the data of a pipeline.")
+console = Console(highlight=False, soft_wrap=True)
+
+
+@app.command()
+def preview(
+    step: Annotated[str, typer.Argument(help="A training, such as stage1, stage3 or chat.")] = "stage1",
+    samples: Annotated[int, typer.Option("--samples", "-n", help="How many to show.", min=1)] = 3,
+    pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Name or YAML file.")] = "tiny",
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a setting.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Samples as the model gets them, masks marked; lengths, fill and mixture of the first thousand."""
+    graph, home = Pipeline(find_pipeline(pipeline), overrides), Home.from_environment()
+    found = graph.step(step)
+    if not isinstance(found.recipe, TrainStep):
+        raise UserError(f"{step}: not a training; give stage1, stage2, stage3 or an expert")
+    from openba.data.preview import preview as look
+    from openba.data.tokenizer import Tokenizer
+
+    folders = {key: _built(home, found.inputs[key]) for key in ("data", "tokenizer")}
+    shown = look(found.recipe.train, folders["data"], Tokenizer.load(folders["tokenizer"]), samples)
+    if as_json:
+        print(json.dumps(shown, ensure_ascii=False, indent=1))
+    else:
+        _print(shown)
+
+
+def _built(home: Home, step: Step) -> Any:
+    if home.store.manifest(step) is None:
+        raise UserError(f"{step.key}: not built yet; `openba run --until {step.name}` builds it")
+    return home.store.path(step)
+
+
+def _print(shown: dict[str, Any]) -> None:
+    for number, sample in enumerate(shown["samples"]):
+        for side, tokens in (("encoder", "encoder_tokens"), ("labels", "label_tokens")):
+            console.print(f"[bold]sample {number}, {side}[/], {sample[tokens]} tokens")
+            console.print(f"  {sample[side]}", markup=False)
+    table = Table(
+        "lengths", "limit", "longest", "at limit", "mean fill", "samples by tenths of the limit", box=None
+    )
+    for side, row in shown["lengths"].items():
+        bars = " ".join(str(count) for count in row["histogram"])
+        cells = (str(row["limit"]), str(row["longest"]), str(row["at_limit"]), f"{row['fill']:.1%}", bars)
+        table.add_row(side, *cells)
+    console.print(table)
+    whole = sum(shown["mixture"].values()) or 1
+    parts = [f"{name} {human(count)} ({count / whole:.1%})" for name, count in shown["mixture"].items()]
+    console.print(f"mixture: {', '.join(parts)}", markup=False)
+    console.print(
+        f"{shown['measured']:,} samples measured; the budget sees the data {shown['epochs']:.2f} times"
+    )
