@@ -109,7 +109,7 @@ def render(
     pool: Pool = []
     pairs = spill(_pair_batches(recipe, documents, where, seen, discarded, pool), scratch, SPILLED)
     rendered = Rendered(recipe, pairs, seen, pool, name)
-    rendered.discarded = dict(discarded + rendered.discarded)
+    rendered.discarded = dict(discarded + Counter(rendered.discarded))
     return rendered
 
 
