@@ -211,12 +211,14 @@ def counts(available: Sequence[int], recipe: InstructRecipe, split: str) -> list
         group: {part: sum(available[at] for at in tasks) for part, tasks in parts.items()}
         for group, parts in members.items()
     }
-    usable = {
-        group: int(_largest(parts, recipe.parts[group], f"parts.{group}: part", split))
-        if group in recipe.parts
-        else sum(parts.values())
-        for group, parts in have.items()
-    }
+    weights = {group: dict(parts) for group, parts in recipe.parts.items() if group in have}
+    if split == "heldout":  # a small part may have nothing held out; training data without it is an error
+        weights = {g: {part: w for part, w in ws.items() if have[g].get(part)} for g, ws in weights.items()}
+        have = {g: {p: n for p, n in ps.items() if g not in weights or n} for g, ps in have.items()}
+    usable = {group: sum(parts.values()) for group, parts in have.items()}
+    for group, each in weights.items():
+        if have[group]:
+            usable[group] = int(_largest(have[group], each, f"parts.{group}: part", split))
     total = usable
     if (shares := recipe.shares) is not None:
         largest = _largest(usable, shares, "shares: language group", split)
@@ -226,9 +228,8 @@ def counts(available: Sequence[int], recipe: InstructRecipe, split: str) -> list
         }
     wanted = []
     for group, parts in members.items():
-        weights = recipe.parts.get(group)
-        each = {"": total[group]} if weights is None else _split(total[group], weights, have[group])
-        wanted += [(tasks, each[part]) for part, tasks in parts.items()]
+        shared = _split(total[group], weights[group], have[group]) if group in weights else {"": total[group]}
+        wanted += [(tasks, shared.get(part, 0)) for part, tasks in parts.items()]
     return wanted
 
 
