@@ -339,8 +339,8 @@ def test_limit_and_repeat():
             {"templates": [{"input": "{qestion}", "target": "{a}"}]},
             r"no field 'qestion'; it has a, .*question",
         ),
-        ({"templates": [{"input": "{messages[9][content]}", "target": "{a}"}]}, r"mine \(own.jsonl\): template .*record 0"),
-        ({"templates": [{"input": "{question", "target": "{a}"}]}, r"mine \(own.jsonl\): template '\{question': record 0"),
+        ({"templates": [{"input": "{messages[9][content]}", "target": "{a}"}]}, r": template .*record 0"),
+        ({"templates": [{"input": "{question", "target": "{a}"}]}, r": template '\{question': record 0"),
         (
             {"templates": [{"input": "{question}", "target": "{a}"}], "choices": ["b"]},
             "'a1'.*not one of the choices b",
