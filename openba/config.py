@@ -6,7 +6,8 @@ reads no environment, interpolates nothing and runs nothing: what the files say 
 Two directives, valid in any mapping:
   `extends: ../pretrain/stage1`   merge this mapping onto that file (one parent, recursively)
   `model: tiny`                   a string where a section stands names `configs/model/tiny.yaml`;
-                                  a list of names becomes a mapping of name to file content
+                                  a list of names becomes a mapping of name to file content; of a
+                                  name with folders, `flan/c3`, the last part is the key
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ SECTIONS = {
     "tasks": "task",
     "benchmarks": "benchmark",
     "clean": "clean",
+    "flan": "flan",
     "model": "model",
     "runtime": "runtime",
 }
@@ -102,9 +104,12 @@ class Config:
     ) -> Any:
         if isinstance(value, str):
             return self._resolve(_find(file, f"../{folder}/{value}"), prefix, chain)
+        keys = {name: name.rpartition("/")[2] for name in value}
+        if len(set(keys.values())) < len(value):
+            raise ConfigError(f"{_short(file)}: {prefix[:-1]}: two names end alike; rename one of the files")
         return {
-            name: self._resolve(_find(file, f"../{folder}/{name}"), f"{prefix}{name}.", chain)
-            for name in value
+            key: self._resolve(_find(file, f"../{folder}/{name}"), f"{prefix}{key}.", chain)
+            for name, key in keys.items()
         }
 
     def set_by(self, dotted: str) -> str:

@@ -34,8 +34,8 @@ CORPUS = Kind("openba.data.clean.corpus:build", "1")
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "1")
 MIXTURE = Kind("openba.data.mixture:build", "2")
 CONTAMINATION = Kind("openba.data.contamination:build", "1")
-TASK = Kind("openba.data.tasks:build", "1")
-INSTRUCT = Kind("openba.data.instruct:build", "1")
+TASK = Kind("openba.data.tasks:build", "2")
+INSTRUCT = Kind("openba.data.instruct:build", "2")
 TRAIN = Kind("openba.train.stage:build", "2", place="gang", resumable=True)
 EVALUATE = Kind("openba.evaluate.run:build", "2", place="job")
 
@@ -168,6 +168,7 @@ class Pipeline:
             config.stage3,
             flan.over_long,
             {str(k): v for k, v in flan.shares.items()},
+            {str(k): v for k, v in flan.parts.items()},
         )
 
     def _dropped(self) -> list[tuple[str, BenchmarkRecipe]]:
@@ -196,10 +197,13 @@ class Pipeline:
         lengths: TrainRecipe,
         over_long: Any,
         shares: dict[str, float] | None,
+        parts: dict[str, dict[str, float]],
     ) -> Step:
         recipe = InstructRecipe(
             tasks={task: recipe.group or recipe.source.language for task, recipe in tasks.items()},
             shares=shares,
+            part_of={task: recipe.part for task, recipe in tasks.items() if recipe.part is not None},
+            parts=parts,
             encoder_length=lengths.encoder_length,
             decoder_length=lengths.decoder_length,
             over_long=over_long,
@@ -223,7 +227,7 @@ class Pipeline:
     def _fine_tunes(self) -> None:
         for name, expert in self.experts.items():
             pairs = self._pairs(
-                f"pairs-{name}", expert.tasks, f"experts.{name}", expert.train, expert.over_long, None
+                f"pairs-{name}", expert.tasks, f"experts.{name}", expert.train, expert.over_long, None, {}
             )
             self._train(name, expert.train, f"experts.{name}.train", data=pairs, start=self.steps["stage3"])
 

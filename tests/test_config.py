@@ -35,7 +35,9 @@ def test_no_config_is_an_orphan(root: Path) -> None:
         read |= set(Pipeline(path).files.origin.values())
     runtimes = {f"configs/runtime/{p.name}" for p in (CONFIGS / "runtime").glob("*.yaml")}
     every = {str(p.relative_to(root)) for p in CONFIGS.rglob("*.yaml")}
-    assert every - read - runtimes == set()
+    # Tasks to choose from for a mix of one's own; tests/data/test_biflan.py renders each.
+    choice = {name for name in every if name.startswith("configs/task/flan/")}
+    assert every - read - runtimes - choice == set()
 
 
 @pytest.mark.parametrize("runtime", sorted((CONFIGS / "runtime").glob("*.yaml")), ids=lambda p: p.stem)

@@ -1,17 +1,19 @@
 """Labelled records become pairs of input and target text, as their task's YAML declares.
 
-Owns templates, conversation turns, the split into a training and a held-out part, and what is
-discarded why. It does not tokenise (openba.data.instruct) and does not read source formats
-(openba.data.sources).
+Owns templates, conversation turns, and which pairs are held out or discarded by themselves. It
+does not tokenise (openba.data.instruct), read source formats (openba.data.sources) or interpret
+a record's fields (openba.data.fields); openba.data.pairs has what follows from all pairs
+together. Records and pairs pass in Arrow batches by way of files.
 """
 
 from __future__ import annotations
 
-import json
+import heapq
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -19,57 +21,16 @@ import pyarrow.parquet as pq
 import xxhash
 
 from openba.artifacts import Build
-from openba.data.entities import format_entities
+from openba.data.fields import Fields, Text, derive, entities_of, expand, need, parse
+from openba.data.pairs import BATCH, RULES, SCHEMA, SPILLED, Pool, Rendered, Seen, digest, spill
 from openba.data.sources import read
 from openba.errors import UserError
 from openba.recipes.data import TaskRecipe, TaskStep, Turn
 
-SCHEMA = pa.schema(
-    {
-        "id": pa.string(),
-        "input": pa.string(),
-        "turns": pa.list_(pa.int32()),
-        "target": pa.string(),
-        "choices": pa.list_(pa.string()),
-    }
-)
-"""`turns`: character offsets in `input` at which the history's human turns begin; else empty."""
-
 # OpenAI's and ShareGPT's names of the two speakers -> the paper's (section 6.1).
 _SPEAKERS = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
-
-
-class Text(str):
-    """A field's text: `{text:.240}` is its start, `{text.after_first_line}` lacks its first line."""
-
-    @property
-    def after_first_line(self) -> Text:
-        """Everything after the first line, on one line."""
-        return Text(" ".join(self.strip().partition("\n")[2].split()))
-
-
-class Entities:
-    """The field `entities`: `{entities}` is the paper's notation, `{entities[person]}` those of one type."""
-
-    def __init__(self, pairs: Sequence[Sequence[str]], language: str) -> None:
-        self.pairs = [(text, kind) for text, kind in pairs]
-        self.comma = "、" if language == "zh" else ", "
-
-    def __str__(self) -> str:
-        return format_entities(self.pairs)
-
-    def __getitem__(self, kind: str) -> str:
-        """Texts of one type, each once, in order; empty if there is none."""
-        return self.comma.join(dict.fromkeys(text for text, label in self.pairs if label == kind))
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A task's pairs; both tables have `SCHEMA`. `discarded`: rule -> number of pairs."""
-
-    train: pa.Table
-    heldout: pa.Table
-    discarded: dict[str, int]
+_POOL = 1000
+"""Training records that few-shot examples are drawn from: those of lowest hash."""
 
 
 @dataclass(frozen=True)
@@ -78,71 +39,78 @@ class _Pair:
     input: str
     turns: tuple[int, ...]
     target: str
-    asks: str
-    """What is asked, whichever template words it."""
+    choices: Sequence[str]
+    template: int
+    at: int
+    asks: int
+    """Digest of what is asked, whichever template words it."""
+    examples: tuple[str, ...]
+    """The record as solved example, one for each few-shot template."""
 
 
 def build(build: Build) -> dict[str, Any]:
     """Step `task-NAME`: read the task's source; write train.parquet and heldout.parquet.
 
     Returns:
-        Facts: counts of records and pairs, pairs discarded by rule, two samples.
+        Facts: counts of records and pairs, training pairs by form, pairs discarded by rule, two samples.
 
     Raises:
         UserError: see `render`.
     """
     step: TaskStep = build.recipe
-    documents = pa.Table.from_batches(read(step.name, step.task.source))
-    rendered = render(step.task, documents, step.name)
-    pq.write_table(rendered.train, build.out / "train.parquet", compression="zstd")
-    pq.write_table(rendered.heldout, build.out / "heldout.parquet", compression="zstd")
-    samples = rendered.train.slice(0, 2).select(["input", "target"]).to_pylist()
-    return {
+    scratch = build.out / "documents.arrow", build.out / "pairs.arrow"
+    documents = spill(read(step.name, step.task.source), scratch[0])
+    rendered = render(step.task, documents, step.name, scratch[1])
+    samples: list[dict[str, str]] = []
+    counts = {}
+    for split in ("train", "heldout"):
+        counts[split] = 0
+        with pq.ParquetWriter(build.out / f"{split}.parquet", SCHEMA, compression="zstd") as writer:
+            for batch in rendered.batches(split):
+                counts[split] += batch.num_rows
+                samples += batch.slice(0, 2 - len(samples)).select(["input", "target"]).to_pylist()
+                writer.write_batch(batch)
+    facts = {
         "records": documents.num_rows,
-        "train": rendered.train.num_rows,
-        "heldout": rendered.heldout.num_rows,
+        **counts,
+        "forms": rendered.forms(),
         "discarded": rendered.discarded,
-        "samples": [{key: text[:1000] for key, text in sample.items()} for sample in samples],
+        "samples": [{key: text[:1000] for key, text in sample.items()} for sample in samples[:2]],
     }
+    for path in scratch:
+        path.unlink()
+    return facts
 
 
-def render(recipe: TaskRecipe, documents: pa.Table, name: str = "task") -> Rendered:
+def render(
+    recipe: TaskRecipe, documents: pa.Table, name: str = "task", scratch: Path | None = None
+) -> Rendered:
     """Render every record through the task's templates and split by the hash of the record's id.
 
     Args:
         recipe: the task.
         documents: columns id, text, language, source, extra (a JSON object as string).
         name: the task's name, for messages.
+        scratch: a file for the pairs on their way; without it they are kept in memory.
 
     Returns:
         Training pairs in the order of the records (repetitions at the end), held-out pairs in the
         order of their ids' hashes, so that the first n are a fixed random sample. Discarded are
-        pairs without text, those that miss `require`, repetitions of an earlier pair, and training
-        pairs that ask what a held-out pair asks (the paper checks that by hand, section 4.1).
+        records that a wording calls unlabelled or that no template serves, pairs without text, those
+        that miss `require`, repetitions of an earlier pair, and training pairs that ask what a
+        held-out pair asks (the paper checks that by hand, section 4.1).
 
     Raises:
-        UserError: a template names a field that a record lacks, or a target is not one of the choices.
+        UserError: a template names a field that a record lacks, a label has no wording, or a target
+            is not one of the choices.
     """
-    discarded: Counter[str] = Counter()
-    parts: dict[bool, list[_Pair]] = {True: [], False: []}
-    seen: set[tuple[str, str]] = set()
-    for fields in _records(recipe, documents, name):
-        heldout = _hash("heldout", fields["id"]) < recipe.heldout * 2**64
-        for pair in _pairs(recipe, fields, name):
-            rule = _discard(recipe, pair, seen, name)
-            seen.add((pair.asks, pair.target))
-            if rule:
-                discarded[rule] += 1
-            else:
-                parts[heldout].append(pair)
-    asked = {pair.asks for pair in parts[True]}
-    train = [pair for pair in parts[False] if pair.asks not in asked]
-    discarded["asked_in_heldout"] = len(parts[False]) - len(train)
-    repeated = [(f"{p.id}*{k}" if k else p.id, p) for k in range(recipe.repeat) for p in train]
-    ordered = sorted(parts[True], key=lambda pair: (_hash("order", pair.id), pair.id))
-    return Rendered(
-        _table(recipe, repeated), _table(recipe, [(pair.id, pair) for pair in ordered]), dict(+discarded)
-    )
+    where = f"{name} ({path})" if (path := getattr(recipe.source, "path", None)) else name
+    seen, discarded = Seen(), Counter[str]()
+    pool: Pool = []
+    pairs = spill(_pair_batches(recipe, documents, where, seen, discarded, pool), scratch, SPILLED)
+    rendered = Rendered(recipe, pairs, seen, pool, name)
+    rendered.discarded = dict(discarded + Counter(rendered.discarded))
+    return rendered
 
 
 def history(messages: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
@@ -169,131 +137,158 @@ def history(messages: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
     return f"{text}Assistant:", turns
 
 
-def _records(recipe: TaskRecipe, documents: pa.Table, name: str) -> Iterator[dict[str, Any]]:
-    """The fields of each record that is used: columns, the keys of `extra`, and the derived ones."""
-    rows = documents.to_pylist()
-    if recipe.limit is not None and len(rows) > recipe.limit:
-        last = sorted(_hash("limit", row["id"]) for row in rows)[recipe.limit]
-        rows = [row for row in rows if _hash("limit", row["id"]) < last]
-    # A source takes its text field out of `extra`; templates may call it by either name.
-    own = getattr(recipe.source, "text_field", None) or "text"
-    records = [{**json.loads(row.pop("extra")), **row, own: row["text"]} for row in rows]
-    labels = sorted({kind for record in records for _, kind in _entities(record, name)})
-    for record in records:
-        if "entities" in record:
-            record["labels"] = ", ".join(labels)
-            record["entities"] = Entities(_entities(record, name), recipe.source.language)
-        if "conversations" in record or "messages" in record:
-            record["messages"] = _messages(record, name)
-        yield {key: _worded(key, value, recipe, name) for key, value in record.items()}
+def _pair_batches(
+    recipe: TaskRecipe,
+    documents: pa.Table,
+    where: str,
+    seen: Seen,
+    discarded: Counter[str],
+    pool: Pool,
+) -> Iterator[pa.RecordBatch]:
+    """All pairs; fills `seen` with a row for each and `pool` with the candidates for examples."""
+    batch: list[_Pair] = []
+    for outer, fields in _records(recipe, documents, where, discarded):
+        heldout = digest("heldout", outer) < recipe.heldout * 2**64
+        for pair in _pairs(recipe, fields, where, discarded):
+            rule = RULES.index(_discard(recipe, pair, where))
+            if pair.examples and not heldout and not rule:
+                # A heap of the lowest hashes, so negated.
+                entry = (-digest(f"pool {recipe.seed}", pair.id), len(seen.asks), pair.examples)
+                (heapq.heappush if len(pool) < _POOL else heapq.heappushpop)(pool, entry)
+            seen.asks.append(pair.asks)
+            seen.whole.append(xxhash.xxh3_64_intdigest(pair.target.encode(), pair.asks))
+            seen.order.append(digest("order", pair.id))
+            seen.heldout.append(heldout)
+            seen.rule.append(rule)
+            batch.append(pair)
+            if len(batch) == BATCH:
+                yield _batch(batch)
+                batch = []
+    yield _batch(batch)
 
 
-def _entities(record: Mapping[str, Any], name: str) -> Sequence[Sequence[str]]:
-    pairs = record.get("entities") or []
-    if not all(isinstance(p, list) and len(p) == 2 and all(isinstance(s, str) for s in p) for p in pairs):
-        raise UserError(
-            f"{name}: record {record['id']}: entities must be a list of [text, type]; got {pairs!r:.80}"
-        )
-    return pairs
+def _batch(pairs: list[_Pair]) -> pa.RecordBatch:
+    columns = {name: [getattr(pair, name) for pair in pairs] for name in SPILLED.names}
+    return pa.RecordBatch.from_pydict(columns, schema=SPILLED)
 
 
-def _messages(record: Mapping[str, Any], name: str) -> list[dict[str, str]]:
-    """OpenAI's `messages`, or ShareGPT's `conversations` in that form."""
-    key, role, content = ("messages", "role", "content")
-    if "conversations" in record:
-        key, role, content = ("conversations", "from", "value")
-    try:
-        return [{"role": turn[role], "content": (turn[content] or "").strip()} for turn in record[key]]
-    except (KeyError, TypeError, AttributeError):
-        raise UserError(
-            f"{name}: record {record['id']}: write turns as messages [{{role, content}}] "
-            "or conversations [{from, value}]"
-        ) from None
+def _records(
+    recipe: TaskRecipe, documents: pa.Table, where: str, discarded: Counter[str]
+) -> Iterator[tuple[str, Fields]]:
+    """(id of the source's record, fields) of each record that is used."""
+    last = None
+    if recipe.limit is not None and documents.num_rows > recipe.limit:
+        last = sorted(digest("limit", i.as_py()) for i in documents["id"])[recipe.limit]
+
+    def raw() -> Iterator[Fields]:
+        for batch in documents.to_batches(max_chunksize=BATCH):
+            for row in batch.to_pylist():
+                if last is None or digest("limit", row["id"]) < last:
+                    yield parse(row, recipe)
+
+    labels = ""
+    if any("{labels}" in turn.input for turn in recipe.templates):
+        labels = ", ".join(sorted({kind for record in raw() for _, kind in entities_of(record, where)}))
+    for outer in raw():
+        for record in expand(outer, recipe, where):
+            fields = derive(record, recipe, labels, where)
+            if fields is None:
+                discarded["unlabelled"] += 1
+            else:
+                yield outer["id"], fields
 
 
-def _worded(key: str, value: Any, recipe: TaskRecipe, name: str) -> Any:
-    if key in recipe.wording:
-        if value not in recipe.wording[key]:
-            raise UserError(f"{name}: wording.{key} has no word for {value!r}; add it")
-        value = recipe.wording[key][value]
-    if value is None:
-        return Text()
-    return Text(value) if isinstance(value, str) else value
-
-
-def _pairs(recipe: TaskRecipe, fields: dict[str, Any], name: str) -> Iterator[_Pair]:
-    """One pair of the record, or one for each answer of its conversation."""
-    template = recipe.templates[_hash("template", fields["id"]) % len(recipe.templates)]
+def _pairs(recipe: TaskRecipe, fields: Fields, where: str, discarded: Counter[str]) -> Iterator[_Pair]:
+    """One pair of the record, or one for each answer of its conversation; none if no template serves it."""
+    serving = [
+        index
+        for index, turn in enumerate(recipe.templates)
+        if turn.rationale is None or str(need(fields, turn.rationale, where)).strip()
+    ]
+    if not serving:
+        discarded["no_rationale"] += 1
+        return
+    template = serving[digest("template", fields["id"]) % len(serving)]
     if not recipe.conversation:
-        asks = _fill(recipe.templates[0].input, fields, name)
-        yield _pair(template, fields, fields["id"], (), asks, name)
+        asks = _fill(recipe.templates[0].input.replace("{examples}", ""), fields, where)
+        yield _pair(recipe, template, fields, fields["id"], (), asks, where)
         return
     if "messages" not in fields:
         raise UserError(
-            f"{name}: record {fields['id']}: no messages or conversations, so no `conversation: true`"
+            f"{where}: record {fields['id']}: no messages or conversations, so no `conversation: true`"
         )
-    before, found, _ = template.input.partition("{history}")
+    turn = recipe.templates[template]
+    before, found, _ = turn.input.partition("{history}")
     if not found:
-        raise UserError(f"{name}: template {template.input!r}: a conversation's input needs {{history}}")
-    start = len(_fill(before, fields, name))
+        raise UserError(f"{where}: template {turn.input!r}: a conversation's input needs {{history}}")
+    start = len(_fill(before, fields, where))
     try:
         history(fields["messages"])
     except ValueError as error:
-        raise UserError(f"{name}: record {fields['id']}: {error}") from None
+        raise UserError(f"{where}: record {fields['id']}: {error}") from None
     for index, message in enumerate(fields["messages"]):
         text, turns = history(fields["messages"][:index])
         if turns and _SPEAKERS.get(message["role"]) == "Assistant":
             answer = {**fields, "history": text, "answer": Text(message["content"])}
-            offsets = tuple(start + turn for turn in turns)
-            yield _pair(template, answer, f"{fields['id']}#{index}", offsets, text, name)
+            offsets = tuple(start + offset for offset in turns)
+            yield _pair(recipe, template, answer, f"{fields['id']}#{index}", offsets, text, where)
 
 
 def _pair(
-    template: Turn, fields: Mapping[str, Any], identifier: str, turns: tuple[int, ...], asks: str, name: str
+    recipe: TaskRecipe,
+    template: int,
+    fields: Fields,
+    identifier: str,
+    turns: tuple[int, ...],
+    asks: str,
+    where: str,
 ) -> _Pair:
-    source, target = (_fill(text, fields, name).rstrip() for text in (template.input, template.target))
-    return _Pair(identifier, source, turns, target, asks)
+    turn = recipe.templates[template]
+    before, few, after = turn.input.partition("{examples}")
+    head = _fill(before, fields, where)
+    source = (head + _fill(after, fields, where)) if few else head
+    return _Pair(
+        identifier,
+        source.rstrip(),
+        turns,
+        _fill(turn.target, fields, where).rstrip(),
+        _choices(recipe, turn, fields, where),
+        template,
+        len(head) if few else -1,
+        xxhash.xxh3_64_intdigest(asks.encode()),
+        tuple(_fill(t.example, fields, where) for t in recipe.templates if t.example is not None),
+    )
 
 
-def _fill(template: str, fields: Mapping[str, Any], name: str) -> str:
+def _choices(recipe: TaskRecipe, turn: Turn, fields: Fields, where: str) -> Sequence[str]:
+    """The task's choices, or what the target would be for each option of the record."""
+    if recipe.options is None or turn.rationale is not None:
+        return recipe.choices
+    named = zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", fields["options"], strict=False)
+    return [_fill(turn.target, {**fields, "letter": a, "option": b}, where).rstrip() for a, b in named]
+
+
+def _fill(template: str, fields: Mapping[str, Any], where: str) -> str:
     try:
         return template.format_map(fields)
     except KeyError as error:
         raise UserError(
-            f"{name}: template {template!r}: record {fields['id']} has no field {error}; "
+            f"{where}: template {template!r}: record {fields['id']} has no field {error}; "
             f"it has {', '.join(sorted(fields))}"
         ) from None
     except (ValueError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{name}: template {template!r}: record {fields['id']}: {error}") from None
+        raise UserError(f"{where}: template {template!r}: record {fields['id']}: {error}") from None
 
 
-def _discard(recipe: TaskRecipe, pair: _Pair, seen: set[tuple[str, str]], name: str) -> str | None:
-    """The rule that discards the pair."""
-    if (pair.asks, pair.target) in seen:
-        return "duplicate"
+def _discard(recipe: TaskRecipe, pair: _Pair, where: str) -> str:
+    """The rule that discards the pair by itself; empty if none does."""
     if not pair.input.strip() or not pair.target.strip():
         return "empty"
     if recipe.require is not None and not re.search(recipe.require, pair.target):
         return "require"
     if recipe.choices and pair.target not in recipe.choices:
         raise UserError(
-            f"{name}: record {pair.id}: target {pair.target!r:.60} is not one of the choices "
+            f"{where}: record {pair.id}: target {pair.target!r:.60} is not one of the choices "
             f"{', '.join(recipe.choices)}; add it, or a wording for it"
         )
-    return None
-
-
-def _table(recipe: TaskRecipe, pairs: Sequence[tuple[str, _Pair]]) -> pa.Table:
-    columns = {
-        "id": [identifier for identifier, _ in pairs],
-        "input": [pair.input for _, pair in pairs],
-        "turns": [pair.turns for _, pair in pairs],
-        "target": [pair.target for _, pair in pairs],
-        "choices": [recipe.choices] * len(pairs),
-    }
-    return pa.table(columns, schema=SCHEMA)
-
-
-def _hash(purpose: str, identifier: str) -> int:
-    """64 bits that depend on the record only; each purpose has its own, so that they are independent."""
-    return xxhash.xxh3_64_intdigest(f"{purpose}:{identifier}".encode())
+    return ""

@@ -181,28 +181,90 @@ class ContaminationRecipe(Recipe):
 
 
 class Turn(Recipe):
-    """How one record becomes pairs of input and target."""
+    """How one record becomes a pair of input and target, in one of three forms.
+
+    Few-shot with `shots`, chain of thought with `rationale`, else zero-shot.
+    """
 
     input: str
-    """Template of the encoder text, fields in braces."""
+    """Template of the encoder text, fields in braces; `{examples}` is where solved examples go."""
     target: str
     """Template of the decoder text."""
+    shots: int = Field(default=0, ge=0)
+    """So many solved examples, drawn by the task's seed from records of the training part."""
+    example: str | None = None
+    """Template of one solved example."""
+    rationale: str | None = None
+    """Field with the reasoning that the target spells out; the template serves records that have it."""
+
+    @property
+    def form(self) -> Literal["zero_shot", "few_shot", "cot"]:
+        """What the template asks of the model."""
+        return "cot" if self.rationale else "few_shot" if self.shots else "zero_shot"
+
+    @model_validator(mode="after")
+    def _examples(self) -> Turn:
+        if not (self.shots > 0) == (self.example is not None) == ("{examples}" in self.input):
+            raise ValueError("shots, example and {examples} in the input go together")
+        return self
+
+
+class Options(Recipe):
+    """A multiple choice: templates get `{options}`, and `{letter}` and `{option}` of the right one."""
+
+    of: tuple[str, ...]
+    """The field that holds the list, or one field for each option."""
+    answer: str
+    """The field with the right one: its position from 0, its letter or its text."""
+
+
+class Joined(Recipe):
+    """A list of objects written out as text, such as the triples of a relation task."""
+
+    field: str
+    item: str
+    """Template of one object, its keys in braces."""
+    separator: str
+
+
+class Dialogue(Recipe):
+    """Turns of two speakers that alternate; the first is the human."""
+
+    field: str
+    """The list of turns."""
+    text: str | None = None
+    """Key of a turn's text; none: the turns are strings."""
 
 
 class TaskRecipe(Recipe):
     """A labelled task: records of a source rendered through templates. Trains and evaluates alike."""
 
+    version: int = 1
+    """To be raised when the task asks something else under the same name; part of its identity."""
     source: SourceRecipe
     group: Literal["zh", "en"] | None = None
     """Language group it counts to in a mix, where that is not its source's (translation: Chinese)."""
+    part: str | None = None
+    """Sub-mixture of its group it counts to, such as `dialogue` (paper Figure 1(b))."""
+    each: tuple[str, ...] = ()
+    """Path to a nested list: every element is a record with the fields of all that holds it. Elements
+    of one record are held out together."""
+    split: dict[str, str] = {}
+    """Field -> separator at which its text becomes a list."""
+    dialogue: Dialogue | None = None
+    """The field that becomes `messages`."""
+    options: Options | None = None
+    joined: dict[str, Joined] = {}
+    """New field -> the list it is written from."""
     templates: tuple[Turn, ...]
     """One is drawn per record, by the record's id."""
     conversation: bool = False
     """The record holds `messages`; every assistant turn becomes a pair whose `{history}` is all before it."""
     choices: tuple[str, ...] = ()
     """The possible targets, where the task is a choice."""
-    wording: dict[str, dict[str, str]] = {}
-    """Field -> its values in the records -> the words that stand for them, such as positive: 正面."""
+    wording: dict[str, dict[str, str | None]] = {}
+    """Field -> its values in the records -> the words that stand for them, such as positive: 正面; null
+    discards the record as unlabelled. Numbers and booleans as JSON writes them."""
     repeat: int = 1
     """How often the training part is repeated."""
     heldout: float = 0.1
@@ -211,6 +273,14 @@ class TaskRecipe(Recipe):
     """A regular expression to be found in the target; others are discarded and counted."""
     limit: int | None = None
     """Use only so many records, chosen by the hash of their id."""
+    seed: int = 1234
+    """Draws the examples of few-shot templates."""
+
+    @model_validator(mode="after")
+    def _plain_conversation(self) -> TaskRecipe:
+        if self.conversation and any(turn.form != "zero_shot" for turn in self.templates):
+            raise ValueError("a conversation's templates take no shots and no rationale")
+        return self
 
 
 class TaskStep(Recipe):
@@ -227,6 +297,10 @@ class InstructRecipe(Recipe):
     """Task name -> language group it counts to."""
     shares: dict[str, float] | None = None
     """Share of samples per language group (paper Figure 1(b): en 0.667, zh 0.333); none: all there is."""
+    part_of: dict[str, str] = {}
+    """Task name -> sub-mixture of its group."""
+    parts: dict[str, dict[str, float]] = {}
+    """Group -> sub-mixture -> weight in the group's samples; a group without: all tasks as they come."""
     encoder_length: int
     decoder_length: int
     over_long: Literal["drop", "truncate"] = "drop"

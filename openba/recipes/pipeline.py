@@ -20,7 +20,21 @@ class FlanConfig(Recipe):
 
     tasks: dict[str, TaskRecipe]
     shares: dict[Literal["en", "zh"], float] = {"en": 0.667, "zh": 0.333}
+    parts: dict[Literal["en", "zh"], dict[str, float]] = {}
+    """Group -> sub-mixture (a task's `part`) -> its weight in the group; 0 leaves the part's tasks out."""
     over_long: Literal["drop", "truncate"] = "drop"
+
+    @model_validator(mode="after")
+    def _parts_have_tasks(self) -> FlanConfig:
+        for group, weights in self.parts.items():
+            tasks = {n: t.part for n, t in self.tasks.items() if (t.group or t.source.language) == group}
+            if odd := sorted(name for name, part in tasks.items() if part not in weights):
+                raise ValueError(
+                    f"parts.{group} has no weight for the part {tasks[odd[0]]!r} of task {odd[0]}"
+                )
+            if idle := sorted(part for part in weights if weights[part] > 0 and part not in tasks.values()):
+                raise ValueError(f"parts.{group}.{idle[0]}: no task is of this part; set it to 0 or add one")
+        return self
 
 
 class ExpertConfig(Recipe):

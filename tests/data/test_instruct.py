@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import xxhash
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
@@ -58,6 +59,40 @@ def make(inputs, tmp_path):
 
 def rows(inputs: dict[str, Path], name: str, split: str) -> list[dict]:
     return pq.read_table(inputs[f"task-{name}"] / f"{split}.parquet").to_pylist()
+
+
+@pytest.mark.parametrize("over_long", ["drop", "truncate"])
+def test_files_are_what_a_plain_loop_in_memory_gives(inputs, make, over_long):
+    """Sample by sample: encode, wrap, drop or cut, take those of lowest hash, order by another hash."""
+    tokens, shares = Tokenizer.load(inputs["tokenizer"]), {"en": 0.667, "zh": 0.333}
+    names = {"bbc-topic": "en", "translate-en-zh": "zh"}
+    out, _ = make(
+        over_long, names=names, shares=shares, encoder_length=115, decoder_length=12, over_long=over_long
+    )
+    samples = []
+    for name, group in names.items():
+        for row in rows(inputs, name, "train"):
+            source = [tokens.mode("S"), *tokens.encode(row["input"]), tokens.sentinel(0), tokens.eos]
+            target = [tokens.sentinel(0), *tokens.encode(row["target"]), tokens.eos]
+            if len(source) > 115 or len(target) > 12:
+                if over_long == "drop":
+                    continue
+                source, target = source[:-2][:113] + source[-2:], target[:12]
+            samples.append((f"{name}/{row['id']}".encode(), group, source, target))
+    have = {group: sum(sample[1] == group for sample in samples) for group in shares}
+    total = min(have[group] / share for group, share in shares.items())
+    chosen = []
+    for group, share in shares.items():
+        members = [sample for sample in samples if sample[1] == group]
+        members.sort(key=lambda sample: xxhash.xxh3_64_intdigest(sample[0], 1234))
+        chosen += members[: int(total * share + 1e-6)]
+    chosen.sort(key=lambda sample: xxhash.xxh3_64_intdigest(sample[0], 1235))
+    pairs = Pairs(out, "train")
+    assert len(pairs) == len(chosen) > 500
+    for index, (key, _, source, target) in enumerate(chosen):
+        assert pairs.names[pairs.task(index)] == key.decode().partition("/")[0]
+        assert pairs.source(index).tolist() == source
+        assert pairs.target(index).tolist() == target
 
 
 def test_samples_have_the_releases_form(inputs, make):

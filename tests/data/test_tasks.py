@@ -339,8 +339,8 @@ def test_limit_and_repeat():
             {"templates": [{"input": "{qestion}", "target": "{a}"}]},
             r"no field 'qestion'; it has a, .*question",
         ),
-        ({"templates": [{"input": "{messages[9][content]}", "target": "{a}"}]}, r"mine: template .*record 0"),
-        ({"templates": [{"input": "{question", "target": "{a}"}]}, r"mine: template '\{question': record 0"),
+        ({"templates": [{"input": "{messages[9][content]}", "target": "{a}"}]}, r": template .*record 0"),
+        ({"templates": [{"input": "{question", "target": "{a}"}]}, r": template '\{question': record 0"),
         (
             {"templates": [{"input": "{question}", "target": "{a}"}], "choices": ["b"]},
             "'a1'.*not one of the choices b",
@@ -360,7 +360,7 @@ def test_mistakes_are_told_in_one_line(fields, message):
     rows = [{"question": "q1", "a": "a1", "messages": [{"role": "robot", "content": "beep"}]}]
     with pytest.raises(UserError, match=message) as error:
         render(*own(rows, **fields), "mine")
-    assert str(error.value).startswith("mine: ")
+    assert str(error.value).startswith("mine (own.jsonl): ")
     assert "\n" not in str(error.value)
 
 

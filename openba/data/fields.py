@@ -1,0 +1,231 @@
+"""A record's fields as a task's templates see them: nested lists, options, turns, entities, wordings.
+
+Owns how a source's record becomes named values, and the message when it cannot. It renders no
+template and decides nothing about what is kept (openba.data.tasks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from string import ascii_uppercase
+from typing import Any
+
+import orjson
+
+from openba.data.entities import format_entities
+from openba.errors import UserError
+from openba.recipes.data import Options, TaskRecipe
+
+Fields = dict[str, Any]
+
+
+class Text(str):
+    """A field's text: `{text:.240}` is its start, `{text.after_first_line}` lacks its first line."""
+
+    @property
+    def after_first_line(self) -> Text:
+        """Everything after the first line, on one line."""
+        return Text(" ".join(self.strip().partition("\n")[2].split()))
+
+
+class Items(list[Any]):
+    """A field's list: `{field}` is its elements in a row, `{field[0]}` one of them."""
+
+    comma = ", "
+
+    def __str__(self) -> str:
+        return self.comma.join(map(str, self))
+
+    def __format__(self, spec: str) -> str:
+        return format(str(self), spec)
+
+    @property
+    def lines(self) -> str:
+        """One element a line."""
+        return "\n".join(map(str, self))
+
+    @property
+    def lettered(self) -> str:
+        """One option a line: `A. first`."""
+        return "\n".join(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, self, strict=False))
+
+
+class ChineseItems(Items):
+    """The same with the comma of Chinese lists."""
+
+    comma = "、"
+
+
+class Entities:
+    """The field `entities`: `{entities}` is the paper's notation, `{entities[person]}` those of one type."""
+
+    def __init__(self, pairs: Sequence[Sequence[str]], language: str) -> None:
+        self.pairs = [(text, kind) for text, kind in pairs]
+        self.comma = "、" if language == "zh" else ", "
+
+    def __str__(self) -> str:
+        return format_entities(self.pairs)
+
+    def __getitem__(self, kind: str) -> str:
+        """Texts of one type, each once, in order; empty if there is none."""
+        return self.comma.join(dict.fromkeys(text for text, label in self.pairs if label == kind))
+
+
+def parse(row: Mapping[str, Any], recipe: TaskRecipe) -> Fields:
+    """A document's row as one record: the keys of `extra`, its columns, its text under its own name too."""
+    # A source takes its text field out of `extra`; templates may call it by either name.
+    own = getattr(recipe.source, "text_field", None) or "text"
+    columns = {key: row[key] for key in ("id", "text", "language", "source")}
+    return {**orjson.loads(row["extra"]), **columns, own: row["text"]}
+
+
+def expand(record: Fields, recipe: TaskRecipe, where: str) -> Iterator[Fields]:
+    """The record itself, or one for each element below `recipe.each`; ids get `/position`.
+
+    Raises:
+        UserError: the path leads to no list.
+    """
+    found = [record]
+    for key in recipe.each:
+        deeper = []
+        for outer in found:
+            elements = need(outer, key, where)
+            if not isinstance(elements, list):
+                raise UserError(f"{where}: record {outer['id']}: {key} is no list, so no `each`")
+            for position, element in enumerate(elements):
+                inner = element if isinstance(element, dict) else {key: element}
+                deeper.append({**outer, **inner, "id": f"{outer['id']}/{position}"})
+        found = deeper
+    yield from found
+
+
+def derive(record: Fields, recipe: TaskRecipe, labels: str, where: str) -> Fields | None:
+    """All fields that templates may name; None if a wording says that the record has no label.
+
+    Args:
+        record: one of `expand`'s.
+        recipe: the task.
+        labels: all entity types of the task, for `{labels}`.
+        where: task and source, for messages.
+
+    Raises:
+        UserError: a field is missing or of another form than the recipe says.
+    """
+    fields = dict(record)
+    if "entities" in fields:
+        fields["labels"] = labels
+        fields["entities"] = Entities(entities_of(record, where), recipe.source.language)
+    for key, separator in recipe.split.items():
+        fields[key] = [part for part in str(need(record, key, where)).split(separator) if part]
+    if recipe.dialogue is not None:
+        fields["messages"] = _alternating(record, recipe, where)
+    elif "conversations" in fields or "messages" in fields:
+        fields["messages"] = _messages(record, where)
+    for key, joined in recipe.joined.items():
+        values = need(record, joined.field, where)
+        try:
+            fields[key] = joined.separator.join(joined.item.format_map(value) for value in values)
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise UserError(f"{where}: record {record['id']}: joined.{key}: {_named(error)}") from None
+    for key in recipe.wording:
+        value = need(fields, key, where)
+        fields[key] = word = _worded(key, value, recipe, record, where)
+        if word is None:
+            return None
+    if recipe.options is not None:
+        fields |= _options(fields, recipe.options, where)
+    items = ChineseItems if recipe.source.language == "zh" else Items
+    return {key: _wrap(value, items) for key, value in fields.items()}
+
+
+def need(record: Mapping[str, Any], key: str, where: str) -> Any:
+    """The value of a key.
+
+    Raises:
+        UserError: the record lacks it.
+    """
+    if key not in record:
+        raise UserError(
+            f"{where}: record {record['id']} has no field {key!r}; it has {', '.join(sorted(record))}"
+        )
+    return record[key]
+
+
+def entities_of(record: Mapping[str, Any], where: str) -> Sequence[Sequence[str]]:
+    """The record's entities as [text, type] pairs; none if it has no such field."""
+    pairs = record.get("entities") or []
+    if not all(isinstance(p, list) and len(p) == 2 and all(isinstance(s, str) for s in p) for p in pairs):
+        raise UserError(
+            f"{where}: record {record['id']}: entities must be a list of [text, type]; got {pairs!r:.80}"
+        )
+    return pairs
+
+
+def _messages(record: Fields, where: str) -> list[dict[str, str]]:
+    """OpenAI's `messages`, or ShareGPT's `conversations` in that form."""
+    key, role, content = ("messages", "role", "content")
+    if "conversations" in record:
+        key, role, content = ("conversations", "from", "value")
+    try:
+        return [{"role": turn[role], "content": (turn[content] or "").strip()} for turn in record[key]]
+    except (KeyError, TypeError, AttributeError):
+        raise UserError(
+            f"{where}: record {record['id']}: write turns as messages [{{role, content}}] "
+            "or conversations [{from, value}]"
+        ) from None
+
+
+def _alternating(record: Fields, recipe: TaskRecipe, where: str) -> list[dict[str, str]]:
+    assert recipe.dialogue is not None
+    field, key = recipe.dialogue.field, recipe.dialogue.text
+    turns = need(record, field, where)
+    try:
+        texts = [(turn if key is None else turn[key]).strip() for turn in turns]
+    except (KeyError, TypeError, AttributeError):
+        form = "strings" if key is None else f"objects with the text {key!r}"
+        raise UserError(f"{where}: record {record['id']}: {field} is no list of {form}") from None
+    roles = ("user", "assistant")
+    return [{"role": roles[position % 2], "content": text} for position, text in enumerate(texts)]
+
+
+def _worded(key: str, value: Any, recipe: TaskRecipe, record: Fields, where: str) -> str | None:
+    name = value if isinstance(value, str) else orjson.dumps(value).decode()
+    if name not in recipe.wording[key]:
+        raise UserError(
+            f"{where}: record {record['id']}: wording.{key} has no word for {value!r:.60}; add it, "
+            "or null to discard such records"
+        )
+    return recipe.wording[key][name]
+
+
+def _options(fields: Fields, options: Options, where: str) -> Fields:
+    if len(options.of) == 1:
+        texts = need(fields, options.of[0], where)
+    else:
+        texts = [need(fields, key, where) for key in options.of]
+    answer = need(fields, options.answer, where)
+    letters = list(ascii_uppercase[: len(texts)])
+    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
+        right = answer
+    elif answer in texts:
+        right = texts.index(answer)
+    elif answer in letters:
+        right = letters.index(answer)
+    else:
+        raise UserError(
+            f"{where}: record {fields['id']}: {options.answer} {answer!r:.60} is none of its "
+            f"{len(texts)} options by position, text or letter"
+        )
+    return {"options": list(texts), "letter": letters[right], "option": texts[right]}
+
+
+def _wrap(value: Any, items: type[Items]) -> Any:
+    if value is None:
+        return Text()
+    if isinstance(value, list):
+        return items(_wrap(element, items) for element in value)
+    return Text(value) if isinstance(value, str) else value
+
+
+def _named(error: Exception) -> str:
+    return f"no field {error}" if isinstance(error, KeyError) else str(error)
