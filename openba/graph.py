@@ -29,7 +29,7 @@ from openba.recipes.pipeline import ExpertConfig, PipelineConfig, expert_files
 from openba.recipes.train import TrainRecipe, TrainStep
 
 SOURCE = Kind("openba.data.sources:build", "1")
-CORPUS = Kind("openba.data.clean.corpus:build", "1")
+CORPUS = Kind("openba.data.clean.corpus:build", "2", resumable=True)
 TOKENIZER = Kind("openba.data.tokenizer:build", "1")
 MIXTURE = Kind("openba.data.mixture:build", "1")
 TASK = Kind("openba.data.tasks:build", "1")
@@ -142,7 +142,13 @@ class Pipeline:
         sources = {
             name: self._source(name, source, f"sources.{name}") for name, source in config.sources.items()
         }
-        recipe = CorpusRecipe(clean=config.clean, sources={n: s.clean for n, s in config.sources.items()})
+        filters = {True: config.clean, False: None}
+        recipe = CorpusRecipe(
+            sources={
+                name: filters[source.clean] if isinstance(source.clean, bool) else source.clean
+                for name, source in config.sources.items()
+            }
+        )
         corpus = self._add("clean", CORPUS, recipe, "clean", **sources)
         tokenizer = self._add(
             "tokenizer",
