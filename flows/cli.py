@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows import data
 from openba.artifacts import Step, drift
 from openba.config import flatten
 from openba.errors import UserError
@@ -22,6 +23,7 @@ from openba.plan import plan as make_plan
 from openba.units import human
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+app.add_typer(data.app, name="data")
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 PipelineName = Annotated[

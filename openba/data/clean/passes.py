@@ -2,9 +2,9 @@
 
 Owns what one task does to its shard and the order of the passes: `scan` gives keys of raw documents; `first`
 takes copies out, filters characters and gives keys of sentence runs; `second` takes repeated runs out, drops
-short sentences and other languages and gives keys of what is left; `join` takes the last copies out and writes
-a source's file. Between two passes the keys are searched by partition. Each task is a function of the plan and
-a number, so any machine that sees the folder can do it, in any order, once or twice.
+short sentences and other languages, and gives keys of what is left; `join` takes the last copies out and writes
+a source's file. Between two passes the keys are searched by partition. Each task is a function of the plan
+and a number, so any machine that sees the folder can do it, in any order, once or twice.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ _DUPLICATE = RULE_CODE["duplicate_document"]
 
 def run(plan: Plan, mapper: Mapper) -> None:
     """All passes but the last; what is done already is not done again."""
+
     def each(name: str, task: Task, numbers: Sequence[int]) -> None:
         if left := [number for number in numbers if plan.done(name, number) is None]:
             mapper(task, plan, left)
@@ -203,6 +204,7 @@ def here(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
 
 def in_processes(workers: int) -> Mapper:
     """Mapper: in so many processes; a killed one costs what it was doing, which is tried again."""
+
     def mapper(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
         left = list(numbers)
         for _ in range(_ATTEMPTS):
@@ -216,7 +218,9 @@ def in_processes(workers: int) -> Mapper:
             except BrokenProcessPool:
                 continue
         told = ", ".join(f"{plan.shards[n].source} ({n})" for n in left[:3] if n < len(plan.shards))
-        raise UserError(f"cleaning: a process was killed {_ATTEMPTS} times at shard {told}; is there enough memory?")
+        raise UserError(
+            f"cleaning: a process was killed {_ATTEMPTS} times at shard {told}; is there enough memory?"
+        )
 
     return mapper
 

@@ -81,11 +81,11 @@ def _english_stop(codes: np.ndarray, begin: int, at: int, end: int, table: np.nd
     """End of the sentence that the full stop at `at` ends, without the white space; -1 if it ends none."""
     if _abbreviation(codes, begin, at, table):
         return -1
-    if at - 2 >= begin and codes[at - 2] == 0x4E and codes[at - 1] == 0x6F:  # No
-        if at - 3 < begin or not table[codes[at - 3]] & 2:
-            after = _spaces(codes, at + 1, end, table)
-            if after < end and 48 <= codes[after] <= 57:
-                return -1
+    numbered = at - 2 >= begin and codes[at - 2] == 0x4E and codes[at - 1] == 0x6F  # No
+    if numbered and (at - 3 < begin or not table[codes[at - 3]] & 2):
+        after = _spaces(codes, at + 1, end, table)
+        if after < end and 48 <= codes[after] <= 57:
+            return -1
     stop = _closed(codes, at + 1, end, table)
     after = _spaces(codes, stop, end, table)
     if after == end:
@@ -200,7 +200,12 @@ def line_break(codes: np.ndarray, begin: int, start: int, end: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _find_short(
-    codes: np.ndarray, offsets: np.ndarray, ends: np.ndarray, first: np.ndarray, minimum: int, table: np.ndarray
+    codes: np.ndarray,
+    offsets: np.ndarray,
+    ends: np.ndarray,
+    first: np.ndarray,
+    minimum: int,
+    table: np.ndarray,
 ) -> np.ndarray:
     edits = np.empty((64, 7), np.int64)
     n = 0

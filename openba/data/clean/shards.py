@@ -1,11 +1,11 @@
 """Cleaning in shards: each task reads its shard, writes its files whole or not at all, and is done once.
 
-Owns the files between the passes: their names, how they are written, keys and copies by partition, and the way
-from a place (shard << 32 | position) back to a document. The filters are `stages`'s, the order of the passes
+Owns the files between the passes: their names, how they are written, keys and copies by partition, and the
+way from a place (shard << 32 | position) back to a document. The filters are `stages`'s, the order of the passes
 is `corpus`'s.
 
-A task's files are written beside their place, synced and renamed; its JSON file comes last and says that it is
-done. So a killed process leaves nothing that is taken for whole, and a run that goes on does what is missing.
+A task's files are written beside their place, synced and renamed; its JSON file comes last and says that it
+is done. So a killed process leaves nothing that is taken for whole, and a run that goes on does what is missing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from openba.data.clean import columns, dedup, stages
+from openba.data.clean import dedup, stages
 from openba.data.clean.stages import REMOVED_SCHEMA, Batch
 from openba.data.schema import SCHEMA
 from openba.recipes.data import CleanRecipe
@@ -82,7 +82,9 @@ class Outcome:
             known_examples += found[: stages.EXAMPLES - len(known_examples)]
         self.removed += work.removed
 
-    def add_keys(self, hashes: np.ndarray, spoken_for: np.ndarray, ids: pa.Array, firsts: np.ndarray, n: int) -> None:
+    def add_keys(
+        self, hashes: np.ndarray, spoken_for: np.ndarray, ids: pa.Array, firsts: np.ndarray, n: int
+    ) -> None:
         """Keys of a batch.
 
         Args: `spoken_for` position in the batch per key; `firsts` first position of each document; `n`
@@ -101,13 +103,16 @@ class Outcome:
 
     def write(self, **more: Any) -> None:
         """Write keys, names and removals, and last the file that says the task is done."""
+
         def name(suffix: str) -> Path:
             return self.plan.file(self.task, self.shard.number, suffix)
 
         if self._ids:
             keys, bounds = dedup.partition(np.concatenate(self._keys), self.plan.partitions)
             whole(name("keys.npy"), lambda path: _save(path, keys))
-            table = pa.table({"id": pa.chunked_array(self._ids, pa.string()), "first": np.concatenate(self._firsts)})
+            table = pa.table(
+                {"id": pa.chunked_array(self._ids, pa.string()), "first": np.concatenate(self._firsts)}
+            )
             whole(name("ids.arrow"), lambda path: write_arrow(path, table.schema, table.to_batches()))
             more["bounds"] = bounds.tolist()
         whole(name("removed.arrow"), lambda path: write_arrow(path, REMOVED_SCHEMA, self.removed))

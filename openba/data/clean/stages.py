@@ -202,7 +202,9 @@ def run(recipe: CleanRecipe, source: str, batch: pa.RecordBatch) -> Batch:
 
 def pieces(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
     """The batch in slices of some `size` bytes of text, at least one document each."""
-    offsets = np.frombuffer(batch["text"].buffers()[1], np.int64)[batch["text"].offset :][: batch.num_rows + 1]
+    offsets = np.frombuffer(batch["text"].buffers()[1], np.int64)[batch["text"].offset :][
+        : batch.num_rows + 1
+    ]
     start = 0
     while start < batch.num_rows:
         end = int(np.searchsorted(offsets, offsets[start] + size, side="right")) - 1
