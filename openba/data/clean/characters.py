@@ -28,7 +28,8 @@ _LONGEST_UNIT = 8
 def find_unusual(texts: Texts) -> np.ndarray:
     """Edits: control, invisible, private-use and replacement characters, and 锟斤拷.
 
-    锟斤拷 is what GBK makes of replacement characters. Every kind of line end becomes a line feed. Tabs, ideographic spaces and emoji stay.
+    锟斤拷 is what GBK makes of replacement characters. Every kind of line end becomes a line feed. Tabs,
+    ideographic spaces and emoji stay.
     """
     return _find_unusual(texts.codes, texts.offsets, _unusual())
 

@@ -1,8 +1,8 @@
 """The step `corpus`: all sources through the filters together, with a record of what went and why.
 
 Owns the plan of shards, the files and the facts of the step; the filters are in the modules beside it,
-the passes in `passes`. Sources that are not filtered (the paper's English and code) are copied as they are, and
-nothing is compared with them.
+the passes in `passes`. Sources that are not filtered (the paper's English and code) are copied as they are,
+and nothing is compared with them.
 """
 
 from __future__ import annotations

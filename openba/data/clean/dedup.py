@@ -9,8 +9,8 @@ A run of 1..K sentences with at least L characters (white space around sentences
 if the same run began earlier; every sentence in a duplicate goes. Only minimal windows are looked up: those
 of which no shorter beginning, or no shorter end, has L characters. Each sentence of a duplicate run lies in a
 minimal window inside it, whose earlier copy gave the same key, so the same sentences go as with all runs:
-1 to 2 keys per sentence instead of 99. As with all runs, text that repeats itself without pause can lose the end of
-its first copy.
+1 to 2 keys per sentence instead of 99. As with all runs, text that repeats itself without pause can lose
+the end of its first copy.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _SEEDS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F], np.uint64)
 _P1, _P2, _P3, _P4, _P5 = (
     np.uint64(p)
     for p in (
-        11400714785074694791, 14029467366897019727, 1609587929392839161, 9650029242287828579, 2870177450012600261,
-    )
+        11400714785074694791, 14029467366897019727, 1609587929392839161, 9650029242287828579,
+        2870177450012600261, )
 )  # fmt: skip
 _DUPLICATE = RULE_CODE["duplicate_sentences"]
 

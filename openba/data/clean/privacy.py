@@ -146,8 +146,8 @@ def _anchor(codes: np.ndarray, at: int, end: int) -> bool:
         return False
     pair = _lower(codes, at + 1, end) * 256 + _lower(codes, at + 2, end)
     return (
-        pair == 0x636F or pair == 0x636E or pair == 0x6F72 or pair == 0x6564 or pair == 0x676F or pair == 0x6E65
-        or pair == 0x696E or pair == 0x6363 or pair == 0x7476 or pair == 0x686B or pair == 0x7477
+        pair == 0x636F or pair == 0x636E or pair == 0x6F72 or pair == 0x6564 or pair == 0x676F or pair ==
+        0x6E65 or pair == 0x696E or pair == 0x6363 or pair == 0x7476 or pair == 0x686B or pair == 0x7477
         or (at > 0 and _lower(codes, at - 1, end) == 119)
     )  # fmt: skip
 

@@ -1,11 +1,12 @@
 """Cleaning in shards: each task reads its shard, writes its files whole or not at all, and is done once.
 
 Owns the files between the passes: their names, how they are written, keys and copies by partition, and the
-way from a place (shard << 32 | position) back to a document. The filters are `stages`'s, the order of the passes
-is `corpus`'s.
+way from a place (shard << 32 | position) back to a document. The filters are `stages`'s, the order of the
+passes is `corpus`'s.
 
 A task's files are written beside their place, synced and renamed; its JSON file comes last and says that it
-is done. So a killed process leaves nothing that is taken for whole, and a run that goes on does what is missing.
+is done. So a killed process leaves nothing that is taken for whole, and a run that goes on does what is
+missing.
 """
 
 from __future__ import annotations
