@@ -80,9 +80,9 @@ def partition(keys: np.ndarray, partitions: int) -> tuple[np.ndarray, np.ndarray
 def find_copies(keys: np.ndarray) -> np.ndarray:
     """All keys that occurred at a smaller place, as `COPY`, in the order of their numbers."""
     size = 1 << max(4, int(2 * len(keys)).bit_length())
-    fields = [np.ascontiguousarray(keys[name]) for name in ("high", "low", "place")]
-    firsts = _firsts(*fields, size)
-    found = np.flatnonzero(firsts < fields[2])
+    high, low, place = (np.ascontiguousarray(keys[name]) for name in ("high", "low", "place"))
+    firsts = _firsts(high, low, place, size)
+    found = np.flatnonzero(firsts < place)
     copies = np.empty(len(found), COPY)
     copies["record"], copies["first"] = keys["record"][found], firsts[found]
     return copies[np.argsort(copies["record"], kind="stable")]
