@@ -3,8 +3,8 @@
 Owns what one task does to its shard and the order of the passes: `scan` gives keys of raw documents; `first`
 takes copies out, filters characters and gives keys of sentence runs; `second` takes repeated runs out, drops
 short sentences and other languages, and gives keys of what is left; `join` takes the last copies out and
-writes a source's file. Between two passes the keys are searched by partition. Each task is a function of the plan
-and a number, so any machine that sees the folder can do it, in any order, once or twice.
+writes a source's file. Between two passes the keys are searched by partition. Each task is a function of the
+plan and a number, so any machine that sees the folder can do it, in any order, once or twice.
 """
 
 from __future__ import annotations
