@@ -44,6 +44,26 @@ def preview(
         _print(shown)
 
 
+@app.command()
+def why(
+    document: Annotated[str, typer.Argument(metavar="ID", help="A document's id, or source/id.")],
+    pipeline: Annotated[
+        str, typer.Option("--pipeline", "-p", help="Name in configs/pipeline, or a YAML file.")
+    ] = "tiny",
+) -> None:
+    """What cleaning took out of a document, by which rule, and for a copy which document stays."""
+    from openba.data.clean.removals import removals
+
+    store, step = Home.from_environment().store, Pipeline(find_pipeline(pipeline)).step("clean")
+    if store.manifest(step) is None:
+        raise UserError(f"{step.key}: not built; `openba run {pipeline} --until clean` builds it")
+    for row in removals(store.path(step), document):
+        span = f"characters {row['start']} to {row['end']}"
+        stays = f", a copy of {row['survivor']}" if row["survivor"] else ""
+        told = f"{row['source']}/{row['id']}  {row['stage']}: {row['rule']}, {span}{stays}"
+        console.print(told, markup=False)
+
+
 def _built(home: Home, step: Step) -> Any:
     if home.store.manifest(step) is None:
         raise UserError(f"{step.key}: not built yet; `openba run --until {step.name}` builds it")

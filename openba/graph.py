@@ -30,7 +30,7 @@ from openba.recipes.pipeline import ExpertConfig, PipelineConfig, expert_files
 from openba.recipes.train import TrainRecipe, TrainStep
 
 SOURCE = Kind("openba.data.sources:build", "1")
-CORPUS = Kind("openba.data.clean.corpus:build", "1")
+CORPUS = Kind("openba.data.clean.corpus:build", "2", resumable=True)
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "1")
 MIXTURE = Kind("openba.data.mixture:build", "2")
 CONTAMINATION = Kind("openba.data.contamination:build", "1")
@@ -145,7 +145,13 @@ class Pipeline:
         sources = {
             name: self._source(name, source, f"sources.{name}") for name, source in config.sources.items()
         }
-        recipe = CorpusRecipe(clean=config.clean, sources={n: s.clean for n, s in config.sources.items()})
+        filters = {True: config.clean, False: None}
+        recipe = CorpusRecipe(
+            sources={
+                name: filters[source.clean] if isinstance(source.clean, bool) else source.clean
+                for name, source in config.sources.items()
+            }
+        )
         corpus = self._add("clean", CORPUS, recipe, "clean", **sources)
         tokenizer = self._add(
             "tokenizer",

@@ -36,7 +36,12 @@ def write_documents(path: Path, batches: Iterable[pa.RecordBatch]) -> tuple[int,
     documents = size = 0
     # Statistics and dictionaries of text only cost space: no reader looks a text up by value.
     with pq.ParquetWriter(
-        path, SCHEMA, compression="zstd", write_statistics=False, use_dictionary=["language", "source"]
+        path,
+        SCHEMA,
+        compression="zstd",
+        write_statistics=False,
+        use_dictionary=["language", "source"],
+        write_page_checksum=True,  # a flipped bit is an error, not another text
     ) as writer:
         for batch in batches:
             if batch.num_rows:

@@ -12,6 +12,30 @@ from openba.units import Tokens
 Language = Literal["zh", "en", "code"]
 
 
+class CleanRecipe(Recipe):
+    """The paper's filters (section 3.1.1), each with its switch. Order: as the fields stand."""
+
+    privacy: bool = True
+    """Remove phone numbers, e-mail addresses and links."""
+    html: bool = True
+    """Remove HTML tags and decode entities."""
+    unusual_characters: bool = True
+    """Remove control, private-use and replacement characters."""
+    document_dedup: bool = True
+    """Keep the first of documents with the same text."""
+    character_dedup: bool = True
+    """Reduce runs of one repeated character, or of a short repeated sequence, to one instance."""
+    paragraph_dedup: bool = True
+    """Remove runs of 1..max_sentences consecutive sentences that occurred before."""
+    max_sentences: int = 99
+    min_repeat_characters: int = 20
+    """Shorter repeated runs stay (the paper gives no figure; 1 would drop every second 'Thank you.')."""
+    min_words: int = 10
+    """Sentences with fewer words go; for Chinese one Han character counts as a word. 0 keeps all."""
+    languages: tuple[Literal["zh", "en"], ...] = ("zh", "en")
+    """Keep documents that CLD2 is sure are in one of these; empty keeps all."""
+
+
 class _Source(Recipe):
     """What every source says, whatever its adapter."""
 
@@ -19,8 +43,9 @@ class _Source(Recipe):
     """The mixture's share it counts to: Chinese, English or code."""
     licence: str
     """Terms of the text, as the owner names them; shown in the report and the model card."""
-    clean: bool = False
-    """Filter it. The paper filters its Chinese data only (section 3.1.1, footnote 2)."""
+    clean: bool | CleanRecipe = False
+    """Filter it: true by the pipeline's `clean`, a name by that file of `configs/clean`. The paper filters
+    its Chinese data only (section 3.1.1, footnote 2)."""
 
 
 class PackageSource(_Source):
@@ -73,36 +98,11 @@ class SourceStep(Recipe):
     source: SourceRecipe
 
 
-class CleanRecipe(Recipe):
-    """The paper's filters (section 3.1.1), each with its switch. Order: as the fields stand."""
-
-    privacy: bool = True
-    """Remove phone numbers, e-mail addresses and links."""
-    html: bool = True
-    """Remove HTML tags and decode entities."""
-    unusual_characters: bool = True
-    """Remove control, private-use and replacement characters."""
-    document_dedup: bool = True
-    """Keep the first of documents with the same text."""
-    character_dedup: bool = True
-    """Reduce runs of one repeated character, or of a short repeated sequence, to one instance."""
-    paragraph_dedup: bool = True
-    """Remove runs of 1..max_sentences consecutive sentences that occurred before."""
-    max_sentences: int = 99
-    min_repeat_characters: int = 20
-    """Shorter repeated runs stay (the paper gives no figure; 1 would drop every second 'Thank you.')."""
-    min_words: int = 10
-    """Sentences with fewer words go; for Chinese one Han character counts as a word. 0 keeps all."""
-    languages: tuple[Literal["zh", "en"], ...] = ("zh", "en")
-    """Keep documents that CLD2 is sure are in one of these; empty keeps all."""
-
-
 class CorpusRecipe(Recipe):
     """Cleaning over all sources together, so that duplicates across sources are found."""
 
-    clean: CleanRecipe
-    sources: dict[str, bool]
-    """Source name -> filtered or passed through."""
+    sources: dict[str, CleanRecipe | None]
+    """Source name -> its filters, or none: passed through."""
 
 
 class TokenizerRecipe(Recipe):

