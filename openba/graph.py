@@ -221,6 +221,9 @@ class Pipeline:
         return self._add(name, INSTRUCT, recipe, config, tokenizer=self.steps["tokenizer"], **steps)
 
     def _train(self, name: str, recipe: TrainRecipe, config: str, **inputs: Step) -> None:
+        longest, positions = max(recipe.encoder_length, recipe.decoder_length), self.config.model.positions
+        if longest > positions:
+            raise ConfigError(f"model.positions: {positions} are fewer than {name}'s {longest} tokens; raise it")
         step = TrainStep(model=self.config.model, train=recipe)
         self._add(name, TRAIN, step, config, tokenizer=self.steps["tokenizer"], **inputs)
 

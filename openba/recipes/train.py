@@ -158,12 +158,3 @@ class TrainStep(Recipe):
 
     model: ModelRecipe
     train: TrainRecipe
-
-    @model_validator(mode="after")
-    def _fits(self) -> TrainStep:
-        longest = max(self.train.encoder_length, self.train.decoder_length)
-        if longest > self.model.positions:
-            raise ValueError(
-                f"model.positions {self.model.positions} are fewer than the {longest} tokens of a side"
-            )
-        return self
