@@ -223,7 +223,8 @@ class Pipeline:
     def _train(self, name: str, recipe: TrainRecipe, config: str, **inputs: Step) -> None:
         longest, positions = max(recipe.encoder_length, recipe.decoder_length), self.config.model.positions
         if longest > positions:
-            raise ConfigError(f"model.positions: {positions} are fewer than {name}'s {longest} tokens; raise it")
+            message = f"model.positions: {positions} are fewer than {name}'s {longest} tokens; raise it"
+            raise ConfigError(message)
         step = TrainStep(model=self.config.model, train=recipe)
         self._add(name, TRAIN, step, config, tokenizer=self.steps["tokenizer"], **inputs)
 

@@ -216,6 +216,11 @@ class CachedAttention:
         past = int(cache.get_seq_length())
         batch, length = shape
         device = encoded.device
+        if mask is not None and mask.dim() == 4:
+            # For a static cache `generate` sends `[batch, 1, target, keys]`, bool or added to the scores;
+            # the last query sees all that is real.
+            mask = mask[:, 0, -1, : past + length]
+            mask = mask == 0 if mask.is_floating_point() else mask
         if mask is None or bool(mask.all()):
             self.visible = None
             positions = torch.arange(past, past + length, device=device).expand(batch, -1)

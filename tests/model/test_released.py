@@ -87,7 +87,8 @@ def test_the_layout_has_81_tensors_and_two_copies(state: dict[str, Tensor], fact
 def test_the_15b_config_has_the_published_tensors_and_parameters() -> None:
     config = OpenBAConfig(
         vocab_size=250368, hidden_size=4096, kv_channels=128, num_heads=40, ffn_hidden_size=16384,
-        num_layers=12, num_decoder_layers=36, add_qkv_bias=True, add_lm_head_bias=True, tie_word_embeddings=False,
+        num_layers=12, num_decoder_layers=36, add_qkv_bias=True, add_lm_head_bias=True,
+        tie_word_embeddings=False,
     )  # fmt: skip
     with torch.device("meta"):
         untied = OpenBAModel(config.architecture())
