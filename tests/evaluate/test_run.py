@@ -45,7 +45,7 @@ def benchmark(name: str, *more: str) -> BenchmarkRecipe:
 def inputs(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random model and the two tasks."""
     root = tmp_path_factory.mktemp("inputs")
-    torch.manual_seed(0)
+    torch.manual_seed(1)
     tokenizer = Tokenizer.load(tokenizer_folder)
     model = OpenBAModel(RECIPE.architecture(tokenizer.size))
     save_model(root / "stage" / "model", model.state_dict(), model.architecture, tokenizer)
