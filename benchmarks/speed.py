@@ -22,6 +22,7 @@ from openba.model.architecture import Architecture
 from openba.model.decoding import greedy
 from openba.model.model import IGNORE, OpenBAModel
 from openba.model.rows import first
+from openba.recipes.model import ModelRecipe
 from openba.recipes.train import TrainRecipe, UL2Recipe
 
 SHAPE = Architecture(
@@ -37,6 +38,8 @@ SHAPE = Architecture(
 )
 NEW_TOKENS = 128
 PROMPT = 128
+TINY_IDS = 8103
+"""Ids of the `tiny` pipeline's tokenizer."""
 TRAIN_ROUNDS, DECODE_ROUNDS = 7, 7
 Case = Callable[[], object]
 
@@ -81,25 +84,34 @@ def train_figures() -> Iterator[Figure]:
 
 
 def decode_figures() -> Iterator[Figure]:
-    """Greedy decoding of exactly 128 new tokens for prompts of 128 tokens, cache on."""
+    """Greedy decoding of exactly 128 new tokens for prompts of 128 tokens, cache on.
+
+    Of the shape that the `tiny` pipeline trains, where calls are the time, and of `SHAPE`, where weights are.
+    """
+    tiny = load(find_config("model", "tiny"), ModelRecipe).architecture(TINY_IDS)
+    yield from _decode("tiny", tiny)
+    yield from _decode("wide", SHAPE)
+
+
+def _decode(label: str, shape: Architecture) -> Iterator[Figure]:
     torch.manual_seed(0)
-    model = OpenBAModel(SHAPE).eval()
-    peers = {name: t5.eval() for name, t5 in variants(SHAPE, dynamic=True).items()}
+    model = OpenBAModel(shape).eval()
+    peers = {name: t5.eval() for name, t5 in variants(shape, dynamic=True).items()}
     for batch in (1, 16):
-        ids = torch.randint(3, SHAPE.vocab_size, (batch, PROMPT))
+        ids = torch.randint(3, shape.vocab_size, (batch, PROMPT))
         cases: dict[str, Case] = {"ours": _ours_decoding(model, ids)}
         cases |= {name: _peer_decoding(t5, ids) for name, t5 in peers.items()}
         seconds = medians(cases, DECODE_ROUNDS)
         best = min(peers, key=lambda name: seconds[name])
         ratio, told = seconds[best] / seconds["ours"], _told(seconds, best)
-        name = f"model/decode_batch_{batch}"
+        name = f"model/decode_{label}_batch_{batch}"
         yield Figure(name, batch * NEW_TOKENS / seconds["ours"], "tok/s", peer=told, ratio=ratio)
         yield Figure(f"{name}_against_peer", ratio, "x", 2.0, "higher", told, ratio)
 
 
 def _ours_decoding(model: OpenBAModel, ids: Tensor) -> Case:
-    sources = ids.tolist()
-    return lambda: sum(len(w.tokens) for w in greedy(model, sources, [0], -1, SHAPE.vocab_size, NEW_TOKENS))
+    sources, vocab = ids.tolist(), model.architecture.vocab_size
+    return lambda: sum(len(w.tokens) for w in greedy(model, sources, [0], -1, vocab, NEW_TOKENS))
 
 
 def _peer_decoding(t5: T5ForConditionalGeneration, ids: Tensor) -> Case:
