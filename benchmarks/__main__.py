@@ -11,7 +11,7 @@ import typer
 
 from benchmarks.figure import circumstances
 
-GROUPS = ("model", "story")
+GROUPS = ("data", "model", "story")
 """A module of this package each, with a function `figures`."""
 
 
