@@ -19,7 +19,7 @@ from openba.model.blocks import DecoderBlock
 from openba.model.layers import CrossAttention
 from openba.model.rows import Rows, first
 from openba.model.seq2seq import Seq2Seq, check_ids
-from openba.model.step import Step
+from openba.model.step import Step, few_rows_linear
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,8 @@ class Session:
 
     def logits(self, ids: Tensor) -> Tensor:
         """Feed int64 `[rows, new]`; returns fp32 logits `[rows, vocab]` of what follows."""
-        return self.model.logits(self.advance(ids)[:, -1])
+        hidden, model = self.advance(ids)[:, -1], self.model
+        return few_rows_linear(hidden, model.head_weight, model.lm_head.bias).float()
 
 
 @torch.inference_mode()

@@ -54,7 +54,7 @@ class Step:
         cos, sin = self.cos[position], self.sin[position]
         shape, half = (x.shape[0], self.heads, 3, cos.shape[0]), cos.shape[0] // 2
         for layer, (own, cross) in zip(self.layers, zip(cache, memory, strict=True), strict=True):
-            packed = F.linear(layer.own_norm(x), *layer.qkv).view(shape)
+            packed = few_rows_linear(layer.own_norm(x), *layer.qkv).view(shape)
             turning = packed[:, :, :2]
             if packed.dtype == cos.dtype:
                 rolled = turning.roll(half, -1)
@@ -65,12 +65,12 @@ class Step:
             own[:, :, :, position] = packed[:, :, 1:].permute(2, 0, 1, 3)
             known = own[:, :, :, : position + 1]
             mixed = F.scaled_dot_product_attention(packed[:, :, :1], known[0], known[1])
-            x = x + layer.own_out(F.linear(mixed.reshape(ids.shape[0], -1), *layer.own_o))
-            query = F.linear(layer.cross_norm(x), *layer.q).view(ids.shape[0], self.heads, 1, -1)
+            x = x + layer.own_out(few_rows_linear(mixed.reshape(ids.shape[0], -1), *layer.own_o))
+            query = few_rows_linear(layer.cross_norm(x), *layer.q).view(ids.shape[0], self.heads, 1, -1)
             mixed = F.scaled_dot_product_attention(query, cross[0], cross[1], bias)
-            x += layer.cross_out(F.linear(mixed.reshape(ids.shape[0], -1), *layer.cross_o))
-            gate, up = F.linear(layer.mlp_norm(x), layer.fc_in).chunk(2, -1)
-            x += F.linear(F.silu(gate).mul_(up), layer.fc_out)
+            x += layer.cross_out(few_rows_linear(mixed.reshape(ids.shape[0], -1), *layer.cross_o))
+            gate, up = few_rows_linear(layer.mlp_norm(x), layer.fc_in).chunk(2, -1)
+            x += few_rows_linear(F.silu(gate).mul_(up), layer.fc_out)
         return self.last_norm(x)
 
 
@@ -85,6 +85,18 @@ class _Layer:
         self.own_norm, self.own_out = _norm(block.input_layernorm), _norm(block.self_attn_norm)
         self.cross_norm, self.cross_out = _norm(block.post_attn_layernorm), _norm(block.inter_attn_norm)
         self.mlp_norm = _norm(block.post_inter_attn_layernorm)
+
+
+def few_rows_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`torch.nn.functional.linear`, turned round for a few rows, which is faster on a CPU.
+
+    27 MB of fp32 weights on 2 cores: 4 rows 9.2 ms against 3.3 turned round, 16 rows 10.1 against 5.5.
+    """
+    rows = x.shape[0]
+    if rows == 1 or rows > 16 or x.dtype != torch.float32 or x.device.type != "cpu":
+        return F.linear(x, weight, bias)
+    y = torch.mm(weight, x.T).T.contiguous()
+    return y if bias is None else y.add_(bias)
 
 
 def _norm(module: nn.Module) -> Norm:

@@ -128,7 +128,7 @@ def test_formula_is_what_torch_counts(recipe: ModelRecipe, s: int, t: int) -> No
         with torch.no_grad():
             model(*inputs)
         forward = counter.get_total_flops()
-    # With gradients the loss makes those of the head at once, so only the sum of both passes is the formula's.
+    # With gradients the loss makes those of the head at once: only the sum of both passes is the formula's.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         model(*inputs).backward()
     assert forward == batch * sum(forward_flops(recipe, 40, s, t).values())
