@@ -118,8 +118,6 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
         source = Rows.ragged(_mask(attention_mask, encoded[..., 0], "attention_mask"))
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        if decoder_input_ids is None:
-            raise ValueError("decoder_input_ids: missing; give them, or labels")
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None and labels is None:
@@ -180,13 +178,15 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
 
     def _decoded(
         self,
-        ids: Tensor,
+        ids: Tensor | None,
         mask: Tensor | None,
         encoded: Tensor,
         source: Rows,
         cache: EncoderDecoderCache | None,
     ) -> Tensor:
         """Hidden states `[batch, target, hidden]`."""
+        if ids is None:
+            raise ValueError("decoder_input_ids: missing; give them, or labels")
         check_vocabulary(ids, self.architecture.vocab_size, "decoder_input_ids")
         if len(ids) != len(encoded):
             raise ValueError(f"decoder_input_ids: {len(ids)} rows, but {len(encoded)} of the encoder")
