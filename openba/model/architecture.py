@@ -7,6 +7,7 @@ Travels with exported models, so it imports the standard library only.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 NORMS = ("layernorm", "rmsnorm")
@@ -60,6 +61,17 @@ class Architecture:
             value = getattr(self, name)
             if type(value) is not int or value < 1:  # nor a bool
                 raise ValueError(f"{name}: {value!r} is not a size; give a whole number from 1 on")
+        for name in ("hidden_dropout", "attention_dropout"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 <= value < 1:
+                raise ValueError(f"{name}: {value!r} is not a share; give a number from 0 to below 1")
+        for name in ("layer_norm_epsilon", "rope_theta", "initializer_range"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0 < value < math.inf:
+                raise ValueError(f"{name}: {value!r} is not a number above 0")
+        for name in ("sandwich_norm", "add_qkv_bias", "add_lm_head_bias", "tie_word_embeddings"):
+            if type(getattr(self, name)) is not bool:
+                raise ValueError(f"{name}: {getattr(self, name)!r} is neither true nor false")
         if self.kv_channels % 2:
             raise ValueError(
                 f"kv_channels: {self.kv_channels} is odd; rotary positions turn pairs of channels"

@@ -13,7 +13,7 @@ from .architecture import Architecture
 from .blocks import FullAttention
 from .loss import linear_cross_entropy
 from .rows import Rows, first
-from .seq2seq import Seq2Seq
+from .seq2seq import Seq2Seq, check_vocabulary
 
 IGNORE = -100
 """Label of positions that carry no loss."""
@@ -43,7 +43,13 @@ class OpenBAModel(Seq2Seq):
             decoder_ids: int64 `[rows, target]`.
             labels: int64, the same shape, IGNORE where there is no loss.
             padded: Compute padding too, as other implementations do. For comparison: the loss is the same.
+
+        Raises:
+            ValueError: an id outside the vocabulary, more tokens than positions; names the row.
         """
+        targets = labels.masked_fill(labels == IGNORE, 0)
+        for what, ids in (("encoder_ids", encoder_ids), ("decoder_ids", decoder_ids), ("labels", targets)):
+            check_vocabulary(ids, self.architecture.vocab_size, what)
         layout = Rows.padded if padded else Rows.ragged
         source = layout(mask)
         target = layout(first(_used(labels), labels.shape[1]))

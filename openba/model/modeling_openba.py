@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, PreTrainedModel
 from transformers import initialization as init
@@ -21,7 +22,7 @@ from .configuration_openba import OpenBAConfig
 from .layers import CrossAttention
 from .loss import linear_cross_entropy
 from .rows import Rows
-from .seq2seq import Seq2Seq, check_ids, initialise
+from .seq2seq import Seq2Seq, check_ids, check_vocabulary, initialise
 
 IGNORE = -100
 """Label of positions that carry no loss; transformers' convention."""
@@ -51,12 +52,23 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
 
         Raises:
             ValueError: a tensor is missing, unexpected or has another shape; the message names it.
+            OSError: a file is missing or damaged.
         """
         # With it transformers lists tensors of another shape, else it refuses them without their names.
         kwargs["ignore_mismatched_sizes"] = True
-        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
-        model, info = loaded
         where = args[0] if args else kwargs.get("pretrained_model_name_or_path")
+        try:
+            loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise OSError(f"{where}: a file of weights is damaged ({error}); fetch it again") from None
+        model, info = loaded
+        tied = model.architecture.tie_word_embeddings
+        if tied and model.lm_head.weight is not model.shared_embedding.weight:
+            # transformers warns and leaves the two apart; the head's tensor would not be used.
+            raise ValueError(
+                f"{where}: tensor lm_head.weight is not the embedding that the config ties it to; set "
+                "tie_word_embeddings to false, or leave the tensor out"
+            )
         if problem := _problem(info):
             raise ValueError(f"{where}: {problem}; weights and config do not belong together")
         return (model, info) if output_loading_info else model
@@ -97,14 +109,15 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
             ValueError: no token in a row, an id outside the vocabulary, more tokens than positions.
         """
         _refuse(kwargs)
+        if labels is not None:  # at once: shifted right, they are the decoder's input
+            filled = labels.masked_fill(labels == IGNORE, 0)
+            check_vocabulary(filled, self.architecture.vocab_size, "labels")
         if encoder_outputs is None:
             encoder_outputs = self.encoder_output(input_ids, attention_mask)
         encoded: Tensor = encoder_outputs[0]
-        source = Rows.ragged(_mask(attention_mask, encoded[..., 0]))
+        source = Rows.ragged(_mask(attention_mask, encoded[..., 0], "attention_mask"))
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
-        if decoder_input_ids is None:
-            raise ValueError("decoder_input_ids: missing; give them, or labels")
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None and labels is None:
@@ -124,7 +137,7 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
         """The encoder's output `[batch, source, hidden]`, zero at padding."""
         if input_ids is None:
             raise ValueError("input_ids: missing; give them, or encoder_outputs")
-        mask = _mask(attention_mask, input_ids)
+        mask = _mask(attention_mask, input_ids, "attention_mask")
         check_ids(input_ids, mask, self.architecture.vocab_size, "input_ids")
         rows = Rows.ragged(mask)
         encoded = self.encode(rows.flat(input_ids), rows)
@@ -165,20 +178,21 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
 
     def _decoded(
         self,
-        ids: Tensor,
+        ids: Tensor | None,
         mask: Tensor | None,
         encoded: Tensor,
         source: Rows,
         cache: EncoderDecoderCache | None,
     ) -> Tensor:
         """Hidden states `[batch, target, hidden]`."""
-        if ids.numel() == 0 or int(ids.min()) < 0 or int(ids.max()) >= self.architecture.vocab_size:
-            check_ids(
-                ids, torch.ones_like(ids, dtype=torch.bool), self.architecture.vocab_size, "decoder_input_ids"
-            )
+        if ids is None:
+            raise ValueError("decoder_input_ids: missing; give them, or labels")
+        check_vocabulary(ids, self.architecture.vocab_size, "decoder_input_ids")
+        if len(ids) != len(encoded):
+            raise ValueError(f"decoder_input_ids: {len(ids)} rows, but {len(encoded)} of the encoder")
         attention: DecoderAttention
         if cache is None:
-            rows = Rows.ragged(_mask(mask, ids))
+            rows = Rows.ragged(_mask(mask, ids, "decoder_attention_mask"))
             dropout = self.architecture.attention_dropout if self.training else 0.0
             attention = FullAttention(rows, source.flat(encoded), source, dropout)
         else:
@@ -188,12 +202,6 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
 
     def _loss(self, hidden: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
         labelled = labels != IGNORE
-        check_ids(
-            labels.masked_fill(~labelled, 0),
-            torch.ones_like(labelled),
-            self.architecture.vocab_size,
-            "labels",
-        )
         total = linear_cross_entropy(hidden[labelled], self.head_weight, self.lm_head.bias, labels[labelled])
         return total / (labelled.sum().clamp(min=1) if count is None else count)
 
@@ -221,6 +229,8 @@ class CachedAttention:
             # the last query sees all that is real.
             mask = mask[:, 0, -1, : past + length]
             mask = mask == 0 if mask.is_floating_point() else mask
+        elif mask is not None:
+            _check_shape(mask, (batch, past + length), "decoder_attention_mask")
         if mask is None or bool(mask.all()):
             self.visible = None
             positions = torch.arange(past, past + length, device=device).expand(batch, -1)
@@ -286,7 +296,8 @@ class _EncoderOfGrids(nn.Module):
 
 def _problem(info: dict[str, Any]) -> str | None:
     """The first tensor that transformers found missing, unexpected or misshapen."""
-    for name in sorted(info["missing_keys"]):
+    # A tied head is missing where the embedding is; the embedding is what the files lack.
+    for name in sorted(info["missing_keys"], key=lambda name: (name == "lm_head.weight", name)):
         return f"tensor {name} is missing"
     for name in sorted(info["unexpected_keys"]):
         return f"tensor {name} is unexpected"
@@ -295,9 +306,17 @@ def _problem(info: dict[str, Any]) -> str | None:
     return None
 
 
-def _mask(mask: Tensor | None, like: Tensor) -> Tensor:
+def _mask(mask: Tensor | None, like: Tensor, what: str) -> Tensor:
     """A bool mask of `like`'s shape."""
-    return torch.ones(like.shape, dtype=torch.bool, device=like.device) if mask is None else mask.bool()
+    if mask is None:
+        return torch.ones(like.shape, dtype=torch.bool, device=like.device)
+    _check_shape(mask, like.shape, what)
+    return mask.bool()
+
+
+def _check_shape(mask: Tensor, shape: tuple[int, ...], what: str) -> None:
+    if mask.shape != shape:
+        raise ValueError(f"{what}: its shape is {list(mask.shape)}, not {list(shape)} as its tokens'")
 
 
 def _refuse(kwargs: dict[str, Any]) -> None:

@@ -112,16 +112,25 @@ def check_ids(ids: Tensor, mask: Tensor, vocab: int, what: str) -> None:
     Raises:
         ValueError: names the row, and the id.
     """
+    check_vocabulary(ids, vocab, what)
+    empty = (~mask.any(-1)).nonzero()
+    if len(empty):
+        raise ValueError(f"{what} row {int(empty[0])}: nothing but padding; give at least one token")
+
+
+def check_vocabulary(ids: Tensor, vocab: int, what: str) -> None:
+    """The part of `check_ids` that padding has nothing to do with.
+
+    Raises:
+        ValueError: no id at all, or one outside the vocabulary; names its row and position.
+    """
     if ids.numel() == 0:
         raise ValueError(
             f"{what}: there is no token in a batch of shape {list(ids.shape)}; give at least one a row"
         )
-    empty = (~mask.any(-1)).nonzero()
-    if len(empty):
-        raise ValueError(f"{what} row {int(empty[0])}: nothing but padding; give at least one token")
-    outside = ((ids < 0) | (ids >= vocab)).nonzero()
-    if len(outside):
-        row, column = outside[0].tolist()
+    lowest, highest = ids.aminmax()
+    if lowest < 0 or highest >= vocab:
+        row, column = ((ids < 0) | (ids >= vocab)).nonzero()[0].tolist()
         raise ValueError(
             f"{what} row {row}, position {column}: id {int(ids[row, column])} is outside the vocabulary of "
             f"{vocab}; the tokenizer does not belong to this model"

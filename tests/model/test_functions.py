@@ -148,3 +148,17 @@ def test_angles_are_fp32_whatever_turns() -> None:
     assert found.dtype == torch.bfloat16
     # Off by bf16's rounding of the result only; angles in bf16 would be off by radians at 2,000.
     torch.testing.assert_close(found.float(), rotate(x.float(), table), atol=0.02, rtol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_without_gradients_the_results_are_the_same(dtype: torch.dtype) -> None:
+    # Then other calls are made: fewer of them.
+    x, weight = randn(5, 12, dtype=dtype) * 5, randn(12, seed=1, dtype=dtype)
+    packed, table = randn(7, 3, 3, 8, dtype=dtype), rotary_table(7, 8, 10_000.0)
+    results = []
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients):
+            results.append([rms_norm(x, weight, EPSILON), swiglu(x), *split_rotate(packed, *table)])
+    for a, b in zip(*results, strict=True):
+        assert a.dtype == b.dtype == dtype
+        torch.testing.assert_close(a, b)

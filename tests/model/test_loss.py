@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from openba.model import loss
 from openba.model.loss import linear_cross_entropy
@@ -113,10 +114,11 @@ def test_no_token_is_loss_zero_and_gradient_zero() -> None:
     assert all(part.grad is not None and not part.grad.any() for part in parts)
 
 
-def test_without_gradients_there_are_none() -> None:
+def test_without_gradients_there_are_none_and_no_work_for_them() -> None:
     parts, labels = leaves(9, True)
-    with torch.no_grad():
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         found = linear_cross_entropy(*parts, labels)
+    assert counter.get_total_flops() == 2 * 9 * WIDTH * VOCAB
     assert not found.requires_grad
     torch.testing.assert_close(found, linear_cross_entropy(*parts, labels).detach())
 
