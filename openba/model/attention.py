@@ -114,7 +114,7 @@ class _RowAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, mixed, *sums = ctx.saved_tensors
         rows, memory = [row for row, _ in ctx.pairs], [other for _, other in ctx.pairs]
         grads = [_rows_of(x, spans) for x, spans in ((query, rows), (key, memory), (value, memory))]

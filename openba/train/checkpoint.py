@@ -1,25 +1,37 @@
-"""Checkpoints of a running stage: committed by a marker written last, newest whole one wins.
+"""Checkpoints of a running stage: written beside the training, committed by a marker, verified when read.
 
-    checkpoints/step-000120/...       every worker's shard (the engine writes them)
-    checkpoints/step-000120/COMMITTED sizes of all files, written by rank 0 after all are there
+    checkpoints/step-000120/rank-00000.safetensors  a worker's share
+    checkpoints/step-000120/rank-00000.json         its digest
+    checkpoints/step-000120/COMMITTED               step, numbers, files' sizes and SHA-256; last
 
-Owns naming, the marker, choice and retention. It holds for one number of workers: another
-number starts the stage again from its beginning.
+Owns staging (`step-000120.tmp`), the writer thread, the marker, verification, choice and retention. The form
+is the same for any number of workers and ZeRO stage (`state.py`), so another number of them goes on from it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
 
 from openba.train.engine import Engine
 
 MARKER = "COMMITTED"
+FAILURES = 3
+"""Saves in a row that may fail, as on a full disk, before the training stops."""
+_STEP = "step-" + "[0-9]" * 6
 
 
 class Checkpoints:
@@ -27,52 +39,180 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
+        self._save: _Save | None = None
+        self._failures = 0
+        self.stall = 0.0
+        """Seconds that training has waited for saves."""
 
     def save(self, engine: Engine, step: int) -> None:
-        """All workers call it; returns when the checkpoint is committed."""
-        folder = self.folder / f"step-{step:06d}"
-        if engine.rank == 0:
-            shutil.rmtree(folder, ignore_errors=True)  # left by a worker group that died here
-        dist.barrier()
-        engine.save(folder)
-        dist.barrier()
-        if engine.rank == 0:
-            self._commit(folder, step, engine.world)
-        dist.barrier()
+        """All workers call it; returns when the state is copied. It is committed while training goes on.
 
-    def newest(self, world: int) -> tuple[int, Path] | None:
-        """Step and folder of the newest whole checkpoint of this number of workers."""
-        for folder in sorted(self.folder.glob("step-*"), reverse=True):
-            record = _read(folder)
-            if record is not None and record["world"] == world:
-                return record["step"], folder
+        Raises:
+            OSError: the last three saves failed.
+        """
+        begin = time.perf_counter()
+        self.settle(engine)
+        staged = self.folder / f"step-{step:06d}.tmp"
+        if engine.rank == 0:
+            shutil.rmtree(staged, ignore_errors=True)  # left by a worker group that died here
+            staged.mkdir(parents=True)
+        tensors, numbers = engine.share()
+        dist.barrier()
+        record = {"step": step, "world": engine.world, "zero_stage": engine.zero_stage, **numbers}
+        self._save = _Save(self, staged, engine.rank, record, tensors)
+        self.stall += time.perf_counter() - begin
+
+    def settle(self, engine: Engine) -> None:
+        """Wait for the save that is being written; all workers call it together."""
+        save, self._save = self._save, None
+        if save is None:
+            return
+        save.written.wait()
+        failed = bool(engine.sum([float(save.error is not None)])[0])
+        if failed:
+            save.abandoned.set()
+        save.join()
+        failed = failed or bool(
+            engine.sum([float(save.error is not None)])[0]
+        )  # the commit itself, on rank 0
+        self._failures = self._failures + 1 if failed else 0
+        if save.error is not None:
+            print(f"checkpoint {save.staged.stem}: {save.error}; training goes on", file=sys.stderr)
+        if self._failures >= FAILURES:
+            raise save.error or OSError(
+                f"{self.folder}: {FAILURES} checkpoints in a row could not be written"
+            )
+
+    def newest(self, rank: int = 0, world: int = 1, agree: Callable[[bool], bool] = bool) -> Path | None:
+        """Folder of the newest checkpoint whose files are as they were written.
+
+        A damaged one is told and put aside as `step-N.damaged`.
+
+        Args:
+            rank: this worker; the workers share the files of a checkpoint among them.
+            world: how many look together.
+            agree: whether all workers found their part whole, see `everywhere`.
+        """
+        for folder in sorted(self.folder.glob(_STEP), reverse=True):
+            fault = _fault(folder, rank, world)
+            if fault:
+                print(f"checkpoint {folder}: {fault}; the one before it is used", file=sys.stderr)
+            if agree(not fault):
+                return folder
+            if rank == 0:
+                folder.replace(_free(folder.with_suffix(".damaged")))
+            agree(True)  # nobody looks on before it is put aside
         return None
 
-    def _commit(self, folder: Path, step: int, world: int) -> None:
-        files = {
-            str(f.relative_to(folder)): f.stat().st_size for f in sorted(folder.rglob("*")) if f.is_file()
-        }
-        partial = folder / f"{MARKER}.tmp"
-        with partial.open("w") as file:
-            json.dump({"step": step, "world": world, "files": files}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(folder / MARKER)
-        self._prune(world)
-
-    def _prune(self, world: int) -> None:
-        """Keep the newest of this number of workers. Those of another are void: their run began again."""
-        whole = {f: record for f in sorted(self.folder.glob("step-*")) if (record := _read(f)) is not None}
-        own = [f for f, record in whole.items() if record["world"] == world]
-        for old in whole.keys() - set(own[-self.keep :]):
+    def prune(self) -> None:
+        """Keep the newest `keep` committed ones."""
+        committed = [f for f in sorted(self.folder.glob(_STEP)) if (f / MARKER).exists()]
+        for old in committed[: -self.keep]:
             shutil.rmtree(old, ignore_errors=True)
 
 
-def _read(folder: Path) -> dict[str, Any] | None:
-    """The marker, if every file it names is there with its size."""
+class _Save(Thread):
+    """Write one worker's share; on rank 0 wait for the others' and commit."""
+
+    def __init__(
+        self, owner: Checkpoints, staged: Path, rank: int, record: dict[str, Any], tensors: dict[str, Tensor]
+    ) -> None:
+        super().__init__(name=f"checkpoint-{record['step']}", daemon=True)
+        self.owner, self.staged, self.rank, self.record, self.tensors = owner, staged, rank, record, tensors
+        self.written, self.abandoned = Event(), Event()
+        self.error: OSError | None = None
+        self.start()
+
+    def run(self) -> None:
+        """The thread's work."""
+        try:
+            self._write()
+            self.written.set()
+            if self.rank == 0 and self._all_there():
+                self._commit()
+        except Exception as error:  # handed to the training thread
+            self.error = error if isinstance(error, OSError) else OSError(str(error))
+        finally:
+            self.written.set()
+
+    def _write(self) -> None:
+        file = self.staged / f"rank-{self.rank:05d}.safetensors"
+        save_file(self.tensors, file)
+        self.tensors = {}
+        _sync(file)
+        _leave(file.with_suffix(".json"), {file.name: [file.stat().st_size, _digest(file)]})
+
+    def _all_there(self) -> bool:
+        while len(list(self.staged.glob("rank-*.json"))) < self.record["world"]:
+            if self.abandoned.wait(0.05):
+                return False
+        return True
+
+    def _commit(self) -> None:
+        files: dict[str, Any] = {}
+        for report in sorted(self.staged.glob("rank-*.json")):
+            files |= json.loads(report.read_text())
+        target = self.staged.with_suffix("")
+        shutil.rmtree(target, ignore_errors=True)
+        self.staged.replace(target)
+        _sync(target.parent)
+        _leave(target / MARKER, self.record | {"files": files})
+        _sync(target)
+        self.owner.prune()
+
+
+def reader(folder: Path) -> tuple[dict[str, Any], Callable[[str], Tensor]]:
+    """The record of a checkpoint and a function from name to tensor; files are mapped, not read."""
+    record = json.loads((folder / MARKER).read_text())
+    where: dict[str, Any] = {}
+    for name in record["files"]:
+        file = safe_open(folder / name, framework="pt")
+        where |= dict.fromkeys(file.keys(), file)
+    return record, lambda name: where[name].get_tensor(name)
+
+
+def everywhere(engine: Engine) -> Callable[[bool], bool]:
+    """For `newest`: true if it is true on all workers."""
+    return lambda whole: engine.sum([float(not whole)])[0] == 0
+
+
+def _fault(folder: Path, rank: int, world: int) -> str:
+    """What is wrong with this worker's part of the files; empty if nothing is."""
     try:
         record = json.loads((folder / MARKER).read_text())
-        whole = all((folder / name).stat().st_size == size for name, size in record["files"].items())
-    except (OSError, ValueError):
-        return None
-    return record if whole else None
+        files = list(record["files"].items())
+        for name, (size, digest) in files[rank::world]:
+            if (folder / name).stat().st_size != size:
+                return f"{name} has {(folder / name).stat().st_size} bytes of {size}"
+            if _digest(folder / name) != digest:
+                return f"{name} is not what was written"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"not committed, or its marker is broken ({error})"
+    return ""
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of path.1, path.2... that is not taken."""
+    taken = (path.with_name(f"{path.name}.{n}") for n in range(1, 1000))
+    return next(p for p in (path, *taken) if not p.exists())
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _leave(file: Path, value: dict[str, Any]) -> None:
+    partial = file.with_suffix(".part")
+    partial.write_text(json.dumps(value))
+    _sync(partial)
+    partial.replace(file)
+
+
+def _sync(path: Path) -> None:
+    """To the disk: a file's bytes, a folder's names."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

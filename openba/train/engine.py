@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from pathlib import Path
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -135,15 +135,17 @@ class Engine:
         dist.all_reduce(tensor)
         return tensor.tolist()
 
-    def save(self, folder: Path) -> None:
-        """Every worker writes its shard of weights and optimiser state below `folder`."""
-        self.engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+    def share(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """This worker's share of the training state, and the scalars; all workers call it together."""
+        from openba.train import state
 
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote with the same number of workers."""
-        path, _ = self.engine.load_checkpoint(str(folder.parent), tag=folder.name)
-        if path is None:
-            raise RuntimeError(f"{folder}: DeepSpeed found no checkpoint there")
+        return state.share(self.engine, self.rank, self.world), state.numbers(self.engine)
+
+    def restore(self, read: Callable[[str], Tensor], numbers: Mapping[str, Any]) -> None:
+        """Take the training state from whole tensors by name, whatever number of workers wrote them."""
+        from openba.train import state
+
+        state.restore(self.engine, read, numbers)
 
     def weights(self) -> dict[str, Tensor]:
         """The full fp32 (or compute precision) weights, complete on rank 0."""

@@ -29,7 +29,7 @@ from openba.model.model import OpenBAModel
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep
 from openba.train.batches import TrainingBatches, training_samples
-from openba.train.checkpoint import Checkpoints
+from openba.train.checkpoint import Checkpoints, everywhere, reader
 from openba.train.engine import Engine
 from openba.train.heldout import HeldOut
 from openba.train.log import ATTEMPTS, HELDOUT, METRICS, StageLog
@@ -77,6 +77,7 @@ class _Stage:
                 self._log(info, clock)
                 self._after(info)
                 clock = time.perf_counter()
+        self.checkpoints.settle(self.engine)
         self.log.end(meter.joules())
         return self._finish()
 
@@ -96,10 +97,12 @@ class _Stage:
 
     def _resume(self) -> int:
         """Step to go on from."""
-        found = self.checkpoints.newest(self.engine.world)
-        step = 0 if found is None else found[0]
+        found = self.checkpoints.newest(self.engine.rank, self.engine.world, everywhere(self.engine))
+        step = 0
         if found is not None:
-            self.engine.load(found[1])
+            record, read = reader(found)
+            self.engine.restore(read, record)
+            step = record["step"]
         self.log.begin(step)
         dist.barrier()
         if rows := self.log.rows(METRICS):

@@ -182,9 +182,12 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
     killed = Gang(root / "gang-killed", 2, {"killed": runs.interrupted("killed")})
     killed.kill_at(root / "killed" / "checkpoints" / "step-000006" / MARKER)
     assert not (root / "killed" / "model").exists()
-    for copy in ("damaged", "other-world", "other-world-checkpoints"):
+    for copy in ("damaged", "other-world"):
         shutil.copytree(root / "killed", root / copy)
     damage(root / "damaged" / "checkpoints")
+
+    def saved(name: str) -> dict[str, str]:
+        return {"saved": str(root / name)}
 
     start = {"data": str(pairs(root, tokenizer_folder)), "start": str(root / "reference")}
     two = {
@@ -212,12 +215,20 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
             runtime={"log_every": 3},
         ),
         "uneven": runs.job("uneven", batch=5),
+        "saved": runs.job("saved", do="save_state"),
+        "saved-zero3": runs.job("saved-zero3", do="save_state", runtime={"zero_stage": 3}),
+        "saved-bf16": runs.job("saved-bf16", do="save_state", runtime={"zero_stage": 2}, precision="bf16"),
+        "zero3-of-zero1": runs.job(
+            "zero3-of-zero1", do="load_state", inputs=saved("saved"), runtime={"zero_stage": 3}
+        ),
     }
     one = {
         "one": runs.job("one", runtime={"workers": 1}),
         "other-world": runs.interrupted("other-world"),
         "alone": runs.interrupted("alone"),
-        "other-world-checkpoints": runs.job("other-world-checkpoints", do="keep_checkpoints"),
+        "one-of-two": runs.job("one-of-two", do="load_state", inputs=saved("saved")),
+        "one-of-zero3": runs.job("one-of-zero3", do="load_state", inputs=saved("saved-zero3")),
+        "one-of-bf16": runs.job("one-of-bf16", do="load_state", inputs=saved("saved-bf16"), precision="bf16"),
         "no-heldout": runs.job(
             "no-heldout",
             model={"positions": 3100},
@@ -236,8 +247,10 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
 
 
 def damage(checkpoints: Path) -> None:
-    """The newest checkpoint loses its marker, the one before it half of a file."""
+    """One bit of the newest checkpoint turns round, the one before it loses its marker."""
     older, newest = [folder for folder in sorted(checkpoints.iterdir()) if (folder / MARKER).exists()][-2:]
-    (newest / MARKER).unlink()
-    shard = max(older.iterdir(), key=lambda file: file.stat().st_size)
-    os.truncate(shard, shard.stat().st_size // 2)
+    (older / MARKER).unlink()
+    shard = newest / "rank-00001.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 1
+    shard.write_bytes(data)

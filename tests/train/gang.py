@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep
 from openba.train import stage
 from openba.train.batches import TrainingBatches, training_samples
-from openba.train.checkpoint import Checkpoints
+from openba.train.checkpoint import MARKER, Checkpoints, reader
 from openba.train.engine import Engine
 
 
@@ -67,18 +68,56 @@ def skip_a_step(build: Build) -> dict[str, Any]:
     return {"applied": kept, "with_skip": with_skip, "without": without}
 
 
-def keep_checkpoints(build: Build) -> dict[str, Any]:
-    """Three checkpoints where later ones of another number of workers lie; two are to stay."""
-    engine, _ = _engine(build)
+def save_state(build: Build) -> dict[str, Any]:
+    """Two steps and a checkpoint after each, then two more; two checkpoints are to stay."""
+    engine, batches = _engine(build)
     checkpoints = Checkpoints(build.out / "checkpoints", keep=2)
-    before = checkpoints.newest(engine.world)
-    for step in (1, 2, 3):
-        checkpoints.save(engine, step)
+    losses = []
+    for step in range(5):
+        losses += _losses(build, engine, batches, [step])
+        if step < 3:
+            checkpoints.save(engine, step + 1)
+            checkpoints.settle(engine)
+        if step == 2:
+            state = _state(engine)
     return {
-        "before": before,
-        "newest": [str(part) for part in checkpoints.newest(engine.world) or ()],
-        "of_two_workers": checkpoints.newest(2),
-        "folders": sorted(path.name for path in checkpoints.folder.iterdir()),
+        "losses": losses[3:],
+        "state": state,
+        "folders": sorted(p.name for p in checkpoints.folder.iterdir()),
+    }
+
+
+def load_state(build: Build) -> dict[str, Any]:
+    """The last of `save_state`'s checkpoints, perhaps still to come, then two steps."""
+    engine, batches = _engine(build)
+    folder = build.inputs["saved"] / "checkpoints" / "step-000003"
+    while not (folder / MARKER).exists():
+        time.sleep(0.05)
+    record, read = reader(folder)
+    engine.restore(read, record)
+    return {"state": _state(engine), "losses": _losses(build, engine, batches, [3, 4])}
+
+
+def _losses(build: Build, engine: Engine, batches: TrainingBatches, steps: list[int]) -> list[float]:
+    train, losses = build.recipe.train, []
+    for step in steps:
+        micro = list(batches.micro(step, engine.rank, engine.world, build.runtime.train.micro_batch))
+        total = 0.0
+        for batch in micro:
+            total += engine.backward(batch, 200, train.skip_loss_above)
+            engine.step(1e-3)
+        losses += engine.sum([total])
+    return losses
+
+
+def _state(engine: Engine) -> dict[str, str]:
+    """Digest of every whole tensor of the training state, and the scalars."""
+    tensors, numbers = engine.share()
+    own = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
+    everyone: list[dict[str, str]] = [{}] * engine.world
+    dist.all_gather_object(everyone, own)
+    return {name: digest for part in everyone for name, digest in part.items()} | {
+        "adam": numbers["adam_step"]
     }
 
 
