@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from openba.artifacts import Build
 from openba.data.clean import corpus
-from openba.data.clean.passes import Task
+from openba.data.clean.passes import ATTEMPTS, Task, killed
 from openba.data.clean.shards import Plan
 from openba.errors import UserError
 
@@ -29,11 +29,12 @@ def on_ray(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
     """Mapper: one Ray task a number, wherever a CPU is free; Ray repeats those of a lost worker.
 
     Raises:
-        UserError: a task's own, or the folder is not there on a worker's machine.
+        UserError: a task's own, a worker was killed again and again, or the folder is not on its machine.
         OSError: a task's, with its number, such as ENOSPC.
     """
     import ray.data
     from ray.data import DataContext
+    from ray.exceptions import RayError
 
     DataContext.get_current().enable_progress_bars = False
     # One block a number. Reading numbers and the task are fused, so a block is one Ray task.
@@ -43,8 +44,13 @@ def on_ray(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
+        max_retries=ATTEMPTS - 1,  # Ray Data's own default is for ever
     )
-    for row in work.iter_rows():
+    try:
+        rows = work.take_all()
+    except RayError:
+        raise UserError(killed(plan, task, numbers)) from None
+    for row in rows:
         if row["error"]:
             raise OSError(row["errno"], row["error"]) if row["errno"] else UserError(row["error"])
 

@@ -101,7 +101,7 @@ def make_plan(build: Build, filtered: dict[str, CleanRecipe]) -> tuple[Plan, int
     for name, clean in filtered.items():
         state.update(f"{name} {clean.model_dump_json()} {files[name].metadata.to_dict()}".encode())
     partitions = min(_MOST_PARTITIONS, 1 + total // PARTITION_BYTES)
-    return Plan(build.out / "shards" / state.hexdigest(), planned, filtered, partitions), total
+    return Plan(build.out / "shards" / state.hexdigest(), planned, filtered, partitions, total), total
 
 
 def _open(source: str, path: Path) -> pq.ParquetFile:

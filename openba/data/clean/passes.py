@@ -12,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from openba.data.clean import columns, dedup, shards, stages
+from openba.data.clean import columns, dedup, progress, shards, stages
 from openba.data.clean.columns import RULE_CODE
 from openba.data.clean.shards import Outcome, Places, Plan
 from openba.data.clean.stages import DOCUMENT_DEDUP, DOCUMENT_DEDUP_AGAIN, PARAGRAPH_DEDUP, Batch
@@ -31,25 +31,28 @@ from openba.recipes.data import CleanRecipe
 Task = Callable[[Plan, int], None]
 Mapper = Callable[[Task, Plan, Sequence[int]], None]
 """Does a task for each number: in this process, in several, or on a cluster."""
-_ATTEMPTS = 3
+ATTEMPTS = 3
+"""How often a task is begun whose process dies."""
 _DUPLICATE = RULE_CODE["duplicate_document"]
 
 
 def run(plan: Plan, mapper: Mapper) -> None:
     """All passes but the last; what is done already is not done again."""
-
-    def each(name: str, task: Task, numbers: Sequence[int]) -> None:
-        if left := [number for number in numbers if plan.done(name, number) is None]:
-            mapper(task, plan, left)
-
-    numbers = [shard.number for shard in plan.shards]
-    partitions = range(plan.partitions)
-    each("scan", scan, [s.number for s in plan.shards if plan.recipes[s.source].document_dedup])
-    each("copies-scan", search_scan, partitions)
-    each("first", first, numbers)
-    each("copies-first", search_first, partitions)
-    each("second", second, numbers)
-    each("copies-second", search_second, partitions)
+    every, partitions = [shard.number for shard in plan.shards], range(plan.partitions)
+    raw = [shard.number for shard in plan.shards if plan.recipes[shard.source].document_dedup]
+    order: list[tuple[str, Task, Sequence[int]]] = [
+        ("scan", scan, raw),
+        ("copies-scan", search_scan, partitions),
+        ("first", first, every),
+        ("copies-first", search_first, partitions),
+        ("second", second, every),
+        ("copies-second", search_second, partitions),
+    ]
+    left = [[n for n in numbers if plan.done(name, n) is None] for name, _, numbers in order]
+    progress.begin(plan, {name: (len(ns), len(to_do)) for (name, _, ns), to_do in zip(order, left, strict=True)})
+    for (_, task, _), numbers in zip(order, left, strict=True):
+        if numbers:
+            mapper(task, plan, numbers)
 
 
 def scan(plan: Plan, number: int) -> None:
@@ -203,26 +206,44 @@ def here(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
 
 
 def in_processes(workers: int) -> Mapper:
-    """Mapper: in so many processes; a killed one costs what it was doing, which is tried again."""
+    """Mapper: in so many processes; a killed one costs what was being done, which is tried again.
+
+    Raises:
+        UserError: a process was killed at every attempt.
+    """
 
     def mapper(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
         left = list(numbers)
-        for _ in range(_ATTEMPTS):
-            try:
-                with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                    futures = {number: pool.submit(task, plan, number) for number in left}
-                    for number, future in futures.items():
-                        future.result()
-                        left.remove(number)
+        for _ in range(ATTEMPTS):
+            with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+                futures = {number: pool.submit(task, plan, number) for number in left}
+                wait(futures.values(), return_when=FIRST_EXCEPTION)
+                pool.shutdown(cancel_futures=True)
+            left = [number for number, future in futures.items() if not _finished(future)]
+            if not left:
                 return
-            except BrokenProcessPool:
-                continue
-        told = ", ".join(f"{plan.shards[n].source} ({n})" for n in left[:3] if n < len(plan.shards))
-        raise UserError(
-            f"cleaning: a process was killed {_ATTEMPTS} times at shard {told}; is there enough memory?"
-        )
+        raise UserError(killed(plan, task, left))
 
     return mapper
+
+
+def _finished(future: Future[None]) -> bool:
+    """False if its process died or it was not begun; raises what the task raised."""
+    try:
+        future.result()
+    except (BrokenProcessPool, CancelledError):
+        return False
+    return True
+
+
+def killed(plan: Plan, task: Task, numbers: Sequence[int]) -> str:
+    """The line for a user whose workers die at this task; names what is not done yet."""
+    name = getattr(task, "__name__", "").replace("search_", "copies-")
+    left = [number for number in numbers if plan.done(name, number) is None]
+    of_shards = name in ("scan", "first", "second")
+    told = ", ".join(f"{plan.shards[n].source} ({n})" if of_shards else str(n) for n in left[:3])
+    part = "shard" if of_shards else "partition"
+    return f"cleaning: a process was killed {ATTEMPTS} times at {part} {told}; is there enough memory?"
 
 
 def cores() -> int:

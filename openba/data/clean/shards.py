@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
@@ -47,6 +48,8 @@ class Plan(NamedTuple):
     shards: tuple[Shard, ...]
     recipes: dict[str, CleanRecipe]
     partitions: int
+    bytes: int = 0
+    """Uncompressed, of all shards."""
 
     def file(self, task: str, number: int, suffix: str) -> Path:
         """Where a task's file lies."""
@@ -185,8 +188,11 @@ def copies_of(plan: Plan, task: str, shard: int) -> tuple[np.ndarray, np.ndarray
 
 
 def whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file beside its place, sync it and rename it."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    """Write a file beside its place, sync it and rename it.
+
+    The name beside it is no other process's, on any machine: a task that was thought lost may still write.
+    """
+    partial = path.with_name(f".{path.name}.{uuid4().hex}")
     try:
         write(partial)
         with partial.open("rb") as file:
