@@ -57,7 +57,7 @@ def scan(plan: Plan, number: int) -> None:
     shard = plan.shards[number]
     recipe = plan.recipes[shard.source]
     out = Outcome(plan, "scan", shard)
-    for work in _documents(plan, number, recipe, []):
+    for work in _documents(plan, number, recipe, [], out.examples):
         _add_documents(out, work)
     out.removed = []
     out.write()
@@ -69,7 +69,7 @@ def first(plan: Plan, number: int) -> None:
     recipe = plan.recipes[shard.source]
     out, unreadable, batches = Outcome(plan, "first", shard), list[str](), []
     found = _Copies(plan, "scan", number) if recipe.document_dedup else None
-    for work in _documents(plan, number, recipe, unreadable):
+    for work in _documents(plan, number, recipe, unreadable, out.examples):
         if found:
             found.remove_documents(work, DOCUMENT_DEDUP)
         work.run(stages.on_characters(recipe))
@@ -90,7 +90,7 @@ def second(plan: Plan, number: int) -> None:
     out, batches = Outcome(plan, "second", shard), []
     found = _Copies(plan, "first", number) if recipe.paragraph_dedup else None
     for batch in shards.read(plan.file("first", number, "arrow")):
-        work = Batch(shard.source, batch)
+        work = Batch(shard.source, batch, out.examples)
         if found:
             found.remove_sentences(work, _windows(work, recipe))
         work.run(stages.on_documents(recipe))
@@ -119,7 +119,7 @@ def join(plan: Plan, source: str, path: Path, removed: Callable[[Outcome], None]
                 if not found:
                     yield batch
                     continue
-                work = Batch(source, batch)
+                work = Batch(source, batch, out.examples)
                 found.remove_documents(work, DOCUMENT_DEDUP_AGAIN)
                 out.add(work)
                 yield work.batch()
@@ -157,11 +157,13 @@ class _Copies:
         work.apply(PARAGRAPH_DEDUP, edits, self._places.names(survivors))
 
 
-def _documents(plan: Plan, number: int, recipe: CleanRecipe, unreadable: list[str]) -> Iterator[Batch]:
+def _documents(
+    plan: Plan, number: int, recipe: CleanRecipe, unreadable: list[str], shown: stages.Examples
+) -> Iterator[Batch]:
     shard = plan.shards[number]
     order = stages.names(recipe)
     for batch in shards.read_shard(shard, unreadable.append):
-        work = Batch(shard.source, batch)
+        work = Batch(shard.source, batch, shown)
         work.drop_blank(order[0])
         yield work
 

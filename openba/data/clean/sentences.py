@@ -29,7 +29,10 @@ def split(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
 def words(texts: Texts) -> np.ndarray:
     """Words per text: a Han character is one; so is a run of other letters or digits."""
     bounds = zip(texts.offsets[:-1], texts.offsets[1:], strict=True)
-    return np.array([_words(texts.codes, start, end, classes()) for start, end in bounds], np.int64)
+    all_of_them = len(texts.codes)
+    return np.array(
+        [_words(texts.codes, start, end, all_of_them, classes()) for start, end in bounds], np.int64
+    )
 
 
 def find_short(texts: Texts, minimum: int) -> np.ndarray:
@@ -140,10 +143,10 @@ def _split(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> tuple[n
         begin, end = offsets[row], offsets[row + 1]
         at, last = begin, -1
         while at < end:
-            code = codes[at]
-            stop = -1
-            if code == 10 or code == 33 or code == 46 or code == 63 or _full_stop(code):
-                stop = _stop(codes, begin, at, end, table)
+            if not table[codes[at]] & 64:
+                at += 1
+                continue
+            stop = _stop(codes, begin, at, end, table)
             if stop < 0:
                 at += 1
                 continue
@@ -162,9 +165,10 @@ def _split(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> tuple[n
 
 
 @njit(cache=True, nogil=True)
-def _words(codes: np.ndarray, start: int, end: int, table: np.ndarray) -> int:
+def _words(codes: np.ndarray, start: int, end: int, enough: int, table: np.ndarray) -> int:
+    """Words from start to end, counted as far as `enough`."""
     count, at = 0, start
-    while at < end:
+    while at < end and count < enough:
         kind = table[codes[at]]
         code = codes[at]
         if kind & 4:
@@ -213,7 +217,7 @@ def _find_short(
         start, joined = offsets[row], -1
         for sentence in range(first[row], first[row + 1] + 1):
             last = sentence == first[row + 1]
-            short = not last and _words(codes, start, ends[sentence], table) < minimum
+            short = not last and _words(codes, start, ends[sentence], minimum, table) < minimum
             if short and joined < 0:
                 joined = start
             if not short and joined >= 0:

@@ -6,15 +6,16 @@ but the text. The two searches for copies are `dedup`'s; `shards` brings them th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from openba.data.clean import characters, columns, language, markup, privacy, sentences
-from openba.data.clean.columns import END, RULE, RULE_CODE, RULES, START, Texts
+from openba.data.clean.columns import END, ROW, RULE, RULE_CODE, RULES, START, Texts
 from openba.data.clean.edits import Edit, apply
 from openba.data.schema import SCHEMA
 from openba.recipes.data import CleanRecipe
@@ -34,6 +35,8 @@ DOCUMENT_DEDUP, PARAGRAPH_DEDUP, DOCUMENT_DEDUP_AGAIN = (
     "document_dedup", "paragraph_dedup", "document_dedup_again",
 )  # fmt: skip
 EXAMPLES = 2
+Examples = Mapping[str, list[dict[str, str]]]
+"""Stage -> before and after."""
 _SNIPPET = 120  # characters
 
 
@@ -41,8 +44,10 @@ class Stage(NamedTuple):
     """One filter that looks at texts alone."""
 
     name: str
-    find: Callable[[Texts], np.ndarray]
+    find: Callable[..., np.ndarray]
     """Texts -> edit matrix, in order and without overlap."""
+    again: bool = False
+    """It has run before: the same texts would give nothing, so it is told which have changed since."""
 
 
 def on_characters(recipe: CleanRecipe) -> list[Stage]:
@@ -56,7 +61,7 @@ def on_characters(recipe: CleanRecipe) -> list[Stage]:
         (recipe.privacy, Stage("privacy", privacy.find)),
         (recipe.html, Stage("html", markup.find)),
         (recipe.unusual_characters, Stage("unusual_characters", characters.find_unusual)),
-        (hidden, Stage("privacy_again", privacy.find)),
+        (hidden, Stage("privacy_again", privacy.find, again=True)),
         (recipe.character_dedup, Stage("character_dedup", characters.find_repeats)),
     ]
     return [stage for wanted, stage in order if wanted]
@@ -89,20 +94,24 @@ def names(recipe: CleanRecipe) -> list[str]:
 class Batch:
     """Documents on their way through stages: columns, texts, and what was done to them."""
 
-    def __init__(self, source: str, batch: pa.RecordBatch) -> None:
-        self.source = source
+    def __init__(self, source: str, batch: pa.RecordBatch, shown: Examples = MappingProxyType({})) -> None:
+        """Args: `shown`, examples that there are already: no more than `EXAMPLES` are made with them."""
+        self.source, self._shown = source, shown
         self.rest = batch
         self.texts, bad = columns.decode(batch["text"])
         self.counts: dict[str, list[int]] = {}
         """Stage -> documents in and out, UTF-8 bytes in and out."""
         self.removed: list[pa.RecordBatch] = []
         self.examples: dict[str, list[dict[str, str]]] = {}
+        self._changed = np.zeros(batch.num_rows, np.bool_)
+        self._bytes: int | None = None
         self._drop("input", bad, "invalid_utf8")
 
     def run(self, stages: list[Stage]) -> None:
         """Apply stages in order."""
         for stage in stages:
-            self.apply(stage.name, stage.find(self.texts))
+            among = {"among": self._changed} if stage.again else {}
+            self.apply(stage.name, stage.find(self.texts, **among))
 
     def drop_blank(self, stage: str) -> None:
         """Remove documents that came without text, under the name of the stage that meets them first."""
@@ -113,13 +122,16 @@ class Batch:
 
         Args: `survivors` per edit: `source/id` of the document whose copy stays.
         """
-        before = self.texts
-        bytes_in = columns.size(before)
-        self._record(stage, edits, survivors)
-        after = columns.apply(before, edits)
-        self._show(stage, before, edits)
+        before, bytes_in = self.texts, self._size()
+        after, bytes_out = before, bytes_in
+        if len(edits):
+            self._record(stage, edits, survivors)
+            self._show(stage, before, edits)
+            self._changed[edits[:, ROW]] = True
+            after, rows = columns.apply(before, edits), np.unique(edits[:, ROW])
+            bytes_out += columns.size_of(after, rows) - columns.size_of(before, rows)
         self._keep(after, np.diff(after.offsets) > 0)
-        bytes_out = columns.size(self.texts) if len(edits) else bytes_in
+        self._bytes = bytes_out
         self.count(stage, len(before.offsets) - 1, self.rows, bytes_in, bytes_out)
 
     def count(self, stage: str, *numbers: int) -> None:
@@ -140,21 +152,29 @@ class Batch:
             [new.get(field.name, self.rest[field.name]) for field in SCHEMA], schema=SCHEMA
         )
 
+    def _size(self) -> int:
+        if self._bytes is None:
+            self._bytes = columns.size(self.texts)
+        return self._bytes
+
     def _drop(self, stage: str, gone: np.ndarray, rule: str) -> None:
         if not gone.any():
             return
         rows = np.flatnonzero(gone)
         edits = columns.whole(self.texts, rows, RULE_CODE[rule])
         self._record(stage, edits, None)
-        lost = columns.size(self.texts)
+        lost = self._size()
         self._keep(self.texts, ~gone)
         if stage != "input":
-            self.count(stage, len(rows), 0, lost - columns.size(self.texts), 0)
+            self.count(stage, len(rows), 0, lost - self._size(), 0)
 
     def _keep(self, texts: Texts, keep: np.ndarray) -> None:
+        if texts is not self.texts or not keep.all():
+            self._bytes = None
         self.texts = texts.take(keep)
         if not keep.all():
             self.rest = self.rest.filter(pa.array(keep))
+            self._changed = self._changed[keep]
 
     def _record(self, stage: str, edits: np.ndarray, survivors: pa.Array | None) -> None:
         told = edits[:, RULE] > 0
@@ -172,8 +192,9 @@ class Batch:
 
     def _show(self, stage: str, texts: Texts, edits: np.ndarray) -> None:
         found = self.examples.setdefault(stage, [])
+        wanted = EXAMPLES - len(self._shown.get(stage, ()))
         for row in dict.fromkeys(edits[:50, 0].tolist()):
-            if len(found) == EXAMPLES:
+            if len(found) >= wanted:
                 return
             text, mine = texts.text(row), as_edits(texts, edits[edits[:, 0] == row])
             if shown := _example(text, mine):
