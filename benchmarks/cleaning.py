@@ -20,7 +20,7 @@ from benchmarks import corpora, peer
 from benchmarks.figure import Figure
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
-from openba.data.clean import columns, corpus, dedup, passes, privacy
+from openba.data.clean import columns, corpus, dedup, passes, privacy, shards, stages
 from openba.data.clean.columns import Texts
 from openba.data.schema import DOCUMENTS
 from openba.recipes.data import CleanRecipe, CorpusRecipe
@@ -52,7 +52,8 @@ def figures() -> Iterator[Figure]:
         size = corpora.write(path, corpora.prose()[::2]) / _MB
         whole = _Against(path, size, lambda out: clean(path.parent, paper(), out))
         yield from whole.figures("cleaning", "chain", 12, 5)
-        runs = _Against(path, size, lambda _: dedup_runs(path))
+        held = [p for b in pq.ParquetFile(path).iter_batches() for p in stages.pieces(b, shards.PIECE)]
+        runs = _Against(path, size, lambda _: dedup_runs(held))
         yield from runs.figures("run_dedup", "runs", 100, None)
         exact = _NOTHING.model_copy(update={"document_dedup": True})
         documents = _Against(path, size, lambda out: clean(path.parent, exact, out))
@@ -93,9 +94,28 @@ def _seconds(work: Callable[[Path], object]) -> float:
     return statistics.median(found[1:])
 
 
-def dedup_runs(path: Path) -> pa.Array:
-    """Repeated runs out of texts that are in memory, Arrow to Arrow."""
-    raise NotImplementedError
+def dedup_runs(pieces: list[pa.RecordBatch]) -> list[pa.Array]:
+    """Repeated runs out of texts that are in memory, Arrow to Arrow; the functions are the step's."""
+    recipe, windows, keys = paper(), [], []
+    for number, piece in enumerate(pieces):
+        texts, _ = columns.decode(piece["text"])
+        found = dedup.Windows(texts, recipe.max_sentences, recipe.min_repeat_characters)
+        hashes = found.keys()
+        mine = np.empty(len(hashes), dedup.KEY)
+        mine["high"], mine["low"] = hashes[:, 0], hashes[:, 1]
+        mine["place"] = found.spans[:, 0] + (number << 32)
+        mine["record"] = np.arange(len(hashes)) + (number << 32)
+        windows.append(found)
+        keys.append(mine)
+    copies = dedup.find_copies(np.concatenate(keys))
+    bounds = np.searchsorted(copies["record"], np.arange(len(pieces) + 1, dtype=np.uint64) << np.uint64(32))
+    left = []
+    for number, found in enumerate(windows):
+        mine = copies[bounds[number] : bounds[number + 1]]
+        firsts = mine["first"].astype(np.int64)
+        edits = found.edits((mine["record"] & np.uint64(2**32 - 1)).astype(np.int64), firsts, firsts >> 32)
+        left.append(columns.encode(columns.apply(found.texts, edits)))
+    return left
 
 
 def _privacy(path: Path, name: str, least: float | None) -> Iterator[Figure]:

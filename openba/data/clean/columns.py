@@ -28,10 +28,8 @@ RULES = (
 """Why something went. Empty: a rewriting that loses nothing, such as a decoded entity: not recorded."""
 RULE_CODE = {rule: code for code, rule in enumerate(RULES)}
 
-SPACE, WORD, HAN, CLOSING, DIGIT, LETTER, MARK = 1, 2, 4, 8, 16, 32, 64
-"""Bits of a character's class; space, word, digit and letter as Python's `str` has them; a mark may end a
-sentence."""
-_MARKS = "\n!.?。！？｡"
+SPACE, WORD, HAN, CLOSING, DIGIT, LETTER = 1, 2, 4, 8, 16, 32
+"""Bits of a character's class; space, word, digit and letter as Python's `str` has them."""
 _CLOSING = "”’』」）)】》\"'"
 _HAN_RANGES = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3134F))
 
@@ -72,7 +70,6 @@ def classes() -> np.ndarray:
         table[found] |= bit
     table[ord("_")] |= WORD
     table[[ord(c) for c in _CLOSING]] |= CLOSING
-    table[[ord(c) for c in _MARKS]] |= MARK
     for first, last in _HAN_RANGES:
         table[first : last + 1] |= HAN
     return table

@@ -135,6 +135,20 @@ def _stop(codes: np.ndarray, begin: int, at: int, end: int, table: np.ndarray) -
 
 
 @njit(cache=True, nogil=True)
+def _to_mark(codes: np.ndarray) -> int:
+    """How many characters stand before the first that may end a sentence."""
+    count = 0
+    for code in codes:
+        if code < 64:
+            if code == 10 or code == 33 or code == 46 or code == 63:
+                break
+        elif code == 0x3002 or (code >= 0xFF01 and _full_stop(code)):
+            break
+        count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
 def _split(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ends = np.empty(len(codes) // 16 + 64, np.int64)
     first = np.zeros(len(offsets), np.int64)
@@ -142,10 +156,10 @@ def _split(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> tuple[n
     for row in range(len(offsets) - 1):
         begin, end = offsets[row], offsets[row + 1]
         at, last = begin, -1
-        while at < end:
-            if not table[codes[at]] & 64:
-                at += 1
-                continue
+        while True:
+            at += _to_mark(codes[at:end])
+            if at >= end:
+                break
             stop = _stop(codes, begin, at, end, table)
             if stop < 0:
                 at += 1
