@@ -62,7 +62,9 @@ def figures() -> Iterator[Figure]:
         if corpora.pages():
             pages = root / "pages" / DOCUMENTS
             size = corpora.write(pages, corpora.pages()) / _MB
-            yield Figure("data/cleaning_pages", size / _seconds(lambda out: clean(pages.parent, paper(), out)), "MB/s")
+            yield Figure(
+                "data/cleaning_pages", size / _seconds(lambda out: clean(pages.parent, paper(), out)), "MB/s"
+            )
             yield from _privacy(pages, "pages", None)
 
 
@@ -130,7 +132,15 @@ def _privacy(path: Path, name: str, least: float | None) -> Iterator[Figure]:
     speed = size / _seconds(lambda _: privacy.find(texts))
     told = f"re, the same pattern and spans: {size / slow:.2f} MB/s"
     yield Figure(f"data/privacy_{name}", speed, "MB/s", None, "higher", told, speed * slow / size)
-    yield Figure(f"data/privacy_{name}_against_re", speed * slow / size, "x", least, "higher", told, speed * slow / size)
+    yield Figure(
+        f"data/privacy_{name}_against_re",
+        speed * slow / size,
+        "x",
+        least,
+        "higher",
+        told,
+        speed * slow / size,
+    )
 
 
 def _spans_of_re(texts: Texts) -> np.ndarray:

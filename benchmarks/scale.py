@@ -89,4 +89,6 @@ def _processes() -> Figure:
                 cleaning.clean(root / "text", cleaning.paper(), root / f"{number}-{turn}", mapper)
                 best[number] = min(best.get(number, 1e9), time.perf_counter() - started)
     told = f"one process: {best[1]:.1f} s; two: {best[2]:.1f} s, of {_SPEED / _GB:g} GB"
-    return Figure("data/cleaning_two_processes", best[1] / best[2], "x", 1.8, "higher", told, best[1] / best[2])
+    return Figure(
+        "data/cleaning_two_processes", best[1] / best[2], "x", 1.8, "higher", told, best[1] / best[2]
+    )

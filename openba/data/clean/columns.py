@@ -77,11 +77,24 @@ def classes() -> np.ndarray:
 
 def decode(texts: pa.Array) -> tuple[Texts, np.ndarray]:
     """Code points of an Arrow `large_string` array, and which rows are not UTF-8 (decoded as empty)."""
+    codes, starts, bad = _decode(*buffers(texts))
+    return Texts(codes, starts), bad
+
+
+def buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes (uint8) and offsets (int64) of an Arrow `large_string` array, in place."""
     offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
     data = texts.buffers()[2]
-    raw = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
-    codes, starts, bad = _decode(raw, offsets)
-    return Texts(codes, starts), bad
+    return np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8), offsets
+
+
+def invalid(texts: pa.Array) -> np.ndarray:
+    """Which rows are not UTF-8. Arrow looks at all of them at once; only if it objects is it said which."""
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        return decode(texts)[1]
+    return np.zeros(len(texts), np.bool_)
 
 
 def encode(texts: Texts) -> pa.Array:
@@ -103,9 +116,13 @@ def apply(texts: Texts, edits: np.ndarray) -> Texts:
     return Texts(*_apply(texts.codes, texts.offsets, edits, classes())) if len(edits) else texts
 
 
-def blank(texts: Texts) -> np.ndarray:
-    """Which texts are white space only."""
-    return _blank(texts.codes, texts.offsets, classes())
+def blank(texts: pa.Array) -> np.ndarray:
+    """Which rows are white space only. Few begin so that they could be; only these are decoded."""
+    found = _perhaps_blank(*buffers(texts))
+    if found.any():
+        candidates, _ = decode(texts.filter(pa.array(found)))
+        found[found] = _blank(candidates.codes, candidates.offsets, classes())
+    return found
 
 
 def size(texts: Texts) -> int:
@@ -279,6 +296,17 @@ def _take(codes: np.ndarray, offsets: np.ndarray, keep: np.ndarray) -> tuple[np.
 
 
 @njit(cache=True, nogil=True)
+def _perhaps_blank(raw: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    found = np.ones(len(offsets) - 1, np.bool_)
+    for row in range(len(found)):
+        if offsets[row] < offsets[row + 1]:
+            first = raw[offsets[row]]
+            visible, han = 0x21 <= first < 0x7F, 0xE4 <= first <= 0xE9  # U+4000 to U+9FFF
+            found[row] = not (visible or han)
+    return found
+
+
+@njit(cache=True, nogil=True)
 def _blank(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> np.ndarray:
     found = np.ones(len(offsets) - 1, np.bool_)
     for row in range(len(found)):
@@ -316,11 +344,9 @@ def put(
     edits[n, 4], edits[n, 5], edits[n, 6] = first, second, survivor
 
 
-def whole(
-    texts: Texts, rows: np.ndarray, rules: np.ndarray | int, survivors: np.ndarray | int = -1
-) -> np.ndarray:
+def whole(texts: Texts, rows: np.ndarray, rules: np.ndarray | int) -> np.ndarray:
     """Edits that remove whole texts."""
     edits = np.zeros((len(rows), 7), np.int64)
     edits[:, ROW], edits[:, START], edits[:, END] = rows, texts.offsets[rows], texts.offsets[rows + 1]
-    edits[:, RULE], edits[:, SURVIVOR] = rules, survivors
+    edits[:, RULE], edits[:, SURVIVOR] = rules, -1
     return edits

@@ -15,10 +15,14 @@ the end of its first copy.
 
 from __future__ import annotations
 
-import numpy as np
-from numba import njit
+from itertools import pairwise
 
-from openba.data.clean import sentences
+import numpy as np
+import pyarrow as pa
+from numba import njit
+from xxhash import xxh3_128_digest
+
+from openba.data.clean import columns, sentences
 from openba.data.clean.columns import RULE_CODE, Texts, classes, grown, put
 from openba.data.clean.sentences import line_break
 
@@ -37,9 +41,12 @@ _P1, _P2, _P3, _P4, _P5 = (
 _DUPLICATE = RULE_CODE["duplicate_sentences"]
 
 
-def document_keys(texts: Texts) -> np.ndarray:
-    """Two 64-bit hashes per text, (n, 2)."""
-    return _hash_spans(texts.codes, texts.offsets[:-1], texts.offsets[1:], _SEEDS)
+def document_keys(texts: pa.Array) -> np.ndarray:
+    """128 bits of hash per row of an Arrow `large_string` array, uint64 (n, 2)."""
+    raw, offsets = columns.buffers(texts)
+    whole = memoryview(raw)
+    digests = [xxh3_128_digest(whole[start:end]) for start, end in pairwise(offsets.tolist())]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
 class Windows:

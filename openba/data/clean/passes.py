@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 
 from openba.data.clean import columns, dedup, shards, stages
-from openba.data.clean.columns import RULE_CODE
 from openba.data.clean.shards import Outcome, Places, Plan
 from openba.data.clean.stages import DOCUMENT_DEDUP, DOCUMENT_DEDUP_AGAIN, PARAGRAPH_DEDUP, Batch
 from openba.data.schema import SCHEMA, write_documents
@@ -32,7 +31,6 @@ Task = Callable[[Plan, int], None]
 Mapper = Callable[[Task, Plan, Sequence[int]], None]
 """Does a task for each number: in this process, in several, or on a cluster."""
 _ATTEMPTS = 3
-_DUPLICATE = RULE_CODE["duplicate_document"]
 
 
 def run(plan: Plan, mapper: Mapper) -> None:
@@ -42,7 +40,7 @@ def run(plan: Plan, mapper: Mapper) -> None:
         if left := [number for number in numbers if plan.done(name, number) is None]:
             mapper(task, plan, left)
 
-    numbers = [shard.number for shard in plan.shards]
+    numbers = [s.number for s in plan.shards if not _copies_only(plan.recipes[s.source])]
     partitions = range(plan.partitions)
     each("scan", scan, [s.number for s in plan.shards if plan.recipes[s.source].document_dedup])
     each("copies-scan", search_scan, partitions)
@@ -52,13 +50,18 @@ def run(plan: Plan, mapper: Mapper) -> None:
     each("copies-second", search_second, partitions)
 
 
+def _copies_only(recipe: CleanRecipe) -> bool:
+    """Whether nothing looks into a document: then `join` does all that is left after the search."""
+    return stages.names(recipe) == [DOCUMENT_DEDUP]
+
+
 def scan(plan: Plan, number: int) -> None:
     """Task: keys of a shard's documents as they came."""
     shard = plan.shards[number]
     recipe = plan.recipes[shard.source]
     out = Outcome(plan, "scan", shard)
-    for work in _documents(plan, number, recipe, [], out.examples):
-        _add_documents(out, work)
+    for work in _documents(plan, number, recipe, out):
+        _add_documents(out, work.rest)
     out.removed = []
     out.write()
 
@@ -67,9 +70,9 @@ def first(plan: Plan, number: int) -> None:
     """Task: copies out, the filters on characters, keys of sentence runs."""
     shard = plan.shards[number]
     recipe = plan.recipes[shard.source]
-    out, unreadable, batches = Outcome(plan, "first", shard), list[str](), []
+    out, batches = Outcome(plan, "first", shard), []
     found = _Copies(plan, "scan", number) if recipe.document_dedup else None
-    for work in _documents(plan, number, recipe, unreadable, out.examples):
+    for work in _documents(plan, number, recipe, out):
         if found:
             found.remove_documents(work, DOCUMENT_DEDUP)
         work.run(stages.on_characters(recipe))
@@ -80,7 +83,7 @@ def first(plan: Plan, number: int) -> None:
             )
         out.add(work)
         batches.append(work.batch())
-    _write(out, batches, unreadable=unreadable)
+    _write(out, batches, unreadable=out.unreadable)
 
 
 def second(plan: Plan, number: int) -> None:
@@ -94,10 +97,10 @@ def second(plan: Plan, number: int) -> None:
         if found:
             found.remove_sentences(work, _windows(work, recipe))
         work.run(stages.on_documents(recipe))
-        if DOCUMENT_DEDUP_AGAIN in stages.names(recipe):
-            _add_documents(out, work)
         out.add(work)
         batches.append(work.batch())
+        if DOCUMENT_DEDUP_AGAIN in stages.names(recipe):
+            _add_documents(out, batches[-1])
     _write(out, batches)
 
 
@@ -107,21 +110,24 @@ def join(plan: Plan, source: str, path: Path, removed: Callable[[Outcome], None]
     `removed` is given what each shard lost in this pass.
     """
     recipe = plan.recipes[source]
-    again = DOCUMENT_DEDUP_AGAIN in stages.names(recipe)
+    direct, again = _copies_only(recipe), DOCUMENT_DEDUP_AGAIN in stages.names(recipe)
+    stage = DOCUMENT_DEDUP if direct else DOCUMENT_DEDUP_AGAIN
 
     def documents() -> Iterator[pa.RecordBatch]:
         for shard in plan.shards:
             if shard.source != source:
                 continue
             out = Outcome(plan, "join", shard)
-            found = _Copies(plan, "second", shard.number) if again else None
-            for batch in shards.read(plan.file("second", shard.number, "arrow")):
-                if not found:
-                    yield batch
-                    continue
-                work = Batch(source, batch, out.examples)
-                found.remove_documents(work, DOCUMENT_DEDUP_AGAIN)
-                out.add(work)
+            found = _Copies(plan, "scan" if direct else "second", shard.number) if direct or again else None
+            if direct:
+                works = _documents(plan, shard.number, recipe, out)
+            else:
+                batches = shards.read(plan.file("second", shard.number, "arrow"))
+                works = (Batch(source, batch, out.examples) for batch in batches)
+            for work in works:
+                if found:
+                    found.remove_documents(work, stage)
+                    out.add(work)
                 yield work.batch()
             removed(out)
 
@@ -147,8 +153,7 @@ class _Copies:
 
     def remove_documents(self, work: Batch, stage: str) -> None:
         rows, mine = self._next(work.rows)
-        edits = columns.whole(work.texts, rows, _DUPLICATE, self._documents[mine])
-        work.apply(stage, edits, self._names[mine])
+        work.remove(stage, rows, "duplicate_document", self._names[mine])
 
     def remove_sentences(self, work: Batch, windows: dedup.Windows) -> None:
         numbers, mine = self._next(len(windows.spans))
@@ -157,20 +162,18 @@ class _Copies:
         work.apply(PARAGRAPH_DEDUP, edits, self._places.names(survivors))
 
 
-def _documents(
-    plan: Plan, number: int, recipe: CleanRecipe, unreadable: list[str], shown: stages.Examples
-) -> Iterator[Batch]:
+def _documents(plan: Plan, number: int, recipe: CleanRecipe, out: Outcome) -> Iterator[Batch]:
     shard = plan.shards[number]
     order = stages.names(recipe)
-    for batch in shards.read_shard(shard, unreadable.append):
-        work = Batch(shard.source, batch, shown)
+    for batch in shards.read_shard(shard, out.unreadable.append):
+        work = Batch(shard.source, batch, out.examples)
         work.drop_blank(order[0])
         yield work
 
 
-def _add_documents(out: Outcome, work: Batch) -> None:
-    rows = np.arange(work.rows)
-    out.add_keys(dedup.document_keys(work.texts), rows, work.rest["id"], rows, work.rows)
+def _add_documents(out: Outcome, batch: pa.RecordBatch) -> None:
+    rows = np.arange(len(batch))
+    out.add_keys(dedup.document_keys(batch["text"]), rows, batch["id"], rows, len(batch))
 
 
 def _windows(work: Batch, recipe: CleanRecipe) -> dedup.Windows:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from openba.data.clean import characters, columns, language, markup, privacy, sentences
 from openba.data.clean.columns import END, ROW, RULE, RULE_CODE, RULES, START, Texts
 from openba.data.clean.edits import Edit, apply
-from openba.data.schema import SCHEMA
+from openba.data.schema import SCHEMA, text_bytes
 from openba.recipes.data import CleanRecipe
 
 REMOVED_SCHEMA = pa.schema(
@@ -98,14 +98,23 @@ class Batch:
         """Args: `shown`, examples that there are already: no more than `EXAMPLES` are made with them."""
         self.source, self._shown = source, shown
         self.rest = batch
-        self.texts, bad = columns.decode(batch["text"])
+        self._texts: Texts | None = None  # decoded when a filter wants characters, which copies alone do not
         self.counts: dict[str, list[int]] = {}
         """Stage -> documents in and out, UTF-8 bytes in and out."""
         self.removed: list[pa.RecordBatch] = []
         self.examples: dict[str, list[dict[str, str]]] = {}
         self._changed = np.zeros(batch.num_rows, np.bool_)
         self._bytes: int | None = None
-        self._drop("input", bad, "invalid_utf8")
+        if (bad := columns.invalid(batch["text"])).any():
+            self._take_out("input", np.flatnonzero(bad), "invalid_utf8", None)
+
+    @property
+    def texts(self) -> Texts:
+        """The texts as code points."""
+        if self._texts is None:
+            self._texts, _ = columns.decode(self.rest["text"])
+            self.rest = self.rest.select([name for name in SCHEMA.names if name != "text"])
+        return self._texts
 
     def run(self, stages: list[Stage]) -> None:
         """Apply stages in order."""
@@ -115,7 +124,21 @@ class Batch:
 
     def drop_blank(self, stage: str) -> None:
         """Remove documents that came without text, under the name of the stage that meets them first."""
-        self._drop(stage, columns.blank(self.texts), "empty")
+        rows = np.flatnonzero(columns.blank(self.rest["text"]))
+        if len(rows):
+            size = self._size()
+            self._take_out(stage, rows, "empty", None)
+            self.count(stage, len(rows), 0, size - self._size(), 0)
+
+    def remove(self, stage: str, rows: np.ndarray, rule: str, survivors: pa.Array) -> None:
+        """Remove whole documents, of which the texts alone are decoded.
+
+        Args: `survivors` per row: `source/id` of the document whose copy stays.
+        """
+        documents, size = self.rows, self._size()
+        if len(rows):
+            self._take_out(stage, rows, rule, survivors)
+        self.count(stage, documents, self.rows, size, self._size())
 
     def apply(self, stage: str, edits: np.ndarray, survivors: pa.Array | None = None) -> None:
         """Apply a stage's edits, record them and drop the documents that have no text left.
@@ -125,8 +148,8 @@ class Batch:
         before, bytes_in = self.texts, self._size()
         after, bytes_out = before, bytes_in
         if len(edits):
-            self._record(stage, edits, survivors)
-            self._show(stage, before, edits)
+            self._record(stage, before, edits, self.rest["id"], survivors)
+            self._show(stage, before, edits, self.rest["id"])
             self._changed[edits[:, ROW]] = True
             after, rows = columns.apply(before, edits), np.unique(edits[:, ROW])
             bytes_out += columns.size_of(after, rows) - columns.size_of(before, rows)
@@ -142,63 +165,66 @@ class Batch:
     @property
     def rows(self) -> int:
         """Number of documents."""
-        return len(self.texts.offsets) - 1
+        return self.rest.num_rows
 
     def batch(self) -> pa.RecordBatch:
         """The documents as they are now; `extra` is emptied, since no filter looked at it."""
-        text, extra = columns.encode(self.texts), pa.array(["{}"] * self.rows, pa.string())
-        new = {"text": text, "extra": extra}
-        return pa.RecordBatch.from_arrays(
-            [new.get(field.name, self.rest[field.name]) for field in SCHEMA], schema=SCHEMA
-        )
+        known = {name: self.rest[name] for name in self.rest.schema.names}
+        known["extra"] = pa.repeat(pa.scalar("{}"), self.rows)
+        if self._texts is not None:
+            known["text"] = columns.encode(self._texts)
+        return pa.RecordBatch.from_arrays([known[name] for name in SCHEMA.names], schema=SCHEMA)
 
     def _size(self) -> int:
         if self._bytes is None:
-            self._bytes = columns.size(self.texts)
+            known = self._texts is not None
+            self._bytes = columns.size(self.texts) if known else text_bytes(self.rest)
         return self._bytes
 
-    def _drop(self, stage: str, gone: np.ndarray, rule: str) -> None:
-        if not gone.any():
-            return
-        rows = np.flatnonzero(gone)
-        edits = columns.whole(self.texts, rows, RULE_CODE[rule])
-        self._record(stage, edits, None)
-        lost = self._size()
-        self._keep(self.texts, ~gone)
-        if stage != "input":
-            self.count(stage, len(rows), 0, lost - self._size(), 0)
+    def _take_out(self, stage: str, rows: np.ndarray, rule: str, survivors: pa.Array | None) -> None:
+        gone = self.rest.take(pa.array(rows))
+        keep = np.ones(self.rows, np.bool_)
+        keep[rows] = False
+        texts = columns.decode(gone["text"])[0] if self._texts is None else self._texts.take(~keep)
+        edits = columns.whole(texts, np.arange(len(rows)), RULE_CODE[rule])
+        self._record(stage, texts, edits, gone["id"], survivors)
+        if survivors is not None:
+            self._show(stage, texts, edits, gone["id"])
+        self._bytes = None
+        if self._texts is None:
+            self.rest, self._changed = self.rest.filter(pa.array(keep)), self._changed[keep]
+        else:
+            self._keep(self._texts, keep)
 
     def _keep(self, texts: Texts, keep: np.ndarray) -> None:
-        if texts is not self.texts or not keep.all():
-            self._bytes = None
-        self.texts = texts.take(keep)
+        self._texts = texts.take(keep)
         if not keep.all():
-            self.rest = self.rest.filter(pa.array(keep))
-            self._changed = self._changed[keep]
+            self.rest, self._changed = self.rest.filter(pa.array(keep)), self._changed[keep]
 
-    def _record(self, stage: str, edits: np.ndarray, survivors: pa.Array | None) -> None:
+    def _record(
+        self, stage: str, texts: Texts, edits: np.ndarray, ids: pa.Array, survivors: pa.Array | None
+    ) -> None:
         told = edits[:, RULE] > 0
         if not told.any():
             return
-        rows = edits[told, 0]
-        ids = self.rest["id"].take(pa.array(rows))
+        rows = edits[told, ROW]
         kinds = pa.array(RULES).take(pa.array(edits[told, RULE]))
-        begin = self.texts.offsets[rows]
+        begin = texts.offsets[rows]
         places = [pa.array(edits[told, column] - begin) for column in (START, END)]
         who = pa.nulls(len(rows), pa.string()) if survivors is None else survivors
         same = [pa.repeat(pa.scalar(text), len(rows)) for text in (self.source, stage)]
-        arrays = [same[0], ids, same[1], kinds, *places, who]
+        arrays = [same[0], ids.take(pa.array(rows)), same[1], kinds, *places, who]
         self.removed.append(pa.RecordBatch.from_arrays(arrays, schema=REMOVED_SCHEMA))
 
-    def _show(self, stage: str, texts: Texts, edits: np.ndarray) -> None:
+    def _show(self, stage: str, texts: Texts, edits: np.ndarray, ids: pa.Array) -> None:
         found = self.examples.setdefault(stage, [])
         wanted = EXAMPLES - len(self._shown.get(stage, ()))
-        for row in dict.fromkeys(edits[:50, 0].tolist()):
+        for row in dict.fromkeys(edits[:50, ROW].tolist()):
             if len(found) >= wanted:
                 return
-            text, mine = texts.text(row), as_edits(texts, edits[edits[:, 0] == row])
+            text, mine = texts.text(row), as_edits(texts, edits[edits[:, ROW] == row])
             if shown := _example(text, mine):
-                found.append({"source": self.source, "id": self.rest["id"][row].as_py(), **shown})
+                found.append({"source": self.source, "id": ids[row].as_py(), **shown})
 
 
 def as_edits(texts: Texts, edits: np.ndarray) -> list[Edit]:
