@@ -1,14 +1,14 @@
-"""Group `data`: samples and token shards. Cleaning's figures are not built yet (docs/data.md)."""
+"""Group `data`: samples, token shards, cleaning and deduplication."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks import tokens, ul2
+from benchmarks import cleaning, scale, tokens, ul2
 from benchmarks.figure import Figure
 
 
 def figures() -> Iterator[Figure]:
-    """UL2 samples against a plain collator, then text to token shards and the mixture's memory."""
-    yield from ul2.figures()
-    yield from tokens.figures()
+    """UL2 samples, token shards, cleaning against its peers; last what needs much disk and a quiet machine."""
+    for part in (ul2, tokens, cleaning, scale):
+        yield from part.figures()

@@ -270,15 +270,12 @@ def test_any_order_and_number_of_workers_give_the_same_bytes(
 
     recipe = CorpusRecipe(sources={"reviews": PAPER})
     outputs, facts = [], []
-    for name, mapper in {
-        "one": passes.here,
-        "shuffled": shuffled,
-        "two": passes.in_processes(2),
-        "seven": passes.in_processes(7),
-    }.items():
-        (tmp_path / name).mkdir()
-        facts.append(corpus.build(Build(tmp_path / name, recipe, {"reviews": folder / "reviews"}), mapper))
-        outputs.append(files(tmp_path / name))
+    with passes.Processes(2) as two, passes.Processes(7) as seven:
+        for name, mapper in {"one": passes.here, "shuffled": shuffled, "two": two, "seven": seven}.items():
+            (tmp_path / name).mkdir()
+            build = Build(tmp_path / name, recipe, {"reviews": folder / "reviews"})
+            facts.append(corpus.build(build, mapper))
+            outputs.append(files(tmp_path / name))
     assert all(output == outputs[0] for output in outputs)
     assert all(fact == facts[0] for fact in facts)
     assert facts[0]["removed"]["document_dedup"] > 200

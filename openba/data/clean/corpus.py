@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def build(build: Build, mapper: Mapper | None = None) -> dict[str, Any]:
     plan, size = make_plan(build, filtered)
     plan.folder.mkdir(parents=True, exist_ok=True)
     workers = min(passes.cores(), size // (2 * SHARD_BYTES))
-    passes.run(plan, mapper or (passes.in_processes(workers) if workers > 1 else passes.here))
+    own = mapper is None and workers > 1
+    with passes.Processes(workers) if own else nullcontext(mapper or passes.here) as chosen:
+        passes.run(plan, chosen)
     report = _Report(build.out / f"{REMOVED}.parquet", plan)
     for source in sorted(recipe.sources):
         target = build.out / f"{source}.parquet"
@@ -146,14 +149,14 @@ class _Report:
         for outcome in self._joined:
             number = outcome.shard.number
             for task in ("first", "second"):
-                left = self._plan.done(task, number) or {}
+                if (left := self._plan.done(task, number)) is None:
+                    continue  # a source of which only copies go has no such pass
                 self._add(source, left["counts"], left["examples"])
-                if told := left.get("unreadable"):
-                    self._unreadable.setdefault(source, []).extend(told)
-                    self._tell_unreadable(source, told)
+                self._tell_unreadable(source, left.get("unreadable", []))
                 reader = shards.read_arrow(self._plan.file(task, number, "removed.arrow"))
-                self._write(reader.get_batch(i) for i in range(reader.num_record_batches))
+                self._write([reader.get_batch(i) for i in range(reader.num_record_batches)])
             self._add(source, outcome.counts, outcome.examples)
+            self._tell_unreadable(source, outcome.unreadable)
             self._write(outcome.removed)
         self._joined = []
 
@@ -193,13 +196,18 @@ class _Report:
             shown = self._examples.setdefault(stage, [])
             shown += found[: stages.EXAMPLES - len(shown)]
 
-    def _write(self, batches: Iterator[pa.RecordBatch] | list[pa.RecordBatch]) -> None:
-        for batch in batches:
-            self._writer.write_batch(batch)
-            for entry in batch["stage"].value_counts().to_pylist():
-                self._removed[entry["values"]] += entry["counts"]
+    def _write(self, batches: list[pa.RecordBatch]) -> None:
+        if not batches:
+            return
+        table = pa.Table.from_batches(batches)
+        self._writer.write_table(table)
+        for entry in table["stage"].value_counts().to_pylist():
+            self._removed[entry["values"]] += entry["counts"]
 
     def _tell_unreadable(self, source: str, told: list[str]) -> None:
+        if not told:
+            return
+        self._unreadable.setdefault(source, []).extend(told)
         rows = [
             {"source": source, "id": text.partition(":")[0], "stage": "input", "rule": "unreadable"}
             | {"start": 0, "end": 0, "survivor": None}

@@ -13,7 +13,7 @@ import numpy as np
 import pycld2
 from numba import njit
 
-from openba.data.clean.columns import RULE_CODE, Texts, as_string, whole
+from openba.data.clean.columns import RULE_CODE, Texts, utf8, whole
 
 MIN_COMMON = 0.6
 """Share of Han characters that are in common use. CLD2 calls a quarter of random Han text Chinese;
@@ -35,8 +35,7 @@ def find(texts: Texts, languages: Collection[str]) -> np.ndarray:
     """
     shares, spaced = _examine(texts.codes, texts.offsets, _table())
     rules = np.zeros(len(shares), np.int64)
-    for row in range(len(shares)):
-        text = as_string(spaced[texts.offsets[row] : texts.offsets[row + 1]])
+    for row, text in enumerate(utf8(Texts(spaced, texts.offsets))):
         rules[row] = RULE_CODE[_verdict(text, shares[row], languages)]
     rows = np.flatnonzero(rules)
     return whole(texts, rows, rules[rows])
@@ -47,7 +46,7 @@ def common_shares(texts: Texts) -> np.ndarray:
     return _examine(texts.codes, texts.offsets, _table())[0]
 
 
-def _verdict(text: str, common: float, languages: Collection[str]) -> str:
+def _verdict(text: bytes, common: float, languages: Collection[str]) -> str:
     reliable, _, ((_, code, _, _), *_) = pycld2.detect(text)
     if not reliable:
         return "unsure_language"

@@ -71,6 +71,8 @@ class Outcome:
         self.counts: dict[str, list[int]] = {}
         self.examples: dict[str, list[dict[str, str]]] = {}
         self.removed: list[pa.RecordBatch] = []
+        self.unreadable: list[str] = []
+        """Row groups that could not be read, and why."""
         self._keys: list[np.ndarray] = []
         self._ids: list[pa.Array] = []
         self._firsts: list[np.ndarray] = []
