@@ -62,7 +62,9 @@ def _run(batch: pa.Table, task: Task, plan: Plan, numbers: list[int]) -> pa.Tabl
         error, number = "", 0
         try:
             if not plan.folder.is_dir():
-                raise UserError(f"{plan.folder}: not there on a worker; OPENBA_HOME has to be a shared folder")
+                raise UserError(
+                    f"{plan.folder}: not there on a worker; OPENBA_HOME has to be a shared folder"
+                )
             task(plan, numbers[place])
         except UserError as told:
             error = str(told)

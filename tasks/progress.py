@@ -81,6 +81,19 @@ class ProgressView:
             self.console.print(
                 f"[{self.done:>2}/{self.total}] {state:<7} {name}{took}{measured}", markup=False
             )
+            if told := _set_aside(record):
+                self.console.print(f"        {told}", markup=False, soft_wrap=True)
+
+
+def _set_aside(record: dict[str, Any] | None) -> str:
+    """What of a source could not be read, also when the source is reused."""
+    aside = (record or {}).get("facts", {}).get("quarantined")
+    if not aside or not aside["first"]:
+        return ""
+    counts = [
+        f"{aside[kind]} {kind.removesuffix('s') if aside[kind] == 1 else kind}" for kind in ("files", "rows")
+    ]
+    return f"{counts[0]} and {counts[1]} set aside; first: {aside['first'][0]}"
 
 
 class _Moved(NamedTuple):

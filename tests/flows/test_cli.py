@@ -78,12 +78,15 @@ def test_a_corrupt_shard_is_named_and_nothing_else_is_lost(tmp_path: Path) -> No
     whole = gzip.compress(
         b"".join(json.dumps({"content": f"{i} " * 30}).encode() + b"\n" for i in range(500))
     )
-    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    pipeline = own_corpus(tmp_path, f"{tmp_path}/cut.jsonl.gz")
-    line = one_line(openba(tmp_path / "home", "run", pipeline, "--until", "clean"))
-    assert "cut.jsonl.gz" in line
-    assert list((tmp_path / "home").glob("store/source-bbc-news/*/manifest.json"))
-    assert not list((tmp_path / "home").glob("store/source-mine/*"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    pipeline = own_corpus(tmp_path, f"{tmp_path}/in")
+    done = openba(tmp_path / "home", "run", pipeline, "--until", "source-mine")
+    assert done.returncode == 0, done.stderr
+    assert "1 file and 0 rows set aside; first: " in done.stdout
+    assert "cut.jsonl.gz: broken gzip, cut off after row" in done.stdout
+    (manifest,) = (tmp_path / "home").glob("store/source-mine/*/manifest.json")
+    assert 100 < json.loads(manifest.read_text())["facts"]["documents"] < 500
 
 
 def test_plan_needs_no_server_and_speaks_json(tmp_path: Path) -> None:

@@ -81,7 +81,10 @@ def test_ray_gives_the_bytes_of_one_process(
 
 @pytest.mark.parametrize(
     ("error", "told"),
-    [(UserError("shard 3: what the user reads"), "what the user reads"), (OSError(28, "No space"), "No space")],
+    [
+        (UserError("shard 3: what the user reads"), "what the user reads"),
+        (OSError(28, "No space"), "No space"),
+    ],
 )
 def test_an_error_comes_back_as_it_was_raised(
     cluster: None, tmp_path: Path, error: Exception, told: str

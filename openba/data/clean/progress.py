@@ -49,7 +49,9 @@ def read(out: Path) -> Progress | None:
     for path in out.glob(f"shards/*/{_BEGUN}"):
         try:
             told = json.loads(path.read_text())
-            done = Counter(name.rsplit("-", 1)[0] for name in os.listdir(path.parent) if name.endswith(".json"))
+            done = Counter(
+                name.rsplit("-", 1)[0] for name in os.listdir(path.parent) if name.endswith(".json")
+            )
         except FileNotFoundError:  # the step has just ended
             continue
         return _estimate(told, done, time.time() - told["begun"])
