@@ -241,5 +241,9 @@ def _small(file: pq.ParquetFile, group: int) -> bool:
 
 
 def _save(path: Path, array: np.ndarray) -> None:
+    """As `np.save`, which does not say why it wrote less than asked when the disk is full."""
     with path.open("wb") as file:
-        np.save(file, array)
+        form = np.lib.format
+        form.write_array_header_1_0(file, form.header_data_from_array_1_0(array))
+        if array.size:
+            file.write(np.ascontiguousarray(array).data)
