@@ -61,7 +61,11 @@ class Catalogue:
                 pc.fill_null(pc.index_in(batch[key], names), -1).to_numpy() for key in ("source", "language")
             )
             group = np.where(own >= 0, own, language).astype(np.int16)
-            columns = [batch["source"].dictionary_encode(), batch["id"], batch["language"].dictionary_encode()]
+            columns = [
+                batch["source"].dictionary_encode(),
+                batch["id"],
+                batch["language"].dictionary_encode(),
+            ]
             table = pa.table(columns, ["source", "id", "language"])
             yield table, order, group, pc.binary_length(batch["text"]).to_numpy()
 

@@ -273,8 +273,8 @@ def test_any_order_and_number_of_workers_give_the_same_bytes(
     for name, mapper in {
         "one": passes.here,
         "shuffled": shuffled,
-        "two": passes.in_processes(2),
-        "seven": passes.in_processes(7),
+        "two": passes.Processes(2),
+        "seven": passes.Processes(7),
     }.items():
         (tmp_path / name).mkdir()
         facts.append(corpus.build(Build(tmp_path / name, recipe, {"reviews": folder / "reviews"}), mapper))

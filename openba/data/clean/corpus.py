@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ def build(build: Build, mapper: Mapper | None = None) -> dict[str, Any]:
     plan, size = make_plan(build, filtered)
     plan.folder.mkdir(parents=True, exist_ok=True)
     workers = min(passes.cores(), size // (2 * SHARD_BYTES))
-    passes.run(plan, mapper or (passes.in_processes(workers) if workers > 1 else passes.here))
+    own = mapper is None and workers > 1
+    with passes.Processes(workers) if own else nullcontext(mapper or passes.here) as chosen:
+        passes.run(plan, chosen)
     report = _Report(build.out / f"{REMOVED}.parquet", plan)
     for source in sorted(recipe.sources):
         target = build.out / f"{source}.parquet"

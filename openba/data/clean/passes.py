@@ -31,6 +31,7 @@ Task = Callable[[Plan, int], None]
 Mapper = Callable[[Task, Plan, Sequence[int]], None]
 """Does a task for each number: in this process, in several, or on a cluster."""
 _ATTEMPTS = 3
+_KEYED = pa.schema([SCHEMA.field(name) for name in ("id", "text")])
 
 
 def run(plan: Plan, mapper: Mapper) -> None:
@@ -60,7 +61,7 @@ def scan(plan: Plan, number: int) -> None:
     shard = plan.shards[number]
     recipe = plan.recipes[shard.source]
     out = Outcome(plan, "scan", shard)
-    for work in _documents(plan, number, recipe, out):
+    for work in _documents(plan, number, recipe, out, _KEYED):
         _add_documents(out, work.rest)
     out.removed = []
     out.write()
@@ -162,10 +163,12 @@ class _Copies:
         work.apply(PARAGRAPH_DEDUP, edits, self._places.names(survivors))
 
 
-def _documents(plan: Plan, number: int, recipe: CleanRecipe, out: Outcome) -> Iterator[Batch]:
+def _documents(
+    plan: Plan, number: int, recipe: CleanRecipe, out: Outcome, schema: pa.Schema = SCHEMA
+) -> Iterator[Batch]:
     shard = plan.shards[number]
     order = stages.names(recipe)
-    for batch in shards.read_shard(shard, out.unreadable.append):
+    for batch in shards.read_shard(shard, out.unreadable.append, schema):
         work = Batch(shard.source, batch, out.examples)
         work.drop_blank(order[0])
         yield work
@@ -207,27 +210,42 @@ def here(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
         task(plan, number)
 
 
-def in_processes(workers: int) -> Mapper:
-    """Mapper: in so many processes; a killed one costs what it was doing, which is tried again."""
+class Processes:
+    """Mapper: in so many processes, which live through all passes; starting them costs more than a small pass.
 
-    def mapper(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
+    A killed one costs what it was doing, which is tried again.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def __call__(self, task: Task, plan: Plan, numbers: Sequence[int]) -> None:
+        """Raises: UserError: processes were killed time and again."""
         left = list(numbers)
         for _ in range(_ATTEMPTS):
+            context = multiprocessing.get_context("spawn")
+            self._pool = self._pool or ProcessPoolExecutor(self._workers, context)
             try:
-                with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                    futures = {number: pool.submit(task, plan, number) for number in left}
-                    for number, future in futures.items():
-                        future.result()
-                        left.remove(number)
+                futures = {number: self._pool.submit(task, plan, number) for number in left}
+                for number, future in futures.items():
+                    future.result()
+                    left.remove(number)
                 return
             except BrokenProcessPool:
-                continue
+                self.__exit__()
         told = ", ".join(f"{plan.shards[n].source} ({n})" for n in left[:3] if n < len(plan.shards))
         raise UserError(
             f"cleaning: a process was killed {_ATTEMPTS} times at shard {told}; is there enough memory?"
         )
-
-    return mapper
 
 
 def cores() -> int:

@@ -185,8 +185,9 @@ def _anchor(codes: np.ndarray, begin: int, at: int, end: int, table: np.ndarray)
     pair = _lower(codes, at + 1, end) * 256 + _lower(codes, at + 2, end)
     third = _lower(codes, at + 3, end)
     if (
-        (pair == 0x636F and third == 109) or (pair == 0x6F72 and third == 103) or (pair == 0x6564 and third == 117)
-        or (pair == 0x676F and third == 118) or (pair == 0x6E65 and third == 116)
+        (pair == 0x636F and third == 109) or (pair == 0x6F72 and third == 103)  # com, org
+        or (pair == 0x6564 and third == 117) or (pair == 0x676F and third == 118)  # edu, gov
+        or (pair == 0x6E65 and third == 116)  # net
     ):  # fmt: skip
         return _ends_name(codes, at + 4, end)
     if pair == 0x696E:  # .info
