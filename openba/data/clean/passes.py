@@ -211,7 +211,7 @@ def here(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
 
 
 class Processes:
-    """Mapper: in so many processes, which live through all passes; starting them costs more than a small pass.
+    """Mapper: in so many processes, which live through all passes, as starting them takes seconds.
 
     A killed one costs what it was doing, which is tried again.
     """
