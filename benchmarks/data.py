@@ -9,6 +9,6 @@ from benchmarks.figure import Figure
 
 
 def figures() -> Iterator[Figure]:
-    """UL2 samples, token shards, cleaning against its peers; last what needs much disk and a quiet machine."""
+    """Samples, token shards, cleaning and its peers; last what needs much disk and a quiet machine."""
     for part in (ul2, tokens, cleaning, scale):
         yield from part.figures()

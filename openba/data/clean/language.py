@@ -65,17 +65,22 @@ def _verdict(text: bytes, common: float, languages: Collection[str]) -> str:
 def _examine(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shares of common Han per text, and the code points with spaces for what CLD2 refuses."""
     shares = np.ones(len(offsets) - 1, np.float64)
-    spaced = codes.copy()
+    refused = np.uint8(0)
     for row in range(len(shares)):
-        han, common = 0, 0
-        for at in range(offsets[row], offsets[row + 1]):
-            kind = table[codes[at]]
+        han, common = np.int64(0), np.int64(0)
+        for code in codes[offsets[row] : offsets[row + 1]]:
+            kind = table[code]
             han += kind & 1
             common += (kind & 3) == 3
-            if kind & 4:
-                spaced[at] = 32
+            refused |= kind & np.uint8(4)
         if han:
             shares[row] = common / han
+    if refused == 0:  # as after the filter of unusual characters: nothing is copied
+        return shares, codes
+    spaced = codes.copy()
+    for at in range(len(spaced)):
+        if table[spaced[at]] & 4:
+            spaced[at] = 32
     return shares, spaced
 
 

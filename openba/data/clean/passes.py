@@ -32,6 +32,7 @@ Mapper = Callable[[Task, Plan, Sequence[int]], None]
 """Does a task for each number: in this process, in several, or on a cluster."""
 ATTEMPTS = 3
 """How often a task is begun whose process dies."""
+_KEYED = pa.schema([SCHEMA.field(name) for name in ("id", "text")])
 
 
 def run(plan: Plan, mapper: Mapper) -> None:
@@ -65,7 +66,7 @@ def scan(plan: Plan, number: int) -> None:
     shard = plan.shards[number]
     recipe = plan.recipes[shard.source]
     out = Outcome(plan, "scan", shard)
-    for work in _documents(plan, number, recipe, out):
+    for work in _documents(plan, number, recipe, out, _KEYED):
         _add_documents(out, work.rest)
     out.removed = []
     out.write()
@@ -167,10 +168,12 @@ class _Copies:
         work.apply(PARAGRAPH_DEDUP, edits, self._places.names(survivors))
 
 
-def _documents(plan: Plan, number: int, recipe: CleanRecipe, out: Outcome) -> Iterator[Batch]:
+def _documents(
+    plan: Plan, number: int, recipe: CleanRecipe, out: Outcome, schema: pa.Schema = SCHEMA
+) -> Iterator[Batch]:
     shard = plan.shards[number]
     order = stages.names(recipe)
-    for batch in shards.read_shard(shard, out.unreadable.append):
+    for batch in shards.read_shard(shard, out.unreadable.append, schema):
         work = Batch(shard.source, batch, out.examples)
         work.drop_blank(order[0])
         yield work
@@ -213,7 +216,7 @@ def here(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
 
 
 class Processes:
-    """Mapper: in so many processes, which live through all passes; starting them costs more than a small pass.
+    """Mapper: in so many processes, which live through all passes, as starting them takes seconds.
 
     A killed one costs what was being done, which is tried again.
     """

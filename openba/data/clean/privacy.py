@@ -185,8 +185,9 @@ def _anchor(codes: np.ndarray, begin: int, at: int, end: int, table: np.ndarray)
     pair = _lower(codes, at + 1, end) * 256 + _lower(codes, at + 2, end)
     third = _lower(codes, at + 3, end)
     if (
-        (pair == 0x636F and third == 109) or (pair == 0x6F72 and third == 103) or (pair == 0x6564 and third == 117)
-        or (pair == 0x676F and third == 118) or (pair == 0x6E65 and third == 116)
+        (pair == 0x636F and third == 109) or (pair == 0x6F72 and third == 103)  # com, org
+        or (pair == 0x6564 and third == 117) or (pair == 0x676F and third == 118)  # edu, gov
+        or (pair == 0x6E65 and third == 116)  # net
     ):  # fmt: skip
         return _ends_name(codes, at + 4, end)
     if pair == 0x696E:  # .info
@@ -202,27 +203,57 @@ def _windows(codes: np.ndarray, offsets: np.ndarray, among: np.ndarray, table: n
     n = 0
     for row in np.flatnonzero(among):
         begin, end = offsets[row], offsets[row + 1]
-        link, phone, digits = begin, begin, 0  # where the two runs of characters began
-        anchored, plus = False, False
-        for at in range(begin, end + 1):
-            kind = table[codes[at]] if at < end else np.uint8(0)
-            if not kind & 1:
-                if anchored:
-                    found, n = _add_window(found, n, row, link, at, 1)
-                    anchored = False
-                link = at + 1
-            elif kind & 16 and not anchored:
-                anchored = _anchor(codes, begin, at, end, table)
-            if not kind & 2:
-                if digits >= 7 or plus:
-                    found, n = _add_window(found, n, row, phone, at, 6 if plus else 2)
-                    plus = False
-                phone, digits = at + 1, 0
-            elif kind & 4:
-                digits += 1
-                before = codes[at - 1] if at > phone else np.uint32(0)
-                plus |= before == 43 or before == 0xFF0B
+        at, link, phone = begin, begin, begin  # before `link` and `phone` all is known
+        while True:
+            at += _to_digit_or_anchor(codes[at:end], table)
+            if at >= end:
+                break
+            kind = table[codes[at]]
+            if kind & 16 and at >= link and _anchor(codes, begin, at, end, table):
+                start, link = _run(codes, begin, at, end, 1, table)
+                found, n = _add_window(found, n, row, start, link, 1)
+            if kind & 4 and at >= phone:
+                start, phone = _run(codes, begin, at, end, 2, table)
+                sort = _phone_sort(codes[start:phone], table)
+                if sort:
+                    found, n = _add_window(found, n, row, start, phone, sort)
+            at += 1
     return found[:n]
+
+
+@njit(cache=True, nogil=True)
+def _to_digit_or_anchor(codes: np.ndarray, table: np.ndarray) -> int:
+    """How many characters stand before the first that a window is looked for around."""
+    count = 0
+    for code in codes:
+        if table[code] & 20:
+            break
+        count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _run(codes: np.ndarray, begin: int, at: int, end: int, bit: int, table: np.ndarray) -> tuple[int, int]:
+    """Start and end of the run of characters with this bit around `at`."""
+    start, stop = at, at + 1
+    while start > begin and table[codes[start - 1]] & bit:
+        start -= 1
+    while stop < end and table[codes[stop]] & bit:
+        stop += 1
+    return start, stop
+
+
+@njit(cache=True, nogil=True)
+def _phone_sort(codes: np.ndarray, table: np.ndarray) -> int:
+    """2 if there are seven digits, 6 if one follows a plus sign, else 0."""
+    digits, before = 0, np.uint32(0)
+    for code in codes:
+        if table[code] & 4:
+            digits += 1
+            if before == 43 or before == 0xFF0B:
+                return 6
+        before = code
+    return 2 if digits >= 7 else 0
 
 
 @njit(cache=True, nogil=True)
@@ -231,7 +262,7 @@ def _add_window(
 ) -> tuple[np.ndarray, int]:
     """Windows that touch become one, so that matches in both meet as in the whole text."""
     while n > 0 and found[n - 1, 0] == row and found[n - 1, 2] >= start:
-        start = min(start, found[n - 1, 1])
+        start, end = min(start, found[n - 1, 1]), max(end, found[n - 1, 2])
         sort |= found[n - 1, 3]
         n -= 1
     found = grown(found, n)
