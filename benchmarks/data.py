@@ -1,14 +1,14 @@
-"""Group `data`: samples, token shards, cleaning and deduplication."""
+"""Group `data`: quality of cleaning, samples, token shards, speed of cleaning and deduplication."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks import cleaning, scale, tokens, ul2
+from benchmarks import cleaning, quality, scale, tokens, ul2
 from benchmarks.figure import Figure
 
 
 def figures() -> Iterator[Figure]:
-    """Samples, token shards, cleaning and its peers; last what needs much disk and a quiet machine."""
-    for part in (ul2, tokens, cleaning, scale):
+    """What cleaning keeps; samples, token shards, cleaning and its peers; last what needs much disk and a quiet machine."""
+    for part in (quality, ul2, tokens, cleaning, scale):
         yield from part.figures()

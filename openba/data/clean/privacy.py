@@ -46,10 +46,12 @@ _PHONE = rf"""
     {_BEFORE}(?:{_CHINA})?[1１][3-9３-９]{_D}(?:{_GAP}{_D}{{4}}{_GAP}{_D}{{4}}|[.]{_D}{{4}}[.]{_D}{{4}}
         |{_D}{_REQUIRED_GAP}{_D}{{3}}{_REQUIRED_GAP}{_D}{{4}}){_AFTER}
     # Without a separator ten digits could be an ISBN, so seven digits need one after 010 and 02x.
-  | {_BEFORE}(?<!{_D}[.．])(?:{_CHINA})?[(（]?[0０]
+    # Nor is the rest of a bank card in groups of four: 6222 0555 2345 6789.
+  | {_BEFORE}(?<!{_D}[.．])(?!(?<=(?<!{_D}){_D}{{4}}[ -])[0０]{_D}{{3}}(?:[ -]{_D}{{4}}){{2}})
+        (?:{_CHINA})?[(（]?[0０]
         (?:{_AREA3}(?:[)）]?{_GAP}{_LOCAL8}|{_REQUIRED_GAP}{_LOCAL7})
         |{_AREA4}[)）]?{_GAP}(?:{_LOCAL8}|{_LOCAL7})){_EXTENSION}{_AFTER}
-  | (?<![0-9０-９A-Za-z])[(（]?(?:[+＋]|[0０]{{2}})[8８][6６][)）]?{_GAP}
+  | (?<![0-9０-９A-Za-z])[(（]?(?:(?:[+＋]|[0０]{{2}})[8８][6６][)）]?{_GAP}|[8８][6６][-－‐–—])
         [(（]?(?:{_AREA3}|{_AREA4})[)）]?{_GAP}(?:{_LOCAL8}|{_LOCAL7}){_EXTENSION}{_AFTER}
   | {_BEFORE}[48４８][0０]{{2}}
         (?:{_REQUIRED_GAP}(?:{_D}{{3}}{_GAP}{_D}{{4}}|{_D}{{4}}{_GAP}{_D}{{3}})|{_D}{_REQUIRED_GAP}{_D}{{3}}{_GAP}{_D}{{3}}){_EXTENSION}{_AFTER}
