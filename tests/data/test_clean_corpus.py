@@ -247,7 +247,7 @@ def test_no_private_value_is_left_in_any_output(tmp_path: Path) -> None:
     texts += texts[:3]  # copies go before the privacy filter has seen them
     _, removed, facts = clean(tmp_path, {"a": texts})
     assert facts["removed"]["privacy"] == 40
-    assert len(facts["examples"]["privacy"]) == 2
+    assert sorted(example["rule"] for example in facts["examples"]["privacy"]) == ["email"] * 2 + ["phone"] * 2
     assert "[phone]" in facts["examples"]["privacy"][0]["before"]
     for text in (json.dumps(facts, ensure_ascii=False), json.dumps(removed, ensure_ascii=False)):
         assert "138123400" not in text
@@ -261,7 +261,23 @@ def test_examples_are_short(real: tuple[Path, Path, dict[str, Any]]) -> None:
     shown = [example for examples in facts["examples"].values() for example in examples]
     assert len(shown) >= 10
     assert all(len(example[key]) <= 120 for example in shown for key in ("before", "after"))
-    assert all(len(examples) <= 2 for examples in facts["examples"].values())
+    for stage, examples in facts["examples"].items():
+        rules = [example["rule"] for example in examples]
+        assert all(rules.count(rule) <= 2 for rule in rules)
+        assert (facts["removed"][stage] > 0) == bool(rules), "each stage that did something has one"
+        assert all(example["before"] != example["after"] for example in examples)
+
+
+def test_an_example_shows_the_place_of_its_rule(tmp_path: Path) -> None:
+    far = "这一句话没有什么特别的地方，只是为了把别的东西推远一些。" * 12
+    text = f"写信到user@mail.com来问我。{far}打这个电话13812345678也可以。{LONG}"
+    only = CleanRecipe.model_validate(ONLY | {"privacy": True})
+    _, _, facts = clean(tmp_path, {"a": [text]}, only)
+    email, phone = facts["examples"]["privacy"]
+    assert "写信到[email]来问我" in email["before"]
+    assert "写信到来问我" in email["after"]
+    assert "打这个电话[phone]也可以" in phone["before"]
+    assert "打这个电话也可以" in phone["after"]
 
 
 def test_spans_are_of_the_text_at_that_stage(tmp_path: Path) -> None:

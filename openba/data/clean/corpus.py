@@ -45,7 +45,7 @@ def build(build: Build, mapper: Mapper | None = None) -> dict[str, Any]:
 
     Returns:
         Facts: `funnel`, a row per source and stage (documents and UTF-8 bytes in and out);
-        `removed`, spans per stage; `examples`, up to two before and after per stage, private values
+        `removed`, spans per stage; `examples`, up to two before and after per stage and rule, private values
         shown as [phone], [email] and [link]; `unreadable`, row groups that could not be read, by source.
 
     Raises:
@@ -193,8 +193,7 @@ class _Report:
             known = self._funnel.get((source, stage), [0, 0, 0, 0])
             self._funnel[source, stage] = [a + b for a, b in zip(known, numbers, strict=True)]
         for stage, found in examples.items():
-            shown = self._examples.setdefault(stage, [])
-            shown += found[: stages.EXAMPLES - len(shown)]
+            stages.add_examples(self._examples.setdefault(stage, []), found)
 
     def _write(self, batches: list[pa.RecordBatch]) -> None:
         if not batches:

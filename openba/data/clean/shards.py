@@ -84,8 +84,7 @@ class Outcome:
             known = self.counts.get(stage, [0, 0, 0, 0])
             self.counts[stage] = [a + b for a, b in zip(known, numbers, strict=True)]
         for stage, found in work.examples.items():
-            known_examples = self.examples.setdefault(stage, [])
-            known_examples += found[: stages.EXAMPLES - len(known_examples)]
+            stages.add_examples(self.examples.setdefault(stage, []), found)
         self.removed += work.removed
 
     def add_keys(

@@ -6,6 +6,7 @@ but the text. The two searches for copies are `dedup`'s; `shards` brings them th
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -35,6 +36,7 @@ DOCUMENT_DEDUP, PARAGRAPH_DEDUP, DOCUMENT_DEDUP_AGAIN = (
     "document_dedup", "paragraph_dedup", "document_dedup_again",
 )  # fmt: skip
 EXAMPLES = 2
+"""Of each rule of a stage."""
 Examples = Mapping[str, list[dict[str, str]]]
 """Stage -> before and after."""
 _SNIPPET = 120  # characters
@@ -217,14 +219,19 @@ class Batch:
         self.removed.append(pa.RecordBatch.from_arrays(arrays, schema=REMOVED_SCHEMA))
 
     def _show(self, stage: str, texts: Texts, edits: np.ndarray, ids: pa.Array) -> None:
-        found = self.examples.setdefault(stage, [])
-        wanted = EXAMPLES - len(self._shown.get(stage, ()))
-        for row in dict.fromkeys(edits[:50, ROW].tolist()):
-            if len(found) >= wanted:
-                return
-            text, mine = texts.text(row), as_edits(texts, edits[edits[:, ROW] == row])
-            if shown := _example(text, mine):
-                found.append({"source": self.source, "id": ids[row].as_py(), **shown})
+        """Take examples of rules that have too few; rewritings without a rule are not shown."""
+        mine = self.examples.setdefault(stage, [])
+        known = Counter(example["rule"] for example in [*self._shown.get(stage, ()), *mine])
+        for rule in np.unique(edits[:, RULE]).tolist():
+            name = RULES[rule]
+            rows = dict.fromkeys(edits[edits[:, RULE] == rule][:50, ROW].tolist()) if name else {}
+            for row in rows:
+                if known[name] >= EXAMPLES:
+                    break
+                text, found = texts.text(row), as_edits(texts, edits[edits[:, ROW] == row])
+                if shown := _example(text, found, name):
+                    known[name] += 1
+                    mine.append({"source": self.source, "id": ids[row].as_py(), "rule": name, **shown})
 
 
 def as_edits(texts: Texts, edits: np.ndarray) -> list[Edit]:
@@ -260,14 +267,28 @@ def pieces(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
         start = end
 
 
-def _example(text: str, edits: list[Edit]) -> dict[str, str] | None:
-    """Before and after around the first edit; None if that would show something private."""
-    masked = [edit._replace(replacement=f"[{edit.rule}]") for edit in edits if edit.rule in privacy.RULES]
-    before, after = apply(text, masked) if masked else text, apply(text, edits)
+def add_examples(known: list[dict[str, str]], found: list[dict[str, str]]) -> None:
+    """Take over what `known` has too few of."""
+    for example in found:
+        if sum(other["rule"] == example["rule"] for other in known) < EXAMPLES:
+            known.append(example)
+
+
+def _example(text: str, edits: list[Edit], rule: str) -> dict[str, str] | None:
+    """Before and after around the rule's first edit; None if that would show something private."""
+    masked = [e._replace(replacement=f"[{e.rule}]") if e.rule in privacy.RULES else e for e in edits]
+    private = [edit for edit in masked if edit.rule in privacy.RULES]
+    before, after = apply(text, private) if private else text, apply(text, edits)
     if _is_private(before) or _is_private(after):
         return None
-    start = max(0, edits[0].start - _SNIPPET // 3)
-    return {"before": before[start : start + _SNIPPET], "after": after[start : start + _SNIPPET]}
+    first = next(number for number, edit in enumerate(edits) if edit.rule == rule)
+    at = edits[first].start
+    shown = {}
+    for side, whole, done in (("before", before, private), ("after", after, edits)):
+        moved = sum(len(e.replacement) - (e.end - e.start) for e in done if e.end <= at)
+        start = max(0, at + moved - _SNIPPET // 3)
+        shown[side] = whole[start : start + _SNIPPET]
+    return shown
 
 
 def _is_private(text: str) -> bool:
