@@ -9,6 +9,6 @@ from benchmarks.figure import Figure
 
 
 def figures() -> Iterator[Figure]:
-    """What cleaning keeps; samples, token shards, cleaning and its peers; last what needs much disk and a quiet machine."""
+    """What cleaning keeps, samples, token shards, cleaning and peers; last what needs much disk and quiet."""
     for part in (quality, ul2, tokens, cleaning, scale):
         yield from part.figures()

@@ -36,7 +36,7 @@ def _grouped(separator: str, sizes: tuple[int, ...]) -> Draw:
 
 
 def _landline(pattern: str) -> Draw:
-    """`A` an area of 3 digits, `B` one of 4 (small: without the 0); `S` seven digits, `E` eight, `F` four, `T` three."""
+    """`A` an area of 3 digits, `B` of 4 (small: without the 0); `S` seven digits, `E` 8, `F` 4, `T` 3."""
 
     def made(draw: random.Random) -> str:
         area3, area4 = draw.choice(["010", "021", "025", "029"]), "0" + _digits(draw, 3, "3456789")
@@ -112,7 +112,7 @@ FORMS: dict[str, tuple[str, Draw]] = {
     "HTTP": ("link", lambda draw: _link("HTTP://WWW.")(draw)),
     "ftp": ("link", _link("ftp://")),
     "http full-width colon": ("link", _link("http：//")),
-    "bare host": ("link", lambda draw: f"{draw.choice(['taobao', 'my-shop', 'a1'])}.{draw.choice(['com', 'cn'])}"),
+    "bare host": ("link", lambda draw: draw.choice(["taobao.com", "my-shop.cn", "a1.com"])),
     "bare host and path": ("link", lambda draw: f"example.com.cn/{_digits(draw, 4)}.html"),
 }  # fmt: skip
 """Name -> rule that has to find it, and how one is made."""
@@ -130,8 +130,10 @@ OTHERS: dict[str, Draw] = {
     "decimal": lambda d: f"{_digits(d, 4, '123456789')}.{_digits(d, 6)}",
     "dollars": lambda d: f"${_digits(d, 10, '123456789')}",
     "per cent": lambda d: f"{_digits(d, 2, '123456789')}.{_digits(d, 2)}%",
-    "identity card": lambda d: f"110105{d.randint(1950, 2005)}{d.randint(1, 12):02d}{d.randint(1, 28):02d}"
-    f"{_digits(d, 3)}{d.choice('0123456789X')}",
+    "identity card": lambda d: (
+        f"110105{d.randint(1950, 2005)}{d.randint(1, 12):02d}{d.randint(1, 28):02d}"
+        f"{_digits(d, 3)}{d.choice('0123456789X')}"
+    ),
     "bank card": lambda d: "6222" + _digits(d, 15),
     "bank card in groups": lambda d: "6222 " + " ".join(_digits(d, 4) for _ in range(3)),
     "ISBN-13": lambda d: f"978-7-{_digits(d, 3)}-{_digits(d, 5)}-{_digits(d, 1)}",

@@ -1,7 +1,7 @@
-"""What cleaning keeps and takes, on labelled real text: languages, private values, article text, repeated runs.
+"""What cleaning keeps and takes, on labelled real text: languages, private values, articles, repeated runs.
 
-No speed is measured here. Text is the shared data; a figure whose data or peer is absent is left out, and that
-is said. Repeated runs are compared with a search over all runs of sentences, which is quadratic and exact.
+No speed is measured here. Text is the shared data; a figure whose data or peer is absent is left out, and
+that is said. Repeated runs are compared with a search over all runs of sentences, which is quadratic and exact.
 """
 
 from __future__ import annotations
@@ -29,7 +29,17 @@ from openba.data.clean.columns import RULE as RULE_COLUMN
 from openba.data.clean.edits import apply
 
 DATA = ROOT.parent / "shared" / "data"
-_ZH = ("appdesc", "classical", "hant_wiki", "legal", "long_tech", "news_titles", "reviews", "science_abstracts", "wiki_qa")
+_ZH = (
+    "appdesc",
+    "classical",
+    "hant_wiki",
+    "legal",
+    "long_tech",
+    "news_titles",
+    "reviews",
+    "science_abstracts",
+    "wiki_qa",
+)
 _EN = ("c4", "speeches", "webtext", "wiki", "wikitext2")
 _FIELDS = ("text", "context", "abstract", "lines", "paragraphs")
 _MOST_SENTENCES = 4000
@@ -100,7 +110,7 @@ def _sentences(name: str) -> list[str]:
         held = next(row[field] for field in _FIELDS if field in row)
         parts = held if isinstance(held, list) else [held]
         text = "\n".join(part if isinstance(part, str) else str(part.get("context", "")) for part in parts)
-        for sentence in re.split(r"(?<=[。！？!?])|(?<=[.])\s|\n", text):  # noqa: RUF001 - Chinese stops
+        for sentence in re.split(r"(?<=[。！？!?])|(?<=[.])\s|\n", text):
             if 25 <= len(sentence.strip()) <= 300 and len(re.findall(count, sentence)) >= least:
                 found.append(sentence.strip())
     return found[:_MOST_SENTENCES]
@@ -170,11 +180,14 @@ def _overlap(texts: list[str], pages: list[dict]) -> tuple[float, float]:
 def _runs() -> Figure:
     """Characters that the search for repeated runs marks otherwise than a search over all runs does."""
     draw, wrong, cases = random.Random(2), 0, 0
-    for case in range(2000):
+    for _case in range(2000):
         alphabet = draw.choice([2, 3, 5, 40])
         size = draw.choice([1, 6, 12])
         documents = [
-            "".join(chr(0x4E00 + draw.randrange(alphabet)) * draw.randint(1, size) + "。" for _ in range(draw.randint(1, 12)))
+            "".join(
+                chr(0x4E00 + draw.randrange(alphabet)) * draw.randint(1, size) + "。"
+                for _ in range(draw.randint(1, 12))
+            )
             for _ in range(draw.randint(1, 5))
         ]
         most, least = draw.choice([1, 3, 99]), draw.choice([1, 4, 20])
@@ -196,7 +209,9 @@ def _marked(documents: list[str], most: int, least: int) -> set[tuple[int, int]]
     numbers, firsts = copies["record"].astype(np.int64), copies["first"].astype(np.int64)
     edits = windows.edits(numbers, firsts, np.searchsorted(windows.first, firsts, side="right") - 1)
     return {
-        (int(e[ROW]), at - int(texts.offsets[e[ROW]])) for e in edits for at in range(int(e[START]), int(e[END]))
+        (int(e[ROW]), at - int(texts.offsets[e[ROW]]))
+        for e in edits
+        for at in range(int(e[START]), int(e[END]))
     }
 
 

@@ -117,8 +117,8 @@ def parquet_rows(
 ) -> Iterator[tuple[int, Fields]]:
     """(row, record) of a Parquet file, rows from 1.
 
-    Told: a file without a readable end, one in whose schema `columns` finds a fault, row groups that cannot be
-    read (their row is the first that is missing) and rows with a string that is not UTF-8.
+    Told: a file without a readable end, one in whose schema `columns` finds a fault, row groups that cannot
+    be read (their row is the first that is missing) and rows with a string that is not UTF-8.
     """
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)

@@ -55,7 +55,9 @@ def _funnel(
     found = []
     for row in rows:
         size = sizes.get(pipeline.config.sources[row["source"]].language)
-        known = {f"tokens_{side}": round(row[f"bytes_{side}"] / size) for side in ("in", "out")} if size else {}
+        known = (
+            {f"tokens_{side}": round(row[f"bytes_{side}"] / size) for side in ("in", "out")} if size else {}
+        )
         found.append(row | known)
     return found
 

@@ -247,7 +247,9 @@ def test_no_private_value_is_left_in_any_output(tmp_path: Path) -> None:
     texts += texts[:3]  # copies go before the privacy filter has seen them
     _, removed, facts = clean(tmp_path, {"a": texts})
     assert facts["removed"]["privacy"] == 40
-    assert sorted(example["rule"] for example in facts["examples"]["privacy"]) == ["email"] * 2 + ["phone"] * 2
+    assert (
+        sorted(example["rule"] for example in facts["examples"]["privacy"]) == ["email"] * 2 + ["phone"] * 2
+    )
     assert "[phone]" in facts["examples"]["privacy"][0]["before"]
     for text in (json.dumps(facts, ensure_ascii=False), json.dumps(removed, ensure_ascii=False)):
         assert "138123400" not in text

@@ -1,4 +1,4 @@
-"""Cleaning when something dies or is full: real kills, a real full disk, a document of 20 MB; the same bytes after."""
+"""Cleaning when something dies or is full: real kills, a real full disk, a document of 20 MB."""
 
 from __future__ import annotations
 
@@ -214,7 +214,10 @@ def test_what_is_written_to_a_full_device_is_no_file(tmp_path: Path) -> None:
 
 def test_a_document_of_twenty_megabytes_is_cleaned_as_a_small_one(tmp_path: Path) -> None:
     draw = random.Random(3)
-    common = "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就分对成会可主发年动同工也能下过子说产种面方后多定行学法所民得经"
+    common = (
+        "的一是在不了有和人这中大为上个国我以要他时来用们生到作地于出就"
+        "分对成会可主发年动同工也能下过子说产种面方后多定行学法所民得经"
+    )
     sentences = ["".join(draw.sample(common, 32)) + f"第{number}条。" for number in range(190_000)]
     text = "".join(sentences)
     assert len(text.encode()) > 20_000_000

@@ -48,7 +48,7 @@ def test_a_run_counts_up_and_the_next_one_goes_on_from_there(
     assert seen[-1].done == seen[-1].total == before[0].total
     assert before[-1].done < before[-1].total
     assert seen[5].done in (before[-1].done, before[-1].done + 1)
-    assert [at.stage for at in seen if at.stage != "join"][0] in ("scan", "copies-scan")
+    assert next(at.stage for at in seen if at.stage != "join") in ("scan", "copies-scan")
     assert seen[-1].seconds_left == 0
     assert 0 < seen[-2].bytes_per_second < 1e9
     assert progress.read(build.out) is None

@@ -178,7 +178,9 @@ def sample() -> Report:
         "funnel": funnel(),
         "cleaning_examples": {
             "character_dedup": [{"before": "好好好好好好好好！！！！！物流很快", "after": "好！物流很快"}],
-            "privacy": [{"rule": "email", "before": "联系 [email] 或 [phone] 咨询", "after": "联系  或  咨询"}],
+            "privacy": [
+                {"rule": "email", "before": "联系 [email] 或 [phone] 咨询", "after": "联系  或  咨询"}
+            ],
         },
         "quarantined": [
             {"source": "reviews", "files": 1, "rows": 3, "first": ["data/r.jsonl: row 7: no valid JSON"]}

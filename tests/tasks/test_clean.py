@@ -1,4 +1,4 @@
-"""Cleaning by Ray Data on a real local Ray: the same bytes as in one process, and a killed worker is replaced."""
+"""Cleaning by Ray Data on a real local Ray: the bytes of one process, also when a worker is killed."""
 
 import os
 import signal

@@ -23,8 +23,8 @@ that has 0.42 of them on average, while 99.9 % of real reviews have 0.98 and mor
 _CLEARLY_COMMON = 0.9
 _LEAST_HAN = 10
 _BEGINNING = 100_000  # bytes
-"""Where CLD2 is sure of nothing, the script decides for Chinese: text with numbers, names in Latin letters or a
-formula. Measured on the sentences of eight Chinese sets: docs/data.md."""
+"""Where CLD2 is sure of nothing, the script decides for Chinese: text with numbers, names in Latin letters or
+a formula. What it brings is in docs/data.md."""
 _HAN = re.compile("[\u3400-\u9fff]")
 _OTHER_LETTER = re.compile("[^\\W\\d_\u3400-\u9fff]")
 _KANA_OR_HANGUL = re.compile("[\u3041-\u30fa\u30fd-\u30ff\u31f0-\u31ff\uac00-\ud7a3\uff66-\uff9f]")

