@@ -1,7 +1,7 @@
 """What cleaning keeps and takes, on labelled real text: languages, private values, articles, repeated runs.
 
 No speed is measured here. Text is the shared data; a figure whose data or peer is absent is left out, and
-that is said. Repeated runs are compared with a search over all runs of sentences, which is quadratic and exact.
+that is said. Repeated runs are compared with a search over all runs of sentences: quadratic and exact.
 """
 
 from __future__ import annotations

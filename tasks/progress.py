@@ -29,7 +29,7 @@ class ProgressView:
         self._lock = threading.Lock()
         self._rows: dict[str, TaskID] = {}
         self._totals: dict[str, int] = {}
-        self._printed: dict[str, float] = {}
+        self._printed: dict[str, tuple[float, int]] = {}
         self._live = Progress(
             TextColumn("  {task.description:<24}"),
             BarColumn(bar_width=24),
@@ -51,7 +51,7 @@ class ProgressView:
         with self._lock:
             self._rows[name] = self._live.add_task(name, total=steps, note="starting")
             self._totals[name] = steps or 0
-            self._printed[name] = time.monotonic()
+            self._printed[name] = (time.monotonic(), 0)
 
     def advance(self, name: str, folder: Path) -> None:
         """Show how far a step is that trains or cleans; of others nothing is known before their end."""
@@ -60,13 +60,11 @@ class ProgressView:
             return
         with self._lock:
             self._live.update(self._rows[name], completed=moved.done, total=moved.total, note=moved.note)
-            # Only rows that move: the last one would be repeated until the job has shut down.
-            if (
-                not self.console.is_terminal
-                and moved.done < moved.total
-                and time.monotonic() - self._printed[name] > _SECONDS_BETWEEN_LINES
-            ):
-                self._printed[name] = time.monotonic()
+            at, done = self._printed[name]
+            waited = time.monotonic() - at > _SECONDS_BETWEEN_LINES
+            # Only what moves: a last row would be repeated until the job has shut down.
+            if not self.console.is_terminal and done < moved.done < moved.total and waited:
+                self._printed[name] = (time.monotonic(), moved.done)
                 self.console.print(f"      {name} {moved.done}/{moved.total}  {moved.note}")
 
     def finish(self, name: str, state: str, record: dict[str, Any] | None = None) -> None:
