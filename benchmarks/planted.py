@@ -27,7 +27,7 @@ def _mobile(draw: random.Random) -> str:
 
 def _grouped(separator: str, sizes: tuple[int, ...]) -> Draw:
     def made(draw: random.Random) -> str:
-        number, parts = _mobile(draw), []
+        number, parts = _mobile(draw), list[str]()
         for size in sizes:
             parts, number = [*parts, number[:size]], number[size:]
         return separator.join(parts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -39,8 +40,7 @@ def on_ray(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
     DataContext.get_current().enable_progress_bars = False
     # One block a number. Reading numbers and the task are fused, so a block is one Ray task.
     work = ray.data.range(len(numbers), override_num_blocks=len(numbers)).map_batches(
-        _run,
-        fn_kwargs={"task": task, "plan": plan, "numbers": list(numbers)},
+        partial(_run, task=task, plan=plan, numbers=list(numbers)),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,

@@ -88,12 +88,14 @@ def digest(files: list[tuple[str, Path]]) -> dict[str, Any]:
 def text(path: Path, tell: Tell) -> str | None:
     """A whole UTF-8 file, without its byte order mark; None if a byte is not UTF-8, told with its offset."""
     content = path.read_bytes()
-    if not content:
-        return tell(Bad(str(path), None, _EMPTY))
     try:
-        return content.decode("utf-8").removeprefix("\ufeff")
+        if content:
+            return content.decode("utf-8").removeprefix("\ufeff")
+        told = _EMPTY
     except UnicodeDecodeError as error:
-        return tell(Bad(str(path), None, _undecodable(error.start)))
+        told = _undecodable(error.start)
+    tell(Bad(str(path), None, told))
+    return None
 
 
 def json_lines(path: Path, tell: Tell) -> Iterator[tuple[int, Fields]]:
