@@ -202,7 +202,9 @@ def _windows(codes: np.ndarray, offsets: np.ndarray, among: np.ndarray, table: n
     """(row, start, end, sort) of disjoint windows in order; sort: 1 link, 2 phone, 4 with a plus sign."""
     found = np.empty((64, 4), np.int64)
     n = 0
-    for row in np.flatnonzero(among):
+    for row in range(len(among)):
+        if not among[row]:
+            continue
         begin, end = offsets[row], offsets[row + 1]
         at, link, phone = begin, begin, begin  # before `link` and `phone` all is known
         while True:
