@@ -65,7 +65,7 @@ def figures() -> Iterator[Figure]:
             yield Figure(
                 "data/cleaning_pages", size / _seconds(lambda out: clean(pages.parent, paper(), out)), "MB/s"
             )
-            yield from _privacy(pages, "pages", None)
+            yield from _privacy(pages, "pages", 10)
 
 
 class _Against:
@@ -120,7 +120,7 @@ def dedup_runs(pieces: list[pa.RecordBatch]) -> list[pa.Array]:
     return left
 
 
-def _privacy(path: Path, name: str, least: float | None) -> Iterator[Figure]:
+def _privacy(path: Path, name: str, least: float) -> Iterator[Figure]:
     texts, _ = columns.decode(pq.read_table(path)["text"].combine_chunks())
     size = columns.size(texts) / _MB
     started = time.process_time()

@@ -60,7 +60,7 @@ def _any(codes: np.ndarray, table: np.ndarray) -> bool:
     found = np.uint8(0)
     for code in codes:
         found |= table[code]
-    return found > 0
+    return bool(found > 0)
 
 
 @njit(cache=True, nogil=True)

@@ -102,7 +102,9 @@ def make_plan(build: Build, filtered: dict[str, CleanRecipe]) -> tuple[Plan, int
     planned = tuple(Shard(number, *shard) for number, shard in enumerate(cut))
     state = xxhash.xxh3_64(repr([(s.number, s.source, s.groups) for s in planned]).encode())
     for name, clean in filtered.items():
-        state.update(f"{name} {clean.model_dump_json()} {files[name].metadata.to_dict()}".encode())
+        state.update(f"{name} {clean.model_dump_json()}".encode())
+        for group in range(files[name].num_row_groups):  # one by one: all at once are megabytes
+            state.update(str(files[name].metadata.row_group(group).to_dict()).encode())
     partitions = min(_MOST_PARTITIONS, 1 + total // PARTITION_BYTES)
     return Plan(build.out / "shards" / state.hexdigest(), planned, filtered, partitions, total), total
 

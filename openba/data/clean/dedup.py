@@ -44,7 +44,7 @@ _DUPLICATE = RULE_CODE["duplicate_sentences"]
 def document_keys(texts: pa.Array) -> np.ndarray:
     """128 bits of hash per row of an Arrow `large_string` array, uint64 (n, 2)."""
     raw, offsets = columns.buffers(texts)
-    whole = memoryview(raw)
+    whole = raw.data
     digests = [xxh3_128_digest(whole[start:end]) for start, end in pairwise(offsets.tolist())]
     return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
 

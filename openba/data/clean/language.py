@@ -1,7 +1,7 @@
 """Keep confident Chinese or English (paper section 3.1.1, language filtering): CLD2 and a check of Han.
 
 Owns the verdict on each text of a batch. CLD2 is what polyglot, the paper's tool, calls; polyglot is GPL.
-It is called once a document, the one thing of this package that is, and takes two thirds of the time.
+It is called once a document, the one thing of this package that is, and takes half of the time.
 """
 
 from __future__ import annotations
@@ -81,24 +81,31 @@ def _is_chinese(text: bytes) -> bool:
 
 
 @njit(cache=True, nogil=True)
+def _count(codes: np.ndarray, table: np.ndarray, bit: int) -> int:
+    """Characters with this bit: one sum a loop, or the compiler gives up on taking several at a time."""
+    count = 0
+    for code in codes:
+        count += (table[code] & bit) != 0
+    return count
+
+
+@njit(cache=True, nogil=True)
 def _examine(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Shares of common Han per text, and the code points with spaces for what CLD2 refuses."""
     shares = np.ones(len(offsets) - 1, np.float64)
-    refused = np.uint8(0)
+    refused = 0
     for row in range(len(shares)):
-        han, common = np.int64(0), np.int64(0)
-        for code in codes[offsets[row] : offsets[row + 1]]:
-            kind = table[code]
-            han += kind & 1
-            common += (kind & 3) == 3
-            refused |= kind & np.uint8(4)
+        text = codes[offsets[row] : offsets[row + 1]]
+        han = _count(text, table, _IS_HAN)
+        common = _count(text, table, _COMMON) if han else 0
+        refused += _count(text, table, _REFUSED)
         if han:
             shares[row] = common / han
     if refused == 0:  # as after the filter of unusual characters: nothing is copied
         return shares, codes
     spaced = codes.copy()
     for at in range(len(spaced)):
-        if table[spaced[at]] & 4:
+        if table[spaced[at]] & _REFUSED:
             spaced[at] = 32
     return shares, spaced
 

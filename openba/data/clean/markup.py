@@ -1,7 +1,7 @@
 """Page markup (paper section 3.1.1: "remove unusual characters and HTML tags").
 
 Owns what a tag, a comment and an entity are. Only texts with a candidate meet these patterns: markup that is
-left in extracted text is rare. Whole pages go at some 3 MB/s; extract those before.
+left in extracted text is rare. Whole pages go at some 5 MB/s; extract those before.
 """
 
 from __future__ import annotations

@@ -137,7 +137,7 @@ def join(plan: Plan, source: str, path: Path, removed: Callable[[Outcome], None]
                 yield work.batch()
             removed(out)
 
-    return write_documents(path, documents())[0]
+    return write_documents(path, stages.gathered(documents(), shards.PIECE))[0]
 
 
 class _Copies:

@@ -81,7 +81,8 @@ _AHEAD = 8
 # case, Python lets four letters beyond ASCII stand for i, k and s.
 _IN_LINK, _IN_PHONE, _IS_DIGIT, _IN_ADDRESS, _IS_ANCHOR = 1, 2, 4, 8, 16
 _FOLDED = "\u0130\u0131\u017f\u212a"
-_LINK_CHARACTERS = "".join(map(chr, range(0x21, 0x7F))) + "：＠．" + _FOLDED
+# No link and no address holds a quotation mark, a bracket of a tag or the like: runs end there.
+_LINK_CHARACTERS = "".join(sorted({*map(chr, range(0x21, 0x7F))} - {*"\"'<>\\^`{|}"})) + "：＠．" + _FOLDED
 _PHONE_CHARACTERS = (
     "extlphonfaEXTLPHONFA0123456789０１２３４５６７８９+＋()（）-－‐–—.．,，/／、:：#转分机"
     "电话热线传真座致号码是为\u00a0 "
@@ -203,7 +204,9 @@ def _windows(codes: np.ndarray, offsets: np.ndarray, among: np.ndarray, table: n
     """(row, start, end, sort) of disjoint windows in order; sort: 1 link, 2 phone, 4 with a plus sign."""
     found = np.empty((64, 4), np.int64)
     n = 0
-    for row in np.flatnonzero(among):
+    for row in range(len(among)):
+        if not among[row]:
+            continue
         begin, end = offsets[row], offsets[row + 1]
         at, link, phone = begin, begin, begin  # before `link` and `phone` all is known
         while True:

@@ -7,7 +7,7 @@ but the text. The two searches for copies are `dedup`'s; `shards` brings them th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -224,8 +224,9 @@ class Batch:
         known = Counter(example["rule"] for example in [*self._shown.get(stage, ()), *mine])
         for rule in np.unique(edits[:, RULE]).tolist():
             name = RULES[rule]
-            rows = dict.fromkeys(edits[edits[:, RULE] == rule][:50, ROW].tolist()) if name else {}
-            for row in rows:
+            if not name or known[name] >= EXAMPLES:
+                continue
+            for row in dict.fromkeys(edits[edits[:, RULE] == rule][:50, ROW].tolist()):
                 if known[name] >= EXAMPLES:
                     break
                 text, found = texts.text(row), as_edits(texts, edits[edits[:, ROW] == row])
@@ -265,6 +266,23 @@ def pieces(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
         end = min(max(end, start + 1), batch.num_rows)
         yield batch.slice(start, end - start)
         start = end
+
+
+def gathered(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """The other way: batches of at least so many bytes of text.
+
+    As row groups of a file small ones cost: writer and every reader hold 5 to 9 KiB for each.
+    """
+    held: list[pa.RecordBatch] = []
+    total = 0
+    for batch in batches:
+        held.append(batch)
+        total += text_bytes(batch)
+        if total >= size:
+            yield pa.concat_batches(held)
+            held, total = [], 0
+    if held:
+        yield pa.concat_batches(held)
 
 
 def add_examples(known: list[dict[str, str]], found: list[dict[str, str]]) -> None:
