@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 import signal
@@ -17,13 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from openba.artifacts import Build, Kind, Step, Store, materialize
+from openba.data import sources
 from openba.data.clean import corpus as step
 from openba.data.clean import passes, shards
 from openba.data.clean.shards import Plan
 from openba.data.schema import DOCUMENTS, write_documents
 from openba.errors import UserError
 from openba.graph import CORPUS
-from openba.recipes.data import CleanRecipe, CorpusRecipe
+from openba.recipes.data import CleanRecipe, CorpusRecipe, FileSource, SourceStep
 from tests.data.test_clean_corpus import write_source
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -234,3 +236,19 @@ def test_a_document_of_twenty_megabytes_is_cleaned_as_a_small_one(tmp_path: Path
         ("2", "duplicate_sentences"),
         ("1", "short_sentence"),
     ]
+
+
+def test_nul_and_control_characters_pass_the_source_and_go_in_cleaning(tmp_path: Path) -> None:
+    text = "今天天气非常好，我们一起去公园散步吧。"
+    dirty = text[:4] + "\x00\x07\x1b" + text[4:] + "\x7f\u200b\ufffd\x00"
+    (tmp_path / "in.jsonl").write_text(json.dumps({"text": dirty}) + "\n" + json.dumps({"text": "\x00" * 50}))
+    recipe = FileSource(adapter="jsonl", path=str(tmp_path / "in.jsonl"), language="zh", licence="test")
+    (tmp_path / "a").mkdir()
+    facts = sources.build(Build(tmp_path / "a", SourceStep(name="a", source=recipe), {}))
+    assert (facts["documents"], facts["quarantined"]["rows"]) == (2, 0)
+    (tmp_path / "out").mkdir()
+    run(tmp_path / "a", tmp_path / "out", passes.here)
+    kept = pq.read_table(tmp_path / "out" / "a.parquet").to_pylist()
+    assert [(row["id"], row["text"]) for row in kept] == [("in.jsonl:1", text)]
+    removed = pq.read_table(tmp_path / "out" / "removed.parquet").to_pylist()
+    assert {row["id"]: row["stage"] for row in removed}["in.jsonl:2"] == "unusual_characters"

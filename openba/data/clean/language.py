@@ -26,7 +26,7 @@ _BEGINNING = 100_000  # bytes
 """Where CLD2 is sure of nothing, the script decides for Chinese: text with numbers, names in Latin letters or
 a formula. What it brings is in docs/data.md."""
 _HAN = re.compile("[\u3400-\u9fff]")
-_OTHER_LETTER = re.compile("[^\\W\\d_\u3400-\u9fff]")
+_OTHER_WORD = re.compile("[^\\W\\d_\u3400-\u9fff]+")
 _KANA_OR_HANGUL = re.compile("[\u3041-\u30fa\u30fd-\u30ff\u31f0-\u31ff\uac00-\ud7a3\uff66-\uff9f]")
 
 _MOST_BYTES = 16_000_000
@@ -73,11 +73,11 @@ def _verdict(text: bytes, common: float, languages: Collection[str]) -> str:
 
 
 def _is_chinese(text: bytes) -> bool:
-    """Whether the script alone says so: most letters of the beginning are Han, and none is kana or Hangul."""
+    """Whether the script alone says so: Han characters, each a word, are half the words, none kana or Hangul."""
     beginning = text[:_BEGINNING].decode("utf-8", "ignore")
     if _KANA_OR_HANGUL.search(beginning):
         return False
-    return len(_HAN.findall(beginning)) >= max(_LEAST_HAN, len(_OTHER_LETTER.findall(beginning)))
+    return len(_HAN.findall(beginning)) >= max(_LEAST_HAN, len(_OTHER_WORD.findall(beginning)))
 
 
 @njit(cache=True, nogil=True)
