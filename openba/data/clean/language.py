@@ -73,7 +73,7 @@ def _verdict(text: bytes, common: float, languages: Collection[str]) -> str:
 
 
 def _is_chinese(text: bytes) -> bool:
-    """Whether the script alone says so: Han characters, each a word, are half the words; no kana or Hangul."""
+    """Whether the script says so: Han characters, each a word, are half the words; no kana, no Hangul."""
     beginning = text[:_BEGINNING].decode("utf-8", "ignore")
     if _KANA_OR_HANGUL.search(beginning):
         return False
