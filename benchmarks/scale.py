@@ -83,11 +83,11 @@ def _anonymous(process: psutil.Process) -> int:
 
 def processes(size: int) -> Figure:
     """Wall time of the step in one process and in two, on one source."""
-    cases: dict[int, passes.Mapper] = {1: passes.here, 2: passes.Processes(2)}
     seconds = {}
-    with tempfile.TemporaryDirectory(prefix="openba-scale-") as folder:
+    with tempfile.TemporaryDirectory(prefix="openba-scale-") as folder, passes.Processes(2) as two:
         root = Path(folder)
         corpora.write(root / "text" / DOCUMENTS, corpora.prose(), size)
+        cases: dict[int, passes.Mapper] = {1: passes.here, 2: two}
         for number, mapper in cases.items():
             started = time.perf_counter()
             cleaning.clean(root / "text", cleaning.paper(), root / str(number), mapper)
