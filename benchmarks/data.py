@@ -1,14 +1,14 @@
-"""Group `data`: samples and token shards. Cleaning's figures are not built yet (docs/data.md)."""
+"""Group `data`: quality of cleaning, samples, token shards, speed of cleaning and deduplication."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks import tokens, ul2
+from benchmarks import cleaning, quality, scale, tokens, ul2
 from benchmarks.figure import Figure
 
 
 def figures() -> Iterator[Figure]:
-    """UL2 samples against a plain collator, then text to token shards and the mixture's memory."""
-    yield from ul2.figures()
-    yield from tokens.figures()
+    """What cleaning keeps, samples, token shards, cleaning and peers; last what needs much disk and quiet."""
+    for part in (quality, ul2, tokens, cleaning, scale):
+        yield from part.figures()

@@ -182,15 +182,19 @@ def _print_parameters(name: str, as_json: bool) -> None:
 def _resolved(step: Step, graph: Pipeline) -> list[tuple[str, Any, str]]:
     rows = []
     for key, value in flatten(step.recipe.model_dump(mode="json")).items():
-        place = _place(step.config, key)
+        place = _place(step.config, key, graph)
         rows.append((key, value, graph.files.set_by(place)))
     return rows
 
 
-def _place(config: str, key: str) -> str:
+def _place(config: str, key: str, graph: Pipeline) -> str:
     """Where a recipe's key stands in the pipeline's config; a training's model is a section of its own."""
     if key.startswith("model."):
         return key
+    if config == "clean":  # a key of sources.NAME: the pipeline's filters, or the source's own
+        _, name, *rest = key.split(".", 2)
+        shared = graph.config.sources[name].clean is True
+        return ".".join(["clean", *rest] if shared else ["sources", name, "clean", *rest])
     return f"{config}.{key.removeprefix('train.').removeprefix('source.').removeprefix('task.')}"
 
 

@@ -29,9 +29,9 @@ from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
 from openba.recipes.pipeline import ExpertConfig, PipelineConfig, expert_files
 from openba.recipes.train import TrainRecipe, TrainStep
 
-SOURCE = Kind("openba.data.sources:build", "1")
-CORPUS = Kind("openba.data.clean.corpus:build", "2", resumable=True)
-TOKENIZER = Kind("openba.data.tokenizer_training:build", "1")
+SOURCE = Kind("openba.data.sources:build", "2")
+CORPUS = Kind("openba.data.clean.corpus:build", "3", resumable=True)
+TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
 MIXTURE = Kind("openba.data.mixture:build", "2")
 CONTAMINATION = Kind("openba.data.contamination:build", "1")
 TASK = Kind("openba.data.tasks:build", "2")

@@ -9,13 +9,16 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-from concurrent.futures import CancelledError, ProcessPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import CancelledError, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from openba.artifacts import Build, Kind, Step
 from openba.errors import UserError
 from tasks.services import die_with_parent
+
+POLL_SECONDS = 0.5
 
 
 class LocalPool:
@@ -28,14 +31,17 @@ class LocalPool:
             initializer=_start_worker,
         )
 
-    def run(self, step: Step, build: Build) -> Any:
-        """The step's function in a worker.
+    def run(self, step: Step, build: Build, watch: Callable[[], None]) -> Any:
+        """The step's function in a worker; `watch` is called while it runs.
 
         Raises:
             UserError: the worker was killed, as the kernel does when memory runs out.
         """
         try:
-            return self._pool.submit(_call, step.kind.function, build).result()
+            future = self._pool.submit(_call, step.kind.function, build)
+            while not wait([future], POLL_SECONDS).done:
+                watch()
+            return future.result()
         except (BrokenProcessPool, CancelledError):
             raise UserError(
                 f"{step.name}: its process was killed (out of memory?); free some and run again"

@@ -1,6 +1,6 @@
 """What a run prints while it works: a live table on a terminal, plain lines elsewhere.
 
-Owns the console only. Numbers come from a stage's metrics file, which the training job writes.
+Owns the console only. Numbers come from the files that a step writes while it works.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from openba.data.clean import progress as cleaning
 from openba.train.log import METRICS, read_rows
 from openba.units import human, human_time
 
@@ -28,7 +29,7 @@ class ProgressView:
         self._lock = threading.Lock()
         self._rows: dict[str, TaskID] = {}
         self._totals: dict[str, int] = {}
-        self._printed: dict[str, float] = {}
+        self._printed: dict[str, tuple[float, int]] = {}
         self._live = Progress(
             TextColumn("  {task.description:<24}"),
             BarColumn(bar_width=24),
@@ -50,30 +51,21 @@ class ProgressView:
         with self._lock:
             self._rows[name] = self._live.add_task(name, total=steps, note="starting")
             self._totals[name] = steps or 0
-            self._printed[name] = time.monotonic()
+            self._printed[name] = (time.monotonic(), 0)
 
     def advance(self, name: str, folder: Path) -> None:
-        """Read a training step's newest metrics and show them."""
-        rows = read_rows(folder / METRICS)
-        if not rows:
+        """Show how far a step is that trains or cleans; of others nothing is known before their end."""
+        moved = _training(folder, self._totals[name]) if self._totals[name] else _cleaning(folder)
+        if moved is None:
             return
-        last, total = rows[-1], self._totals[name]
-        recent = rows[-20:]
-        rate = sum(row["tokens"] for row in recent) / sum(
-            row["tokens"] / row["tokens_per_second"] for row in recent
-        )
-        left = (total - last["step"]) * sum(row["tokens"] for row in recent) / len(recent) / rate
-        note = f"loss {last['loss']:.3f}  {human(rate)} tokens/s  ETA {human_time(left)}"
         with self._lock:
-            self._live.update(self._rows[name], completed=last["step"], note=note)
-            # Only rows that move: the last one would be repeated until the job has shut down.
-            if (
-                not self.console.is_terminal
-                and last["step"] < total
-                and time.monotonic() - self._printed[name] > _SECONDS_BETWEEN_LINES
-            ):
-                self._printed[name] = time.monotonic()
-                self.console.print(f"      {name} {last['step']}/{total}  {note}")
+            self._live.update(self._rows[name], completed=moved.done, total=moved.total, note=moved.note)
+            at, done = self._printed[name]
+            waited = time.monotonic() - at > _SECONDS_BETWEEN_LINES
+            # Only what moves: a last row would be repeated until the job has shut down.
+            if not self.console.is_terminal and done < moved.done < moved.total and waited:
+                self._printed[name] = (time.monotonic(), moved.done)
+                self.console.print(f"      {name} {moved.done}/{moved.total}  {moved.note}")
 
     def finish(self, name: str, state: str, record: dict[str, Any] | None = None) -> None:
         """A step is `built`, `cached`, `failed` or `stopped`."""
@@ -87,3 +79,45 @@ class ProgressView:
             self.console.print(
                 f"[{self.done:>2}/{self.total}] {state:<7} {name}{took}{measured}", markup=False
             )
+            if told := _set_aside(record):
+                self.console.print(f"        {told}", markup=False, soft_wrap=True)
+
+
+def _set_aside(record: dict[str, Any] | None) -> str:
+    """What of a source could not be read, also when the source is reused."""
+    aside = (record or {}).get("facts", {}).get("quarantined")
+    if not aside or not aside["first"]:
+        return ""
+    counts = [
+        f"{aside[kind]} {kind.removesuffix('s') if aside[kind] == 1 else kind}" for kind in ("files", "rows")
+    ]
+    return f"{counts[0]} and {counts[1]} set aside; first: {aside['first'][0]}"
+
+
+class _Moved(NamedTuple):
+    done: int
+    total: int
+    note: str
+
+
+def _training(folder: Path, total: int) -> _Moved | None:
+    """Optimiser steps, from a training's newest metrics."""
+    rows = read_rows(folder / METRICS)
+    if not rows:
+        return None
+    last, recent = rows[-1], rows[-20:]
+    tokens = sum(row["tokens"] for row in recent)
+    rate = tokens / sum(row["tokens"] / row["tokens_per_second"] for row in recent)
+    left = (total - last["step"]) * tokens / len(recent) / rate
+    note = f"loss {last['loss']:.3f}  {human(rate)} tokens/s  ETA {human_time(left)}"
+    return _Moved(last["step"], total, note)
+
+
+def _cleaning(folder: Path) -> _Moved | None:
+    """Shards, each counted once a pass over it."""
+    at = cleaning.read(folder)
+    if at is None:
+        return None
+    left = "" if at.seconds_left is None else f"  ETA {human_time(at.seconds_left)}"
+    note = f"shards ({at.stage})  {at.bytes_per_second / 1e6:.1f} MB/s{left}"
+    return _Moved(at.done, at.total, note)

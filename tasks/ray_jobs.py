@@ -20,6 +20,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from openba.artifacts import Build, Step
 from openba.errors import UserError
 from tasks.job import ERROR, FACTS, SPEC
+from tasks.places import kind_of
 from tasks.services import RayHead
 
 POLL_SECONDS = 0.5
@@ -76,6 +77,7 @@ class RayJobs:
             entrypoint=f"{self.python} -m tasks.job {folder}",
             submission_id=f"{prefix}{len(attempts) + 1}",
             # A job's entry point runs on the head; one that computes there itself asks for a device.
+            # Cleaning, whose own place is the flow, needs none.
             entrypoint_num_gpus=1
             if step.kind.place == "job" and build.runtime.device.kind == "cuda"
             else None,
@@ -95,9 +97,10 @@ class RayJobs:
 
 
 def _spec(step: Step, build: Build) -> dict[str, Any]:
+    kind = kind_of(step, build.runtime)
     return {
-        "function": step.kind.function,
-        "place": step.kind.place,
+        "function": kind.function,
+        "place": kind.place,
         "out": str(build.out),
         "inputs": {key: str(path) for key, path in build.inputs.items()},
         "recipe_type": _reference(build.recipe),

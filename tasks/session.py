@@ -19,6 +19,7 @@ from openba.graph import Pipeline
 from openba.home import Home
 from openba.recipes.train import TrainStep
 from tasks.local import LocalPool
+from tasks.places import kind_of
 from tasks.progress import ProgressView
 from tasks.services import RayHead
 from tasks.tracking import StepRun, Tracking
@@ -48,7 +49,7 @@ class Session:
         self._stopping = threading.Event()
         self._places = threading.BoundedSemaphore(self.runtime.parallel_jobs)
         # Started first and awaited at the first job: 4 s that data preparation hides.
-        needs_ray = any(step.kind.place != "flow" and self.store.manifest(step) is None for step in steps)
+        needs_ray = any(self._is_job(step) and self.store.manifest(step) is None for step in steps)
         self.ray = RayHead(home, self.runtime) if needs_ray else None
         self.tracking = Tracking(home, pipeline.config.name, flow_run)
         self.view = ProgressView(len(steps))
@@ -86,7 +87,7 @@ class Session:
             self.tracking.mirror(step, record, self.store)
             return self._ended(step, "cached", record)
         # A job waits for its place here, so that its seconds and its MLflow run are its own.
-        with self._places if step.kind.place != "flow" else nullcontext():
+        with self._places if self._is_job(step) else nullcontext():
             return self._build_anew(step)
 
     def _build_anew(self, step: Step) -> dict[str, Any]:
@@ -126,15 +127,16 @@ class Session:
         return record
 
     def _run(self, step: Step, build: Build, run: StepRun) -> Any:
-        if step.kind.place == "flow":
-            return self._local.run(step, build)
-
         def watch() -> None:
             self._check_stop()
             run.watch(build.out)
             self.view.advance(step.name, build.out)
 
-        return self._ray_jobs().run(step, build, watch)
+        runner = self._ray_jobs() if self._is_job(step) else self._local
+        return runner.run(step, build, watch)
+
+    def _is_job(self, step: Step) -> bool:
+        return kind_of(step, self.runtime).place != "flow"
 
     def _ray_jobs(self) -> RayJobs:
         with self._jobs_lock:

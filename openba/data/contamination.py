@@ -24,6 +24,7 @@ from numba import njit, types
 
 from openba.artifacts import Build
 from openba.data.catalogue import corpus_files
+from openba.data.schema import read_batches
 from openba.recipes.data import ContaminationRecipe
 
 _WORDS = types.Array(types.uint64, 1, "C")
@@ -254,7 +255,7 @@ def _training(build: Build, recipe: ContaminationRecipe) -> Iterator[tuple[str, 
     """Texts that are trained on, by source or task: documents of the mixture, pairs of the tasks."""
     used = _used_documents(build.inputs["mixture"])
     for path in corpus_files(build.inputs["corpus"]):
-        for batch in pq.ParquetFile(path).iter_batches(1000, columns=["source", "id", "text"]):
+        for batch in read_batches(path, 1000, ["source", "id", "text"]):
             chosen = batch.filter(pc.is_in(_keys(batch), value_set=used))
             for source in chosen["source"].unique().to_pylist():
                 yield source, chosen.filter(pc.equal(chosen["source"], source))["text"]

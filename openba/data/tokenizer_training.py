@@ -87,7 +87,7 @@ def _lines(corpus: Path, characters: int, seed: int) -> Iterator[str]:
 
 
 def _fit(tokenizer: Tokenizer, corpus: Path) -> dict[str, Any]:
-    """Characters per token and share of unknown or byte pieces, on the head of each source."""
+    """Characters and bytes per token and share of unknown or byte pieces, on the head of each source."""
     pieces = tokenizer.pieces.model
     odd_ids = [tokenizer.unknown, *(i for i in range(tokenizer.base) if pieces.is_byte(i))]
     counts: dict[str, np.ndarray] = {}
@@ -97,12 +97,12 @@ def _fit(tokenizer: Tokenizer, corpus: Path) -> dict[str, Any]:
         for batch in pq.ParquetFile(path).iter_batches(200, columns=["text", "language"]):
             heads = pc.utf8_slice_codeunits(batch["text"], 0, 5000)
             ids = tokenizer.encode_arrow(heads).ids
-            row = [pc.sum(pc.utf8_length(heads)).as_py(), len(ids), np.isin(ids, odd_ids).sum()]
-            counts.setdefault(batch["language"][0].as_py(), np.zeros(3, dtype=np.int64))[:] += row
+            sizes = [pc.sum(count(heads)).as_py() for count in (pc.utf8_length, pc.binary_length)]
+            row = [*sizes, len(ids), np.isin(ids, odd_ids).sum()]
+            counts.setdefault(batch["language"][0].as_py(), np.zeros(4, dtype=np.int64))[:] += row
             break
+    names = {"characters_per_token": (0, 3), "bytes_per_token": (1, 3)}
     return {
-        "characters_per_token": {k: round(int(n) / max(1, int(ids)), 3) for k, (n, ids, _) in counts.items()},
-        "byte_or_unknown_share": {
-            k: round(int(odd) / max(1, int(ids)), 4) for k, (_, ids, odd) in counts.items()
-        },
+        name: {k: round(int(row[column]) / max(1, int(row[2])), digits) for k, row in counts.items()}
+        for name, (column, digits) in (names | {"byte_or_unknown_share": (3, 4)}).items()
     }

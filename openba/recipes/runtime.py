@@ -39,6 +39,14 @@ class ServicesRuntime(Runtime):
     dashboard_port: int | None = None
 
 
+class CleanRuntime(Runtime):
+    """How the step `clean` shares out its shards."""
+
+    engine: Literal["processes", "ray"] = "processes"
+    """`processes` of the machine that runs the pipeline, or Ray Data on all machines of the cluster, which
+    have to see OPENBA_HOME."""
+
+
 class TrainRuntime(Runtime):
     """One gang of workers."""
 
@@ -64,6 +72,7 @@ class PipelineRuntime(Runtime):
     """All devices of the cluster."""
     tensor_parallel: int = 1
     train: TrainRuntime
+    clean: CleanRuntime = CleanRuntime()
     ray: RayRuntime = RayRuntime()
     services: ServicesRuntime = ServicesRuntime()
     parallel_jobs: int = 1

@@ -58,10 +58,11 @@ _STYLE: Any = {
 }
 
 
-def funnel_chart(rows: Sequence[FunnelRow]) -> str:
-    """Documents and bytes left after each cleaning stage, all sources together, in % of what came in."""
+def funnel_chart(rows: Sequence[FunnelRow], source: str = "all sources") -> str:
+    """Documents, bytes and tokens left after each cleaning stage, in % of what came in, rows together."""
     stages = list(dict.fromkeys(row["stage"] for row in rows))
     first = {row["source"]: row for row in reversed(rows)}
+    units = [unit for unit in ("documents", "bytes", "tokens") if all(f"{unit}_in" in row for row in rows)]
 
     def kept(stage: str, unit: str) -> float:
         here = [row for row in rows if row["stage"] == stage]
@@ -69,19 +70,21 @@ def funnel_chart(rows: Sequence[FunnelRow]) -> str:
         return 100 * sum(row[f"{unit}_out"] for row in here) / whole if whole else 0.0  # type: ignore[literal-required]
 
     def draw(axes: Axes) -> None:
-        for shift, unit, colour in ((-0.19, "documents", _SERIES[0]), (0.19, "bytes", _SERIES[1])):
+        height = 0.76 / len(units)
+        for number, unit in enumerate(units):
             shares = [kept(stage, unit) for stage in stages]
-            places = [index + shift for index in range(len(stages))]
-            axes.barh(places, shares, height=0.34, color=colour, label=unit)
+            places = [index + height * (number - (len(units) - 1) / 2) for index in range(len(stages))]
+            axes.barh(places, shares, height=0.9 * height, color=_SERIES[number], label=unit)
             for place, share in zip(places, shares, strict=True):
-                axes.text(share + 1, place, f"{share:.1f}", va="center", color=_MUTED, fontsize=8)
+                axes.text(share + 1, place, f"{share:.1f}", va="center", color=_MUTED, fontsize=7.5)
         _categories(axes, [stage.replace("_", " ") for stage in stages])
         axes.set_xlim(0, 112)
         axes.set_xticks([0, 25, 50, 75, 100])
         axes.set_xlabel("% of the input that is left")
-        _legend_above(axes, 2)
+        _legend_above(axes, len(units))
 
-    return _svg("Documents and bytes left by cleaning stage", draw, 0.75 + 0.36 * max(2, len(stages)))
+    label = f"Documents, bytes and tokens left by cleaning stage, {source}"
+    return _svg(label, draw, 0.75 + 0.18 * len(units) * max(2, len(stages)))
 
 
 def mixture_chart(mixture: Mixture) -> str:

@@ -27,7 +27,12 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
         "pipeline": pipeline.config.name,
         "banner": pipeline.config.report_banner,
         "steps": [_step(step, records[name], states, store) for name, step in pipeline.steps.items()],
-        "funnel": facts("clean").get("funnel", []),
+        "funnel": _funnel(facts("clean").get("funnel", []), pipeline, facts("tokenizer")),
+        "quarantined": [
+            {"source": name, **aside}
+            for name in pipeline.config.sources
+            if (aside := facts(f"source-{name}").get("quarantined")) and aside["first"]
+        ],
         "cleaning_examples": facts("clean").get("examples", {}),
         "mixture": facts("mixture"),
         "contamination": facts("contamination").get("sets", []),
@@ -40,6 +45,21 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
             {"what": name, "why": _why(states.get(name))} for name in pipeline.steps if records[name] is None
         ],
     }
+
+
+def _funnel(
+    rows: list[dict[str, Any]], pipeline: Pipeline, tokenizer: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """The rows with tokens: cleaning comes before the tokenizer, so they follow from the bytes."""
+    sizes = tokenizer.get("bytes_per_token", {})
+    found = []
+    for row in rows:
+        size = sizes.get(pipeline.config.sources[row["source"]].language)
+        known = (
+            {f"tokens_{side}": round(row[f"bytes_{side}"] / size) for side in ("in", "out")} if size else {}
+        )
+        found.append(row | known)
+    return found
 
 
 def _step(

@@ -74,12 +74,16 @@ def _charts(report: Report, stages: list[Training], experts: list[Training]) -> 
         return {}
     from openba.report import charts
 
-    mixture = report.get("mixture") or {}
+    mixture, funnel = report.get("mixture") or {}, report.get("funnel") or []
+    filtered = [row for row in funnel if row["stage"] != "unfiltered"] or funnel
     drawn = {
-        "funnel": charts.funnel_chart(report["funnel"]) if report.get("funnel") else "",
+        "funnel": charts.funnel_chart(filtered) if funnel else "",
         "mixture": charts.mixture_chart(mixture) if mixture.get("tokens") else "",
         "experts": charts.experts_chart(experts),
     }
+    for source in dict.fromkeys(row["source"] for row in filtered):
+        mine = [row for row in filtered if row["source"] == source]
+        drawn[f"funnel {source}"] = charts.funnel_chart(mine, source)
     for run in stages + experts:
         drawn[f"loss {run['step']}"] = charts.loss_chart(run["title"], run.get("curve") or [])
         drawn[f"heldout {run['step']}"] = charts.heldout_chart(run["title"], run.get("heldout") or [])

@@ -35,11 +35,25 @@ class FunnelRow(TypedDict):
     documents_out: int
     bytes_in: int
     bytes_out: int
+    tokens_in: NotRequired[int]
+    tokens_out: NotRequired[int]
+    """Bytes over the tokenizer's bytes per token of the source's language; missing without a tokenizer."""
+
+
+class Quarantined(TypedDict):
+    """What of a source could not be read."""
+
+    source: str
+    files: int
+    rows: int
+    first: list[str]
+    """File, row and reason of the first of them."""
 
 
 class Example(TypedDict):
-    """A text before and after a cleaning stage."""
+    """A text before and after a cleaning stage, at a place that one of its rules found."""
 
+    rule: NotRequired[str]
     before: str
     after: str
 
@@ -71,6 +85,7 @@ class TokenizerFacts(TypedDict, total=False):
 
     vocab: int
     characters_per_token: dict[str, float]
+    bytes_per_token: dict[str, float]
     byte_or_unknown_share: dict[str, float]
 
 
@@ -174,6 +189,7 @@ class Report(TypedDict, total=False):
     """Label -> URL, path or command."""
     steps: list[StepState]
     funnel: list[FunnelRow]
+    quarantined: list[Quarantined]
     cleaning_examples: dict[str, list[Example]]
     mixture: Mixture
     contamination: list[ContaminationRow]

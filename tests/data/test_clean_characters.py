@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from selectolax.lexbor import LexborHTMLParser
 
@@ -88,6 +89,23 @@ def test_usual_text_stays() -> None:
 @given(st.text(max_size=40))
 def test_a_second_pass_finds_nothing_unusual(text: str) -> None:
     assert edits_of(characters.find_unusual, apply(text, edits_of(characters.find_unusual, text))) == []
+
+
+@settings(deadline=None)  # the first call compiles
+@given(
+    st.lists(
+        st.sampled_from(["a", "b", "哈", "1", ".", "…", "abcdefgh", "xyz" * 90, "12345678"]), max_size=40
+    )
+)
+def test_repeats_are_those_of_the_pattern(parts: list[str]) -> None:
+    text, wanted = "".join(parts), []
+    for match in re.finditer(r"(?s)(.{1,8}?)\1{3,}", text):
+        unit = match[1]
+        kept = {".": 6, "…": 2}.get(unit, len(unit))
+        number = any(c.isdigit() for c in unit) and not any(c.isalpha() for c in unit)
+        if not number and kept < len(match[0]):
+            wanted.append((match.start() + kept, match.end()))
+    assert [(edit.start, edit.end) for edit in edits_of(characters.find_repeats, text)] == wanted
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ PAPER = load(Path(__file__).resolve().parents[2] / "configs" / "clean" / "paper.
 ONLY = dict.fromkeys(
     ["privacy", "html", "unusual_characters", "document_dedup", "character_dedup", "paragraph_dedup"], False
 ) | {"min_words": 0, "languages": ()}
+COPIES_ONLY = CleanRecipe.model_validate(ONLY | {"document_dedup": True})
 LONG = "今天天气非常好，我们一起去公园散步吧。"
 
 
@@ -192,6 +193,35 @@ def test_all_off_leaves_the_source_as_it_is(tmp_path: Path) -> None:
     assert [row["stage"] for row in facts["funnel"]] == ["unfiltered"]
 
 
+def test_copies_alone_are_those_of_the_whole_chain(tmp_path: Path) -> None:
+    """Without another filter texts are never decoded; the first stage does the same with and without."""
+    own = "这句话只在第二个来源里出现，所以会留下来。"
+    texts = {
+        "a": [LONG, f"{LONG}二", "\u3000 ", LONG, "🙂x", "\xa0", "", f"{LONG}二", "Ω", " x"],
+        "b": ["Ω", f"{LONG}二", "Ω ", "🙂x", LONG, own],
+    }
+    found = {}
+    for name, recipe in {"alone": COPIES_ONLY, "all": PAPER}.items():
+        (tmp_path / name).mkdir()
+        kept, removed, facts = clean(tmp_path / name, texts, recipe, group=4)
+        rows = [row for row in facts["funnel"] if row["stage"] == "document_dedup"]
+        found[name] = [row for row in removed if row["stage"] == "document_dedup"], rows
+        if name == "alone":
+            assert kept == {
+                "a": {"0": LONG, "1": f"{LONG}二", "4": "🙂x", "8": "Ω", "9": " x"},
+                "b": {"2": "Ω ", "5": own},
+            }
+    assert found["alone"] == found["all"]
+    assert found["alone"][1][0]["bytes_in"] == sum(len(text.encode()) for text in texts["a"])
+    assert {row["rule"] for row in found["alone"][0]} == {"empty", "duplicate_document"}
+
+
+def test_a_number_that_a_removed_link_had_split_goes_too(tmp_path: Path) -> None:
+    kept, removed, _ = clean(tmp_path, {"a": [f"{LONG}打138http://a.cn/ 0013 8000就能找到我们了。", LONG]})
+    assert "8000" not in kept["a"]["0"]
+    assert [row["stage"] for row in removed if row["rule"] == "phone"] == ["privacy_again"]
+
+
 def test_hidden_values_are_found_once_they_show(tmp_path: Path) -> None:
     texts = [
         f"{LONG}写信到me&#64;example&#46;com就能找到我们了。",
@@ -217,7 +247,9 @@ def test_no_private_value_is_left_in_any_output(tmp_path: Path) -> None:
     texts += texts[:3]  # copies go before the privacy filter has seen them
     _, removed, facts = clean(tmp_path, {"a": texts})
     assert facts["removed"]["privacy"] == 40
-    assert len(facts["examples"]["privacy"]) == 2
+    assert (
+        sorted(example["rule"] for example in facts["examples"]["privacy"]) == ["email"] * 2 + ["phone"] * 2
+    )
     assert "[phone]" in facts["examples"]["privacy"][0]["before"]
     for text in (json.dumps(facts, ensure_ascii=False), json.dumps(removed, ensure_ascii=False)):
         assert "138123400" not in text
@@ -231,7 +263,23 @@ def test_examples_are_short(real: tuple[Path, Path, dict[str, Any]]) -> None:
     shown = [example for examples in facts["examples"].values() for example in examples]
     assert len(shown) >= 10
     assert all(len(example[key]) <= 120 for example in shown for key in ("before", "after"))
-    assert all(len(examples) <= 2 for examples in facts["examples"].values())
+    for stage, examples in facts["examples"].items():
+        rules = [example["rule"] for example in examples]
+        assert all(rules.count(rule) <= 2 for rule in rules)
+        assert (facts["removed"][stage] > 0) == bool(rules), "each stage that did something has one"
+        assert all(example["before"] != example["after"] for example in examples)
+
+
+def test_an_example_shows_the_place_of_its_rule(tmp_path: Path) -> None:
+    far = "这一句话没有什么特别的地方，只是为了把别的东西推远一些。" * 12
+    text = f"写信到user@mail.com来问我。{far}打这个电话13812345678也可以。{LONG}"
+    only = CleanRecipe.model_validate(ONLY | {"privacy": True})
+    _, _, facts = clean(tmp_path, {"a": [text]}, only)
+    email, phone = facts["examples"]["privacy"]
+    assert "写信到[email]来问我" in email["before"]
+    assert "写信到来问我" in email["after"]
+    assert "打这个电话[phone]也可以" in phone["before"]
+    assert "打这个电话也可以" in phone["after"]
 
 
 def test_spans_are_of_the_text_at_that_stage(tmp_path: Path) -> None:
@@ -270,15 +318,12 @@ def test_any_order_and_number_of_workers_give_the_same_bytes(
 
     recipe = CorpusRecipe(sources={"reviews": PAPER})
     outputs, facts = [], []
-    for name, mapper in {
-        "one": passes.here,
-        "shuffled": shuffled,
-        "two": passes.in_processes(2),
-        "seven": passes.in_processes(7),
-    }.items():
-        (tmp_path / name).mkdir()
-        facts.append(corpus.build(Build(tmp_path / name, recipe, {"reviews": folder / "reviews"}), mapper))
-        outputs.append(files(tmp_path / name))
+    with passes.Processes(2) as two, passes.Processes(7) as seven:
+        for name, mapper in {"one": passes.here, "shuffled": shuffled, "two": two, "seven": seven}.items():
+            (tmp_path / name).mkdir()
+            build = Build(tmp_path / name, recipe, {"reviews": folder / "reviews"})
+            facts.append(corpus.build(build, mapper))
+            outputs.append(files(tmp_path / name))
     assert all(output == outputs[0] for output in outputs)
     assert all(fact == facts[0] for fact in facts)
     assert facts[0]["removed"]["document_dedup"] > 200
@@ -319,7 +364,10 @@ def test_a_run_that_was_cut_off_goes_on_and_does_nothing_twice(
     assert pq.read_table(tmp_path / "reviews.parquet").equals(pq.read_table(out / "reviews.parquet"))
 
 
-def test_rows_that_are_no_utf8_and_broken_row_groups_are_told_and_passed_over(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", [PAPER, COPIES_ONLY])
+def test_rows_that_are_no_utf8_and_broken_row_groups_are_told_and_passed_over(
+    tmp_path: Path, recipe: CleanRecipe
+) -> None:
     others = [f"{LONG}这是第{number}篇文章里独有的一句话。" for number in range(30)]
     path = write_source(tmp_path, "a", others, group=10) / DOCUMENTS
     table = pq.read_table(path)
@@ -339,7 +387,7 @@ def test_rows_that_are_no_utf8_and_broken_row_groups_are_told_and_passed_over(tm
     path.write_bytes(content)
     out = tmp_path / "out"
     out.mkdir()
-    facts = corpus.build(Build(out, CorpusRecipe(sources={"a": PAPER}), {"a": tmp_path / "a"}))
+    facts = corpus.build(Build(out, CorpusRecipe(sources={"a": recipe}), {"a": tmp_path / "a"}))
     removed = pq.read_table(out / "removed.parquet").to_pylist()
     told = [(row["id"], row["rule"]) for row in removed if row["stage"] == "input"]
     assert sorted(told) == [("3", "invalid_utf8"), ("row group 2", "unreadable")]

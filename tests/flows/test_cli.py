@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from openba.artifacts import materialize
 from openba.config import CONFIGS
+from openba.graph import Pipeline, find_pipeline
+from openba.home import Home
 
 OPENBA = str(Path(sys.executable).with_name("openba"))
 
@@ -78,12 +81,15 @@ def test_a_corrupt_shard_is_named_and_nothing_else_is_lost(tmp_path: Path) -> No
     whole = gzip.compress(
         b"".join(json.dumps({"content": f"{i} " * 30}).encode() + b"\n" for i in range(500))
     )
-    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    pipeline = own_corpus(tmp_path, f"{tmp_path}/cut.jsonl.gz")
-    line = one_line(openba(tmp_path / "home", "run", pipeline, "--until", "clean"))
-    assert "cut.jsonl.gz" in line
-    assert list((tmp_path / "home").glob("store/source-bbc-news/*/manifest.json"))
-    assert not list((tmp_path / "home").glob("store/source-mine/*"))
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    pipeline = own_corpus(tmp_path, f"{tmp_path}/in")
+    done = openba(tmp_path / "home", "run", pipeline, "--until", "source-mine")
+    assert done.returncode == 0, done.stderr
+    assert "1 file and 0 rows set aside; first: " in done.stdout
+    assert "cut.jsonl.gz: broken gzip, cut off after row" in done.stdout
+    (manifest,) = (tmp_path / "home").glob("store/source-mine/*/manifest.json")
+    assert 100 < json.loads(manifest.read_text())["facts"]["documents"] < 500
 
 
 def test_plan_needs_no_server_and_speaks_json(tmp_path: Path) -> None:
@@ -101,6 +107,53 @@ def test_show_names_the_file_behind_each_key(tmp_path: Path) -> None:
     assert "train.data.s_length: fixed   (configs/pretrain/stage1.yaml)" in shown
     assert "model.d_model: 128   (configs/model/tiny.yaml)" in shown
     assert "train.optim.eps: 1e-08   (default)" in shown
+
+
+def test_show_names_the_file_behind_each_filter(tmp_path: Path) -> None:
+    (tmp_path / "configs" / "clean").mkdir(parents=True)
+    pipeline = own_corpus(tmp_path, "data/none.jsonl")
+    (tmp_path / "configs" / "clean" / "light.yaml").write_text("html: false\n")
+    with (tmp_path / "configs" / "source" / "mine.yaml").open("a") as file:
+        file.write("clean: light\n")
+    shown = openba(tmp_path, "show", "clean", "-p", pipeline).stdout
+    assert f"sources.mine.html: False   ({tmp_path}/configs/clean/light.yaml)" in shown
+    assert "sources.mine.min_words: 10   (default)" in shown
+    assert "sources.bbc-news: None   (default)" in shown
+    shipped = openba(tmp_path, "show", "clean", "--set", "clean.min_words=5").stdout
+    assert "sources.reviews.html: True   (configs/clean/paper.yaml)" in shipped
+    assert "sources.reviews.min_words: 5   (--set)" in shipped
+
+
+def test_why_tells_rule_span_and_survivor_and_no_private_value(tmp_path: Path) -> None:
+    run = "今天天气非常好，我们一起去公园散步吧。这里的风景真是美极了，大家都很喜欢。"
+    texts = {
+        "first": run,
+        "private": f"有什么事情都可以打这个电话13812345678来问我们。{run}",
+        "copy": run,
+        "untouched": "这是一篇从来没有人改动过的文章，它只有一句话而已。",
+    }
+    lines = [json.dumps({"content": text, "name": name}) for name, text in texts.items()]
+    (tmp_path / "mine.jsonl").write_text("\n".join(lines))
+    pipeline = own_corpus(tmp_path, f"{tmp_path}/mine.jsonl")
+    with (tmp_path / "configs" / "source" / "mine.yaml").open("a") as file:
+        file.write("id_field: name\nclean: true\n")
+    home, graph = Home(tmp_path / "home"), Pipeline(find_pipeline(pipeline))
+    assert "not built" in one_line(openba(home.root, "data", "why", "private", "-p", pipeline))
+    for step in graph.step("clean").walk():
+        materialize(step, home.store)
+    asked = ("private", "mine/copy", "untouched")
+    said = {name: openba(home.root, "data", "why", name, "-p", pipeline) for name in asked}
+    assert said["private"].stdout.splitlines() == [
+        "mine/private  privacy: phone, characters 13 to 24",
+        f"mine/private  paragraph_dedup: duplicate_sentences, characters 18 to {18 + len(run)},"
+        " a copy of mine/first",
+    ]
+    whole = f"characters 0 to {len(run)}, a copy of mine/first"
+    assert said["mine/copy"].stdout.splitlines() == [
+        f"mine/copy  document_dedup: duplicate_document, {whole}"
+    ]
+    assert "untouched: nothing was removed" in one_line(said["untouched"])
+    assert all("1381234" not in done.stdout + done.stderr for done in said.values())
 
 
 def test_explain_without_a_build_says_so(tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ def funnel() -> list[dict]:
                     "documents_out": left,
                     "bytes_in": size,
                     "bytes_out": kept,
+                    "tokens_in": size // 4,
+                    "tokens_out": kept // 4,
                 }
             )
             documents, size = left, kept
@@ -174,8 +176,13 @@ def sample() -> Report:
         "funnel": funnel(),
         "cleaning_examples": {
             "character_dedup": [{"before": "好好好好好好好好！！！！！物流很快", "after": "好！物流很快"}],
-            "privacy": [{"before": "联系 zhang@example.cn 或 13800138000 咨询", "after": "联系  或  咨询"}],
+            "privacy": [
+                {"rule": "email", "before": "联系 [email] 或 [phone] 咨询", "after": "联系  或  咨询"}
+            ],
         },
+        "quarantined": [
+            {"source": "reviews", "files": 1, "rows": 3, "first": ["data/r.jsonl: row 7: no valid JSON"]}
+        ],
         "mixture": {
             "shares_wanted": {"zh": 0.475, "en": 0.475, "code": 0.05},
             "tokens": {
@@ -345,6 +352,8 @@ def test_facts_stand_in_the_page(html: str) -> None:
         "no readable counter",
         "not worse than 3.118",
         "its licence does not let",
+        "data/r.jsonl: row 7: no valid JSON",
+        "[email]",
     ):
         assert fact in text
     # Stage I falls from 8.62 to 5.371 on held-out data.
@@ -419,10 +428,19 @@ def test_the_same_facts_give_the_same_page(html: str) -> None:
 
 def test_charts_are_small_whatever_the_run() -> None:
     charts = re.findall(r"<svg.*?</svg>", render(sample()), re.S)
-    assert len(charts) == 3 + 2 * 8
+    assert len(charts) == 3 + 2 + 2 * 8, "a funnel of each of the two sources among them"
     assert max(map(len, charts)) < 60_000
     assert len(loss_chart("long", curve(20_000, 9.0, 2.0))) < 60_000
     assert len(heldout_chart("long", heldout(20_000, 9.0, 2.0, modes=True))) < 60_000
+
+
+def test_the_funnel_has_tokens_where_they_are_known() -> None:
+    html = render(sample())
+    assert "1.33M" in re.findall(r"people_daily</td>(.*?)</tr>", html, re.S)[0]
+    rows = [{k: v for k, v in row.items() if not k.startswith("tokens")} for row in funnel()]
+    assert ">tokens<" in funnel_chart(funnel())
+    assert ">tokens<" not in funnel_chart(rows)
+    assert "not run" in re.findall(r"people_daily</td>(.*?)</tr>", render({"funnel": rows}), re.S)[0]
 
 
 def test_charts_take_names_as_they_are() -> None:

@@ -23,6 +23,7 @@ _UNUSUAL_RANGES = (
 _BREAKS = "\r\x0b\x0c\x85\u2028\u2029"
 _UNUSUAL, _REPEAT = RULE_CODE["unusual_character"], RULE_CODE["repeat"]
 _LONGEST_UNIT = 8
+_BLOCK = 256
 
 
 def find_unusual(texts: Texts) -> np.ndarray:
@@ -49,7 +50,17 @@ def _unusual() -> np.ndarray:
     for first, last in _UNUSUAL_RANGES:
         table[first : last + 1] = 1
     table[[ord(c) for c in _BREAKS]] = 2
+    table[ord("锟")] = 3  # perhaps
     return table
+
+
+@njit(cache=True, nogil=True)
+def _any(codes: np.ndarray, table: np.ndarray) -> bool:
+    """Whether one of the characters is in the table. Without a branch: half a nanosecond each."""
+    found = np.uint8(0)
+    for code in codes:
+        found |= table[code]
+    return bool(found > 0)
 
 
 @njit(cache=True, nogil=True)
@@ -63,9 +74,11 @@ def _find_unusual(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> 
     n = 0
     for row in range(len(offsets) - 1):
         at, end = offsets[row], offsets[row + 1]
+        if not _any(codes[at:end], table):
+            continue
         while at < end:
             kind = table[codes[at]]
-            if kind == 0 and codes[at] != 0x951F:
+            if kind == 0:
                 at += 1
                 continue
             start = at
@@ -117,12 +130,41 @@ def _unit(codes: np.ndarray, at: int, end: int) -> int:
 
 
 @njit(cache=True, nogil=True)
+def _repeats(codes: np.ndarray) -> bool:
+    """Whether some unit stands four times in a row.
+
+    Then 3 * unit neighbouring characters equal those one unit on, one of them at a multiple of 3 * unit:
+    looking at these only takes one comparison per character for all eight units together.
+    """
+    for unit in range(1, _LONGEST_UNIT + 1):
+        last = len(codes) - unit
+        for at in range(0, last, 3 * unit):
+            if codes[at] != codes[at + unit]:
+                continue
+            first, stop = at, at + 1
+            while first > 0 and codes[first - 1] == codes[first - 1 + unit]:
+                first -= 1
+            while stop < last and codes[stop] == codes[stop + unit]:
+                stop += 1
+            if stop - first >= 3 * unit:
+                return True
+    return False
+
+
+@njit(cache=True, nogil=True)
 def _find_repeats(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> np.ndarray:
     edits = np.empty((64, 7), np.int64)
     n = 0
     for row in range(len(offsets) - 1):
         at, end = offsets[row], offsets[row + 1]
+        block = at
         while at < end:
+            if at >= block:  # nothing begins in what has been looked at so far
+                while at < end and not _repeats(codes[at : min(end, at + _BLOCK + 4 * _LONGEST_UNIT)]):
+                    at += _BLOCK
+                block = at + _BLOCK
+                if at >= end:
+                    break
             unit = _unit(codes, at, end)
             if unit == 0:
                 at += 1

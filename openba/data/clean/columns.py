@@ -7,7 +7,9 @@ characters; Chinese takes 4 bytes each instead of 3.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -75,11 +77,24 @@ def classes() -> np.ndarray:
 
 def decode(texts: pa.Array) -> tuple[Texts, np.ndarray]:
     """Code points of an Arrow `large_string` array, and which rows are not UTF-8 (decoded as empty)."""
+    codes, starts, bad = _decode(*buffers(texts))
+    return Texts(codes, starts), bad
+
+
+def buffers(texts: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes (uint8) and offsets (int64) of an Arrow `large_string` array, in place."""
     offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset : texts.offset + len(texts) + 1]
     data = texts.buffers()[2]
-    raw = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
-    codes, starts, bad = _decode(raw, offsets)
-    return Texts(codes, starts), bad
+    return np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8), offsets
+
+
+def invalid(texts: pa.Array) -> np.ndarray:
+    """Which rows are not UTF-8. Arrow looks at all of them at once; only if it objects is it said which."""
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        return decode(texts)[1]
+    return np.zeros(len(texts), np.bool_)
 
 
 def encode(texts: Texts) -> pa.Array:
@@ -89,19 +104,35 @@ def encode(texts: Texts) -> pa.Array:
     return pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, buffers)
 
 
+def utf8(texts: Texts) -> Iterator[bytes]:
+    """The texts in UTF-8, one by one: cheaper than as strings, for what takes bytes."""
+    raw, offsets = _encode(texts.codes, texts.offsets)
+    whole_batch, bounds = raw.tobytes(), offsets.tolist()
+    return (whole_batch[start:end] for start, end in pairwise(bounds))
+
+
 def apply(texts: Texts, edits: np.ndarray) -> Texts:
     """The texts after edits in order; an edited text loses the white space around it."""
     return Texts(*_apply(texts.codes, texts.offsets, edits, classes())) if len(edits) else texts
 
 
-def blank(texts: Texts) -> np.ndarray:
-    """Which texts are white space only."""
-    return _blank(texts.codes, texts.offsets, classes())
+def blank(texts: pa.Array) -> np.ndarray:
+    """Which rows are white space only. Few begin so that they could be; only these are decoded."""
+    found = _perhaps_blank(*buffers(texts))
+    if found.any():
+        candidates, _ = decode(texts.filter(pa.array(found)))
+        found[found] = _blank(candidates.codes, candidates.offsets, classes())
+    return found
 
 
 def size(texts: Texts) -> int:
     """UTF-8 bytes."""
     return int(_size(texts.codes))
+
+
+def size_of(texts: Texts, rows: np.ndarray) -> int:
+    """UTF-8 bytes of some of the texts."""
+    return int(_size_of(texts.codes, texts.offsets, rows))
 
 
 @njit(cache=True, nogil=True)
@@ -112,40 +143,53 @@ def _decode(raw: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarra
     bad = np.zeros(rows, np.bool_)
     n = 0
     for row in range(rows):
-        at, end = offsets[row], offsets[row + 1]
-        while at < end:
-            first = np.uint32(raw[at])
-            if first < 0x80:
-                codes[n] = first
-                n += 1
-                at += 1
-                continue
-            length, code, least = 0, np.uint32(0), np.uint32(0)
-            if 0xC2 <= first < 0xE0:
-                length, code, least = 1, first & np.uint32(0x1F), np.uint32(0x80)
-            elif 0xE0 <= first < 0xF0:
-                length, code, least = 2, first & np.uint32(0x0F), np.uint32(0x800)
-            elif 0xF0 <= first < 0xF5:
-                length, code, least = 3, first & np.uint32(0x07), np.uint32(0x10000)
-            if length == 0 or at + length >= end:
-                bad[row] = True
-                break
-            for k in range(1, length + 1):
-                byte = np.uint32(raw[at + k])
-                if byte & np.uint32(0xC0) != 0x80:
-                    bad[row] = True
-                code = (code << np.uint32(6)) | (byte & np.uint32(0x3F))
-            if code < least or code > 0x10FFFF or 0xD800 <= code < 0xE000:
-                bad[row] = True
-            if bad[row]:
-                break
-            codes[n] = code
-            n += 1
-            at += length + 1
-        if bad[row]:
-            n = starts[row]
+        text, out = raw[offsets[row] : offsets[row + 1]], codes[n:]
+        k, bad[row] = _decode_one(text, out)
+        n += 0 if bad[row] else k
         starts[row + 1] = n
     return codes[:n], starts, bad
+
+
+@njit(cache=True, nogil=True)
+def _decode_one(text: np.ndarray, out: np.ndarray) -> tuple[int, bool]:
+    """Code points of one text and whether it is no UTF-8; most of the time goes into one and three bytes."""
+    at, k, end = 0, 0, len(text)
+    while at < end:
+        first = np.uint32(text[at])
+        if first < 0x80:
+            out[k] = first
+            k += 1
+            at += 1
+            continue
+        if first & np.uint32(0xF0) == 0xE0 and at + 2 < end:
+            second, third = np.uint32(text[at + 1]), np.uint32(text[at + 2])
+            code = (first & np.uint32(0x0F)) << np.uint32(12)
+            code |= (second & np.uint32(0x3F)) << np.uint32(6) | (third & np.uint32(0x3F))
+            follow = second & np.uint32(0xC0) == 0x80 and third & np.uint32(0xC0) == 0x80
+            if follow and code >= 0x800 and (code < 0xD800 or code >= 0xE000):
+                out[k] = code
+                k += 1
+                at += 3
+                continue
+            return k, True
+        length, code, least = 0, np.uint32(0), np.uint32(0)
+        if 0xC2 <= first < 0xE0:
+            length, code, least = 1, first & np.uint32(0x1F), np.uint32(0x80)
+        elif 0xF0 <= first < 0xF5:
+            length, code, least = 3, first & np.uint32(0x07), np.uint32(0x10000)
+        if length == 0 or at + length >= end:
+            return k, True
+        for j in range(1, length + 1):
+            byte = np.uint32(text[at + j])
+            if byte & np.uint32(0xC0) != 0x80:
+                return k, True
+            code = (code << np.uint32(6)) | (byte & np.uint32(0x3F))
+        if code < least or code > 0x10FFFF:
+            return k, True
+        out[k] = code
+        k += 1
+        at += length + 1
+    return k, False
 
 
 @njit(cache=True, nogil=True)
@@ -153,6 +197,14 @@ def _size(codes: np.ndarray) -> int:
     total = 0
     for code in codes:
         total += 1 + (code >= 0x80) + (code >= 0x800) + (code >= 0x10000)
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _size_of(codes: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> int:
+    total = 0
+    for row in rows:
+        total += _size(codes[offsets[row] : offsets[row + 1]])
     return total
 
 
@@ -191,10 +243,15 @@ def _apply(
 ) -> tuple[np.ndarray, np.ndarray]:
     out = np.empty(len(codes) + 2 * len(edits), np.uint32)
     ends = np.zeros(len(offsets), np.int64)
-    n, e = 0, 0
+    n, e, at = 0, 0, 0
     for row in range(len(offsets) - 1):
+        if e == len(edits) or edits[e, 0] != row:  # copied with its neighbours, in one go
+            ends[row + 1] = n + offsets[row + 1] - at
+            continue
+        length = offsets[row] - at
+        out[n : n + length] = codes[at : offsets[row]]
+        n += length
         begin, at, end = n, offsets[row], offsets[row + 1]
-        edited = e < len(edits) and edits[e, 0] == row
         while e < len(edits) and edits[e, 0] == row:
             length = edits[e, 1] - at
             out[n : n + length] = codes[at : edits[e, 1]]
@@ -207,18 +264,20 @@ def _apply(
             e += 1
         out[n : n + end - at] = codes[at:end]
         n += end - at
-        if edited:
-            first = begin
-            while first < n and table[out[first]] & 1:
-                first += 1
-            while n > first and table[out[n - 1]] & 1:
-                n -= 1
-            if first > begin:
-                for k in range(first, n):
-                    out[begin + k - first] = out[k]
-                n -= first - begin
+        at = end
+        first = begin
+        while first < n and table[out[first]] & 1:
+            first += 1
+        while n > first and table[out[n - 1]] & 1:
+            n -= 1
+        if first > begin:
+            for k in range(first, n):
+                out[begin + k - first] = out[k]
+            n -= first - begin
         ends[row + 1] = n
-    return out[:n], ends
+    length = len(codes) - at
+    out[n : n + length] = codes[at:]
+    return out[: n + length], ends
 
 
 @njit(cache=True, nogil=True)
@@ -234,6 +293,17 @@ def _take(codes: np.ndarray, offsets: np.ndarray, keep: np.ndarray) -> tuple[np.
             k += 1
             ends[k] = n
     return out[:n], ends
+
+
+@njit(cache=True, nogil=True)
+def _perhaps_blank(raw: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    found = np.ones(len(offsets) - 1, np.bool_)
+    for row in range(len(found)):
+        if offsets[row] < offsets[row + 1]:
+            first = raw[offsets[row]]
+            visible, han = 0x21 <= first < 0x7F, 0xE4 <= first <= 0xE9  # U+4000 to U+9FFF
+            found[row] = not (visible or han)
+    return found
 
 
 @njit(cache=True, nogil=True)
@@ -274,11 +344,9 @@ def put(
     edits[n, 4], edits[n, 5], edits[n, 6] = first, second, survivor
 
 
-def whole(
-    texts: Texts, rows: np.ndarray, rules: np.ndarray | int, survivors: np.ndarray | int = -1
-) -> np.ndarray:
+def whole(texts: Texts, rows: np.ndarray, rules: np.ndarray | int) -> np.ndarray:
     """Edits that remove whole texts."""
     edits = np.zeros((len(rows), 7), np.int64)
     edits[:, ROW], edits[:, START], edits[:, END] = rows, texts.offsets[rows], texts.offsets[rows + 1]
-    edits[:, RULE], edits[:, SURVIVOR] = rules, survivors
+    edits[:, RULE], edits[:, SURVIVOR] = rules, -1
     return edits

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def build(build: Build, mapper: Mapper | None = None) -> dict[str, Any]:
 
     Returns:
         Facts: `funnel`, a row per source and stage (documents and UTF-8 bytes in and out);
-        `removed`, spans per stage; `examples`, up to two before and after per stage, private values
+        `removed`, spans per stage; `examples`, up to two before and after per stage and rule, private values
         shown as [phone], [email] and [link]; `unreadable`, row groups that could not be read, by source.
 
     Raises:
@@ -59,7 +60,9 @@ def build(build: Build, mapper: Mapper | None = None) -> dict[str, Any]:
     plan, size = make_plan(build, filtered)
     plan.folder.mkdir(parents=True, exist_ok=True)
     workers = min(passes.cores(), size // (2 * SHARD_BYTES))
-    passes.run(plan, mapper or (passes.in_processes(workers) if workers > 1 else passes.here))
+    own = mapper is None and workers > 1
+    with passes.Processes(workers) if own else nullcontext(mapper or passes.here) as chosen:
+        passes.run(plan, chosen)
     report = _Report(build.out / f"{REMOVED}.parquet", plan)
     for source in sorted(recipe.sources):
         target = build.out / f"{source}.parquet"
@@ -99,9 +102,11 @@ def make_plan(build: Build, filtered: dict[str, CleanRecipe]) -> tuple[Plan, int
     planned = tuple(Shard(number, *shard) for number, shard in enumerate(cut))
     state = xxhash.xxh3_64(repr([(s.number, s.source, s.groups) for s in planned]).encode())
     for name, clean in filtered.items():
-        state.update(f"{name} {clean.model_dump_json()} {files[name].metadata.to_dict()}".encode())
+        state.update(f"{name} {clean.model_dump_json()}".encode())
+        for group in range(files[name].num_row_groups):  # one by one: all at once are megabytes
+            state.update(str(files[name].metadata.row_group(group).to_dict()).encode())
     partitions = min(_MOST_PARTITIONS, 1 + total // PARTITION_BYTES)
-    return Plan(build.out / "shards" / state.hexdigest(), planned, filtered, partitions), total
+    return Plan(build.out / "shards" / state.hexdigest(), planned, filtered, partitions, total), total
 
 
 def _open(source: str, path: Path) -> pq.ParquetFile:
@@ -146,14 +151,14 @@ class _Report:
         for outcome in self._joined:
             number = outcome.shard.number
             for task in ("first", "second"):
-                left = self._plan.done(task, number) or {}
+                if (left := self._plan.done(task, number)) is None:
+                    continue  # a source of which only copies go has no such pass
                 self._add(source, left["counts"], left["examples"])
-                if told := left.get("unreadable"):
-                    self._unreadable.setdefault(source, []).extend(told)
-                    self._tell_unreadable(source, told)
+                self._tell_unreadable(source, left.get("unreadable", []))
                 reader = shards.read_arrow(self._plan.file(task, number, "removed.arrow"))
-                self._write(reader.get_batch(i) for i in range(reader.num_record_batches))
+                self._write([reader.get_batch(i) for i in range(reader.num_record_batches)])
             self._add(source, outcome.counts, outcome.examples)
+            self._tell_unreadable(source, outcome.unreadable)
             self._write(outcome.removed)
         self._joined = []
 
@@ -190,16 +195,20 @@ class _Report:
             known = self._funnel.get((source, stage), [0, 0, 0, 0])
             self._funnel[source, stage] = [a + b for a, b in zip(known, numbers, strict=True)]
         for stage, found in examples.items():
-            shown = self._examples.setdefault(stage, [])
-            shown += found[: stages.EXAMPLES - len(shown)]
+            stages.add_examples(self._examples.setdefault(stage, []), found)
 
-    def _write(self, batches: Iterator[pa.RecordBatch] | list[pa.RecordBatch]) -> None:
-        for batch in batches:
-            self._writer.write_batch(batch)
-            for entry in batch["stage"].value_counts().to_pylist():
-                self._removed[entry["values"]] += entry["counts"]
+    def _write(self, batches: list[pa.RecordBatch]) -> None:
+        if not batches:
+            return
+        table = pa.Table.from_batches(batches)
+        self._writer.write_table(table)
+        for entry in table["stage"].value_counts().to_pylist():
+            self._removed[entry["values"]] += entry["counts"]
 
     def _tell_unreadable(self, source: str, told: list[str]) -> None:
+        if not told:
+            return
+        self._unreadable.setdefault(source, []).extend(told)
         rows = [
             {"source": source, "id": text.partition(":")[0], "stage": "input", "rule": "unreadable"}
             | {"start": 0, "end": 0, "survivor": None}

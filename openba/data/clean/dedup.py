@@ -15,10 +15,14 @@ the end of its first copy.
 
 from __future__ import annotations
 
-import numpy as np
-from numba import njit
+from itertools import pairwise
 
-from openba.data.clean import sentences
+import numpy as np
+import pyarrow as pa
+from numba import njit
+from xxhash import xxh3_128_digest
+
+from openba.data.clean import columns, sentences
 from openba.data.clean.columns import RULE_CODE, Texts, classes, grown, put
 from openba.data.clean.sentences import line_break
 
@@ -37,9 +41,12 @@ _P1, _P2, _P3, _P4, _P5 = (
 _DUPLICATE = RULE_CODE["duplicate_sentences"]
 
 
-def document_keys(texts: Texts) -> np.ndarray:
-    """Two 64-bit hashes per text, (n, 2)."""
-    return _hash_spans(texts.codes.view(np.uint8), 4 * texts.offsets[:-1], 4 * texts.offsets[1:], _SEEDS)
+def document_keys(texts: pa.Array) -> np.ndarray:
+    """128 bits of hash per row of an Arrow `large_string` array, uint64 (n, 2)."""
+    raw, offsets = columns.buffers(texts)
+    whole = raw.data
+    digests = [xxh3_128_digest(whole[start:end]) for start, end in pairwise(offsets.tolist())]
+    return np.frombuffer(b"".join(digests), ">u8").astype(np.uint64).reshape(-1, 2)
 
 
 class Windows:
@@ -56,8 +63,8 @@ class Windows:
 
     def keys(self) -> np.ndarray:
         """Two 64-bit hashes per window, (n, 2). Other limits give other keys."""
-        starts = 4 * self._starts
-        hashes = _hash_spans(self.texts.codes.view(np.uint8), starts, starts + 4 * self._lengths, _SEEDS)
+        stops = self._starts + self._lengths
+        hashes = _hash_spans(self.texts.codes, self._starts, stops, _SEEDS)
         return _fold(hashes, self.spans, _SEEDS + np.uint64(self._limits[0] * 2**32 + self._limits[1]))
 
     def edits(self, windows: np.ndarray, firsts: np.ndarray, documents: np.ndarray) -> np.ndarray:
@@ -116,11 +123,8 @@ def _rotate(x: np.uint64, bits: int) -> np.uint64:
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _word(raw: np.ndarray, at: int) -> np.uint64:
-    value = np.uint64(0)
-    for k in range(8):
-        value |= np.uint64(raw[at + k]) << np.uint64(8 * k)
-    return value
+def _pair(codes: np.ndarray, at: int) -> np.uint64:
+    return np.uint64(codes[at]) | np.uint64(codes[at + 1]) << np.uint64(32)
 
 
 @njit(cache=True, nogil=True)
@@ -136,43 +140,36 @@ def _round(h: np.uint64, lane: np.uint64) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
-def xxh64(raw: np.ndarray, start: int, end: int, seed: np.uint64) -> np.uint64:
-    """XXH64 of `raw[start:end]`."""
-    length = end - start
-    at = start
-    if length >= 32:
+def xxh64(codes: np.ndarray, seed: np.uint64) -> np.uint64:
+    """XXH64 of code points, as of their bytes in UTF-32."""
+    end, at = len(codes), 0
+    if end >= 8:
         a, b, c, d = seed + _P1 + _P2, seed + _P2, seed, seed - _P1
-        while at + 32 <= end:
-            a, b = _round(a, _word(raw, at)), _round(b, _word(raw, at + 8))
-            c, d = _round(c, _word(raw, at + 16)), _round(d, _word(raw, at + 24))
-            at += 32
+        while at + 8 <= end:
+            a, b = _round(a, _pair(codes, at)), _round(b, _pair(codes, at + 2))
+            c, d = _round(c, _pair(codes, at + 4)), _round(d, _pair(codes, at + 6))
+            at += 8
         h = _rotate(a, 1) + _rotate(b, 7) + _rotate(c, 12) + _rotate(d, 18)
         for lane in (a, b, c, d):
             h = (h ^ _round(np.uint64(0), lane)) * _P1 + _P4
     else:
         h = seed + _P5
-    h += np.uint64(length)
-    while at + 8 <= end:
-        h = _rotate(h ^ _round(np.uint64(0), _word(raw, at)), 27) * _P1 + _P4
-        at += 8
-    if at + 4 <= end:
-        four = np.uint64(0)
-        for k in range(4):
-            four |= np.uint64(raw[at + k]) << np.uint64(8 * k)
-        h = _rotate(h ^ (four * _P1), 23) * _P2 + _P3
-        at += 4
-    while at < end:
-        h = _rotate(h ^ (np.uint64(raw[at]) * _P5), 11) * _P1
-        at += 1
+    h += np.uint64(4 * end)
+    while at + 2 <= end:
+        h = _rotate(h ^ _round(np.uint64(0), _pair(codes, at)), 27) * _P1 + _P4
+        at += 2
+    if at < end:
+        h = _rotate(h ^ (np.uint64(codes[at]) * _P1), 23) * _P2 + _P3
     return _avalanche(h)
 
 
 @njit(cache=True, nogil=True)
-def _hash_spans(raw: np.ndarray, starts: np.ndarray, ends: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+def _hash_spans(codes: np.ndarray, starts: np.ndarray, ends: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     hashes = np.empty((len(starts), 2), np.uint64)
     for k in range(len(starts)):
-        hashes[k, 0] = xxh64(raw, starts[k], ends[k], seeds[0])
-        hashes[k, 1] = xxh64(raw, starts[k], ends[k], seeds[1])
+        span = codes[starts[k] : ends[k]]
+        hashes[k, 0] = xxh64(span, seeds[0])
+        hashes[k, 1] = xxh64(span, seeds[1])
     return hashes
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from openba.data.clean import columns, dedup, shards, stages
-from openba.data.clean.columns import RULE_CODE
+from openba.data.clean import columns, dedup, progress, shards, stages
 from openba.data.clean.shards import Outcome, Places, Plan
 from openba.data.clean.stages import DOCUMENT_DEDUP, DOCUMENT_DEDUP_AGAIN, PARAGRAPH_DEDUP, Batch
 from openba.data.schema import SCHEMA, write_documents
@@ -31,25 +30,35 @@ from openba.recipes.data import CleanRecipe
 Task = Callable[[Plan, int], None]
 Mapper = Callable[[Task, Plan, Sequence[int]], None]
 """Does a task for each number: in this process, in several, or on a cluster."""
-_ATTEMPTS = 3
-_DUPLICATE = RULE_CODE["duplicate_document"]
+ATTEMPTS = 3
+"""How often a task is begun whose process dies."""
+_KEYED = pa.schema([SCHEMA.field(name) for name in ("id", "text")])
 
 
 def run(plan: Plan, mapper: Mapper) -> None:
     """All passes but the last; what is done already is not done again."""
-
-    def each(name: str, task: Task, numbers: Sequence[int]) -> None:
-        if left := [number for number in numbers if plan.done(name, number) is None]:
-            mapper(task, plan, left)
-
-    numbers = [shard.number for shard in plan.shards]
+    raw = [s.number for s in plan.shards if plan.recipes[s.source].document_dedup]
+    looked_into = [s.number for s in plan.shards if not _copies_only(plan.recipes[s.source])]
     partitions = range(plan.partitions)
-    each("scan", scan, [s.number for s in plan.shards if plan.recipes[s.source].document_dedup])
-    each("copies-scan", search_scan, partitions)
-    each("first", first, numbers)
-    each("copies-first", search_first, partitions)
-    each("second", second, numbers)
-    each("copies-second", search_second, partitions)
+    order: list[tuple[str, Task, Sequence[int]]] = [
+        ("scan", scan, raw),
+        ("copies-scan", search_scan, partitions),
+        ("first", first, looked_into),
+        ("copies-first", search_first, partitions),
+        ("second", second, looked_into),
+        ("copies-second", search_second, partitions),
+    ]
+    left = [[n for n in numbers if plan.done(name, n) is None] for name, _, numbers in order]
+    told = zip(order, left, strict=True)
+    progress.begin(plan, {name: (len(numbers), len(to_do)) for (name, _, numbers), to_do in told})
+    for (_, task, _), numbers in zip(order, left, strict=True):
+        if numbers:
+            mapper(task, plan, numbers)
+
+
+def _copies_only(recipe: CleanRecipe) -> bool:
+    """Whether nothing looks into a document: then `join` does all that is left after the search."""
+    return stages.names(recipe) == [DOCUMENT_DEDUP]
 
 
 def scan(plan: Plan, number: int) -> None:
@@ -57,8 +66,8 @@ def scan(plan: Plan, number: int) -> None:
     shard = plan.shards[number]
     recipe = plan.recipes[shard.source]
     out = Outcome(plan, "scan", shard)
-    for work in _documents(plan, number, recipe, []):
-        _add_documents(out, work)
+    for work in _documents(plan, number, recipe, out, _KEYED):
+        _add_documents(out, work.rest)
     out.removed = []
     out.write()
 
@@ -67,9 +76,9 @@ def first(plan: Plan, number: int) -> None:
     """Task: copies out, the filters on characters, keys of sentence runs."""
     shard = plan.shards[number]
     recipe = plan.recipes[shard.source]
-    out, unreadable, batches = Outcome(plan, "first", shard), list[str](), []
+    out, batches = Outcome(plan, "first", shard), []
     found = _Copies(plan, "scan", number) if recipe.document_dedup else None
-    for work in _documents(plan, number, recipe, unreadable):
+    for work in _documents(plan, number, recipe, out):
         if found:
             found.remove_documents(work, DOCUMENT_DEDUP)
         work.run(stages.on_characters(recipe))
@@ -80,7 +89,7 @@ def first(plan: Plan, number: int) -> None:
             )
         out.add(work)
         batches.append(work.batch())
-    _write(out, batches, unreadable=unreadable)
+    _write(out, batches, unreadable=out.unreadable)
 
 
 def second(plan: Plan, number: int) -> None:
@@ -90,14 +99,14 @@ def second(plan: Plan, number: int) -> None:
     out, batches = Outcome(plan, "second", shard), []
     found = _Copies(plan, "first", number) if recipe.paragraph_dedup else None
     for batch in shards.read(plan.file("first", number, "arrow")):
-        work = Batch(shard.source, batch)
+        work = Batch(shard.source, batch, out.examples)
         if found:
             found.remove_sentences(work, _windows(work, recipe))
         work.run(stages.on_documents(recipe))
-        if DOCUMENT_DEDUP_AGAIN in stages.names(recipe):
-            _add_documents(out, work)
         out.add(work)
         batches.append(work.batch())
+        if DOCUMENT_DEDUP_AGAIN in stages.names(recipe):
+            _add_documents(out, batches[-1])
     _write(out, batches)
 
 
@@ -107,25 +116,28 @@ def join(plan: Plan, source: str, path: Path, removed: Callable[[Outcome], None]
     `removed` is given what each shard lost in this pass.
     """
     recipe = plan.recipes[source]
-    again = DOCUMENT_DEDUP_AGAIN in stages.names(recipe)
+    direct, again = _copies_only(recipe), DOCUMENT_DEDUP_AGAIN in stages.names(recipe)
+    stage = DOCUMENT_DEDUP if direct else DOCUMENT_DEDUP_AGAIN
 
     def documents() -> Iterator[pa.RecordBatch]:
         for shard in plan.shards:
             if shard.source != source:
                 continue
             out = Outcome(plan, "join", shard)
-            found = _Copies(plan, "second", shard.number) if again else None
-            for batch in shards.read(plan.file("second", shard.number, "arrow")):
-                if not found:
-                    yield batch
-                    continue
-                work = Batch(source, batch)
-                found.remove_documents(work, DOCUMENT_DEDUP_AGAIN)
-                out.add(work)
+            found = _Copies(plan, "scan" if direct else "second", shard.number) if direct or again else None
+            if direct:
+                works = _documents(plan, shard.number, recipe, out)
+            else:
+                batches = shards.read(plan.file("second", shard.number, "arrow"))
+                works = (Batch(source, batch, out.examples) for batch in batches)
+            for work in works:
+                if found:
+                    found.remove_documents(work, stage)
+                    out.add(work)
                 yield work.batch()
             removed(out)
 
-    return write_documents(path, documents())[0]
+    return write_documents(path, stages.gathered(documents(), shards.PIECE))[0]
 
 
 class _Copies:
@@ -147,8 +159,7 @@ class _Copies:
 
     def remove_documents(self, work: Batch, stage: str) -> None:
         rows, mine = self._next(work.rows)
-        edits = columns.whole(work.texts, rows, _DUPLICATE, self._documents[mine])
-        work.apply(stage, edits, self._names[mine])
+        work.remove(stage, rows, "duplicate_document", self._names[mine])
 
     def remove_sentences(self, work: Batch, windows: dedup.Windows) -> None:
         numbers, mine = self._next(len(windows.spans))
@@ -157,18 +168,20 @@ class _Copies:
         work.apply(PARAGRAPH_DEDUP, edits, self._places.names(survivors))
 
 
-def _documents(plan: Plan, number: int, recipe: CleanRecipe, unreadable: list[str]) -> Iterator[Batch]:
+def _documents(
+    plan: Plan, number: int, recipe: CleanRecipe, out: Outcome, schema: pa.Schema = SCHEMA
+) -> Iterator[Batch]:
     shard = plan.shards[number]
     order = stages.names(recipe)
-    for batch in shards.read_shard(shard, unreadable.append):
-        work = Batch(shard.source, batch)
+    for batch in shards.read_shard(shard, out.unreadable.append, schema):
+        work = Batch(shard.source, batch, out.examples)
         work.drop_blank(order[0])
         yield work
 
 
-def _add_documents(out: Outcome, work: Batch) -> None:
-    rows = np.arange(work.rows)
-    out.add_keys(dedup.document_keys(work.texts), rows, work.rest["id"], rows, work.rows)
+def _add_documents(out: Outcome, batch: pa.RecordBatch) -> None:
+    rows = np.arange(len(batch))
+    out.add_keys(dedup.document_keys(batch["text"]), rows, batch["id"], rows, len(batch))
 
 
 def _windows(work: Batch, recipe: CleanRecipe) -> dedup.Windows:
@@ -202,27 +215,57 @@ def here(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
         task(plan, number)
 
 
-def in_processes(workers: int) -> Mapper:
-    """Mapper: in so many processes; a killed one costs what it was doing, which is tried again."""
+class Processes:
+    """Mapper: in so many processes, which live through all passes, as starting them takes seconds.
 
-    def mapper(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
+    A killed one costs what was being done, which is tried again.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Processes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def __call__(self, task: Task, plan: Plan, numbers: Sequence[int]) -> None:
+        """Raises: UserError: a process was killed at every attempt; otherwise what a task raised."""
         left = list(numbers)
-        for _ in range(_ATTEMPTS):
-            try:
-                with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-                    futures = {number: pool.submit(task, plan, number) for number in left}
-                    for number, future in futures.items():
-                        future.result()
-                        left.remove(number)
+        for _ in range(ATTEMPTS):
+            context = multiprocessing.get_context("spawn")
+            self._pool = self._pool or ProcessPoolExecutor(self._workers, context)
+            futures = {number: self._pool.submit(task, plan, number) for number in left}
+            wait(futures.values(), return_when=FIRST_EXCEPTION)
+            if any(future.exception() for future in futures.values() if future.done()):
+                self.__exit__()  # ends what is not begun, waits for what is
+            left = [number for number, future in futures.items() if not _finished(future)]
+            if not left:
                 return
-            except BrokenProcessPool:
-                continue
-        told = ", ".join(f"{plan.shards[n].source} ({n})" for n in left[:3] if n < len(plan.shards))
-        raise UserError(
-            f"cleaning: a process was killed {_ATTEMPTS} times at shard {told}; is there enough memory?"
-        )
+        raise UserError(killed(plan, task, left))
 
-    return mapper
+
+def _finished(future: Future[None]) -> bool:
+    """False if its process died or it was not begun; raises what the task raised."""
+    try:
+        future.result()
+    except (BrokenProcessPool, CancelledError):
+        return False
+    return True
+
+
+def killed(plan: Plan, task: Task, numbers: Sequence[int]) -> str:
+    """The line for a user whose workers die at this task; names what is not done yet."""
+    name = getattr(task, "__name__", "").replace("search_", "copies-")
+    left = [number for number in numbers if plan.done(name, number) is None]
+    of_shards = name in ("scan", "first", "second")
+    told = ", ".join(f"{plan.shards[n].source} ({n})" if of_shards else str(n) for n in left[:3])
+    part = "shard" if of_shards else "partition"
+    return f"cleaning: a process was killed {ATTEMPTS} times at {part} {told}; is there enough memory?"
 
 
 def cores() -> int:

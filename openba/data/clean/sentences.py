@@ -29,7 +29,10 @@ def split(texts: Texts) -> tuple[np.ndarray, np.ndarray]:
 def words(texts: Texts) -> np.ndarray:
     """Words per text: a Han character is one; so is a run of other letters or digits."""
     bounds = zip(texts.offsets[:-1], texts.offsets[1:], strict=True)
-    return np.array([_words(texts.codes, start, end, classes()) for start, end in bounds], np.int64)
+    all_of_them = len(texts.codes)
+    return np.array(
+        [_words(texts.codes, start, end, all_of_them, classes()) for start, end in bounds], np.int64
+    )
 
 
 def find_short(texts: Texts, minimum: int) -> np.ndarray:
@@ -132,6 +135,20 @@ def _stop(codes: np.ndarray, begin: int, at: int, end: int, table: np.ndarray) -
 
 
 @njit(cache=True, nogil=True)
+def _to_mark(codes: np.ndarray) -> int:
+    """How many characters stand before the first that may end a sentence."""
+    count = 0
+    for code in codes:
+        if code < 64:
+            if code == 10 or code == 33 or code == 46 or code == 63:
+                break
+        elif code == 0x3002 or (code >= 0xFF01 and _full_stop(code)):
+            break
+        count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
 def _split(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ends = np.empty(len(codes) // 16 + 64, np.int64)
     first = np.zeros(len(offsets), np.int64)
@@ -139,11 +156,11 @@ def _split(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> tuple[n
     for row in range(len(offsets) - 1):
         begin, end = offsets[row], offsets[row + 1]
         at, last = begin, -1
-        while at < end:
-            code = codes[at]
-            stop = -1
-            if code == 10 or code == 33 or code == 46 or code == 63 or _full_stop(code):
-                stop = _stop(codes, begin, at, end, table)
+        while True:
+            at += _to_mark(codes[at:end])
+            if at >= end:
+                break
+            stop = _stop(codes, begin, at, end, table)
             if stop < 0:
                 at += 1
                 continue
@@ -162,9 +179,10 @@ def _split(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> tuple[n
 
 
 @njit(cache=True, nogil=True)
-def _words(codes: np.ndarray, start: int, end: int, table: np.ndarray) -> int:
+def _words(codes: np.ndarray, start: int, end: int, enough: int, table: np.ndarray) -> int:
+    """Words from start to end, counted as far as `enough`."""
     count, at = 0, start
-    while at < end:
+    while at < end and count < enough:
         kind = table[codes[at]]
         code = codes[at]
         if kind & 4:
@@ -213,7 +231,7 @@ def _find_short(
         start, joined = offsets[row], -1
         for sentence in range(first[row], first[row + 1] + 1):
             last = sentence == first[row + 1]
-            short = not last and _words(codes, start, ends[sentence], table) < minimum
+            short = not last and _words(codes, start, ends[sentence], minimum, table) < minimum
             if short and joined < 0:
                 joined = start
             if not short and joined >= 0:

@@ -6,17 +6,19 @@ but the text. The two searches for copies are `dedup`'s; `shards` brings them th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from openba.data.clean import characters, columns, language, markup, privacy, sentences
-from openba.data.clean.columns import END, RULE, RULE_CODE, RULES, START, Texts
+from openba.data.clean.columns import END, ROW, RULE, RULE_CODE, RULES, START, Texts
 from openba.data.clean.edits import Edit, apply
-from openba.data.schema import SCHEMA
+from openba.data.schema import SCHEMA, text_bytes
 from openba.recipes.data import CleanRecipe
 
 REMOVED_SCHEMA = pa.schema(
@@ -34,6 +36,9 @@ DOCUMENT_DEDUP, PARAGRAPH_DEDUP, DOCUMENT_DEDUP_AGAIN = (
     "document_dedup", "paragraph_dedup", "document_dedup_again",
 )  # fmt: skip
 EXAMPLES = 2
+"""Of each rule of a stage."""
+Examples = Mapping[str, list[dict[str, str]]]
+"""Stage -> before and after."""
 _SNIPPET = 120  # characters
 
 
@@ -41,8 +46,10 @@ class Stage(NamedTuple):
     """One filter that looks at texts alone."""
 
     name: str
-    find: Callable[[Texts], np.ndarray]
+    find: Callable[..., np.ndarray]
     """Texts -> edit matrix, in order and without overlap."""
+    again: bool = False
+    """It has run before: the same texts would give nothing, so it is told which have changed since."""
 
 
 def on_characters(recipe: CleanRecipe) -> list[Stage]:
@@ -56,7 +63,7 @@ def on_characters(recipe: CleanRecipe) -> list[Stage]:
         (recipe.privacy, Stage("privacy", privacy.find)),
         (recipe.html, Stage("html", markup.find)),
         (recipe.unusual_characters, Stage("unusual_characters", characters.find_unusual)),
-        (hidden, Stage("privacy_again", privacy.find)),
+        (hidden, Stage("privacy_again", privacy.find, again=True)),
         (recipe.character_dedup, Stage("character_dedup", characters.find_repeats)),
     ]
     return [stage for wanted, stage in order if wanted]
@@ -89,37 +96,67 @@ def names(recipe: CleanRecipe) -> list[str]:
 class Batch:
     """Documents on their way through stages: columns, texts, and what was done to them."""
 
-    def __init__(self, source: str, batch: pa.RecordBatch) -> None:
-        self.source = source
+    def __init__(self, source: str, batch: pa.RecordBatch, shown: Examples = MappingProxyType({})) -> None:
+        """Args: `shown`, examples that there are already: no more than `EXAMPLES` are made with them."""
+        self.source, self._shown = source, shown
         self.rest = batch
-        self.texts, bad = columns.decode(batch["text"])
+        self._texts: Texts | None = None  # decoded when a filter wants characters, which copies alone do not
         self.counts: dict[str, list[int]] = {}
         """Stage -> documents in and out, UTF-8 bytes in and out."""
         self.removed: list[pa.RecordBatch] = []
         self.examples: dict[str, list[dict[str, str]]] = {}
-        self._drop("input", bad, "invalid_utf8")
+        self._changed = np.zeros(batch.num_rows, np.bool_)
+        self._bytes: int | None = None
+        if (bad := columns.invalid(batch["text"])).any():
+            self._take_out("input", np.flatnonzero(bad), "invalid_utf8", None)
+
+    @property
+    def texts(self) -> Texts:
+        """The texts as code points."""
+        if self._texts is None:
+            self._texts, _ = columns.decode(self.rest["text"])
+            self.rest = self.rest.select([name for name in SCHEMA.names if name != "text"])
+        return self._texts
 
     def run(self, stages: list[Stage]) -> None:
         """Apply stages in order."""
         for stage in stages:
-            self.apply(stage.name, stage.find(self.texts))
+            among = {"among": self._changed} if stage.again else {}
+            self.apply(stage.name, stage.find(self.texts, **among))
 
     def drop_blank(self, stage: str) -> None:
         """Remove documents that came without text, under the name of the stage that meets them first."""
-        self._drop(stage, columns.blank(self.texts), "empty")
+        rows = np.flatnonzero(columns.blank(self.rest["text"]))
+        if len(rows):
+            size = self._size()
+            self._take_out(stage, rows, "empty", None)
+            self.count(stage, len(rows), 0, size - self._size(), 0)
+
+    def remove(self, stage: str, rows: np.ndarray, rule: str, survivors: pa.Array) -> None:
+        """Remove whole documents, of which the texts alone are decoded.
+
+        Args: `survivors` per row: `source/id` of the document whose copy stays.
+        """
+        documents, size = self.rows, self._size()
+        if len(rows):
+            self._take_out(stage, rows, rule, survivors)
+        self.count(stage, documents, self.rows, size, self._size())
 
     def apply(self, stage: str, edits: np.ndarray, survivors: pa.Array | None = None) -> None:
         """Apply a stage's edits, record them and drop the documents that have no text left.
 
         Args: `survivors` per edit: `source/id` of the document whose copy stays.
         """
-        before = self.texts
-        bytes_in = columns.size(before)
-        self._record(stage, edits, survivors)
-        after = columns.apply(before, edits)
-        self._show(stage, before, edits)
+        before, bytes_in = self.texts, self._size()
+        after, bytes_out = before, bytes_in
+        if len(edits):
+            self._record(stage, before, edits, self.rest["id"], survivors)
+            self._show(stage, before, edits, self.rest["id"])
+            self._changed[edits[:, ROW]] = True
+            after, rows = columns.apply(before, edits), np.unique(edits[:, ROW])
+            bytes_out += columns.size_of(after, rows) - columns.size_of(before, rows)
         self._keep(after, np.diff(after.offsets) > 0)
-        bytes_out = columns.size(self.texts) if len(edits) else bytes_in
+        self._bytes = bytes_out
         self.count(stage, len(before.offsets) - 1, self.rows, bytes_in, bytes_out)
 
     def count(self, stage: str, *numbers: int) -> None:
@@ -130,54 +167,72 @@ class Batch:
     @property
     def rows(self) -> int:
         """Number of documents."""
-        return len(self.texts.offsets) - 1
+        return self.rest.num_rows
 
     def batch(self) -> pa.RecordBatch:
         """The documents as they are now; `extra` is emptied, since no filter looked at it."""
-        text, extra = columns.encode(self.texts), pa.array(["{}"] * self.rows, pa.string())
-        new = {"text": text, "extra": extra}
-        return pa.RecordBatch.from_arrays(
-            [new.get(field.name, self.rest[field.name]) for field in SCHEMA], schema=SCHEMA
-        )
+        known = {name: self.rest[name] for name in self.rest.schema.names}
+        known["extra"] = pa.repeat(pa.scalar("{}"), self.rows)
+        if self._texts is not None:
+            known["text"] = columns.encode(self._texts)
+        return pa.RecordBatch.from_arrays([known[name] for name in SCHEMA.names], schema=SCHEMA)
 
-    def _drop(self, stage: str, gone: np.ndarray, rule: str) -> None:
-        if not gone.any():
-            return
-        rows = np.flatnonzero(gone)
-        edits = columns.whole(self.texts, rows, RULE_CODE[rule])
-        self._record(stage, edits, None)
-        lost = columns.size(self.texts)
-        self._keep(self.texts, ~gone)
-        if stage != "input":
-            self.count(stage, len(rows), 0, lost - columns.size(self.texts), 0)
+    def _size(self) -> int:
+        if self._bytes is None:
+            known = self._texts is not None
+            self._bytes = columns.size(self.texts) if known else text_bytes(self.rest)
+        return self._bytes
+
+    def _take_out(self, stage: str, rows: np.ndarray, rule: str, survivors: pa.Array | None) -> None:
+        gone = self.rest.take(pa.array(rows))
+        keep = np.ones(self.rows, np.bool_)
+        keep[rows] = False
+        texts = columns.decode(gone["text"])[0] if self._texts is None else self._texts.take(~keep)
+        edits = columns.whole(texts, np.arange(len(rows)), RULE_CODE[rule])
+        self._record(stage, texts, edits, gone["id"], survivors)
+        if survivors is not None:
+            self._show(stage, texts, edits, gone["id"])
+        self._bytes = None
+        if self._texts is None:
+            self.rest, self._changed = self.rest.filter(pa.array(keep)), self._changed[keep]
+        else:
+            self._keep(self._texts, keep)
 
     def _keep(self, texts: Texts, keep: np.ndarray) -> None:
-        self.texts = texts.take(keep)
+        self._texts = texts.take(keep)
         if not keep.all():
-            self.rest = self.rest.filter(pa.array(keep))
+            self.rest, self._changed = self.rest.filter(pa.array(keep)), self._changed[keep]
 
-    def _record(self, stage: str, edits: np.ndarray, survivors: pa.Array | None) -> None:
+    def _record(
+        self, stage: str, texts: Texts, edits: np.ndarray, ids: pa.Array, survivors: pa.Array | None
+    ) -> None:
         told = edits[:, RULE] > 0
         if not told.any():
             return
-        rows = edits[told, 0]
-        ids = self.rest["id"].take(pa.array(rows))
+        rows = edits[told, ROW]
         kinds = pa.array(RULES).take(pa.array(edits[told, RULE]))
-        begin = self.texts.offsets[rows]
+        begin = texts.offsets[rows]
         places = [pa.array(edits[told, column] - begin) for column in (START, END)]
         who = pa.nulls(len(rows), pa.string()) if survivors is None else survivors
         same = [pa.repeat(pa.scalar(text), len(rows)) for text in (self.source, stage)]
-        arrays = [same[0], ids, same[1], kinds, *places, who]
+        arrays = [same[0], ids.take(pa.array(rows)), same[1], kinds, *places, who]
         self.removed.append(pa.RecordBatch.from_arrays(arrays, schema=REMOVED_SCHEMA))
 
-    def _show(self, stage: str, texts: Texts, edits: np.ndarray) -> None:
-        found = self.examples.setdefault(stage, [])
-        for row in dict.fromkeys(edits[:50, 0].tolist()):
-            if len(found) == EXAMPLES:
-                return
-            text, mine = texts.text(row), as_edits(texts, edits[edits[:, 0] == row])
-            if shown := _example(text, mine):
-                found.append({"source": self.source, "id": self.rest["id"][row].as_py(), **shown})
+    def _show(self, stage: str, texts: Texts, edits: np.ndarray, ids: pa.Array) -> None:
+        """Take examples of rules that have too few; rewritings without a rule are not shown."""
+        mine = self.examples.setdefault(stage, [])
+        known = Counter(example["rule"] for example in [*self._shown.get(stage, ()), *mine])
+        for rule in np.unique(edits[:, RULE]).tolist():
+            name = RULES[rule]
+            if not name or known[name] >= EXAMPLES:
+                continue
+            for row in dict.fromkeys(edits[edits[:, RULE] == rule][:50, ROW].tolist()):
+                if known[name] >= EXAMPLES:
+                    break
+                text, found = texts.text(row), as_edits(texts, edits[edits[:, ROW] == row])
+                if shown := _example(text, found, name):
+                    known[name] += 1
+                    mine.append({"source": self.source, "id": ids[row].as_py(), "rule": name, **shown})
 
 
 def as_edits(texts: Texts, edits: np.ndarray) -> list[Edit]:
@@ -213,14 +268,45 @@ def pieces(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
         start = end
 
 
-def _example(text: str, edits: list[Edit]) -> dict[str, str] | None:
-    """Before and after around the first edit; None if that would show something private."""
-    masked = [edit._replace(replacement=f"[{edit.rule}]") for edit in edits if edit.rule in privacy.RULES]
-    before, after = apply(text, masked) if masked else text, apply(text, edits)
+def gathered(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
+    """The other way: batches of at least so many bytes of text.
+
+    As row groups of a file small ones cost: writer and every reader hold 5 to 9 KiB for each.
+    """
+    held: list[pa.RecordBatch] = []
+    total = 0
+    for batch in batches:
+        held.append(batch)
+        total += text_bytes(batch)
+        if total >= size:
+            yield pa.concat_batches(held)
+            held, total = [], 0
+    if held:
+        yield pa.concat_batches(held)
+
+
+def add_examples(known: list[dict[str, str]], found: list[dict[str, str]]) -> None:
+    """Take over what `known` has too few of."""
+    for example in found:
+        if sum(other["rule"] == example["rule"] for other in known) < EXAMPLES:
+            known.append(example)
+
+
+def _example(text: str, edits: list[Edit], rule: str) -> dict[str, str] | None:
+    """Before and after around the rule's first edit; None if that would show something private."""
+    masked = [e._replace(replacement=f"[{e.rule}]") if e.rule in privacy.RULES else e for e in edits]
+    private = [edit for edit in masked if edit.rule in privacy.RULES]
+    before, after = apply(text, private) if private else text, apply(text, edits)
     if _is_private(before) or _is_private(after):
         return None
-    start = max(0, edits[0].start - _SNIPPET // 3)
-    return {"before": before[start : start + _SNIPPET], "after": after[start : start + _SNIPPET]}
+    first = next(number for number, edit in enumerate(edits) if edit.rule == rule)
+    at = edits[first].start
+    shown = {}
+    for side, whole, done in (("before", before, private), ("after", after, edits)):
+        moved = sum(len(e.replacement) - (e.end - e.start) for e in done if e.end <= at)
+        start = max(0, at + moved - _SNIPPET // 3)
+        shown[side] = whole[start : start + _SNIPPET]
+    return shown
 
 
 def _is_private(text: str) -> bool:

@@ -1,0 +1,141 @@
+"""Broken files and rows of a source: named, counted and set aside; the rest is read, and a corpus cleaned."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import TypeAdapter
+
+from openba.artifacts import Build
+from openba.data import sources
+from openba.data.quarantine import QUARANTINE
+from openba.data.schema import DOCUMENTS
+from openba.errors import UserError
+from openba.recipes.data import SourceRecipe, SourceStep
+
+LINES = [json.dumps({"text": f"第{i}行的文字。{os.urandom(20).hex()}"}).encode() + b"\n" for i in range(400)]
+SUFFIX = {"jsonl": ".jsonl", "parquet": ".parquet", "text": ".txt"}
+
+
+def read(folder: Path, adapter: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, Any]]:
+    """Run the step: documents, what is set aside, facts."""
+    fields = {"adapter": adapter, "path": str(folder), "language": "zh", "licence": "test"}
+    source = TypeAdapter(SourceRecipe).validate_python(fields)
+    out = folder.parent / "out"
+    out.mkdir()
+    facts = sources.build(Build(out, SourceStep(name="mine", source=source), {}))
+    aside = pq.read_table(out / QUARANTINE).to_pylist() if (out / QUARANTINE).exists() else []
+    return pq.read_table(out / DOCUMENTS).to_pylist(), aside, facts
+
+
+def parquet(path: Path, texts: list[Any], group: int = 100, name: str = "text") -> None:
+    pq.write_table(pa.table({name: texts}), path, row_group_size=group, compression="none",
+                   use_dictionary=False, write_page_checksum=True)  # fmt: skip
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 0x5A
+    path.write_bytes(content)
+
+
+def flipped_group(path: Path) -> None:
+    parquet(path, [f"文字{i}" for i in range(300)])
+    column = pq.ParquetFile(path).metadata.row_group(1).column(0)
+    flip(path, column.data_page_offset + column.total_compressed_size // 2)
+
+
+def cut_parquet(path: Path) -> None:
+    parquet(path, ["a" * 1000] * 50)
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def cut_gzip(path: Path) -> None:
+    whole = gzip.compress(b"".join(LINES))
+    path.write_bytes(whole[: len(whole) // 2])
+
+
+def flipped_gzip(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"".join(LINES)))
+    flip(path, path.stat().st_size // 2)
+
+
+def lines(*broken: bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(b"\n".join([b'{"text":"one"}', *broken, b'{"text":"two"}', b""]))
+
+
+CASES: dict[str, tuple[str, str, Callable[[Path], Any], list[tuple[int | None, str]], int | None]] = {
+    # suffix of the broken file, how it is written, (row, reason) told, documents that it still gives
+    "no JSON": ("jsonl", ".jsonl", lines(b"{bad}", b"[1]"), [(2, "no valid JSON"), (3, "a list")], 2),
+    "bytes": ("jsonl", ".jsonl", lines(b'{"text":"\xff"}'), [(2, "byte 24 is not UTF-8")], 2),
+    "surrogate": ("jsonl", ".jsonl", lines(b'{"text":"\\ud800"}'), [(2, "surrogate")], 2),
+    "field": ("jsonl", ".jsonl", lines(b'{"txt":"a"}', b'{"text":5}'), [(2, "'txt'"), (3, "int")], 2),
+    "cut line": ("jsonl", ".jsonl", lambda p: p.write_bytes(LINES[0] + LINES[1][:30]), [(2, "JSON")], 1),
+    "cut gzip": ("jsonl", ".jsonl.gz", cut_gzip, [(None, "cut off after row")], None),
+    "flipped gzip": ("jsonl", ".jsonl.gz", flipped_gzip, [(None, "broken gzip")], 0),
+    "no gzip": ("jsonl", ".jsonl.gz", lambda p: p.write_bytes(b"text"), [(None, "broken gzip")], 0),
+    "empty": ("jsonl", ".jsonl", Path.touch, [(None, "empty")], 0),
+    "empty Parquet": ("parquet", ".parquet", Path.touch, [(None, "empty")], 0),
+    "cut Parquet": ("parquet", ".parquet", cut_parquet, [(None, "no readable Parquet")], 0),
+    "group": ("parquet", ".parquet", flipped_group, [(101, "row group 1 cannot be read")], 200),
+    "schema": ("parquet", ".parquet", lambda p: parquet(p, ["a"], name="body"), [(None, "no field")], 0),
+    "type": ("parquet", ".parquet", lambda p: parquet(p, [1, 2]), [(None, "int64, not a string")], 0),
+    "text": ("text", ".txt", lambda p: p.write_bytes(b"ab\xff"), [(None, "byte 2 is not UTF-8")], 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_broken_is_named_and_the_rest_is_read(tmp_path: Path, case: str) -> None:
+    adapter, suffix, write, told, left = CASES[case]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write(folder / f"broken{suffix}")
+    for name in ("a", "z"):  # before and after it
+        path = folder / f"{name}{SUFFIX[adapter]}"
+        parquet(path, ["好"]) if adapter == "parquet" else path.write_text('{"text": "好"}\n')
+    documents, aside, facts = read(folder, adapter)
+    assert [(row["row"], row["file"]) for row in aside] == [
+        (row, str(folder / f"broken{suffix}")) for row, _ in told
+    ]
+    assert all(reason in row["reason"] for row, (_, reason) in zip(aside, told, strict=True)), aside
+    assert {documents[0]["id"][0], documents[-1]["id"][0]} == {"a", "z"}
+    found = [row["text"] for row in documents if row["id"].startswith("broken")]
+    if left is None:  # a cut gzip: what comes before the cut is whole
+        assert 50 < len(found) < len(LINES)
+        assert found == [json.loads(line)["text"] for line in LINES[: len(found)]]
+        assert aside[0]["reason"].startswith(f"broken gzip, cut off after row {len(found)};")
+    else:
+        assert len(found) == left
+    counted = {"files": sum(row is None for row, _ in told), "rows": sum(row is not None for row, _ in told)}
+    assert {key: facts["quarantined"][key] for key in counted} == counted
+    assert facts["quarantined"]["first"][0].startswith(str(folder / f"broken{suffix}"))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if CASES[case][4] == 0])
+def test_a_source_of_which_nothing_is_left_is_one_line(tmp_path: Path, case: str) -> None:
+    adapter, suffix, write, told, _ = CASES[case]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write(folder / f"broken{suffix}")
+    with pytest.raises(UserError, match="source mine: nothing in it can be read") as error:
+        read(folder, adapter)
+    assert "\n" not in str(error.value)
+    assert f"broken{suffix}" in str(error.value)
+    assert told[0][1] in str(error.value)
+
+
+def test_many_broken_rows_are_all_written_down(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "x.jsonl").write_bytes(b"{bad}\n" * 25_000 + b'{"text":"good"}\n')
+    documents, aside, facts = read(tmp_path / "in", "jsonl")
+    assert [row["id"] for row in documents] == ["x.jsonl:25001"]
+    assert [row["row"] for row in aside] == list(range(1, 25_001))
+    assert (facts["quarantined"]["rows"], len(facts["quarantined"]["first"])) == (25_000, 5)
