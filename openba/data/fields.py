@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from openba.data.entities import format_entities
+from openba.data.entities import entities_of_spans, entities_of_tags, format_entities
 from openba.errors import UserError
 from openba.recipes.data import Options, TaskRecipe
 
@@ -20,7 +20,20 @@ Fields = dict[str, Any]
 
 
 class Text(str):
-    """A field's text: `{text:.240}` is its start, `{text.after_first_line}` lacks its first line."""
+    """A field's text: `{text:.240}` is its start, `{text.after_first_line}` lacks its first line.
+
+    Of an id, `{id.file}` is the file's name and `{id.parent}` the record that holds the element.
+    """
+
+    @property
+    def file(self) -> str:
+        """Of a record's id, its file's name without folders and ending."""
+        return self.rpartition(":")[0].rpartition("/")[2].partition(".")[0]
+
+    @property
+    def parent(self) -> str:
+        """Of the id of one element of a list, the id of what holds the list."""
+        return self.rpartition("/")[0]
 
     @property
     def after_first_line(self) -> Text:
@@ -83,13 +96,15 @@ def expand(record: Fields, recipe: TaskRecipe, where: str) -> Iterator[Fields]:
     """The record itself, or one for each element below `recipe.each`; ids get `/position`.
 
     Raises:
-        UserError: the path leads to no list.
+        UserError: the path leads to no list and no object.
     """
     found = [record]
     for key in recipe.each:
         deeper = []
         for outer in found:
             elements = need(outer, key, where)
+            if isinstance(elements, dict):
+                elements = [elements]
             if not isinstance(elements, list):
                 raise UserError(f"{where}: record {outer['id']}: {key} is no list, so no `each`")
             for position, element in enumerate(elements):
@@ -112,9 +127,12 @@ def derive(record: Fields, recipe: TaskRecipe, labels: str, where: str) -> Field
         UserError: a field is missing or of another form than the recipe says.
     """
     fields = dict(record)
-    if "entities" in fields:
-        fields["labels"] = labels
-        fields["entities"] = Entities(entities_of(record, where), recipe.source.language)
+    if recipe.tagged is not None:
+        fields["text"] = " ".join(map(str, need(record, recipe.tagged.tokens, where)))
+    if recipe.tagged is not None or "entities" in fields:
+        pairs = _entities(record, recipe, where)
+        fields["labels"] = labels if recipe.labels == "task" else ", ".join(sorted({k for _, k in pairs}))
+        fields["entities"] = Entities(pairs, recipe.source.language)
     for key, separator in recipe.split.items():
         fields[key] = [part for part in str(need(record, key, where)).split(separator) if part]
     if recipe.dialogue is not None:
@@ -127,7 +145,7 @@ def derive(record: Fields, recipe: TaskRecipe, labels: str, where: str) -> Field
             fields[key] = joined.separator.join(joined.item.format_map(value) for value in values)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{where}: record {record['id']}: joined.{key}: {_named(error)}") from None
-    for key in recipe.wording:
+    for key in recipe.wording.keys() - {"entities"} if recipe.tagged else recipe.wording.keys():
         value = need(fields, key, where)
         fields[key] = word = _worded(key, value, recipe, record, where)
         if word is None:
@@ -151,8 +169,28 @@ def need(record: Mapping[str, Any], key: str, where: str) -> Any:
     return record[key]
 
 
-def entities_of(record: Mapping[str, Any], where: str) -> Sequence[Sequence[str]]:
-    """The record's entities as [text, type] pairs; none if it has no such field."""
+def kinds_of(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> set[str]:
+    """The record's entity types, as templates write them."""
+    return {kind for _, kind in _entities(record, recipe, where)}
+
+
+def _entities(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> Sequence[Sequence[str]]:
+    """The record's entities as [text, type] pairs, types worded; none if it has no such field."""
+    words = recipe.wording.get("entities", {})
+    pairs = _raw_entities(record, recipe, where)
+    worded = [(text, words.get(kind, kind)) for text, kind in pairs]
+    return [(text, kind) for text, kind in worded if kind is not None]
+
+
+def _raw_entities(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> Sequence[Sequence[str]]:
+    if (tagged := recipe.tagged) is not None:
+        tokens = [str(token) for token in need(record, tagged.tokens, where)]
+        try:
+            if tagged.tags is not None:
+                return entities_of_tags(tokens, need(record, tagged.tags, where))
+            return entities_of_spans(tokens, need(record, str(tagged.spans), where))
+        except ValueError as error:
+            raise UserError(f"{where}: record {record['id']}: {error}") from None
     pairs = record.get("entities") or []
     if not all(isinstance(p, list) and len(p) == 2 and all(isinstance(s, str) for s in p) for p in pairs):
         raise UserError(

@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import xxhash
 
 from openba.artifacts import Build
-from openba.data.fields import Fields, Text, derive, entities_of, expand, need, parse
-from openba.data.pairs import BATCH, RULES, SCHEMA, SPILLED, Pool, Rendered, Seen, digest, spill
+from openba.data.fields import Fields, Text, derive, expand, kinds_of, need, parse
+from openba.data.pairs import ANSWER, BATCH, RULES, SCHEMA, SPILLED, Pool, Rendered, Seen, digest, spill
 from openba.data.sources import read
 from openba.errors import UserError
 from openba.recipes.data import TaskRecipe, TaskStep, Turn
@@ -30,7 +30,7 @@ from openba.recipes.data import TaskRecipe, TaskStep, Turn
 # OpenAI's and ShareGPT's names of the two speakers -> the paper's (section 6.1).
 _SPEAKERS = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
 _POOL = 1000
-"""Training records that few-shot examples are drawn from: those of lowest hash."""
+"""Training records of a category that few-shot examples are drawn from: those of lowest hash."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,8 @@ class _Pair:
     turns: tuple[int, ...]
     target: str
     choices: Sequence[str]
+    category: str
+    references: Sequence[str]
     template: int
     at: int
     asks: int
@@ -98,7 +100,8 @@ def render(
         order of their ids' hashes, so that the first n are a fixed random sample. Discarded are
         records that a wording calls unlabelled or that no template serves, pairs without text, those
         that miss `require`, repetitions of an earlier pair, and training pairs that ask what a
-        held-out pair asks (the paper checks that by hand, section 4.1).
+        held-out pair asks (the paper checks that by hand, section 4.1). With a `partition` the held-out
+        part keeps its repetitions, so that a score stands on the whole test set.
 
     Raises:
         UserError: a template names a field that a record lacks, a label has no wording, or a target
@@ -106,7 +109,7 @@ def render(
     """
     where = f"{name} ({path})" if (path := getattr(recipe.source, "path", None)) else name
     seen, discarded = Seen(), Counter[str]()
-    pool: Pool = []
+    pool: Pool = {}
     pairs = spill(_pair_batches(recipe, documents, where, seen, discarded, pool), scratch, SPILLED)
     rendered = Rendered(recipe, pairs, seen, pool, name)
     rendered.discarded = dict(discarded + Counter(rendered.discarded))
@@ -148,13 +151,17 @@ def _pair_batches(
     """All pairs; fills `seen` with a row for each and `pool` with the candidates for examples."""
     batch: list[_Pair] = []
     for outer, fields in _records(recipe, documents, where, discarded):
-        heldout = digest("heldout", outer) < recipe.heldout * 2**64
+        heldout = _is_heldout(recipe, outer, where)
+        if heldout is None:
+            discarded["other_part"] += 1
+            continue
         for pair in _pairs(recipe, fields, where, discarded):
             rule = RULES.index(_discard(recipe, pair, where))
             if pair.examples and not heldout and not rule:
                 # A heap of the lowest hashes, so negated.
                 entry = (-digest(f"pool {recipe.seed}", pair.id), len(seen.asks), pair.examples)
-                (heapq.heappush if len(pool) < _POOL else heapq.heappushpop)(pool, entry)
+                heap = pool.setdefault(pair.category, [])
+                (heapq.heappush if len(heap) < _POOL else heapq.heappushpop)(heap, entry)
             seen.asks.append(pair.asks)
             seen.whole.append(xxhash.xxh3_64_intdigest(pair.target.encode(), pair.asks))
             seen.order.append(digest("order", pair.id))
@@ -174,8 +181,8 @@ def _batch(pairs: list[_Pair]) -> pa.RecordBatch:
 
 def _records(
     recipe: TaskRecipe, documents: pa.Table, where: str, discarded: Counter[str]
-) -> Iterator[tuple[str, Fields]]:
-    """(id of the source's record, fields) of each record that is used."""
+) -> Iterator[tuple[Fields, Fields]]:
+    """(the source's record, fields) of each record that is used."""
     last = None
     if recipe.limit is not None and documents.num_rows > recipe.limit:
         last = sorted(digest("limit", i.as_py()) for i in documents["id"])[recipe.limit]
@@ -188,14 +195,22 @@ def _records(
 
     labels = ""
     if any("{labels}" in turn.input for turn in recipe.templates):
-        labels = ", ".join(sorted({kind for record in raw() for _, kind in entities_of(record, where)}))
+        labels = ", ".join(sorted({kind for record in raw() for kind in kinds_of(record, recipe, where)}))
     for outer in raw():
         for record in expand(outer, recipe, where):
             fields = derive(record, recipe, labels, where)
             if fields is None:
                 discarded["unlabelled"] += 1
             else:
-                yield outer["id"], fields
+                yield outer, fields
+
+
+def _is_heldout(recipe: TaskRecipe, record: Fields, where: str) -> bool | None:
+    """Whether a source's record is evaluated on; None if its data set's division leaves it out."""
+    if (partition := recipe.partition) is None:
+        return digest("heldout", record["id"]) < recipe.heldout * 2**64
+    part = _fill(partition.by, {**record, "id": Text(record["id"])}, where)
+    return True if part in partition.heldout else False if part in partition.train else None
 
 
 def _pairs(recipe: TaskRecipe, fields: Fields, where: str, discarded: Counter[str]) -> Iterator[_Pair]:
@@ -253,6 +268,8 @@ def _pair(
         turns,
         _fill(turn.target, fields, where).rstrip(),
         _choices(recipe, turn, fields, where),
+        _fill(recipe.category, fields, where) if recipe.category is not None else "",
+        _references(recipe, turn, fields, where),
         template,
         len(head) if few else -1,
         xxhash.xxh3_64_intdigest(asks.encode()),
@@ -266,6 +283,15 @@ def _choices(recipe: TaskRecipe, turn: Turn, fields: Fields, where: str) -> Sequ
         return recipe.choices
     named = zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", fields["options"], strict=False)
     return [_fill(turn.target, {**fields, "letter": a, "option": b}, where).rstrip() for a, b in named]
+
+
+def _references(recipe: TaskRecipe, turn: Turn, fields: Fields, where: str) -> Sequence[str]:
+    if recipe.check is not None:
+        return [_fill(recipe.check, {**fields, "answer": ANSWER}, where)]
+    if recipe.references is None:
+        return [_fill(turn.target, fields, where).rstrip()]
+    found = need(fields, recipe.references, where)
+    return [str(answer["text"] if isinstance(answer, dict) else answer) for answer in found]
 
 
 def _fill(template: str, fields: Mapping[str, Any], where: str) -> str:

@@ -227,6 +227,34 @@ class Joined(Recipe):
     separator: str
 
 
+class Tagged(Recipe):
+    """A sentence as a list of tokens; it becomes `text` and `entities`."""
+
+    tokens: str
+    """Field of the tokens; joined by spaces."""
+    tags: str | None = None
+    """Field of one BIO or IO tag a token, such as B-person."""
+    spans: str | None = None
+    """Field of [first token, last token, type] lists, the last included."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Tagged:
+        if (self.tags is None) == (self.spans is None):
+            raise ValueError("give either tags or spans")
+        return self
+
+
+class Partition(Recipe):
+    """A data set's own division; records of neither part are left out and counted."""
+
+    by: str
+    """Template of the part's name, such as `{split}`, or `{id.file}`: the file's name without its ending."""
+    train: tuple[str, ...] = ()
+    """Names of what is trained on and what examples are drawn from."""
+    heldout: tuple[str, ...]
+    """Names of what is evaluated on."""
+
+
 class Dialogue(Recipe):
     """Turns of two speakers that alternate; the first is the human."""
 
@@ -256,6 +284,15 @@ class TaskRecipe(Recipe):
     options: Options | None = None
     joined: dict[str, Joined] = {}
     """New field -> the list it is written from."""
+    tagged: Tagged | None = None
+    labels: Literal["task", "record"] = "task"
+    """What `{labels}` lists: all entity types of the task, or those of the record (Pile-NER has 13,000)."""
+    category: str | None = None
+    """Template of the subject a record belongs to, such as `{subject}`. Examples are drawn from the same one."""
+    references: str | None = None
+    """Field with all right answers, texts or objects with `text`; without it the target is the only one."""
+    check: str | None = None
+    """Template of a program that tests an answer, which stands at `{answer}`; it takes the references' place."""
     templates: tuple[Turn, ...]
     """One is drawn per record, by the record's id."""
     conversation: bool = False
@@ -269,6 +306,8 @@ class TaskRecipe(Recipe):
     """How often the training part is repeated."""
     heldout: float = 0.1
     """Share of records kept for evaluation, chosen by the hash of their id."""
+    partition: Partition | None = None
+    """Kept for evaluation is what the data set keeps, in place of `heldout`."""
     require: str | None = None
     """A regular expression to be found in the target; others are discarded and counted."""
     limit: int | None = None
