@@ -87,9 +87,10 @@ class Entities:
 def parse(row: Mapping[str, Any], recipe: TaskRecipe) -> Fields:
     """A document's row as one record: the keys of `extra`, its columns, its text under its own name too."""
     # A source takes its text field out of `extra`; templates may call it by either name.
-    own = getattr(recipe.source, "text_field", None) or "text"
-    columns = {key: row[key] for key in ("id", "text", "language", "source")}
-    return {**orjson.loads(row["extra"]), **columns, own: row["text"]}
+    own = getattr(recipe.source, "text_field", "text")
+    columns = {key: row[key] for key in ("id", "language", "source")}
+    named = {own: row["text"], "text": row["text"]} if own else {}
+    return {"text": row["text"], **orjson.loads(row["extra"]), **columns, **named}
 
 
 def expand(record: Fields, recipe: TaskRecipe, where: str) -> Iterator[Fields]:

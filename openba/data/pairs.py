@@ -62,7 +62,7 @@ class Seen:
 
 
 Pool = dict[str, list[tuple[int, int, tuple[str, ...]]]]
-"""By category, candidates for examples: (negated hash, row, the record as example of each few-shot template)."""
+"""Category -> candidates for examples: (negated hash, row, the record as example of each few-shot form)."""
 
 
 class Rendered:
@@ -72,7 +72,7 @@ class Rendered:
         self.recipe, self.name = recipe, name
         self._pairs = pairs
         self.discarded: Mapping[str, int]
-        self.rows, self.discarded = sorted_out(seen, recipe.partition is not None)
+        self.rows, self.discarded = sorted_out(seen, recipe.is_test_set)
         self._asks = np.array(seen.asks, dtype=np.uint64)
         self._pool: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
         for category, entries in pool.items():
@@ -131,7 +131,7 @@ class Rendered:
             yield text, turns
 
     def _draw(self, identifier: str, asks: int, shots: int, category: str) -> list[tuple[str, ...]]:
-        """So many of the category's pool, none of which asks what the pair asks; fewer if the pool is small."""
+        """So many of the category's pool, none of which asks what the pair asks; fewer if it is small."""
         drawn: dict[int, tuple[str, ...]] = {}
         pool = self._pool.get(category, [])
         usable = [entry for entry in pool if entry[0] != asks] if len(pool) < 50 else pool

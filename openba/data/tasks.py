@@ -100,8 +100,8 @@ def render(
         order of their ids' hashes, so that the first n are a fixed random sample. Discarded are
         records that a wording calls unlabelled or that no template serves, pairs without text, those
         that miss `require`, repetitions of an earlier pair, and training pairs that ask what a
-        held-out pair asks (the paper checks that by hand, section 4.1). With a `partition` the held-out
-        part keeps its repetitions, so that a score stands on the whole test set.
+        held-out pair asks (the paper checks that by hand, section 4.1). A test set keeps its repetitions
+        and its empty answers, so that a score stands on all of it.
 
     Raises:
         UserError: a template names a field that a record lacks, a label has no wording, or a target
@@ -156,7 +156,7 @@ def _pair_batches(
             discarded["other_part"] += 1
             continue
         for pair in _pairs(recipe, fields, where, discarded):
-            rule = RULES.index(_discard(recipe, pair, where))
+            rule = RULES.index(_discard(recipe, pair, heldout, where))
             if pair.examples and not heldout and not rule:
                 # A heap of the lowest hashes, so negated.
                 entry = (-digest(f"pool {recipe.seed}", pair.id), len(seen.asks), pair.examples)
@@ -306,9 +306,10 @@ def _fill(template: str, fields: Mapping[str, Any], where: str) -> str:
         raise UserError(f"{where}: template {template!r}: record {fields['id']}: {error}") from None
 
 
-def _discard(recipe: TaskRecipe, pair: _Pair, where: str) -> str:
+def _discard(recipe: TaskRecipe, pair: _Pair, heldout: bool, where: str) -> str:
     """The rule that discards the pair by itself; empty if none does."""
-    if not pair.input.strip() or not pair.target.strip():
+    # In a test set, that there is nothing to find is an answer too.
+    if not pair.input.strip() or not (pair.target.strip() or (heldout and recipe.is_test_set)):
         return "empty"
     if recipe.require is not None and not re.search(recipe.require, pair.target):
         return "require"

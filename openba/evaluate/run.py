@@ -1,48 +1,130 @@
 """Step `evaluate-*`: one model answers several benchmarks, and libraries score the answers.
 
-Owns how held-out records become prompts and predictions. Which records, prompts, choices and
-metrics there are stands in the benchmarks' YAML; scores come from `metrics.py`.
+Owns how held-out records become prompts, the shards that make an evaluation resumable, and what is
+told of one. Which records, prompts, choices and metrics there are stands in the benchmarks' YAML; how
+a model answers in `answering.py`, scores in `metrics.py`.
 """
 
 from __future__ import annotations
 
-import json
+import re
+from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from openba.artifacts import Build
-from openba.data.instruct import encode_input
+from openba.data.instruct import encode_fitting
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
-from openba.evaluate.metrics import score
+from openba.evaluate.answering import answer
+from openba.evaluate.answers import Answers
+from openba.evaluate.grouping import Score, grouped
+from openba.evaluate.metrics import score_answers, verdicts
 from openba.model.files import load_model
-from openba.model.generate import choice_losses, generate
 from openba.model.model import OpenBAModel
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
 
+SHARD = 512
+"""Items answered between two files; an evaluation that was cut off goes on after the last."""
+
+SAMPLES = pa.schema(
+    {
+        "id": pa.string(),
+        "category": pa.string(),
+        "input": pa.string(),
+        "target": pa.string(),
+        "references": pa.list_(pa.string()),
+        "choices": pa.list_(pa.string()),
+        "output": pa.string(),
+        "answer": pa.string(),
+        "scores": pa.list_(pa.float32()),
+        "attempts": pa.list_(pa.string()),
+        "examples_left_out": pa.int32(),
+        "cut": pa.bool_(),
+        "unfinished": pa.bool_(),
+        "verdict": pa.float32(),
+    }
+)
+"""One row an item: `output` as it was written, `answer` as it was scored, `scores` of the choices, `verdict`
+(0 to 1) where the first metric is a mean over items. `input` is the whole prompt; `examples_left_out` of its
+solved examples, the oldest, did not fit, and `cut` says that its end did not."""
+
 
 def build(build: Build) -> dict[str, Any]:
-    """Answer and score every benchmark; answers go to `<benchmark>.jsonl`, scores are facts."""
+    """Answer and score every benchmark; answers go to `<benchmark>.parquet`, scores are facts."""
     recipe: EvaluateStep = build.recipe
     model, tokenizer = load_model(build.inputs["model"] / "model")
     if torch.cuda.is_available():
         model = model.cuda()
     results = {}
-    for name, benchmark in recipe.benchmarks.items():
-        rows = _records(build.inputs[f"task-{name}"], benchmark, name)
-        sources = [encode_input(tokenizer, row["input"], row["turns"], recipe.encoder_length) for row in rows]
-        predictions = _answer(model, tokenizer, sources, benchmark)
-        answered = [
-            {"id": row["id"], "input": row["input"], "target": row["target"], "output": prediction}
-            for row, prediction in zip(rows, predictions, strict=True)
-        ]
-        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in answered)
-        (build.out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-        results[name] = _result(benchmark, answered, recipe.samples)
+    for name in recipe.benchmarks:
+        results[name] = evaluate(model, tokenizer, build.inputs[f"task-{name}"], name, recipe, build.out)
     return {"benchmarks": results}
+
+
+def evaluate(
+    model: OpenBAModel, tokenizer: Tokenizer, task: Path, name: str, recipe: EvaluateStep, out: Path
+) -> dict[str, Any]:
+    """One benchmark: its result, with `NAME.parquet` beside it.
+
+    Raises:
+        UserError: the task holds no record out, or see `answer`.
+    """
+    benchmark = recipe.benchmarks[name]
+    rows = _records(task, benchmark, name)
+    shards = []
+    for number, begin in enumerate(range(0, len(rows), SHARD)):
+        path = out / f"{name}.{number:05d}.shard"
+        if not path.exists():
+            try:
+                answered = _shard(model, tokenizer, rows[begin : begin + SHARD], benchmark, recipe)
+            except UserError as error:
+                raise UserError(f"benchmark {name}: {error}") from None
+            partial = path.with_suffix(".partial")
+            pq.write_table(pa.Table.from_pylist(answered, SAMPLES), partial)
+            partial.replace(path)
+        shards.append(path)
+    items = pa.concat_tables([pq.read_table(path) for path in shards]).to_pylist()
+    result = judged(benchmark, items, recipe.samples)
+    pq.write_table(pa.Table.from_pylist(items, SAMPLES), out / f"{name}.parquet", compression="zstd")
+    for path in shards:
+        path.unlink()
+    return result
+
+
+def judged(benchmark: BenchmarkRecipe, items: list[dict[str, Any]], samples: int) -> dict[str, Any]:
+    """The result of a benchmark's answered items; sets `answer` and `verdict` in them."""
+    for item in items:
+        item["answer"] = _extracted(benchmark, item["output"])
+    answers = _answers(benchmark, items)
+    single = verdicts(benchmark.metrics[0], answers)
+    for item, verdict in zip(items, single or [None] * len(items), strict=True):
+        item["verdict"] = verdict
+    result = {
+        "language": benchmark.language,
+        "method": benchmark.method,
+        "version": benchmark.version,
+        "licence": benchmark.task.source.licence,
+        "paper": benchmark.paper.model_dump() if benchmark.paper else None,
+        "n": len(items),
+        "scores": score_answers(benchmark.metrics, answers),
+        "counts": _counts(items),
+        "samples": [
+            {key: row[key][:400] for key in ("input", "target", "output")} for row in items[:samples]
+        ],
+    }
+    if benchmark.groups or benchmark.average == "category":
+        categories = _categories(benchmark, answers)
+        groups = grouped(categories, benchmark.groups, benchmark.average)
+        result |= {"categories": {k: vars(v) for k, v in categories.items()}, "groups": groups}
+        result["scores"]["average"] = groups["all"]["score"]
+        result["scores"]["average_stderr"] = groups["all"]["stderr"]
+    return result
 
 
 def _records(task: Path, benchmark: BenchmarkRecipe, name: str) -> list[dict[str, Any]]:
@@ -52,28 +134,74 @@ def _records(task: Path, benchmark: BenchmarkRecipe, name: str) -> list[dict[str
     return rows
 
 
-def _answer(
-    model: OpenBAModel, tokenizer: Tokenizer, sources: list[list[int]], benchmark: BenchmarkRecipe
-) -> list[str]:
-    if benchmark.method == "generate":
-        return generate(model, tokenizer, sources, benchmark.max_new_tokens)
-    choices = benchmark.task.choices
-    answers = []
-    for source in sources:
-        losses = choice_losses(model, tokenizer, source, choices)
-        answers.append(choices[losses.index(min(losses))])
-    return answers
+def _shard(
+    model: OpenBAModel,
+    tokenizer: Tokenizer,
+    rows: list[dict[str, Any]],
+    benchmark: BenchmarkRecipe,
+    recipe: EvaluateStep,
+) -> list[dict[str, Any]]:
+    fitted = [encode_fitting(tokenizer, row["input"], row["turns"], recipe.encoder_length) for row in rows]
+    mode = tokenizer.mode(recipe.prefix)
+    sources = [[mode, *ids[1:]] for ids, _, _ in fitted]
+    found = answer(model, tokenizer, sources, rows, benchmark)
+    kept = ("id", "category", "input", "target", "references", "choices")
+    return [
+        {key: row[key] for key in kept}
+        | {"output": one.text, "scores": one.scores, "attempts": one.attempts, "unfinished": one.unfinished}
+        | {"examples_left_out": left_out, "cut": cut}
+        for row, one, (_, left_out, cut) in zip(rows, found, fitted, strict=True)
+    ]
 
 
-def _result(benchmark: BenchmarkRecipe, answered: list[dict[str, Any]], samples: int) -> dict[str, Any]:
-    predictions, targets = [row["output"] for row in answered], [row["target"] for row in answered]
-    return {
-        "language": benchmark.language,
-        "method": benchmark.method,
-        "paper": benchmark.paper.model_dump() if benchmark.paper else None,
-        "n": len(answered),
-        "scores": score(benchmark.metrics, predictions, targets, benchmark.language),
-        "samples": [
-            {key: row[key][:400] for key in ("input", "target", "output")} for row in answered[:samples]
-        ],
+def _answers(benchmark: BenchmarkRecipe, items: list[dict[str, Any]]) -> Answers:
+    return Answers(
+        [item["answer"] for item in items],
+        [item["references"] for item in items],
+        benchmark.language,
+        [item["category"] for item in items],
+        benchmark.positive,
+        [item["attempts"] or [item["answer"]] for item in items],
+        benchmark.k,
+    )
+
+
+def _extracted(benchmark: BenchmarkRecipe, output: str) -> str:
+    if benchmark.extract is None:
+        return output
+    found = [match.group(1).strip() for match in re.finditer(benchmark.extract, output)]
+    return found[-1] if found else ""
+
+
+def _categories(benchmark: BenchmarkRecipe, answers: Answers) -> dict[str, Score]:
+    """Each category's score by the first metric, with its items and standard error."""
+    rows: dict[str, list[int]] = defaultdict(list)
+    for row, category in enumerate(answers.categories):
+        rows[category].append(row)
+    metric = benchmark.metrics[0]
+    found = {}
+    for category, chosen in sorted(rows.items()):
+        part = replace(
+            answers,
+            predictions=[answers.predictions[i] for i in chosen],
+            references=[answers.references[i] for i in chosen],
+            categories=[category] * len(chosen),
+            attempts=[answers.attempts[i] for i in chosen],
+        )
+        scores = score_answers([metric], part)
+        error = scores.get(f"{metric}_stderr", 0.0)
+        found[category] = Score(float(scores[metric]), len(chosen), float(error))
+    return found
+
+
+def _counts(items: list[dict[str, Any]]) -> dict[str, int]:
+    """What went other than planned, by name, where there is any."""
+    counts = {
+        "prompts cut": sum(item["cut"] for item in items),
+        "prompts with fewer examples": sum(item["examples_left_out"] > 0 for item in items),
+        "examples left out": sum(item["examples_left_out"] for item in items),
+        "answers without end": sum(item["unfinished"] for item in items),
+        "empty answers": sum(not item["output"].strip() for item in items),
+        "answers not readable": sum(bool(item["output"]) and not item["answer"] for item in items),
     }
+    return {name: count for name, count in counts.items() if count}

@@ -288,11 +288,11 @@ class TaskRecipe(Recipe):
     labels: Literal["task", "record"] = "task"
     """What `{labels}` lists: all entity types of the task, or those of the record (Pile-NER has 13,000)."""
     category: str | None = None
-    """Template of the subject a record belongs to, such as `{subject}`. Examples are drawn from the same one."""
+    """Template of the subject a record belongs to, such as `{subject}`; its examples are of the same one."""
     references: str | None = None
     """Field with all right answers, texts or objects with `text`; without it the target is the only one."""
     check: str | None = None
-    """Template of a program that tests an answer, which stands at `{answer}`; it takes the references' place."""
+    """Template of a program that tests an answer, which stands at `{answer}`; in place of references."""
     templates: tuple[Turn, ...]
     """One is drawn per record, by the record's id."""
     conversation: bool = False
@@ -314,6 +314,11 @@ class TaskRecipe(Recipe):
     """Use only so many records, chosen by the hash of their id."""
     seed: int = 1234
     """Draws the examples of few-shot templates."""
+
+    @property
+    def is_test_set(self) -> bool:
+        """Whether what is held out is a data set's own, to be scored whole, repetitions and all."""
+        return self.partition is not None or self.heldout == 1
 
     @model_validator(mode="after")
     def _plain_conversation(self) -> TaskRecipe:
