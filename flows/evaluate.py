@@ -33,11 +33,16 @@ def evaluate(
 ) -> None:
     """Evaluate a model; exit code 1 if a benchmark could not be run."""
     from openba.evaluate.suite import chosen, run_suite
+    from openba.report.paper_tables import evaluations_of, write_tables
 
     benchmarks = chosen(suite or [], names or [], data, overrides)
     if not benchmarks:
         raise UserError("eval: name a benchmark or a suite, such as --suite quick")
     results = run_suite(model, benchmarks, out, _nothing if as_json else _tell, prefix)
+    rows = evaluations_of({"benchmarks": results}, model.name)
+    for file in write_tables(out, rows) if rows else ():
+        if not as_json:
+            console.print(str(file), markup=False)
     if as_json:
         print(json.dumps(results, ensure_ascii=False))
     if any("error" in result for result in results.values()):

@@ -103,16 +103,17 @@ def judged(benchmark: BenchmarkRecipe, items: list[dict[str, Any]], samples: int
         item["answer"] = _extracted(benchmark, item["output"])
     answers = _answers(benchmark, items)
     single = verdicts(benchmark.metrics[0], answers)
-    for item, verdict in zip(items, single or [None] * len(items), strict=True):
-        item["verdict"] = verdict
-    result = {
+    for row, item in enumerate(items):
+        item["verdict"] = single[row] if single is not None else None
+    scores = score_answers(benchmark.metrics, answers)
+    result: dict[str, Any] = {
         "language": benchmark.language,
         "method": benchmark.method,
         "version": benchmark.version,
         "licence": benchmark.task.source.licence,
         "paper": benchmark.paper.model_dump() if benchmark.paper else None,
         "n": len(items),
-        "scores": score_answers(benchmark.metrics, answers),
+        "scores": scores,
         "counts": _counts(items),
         "samples": [
             {key: row[key][:400] for key in ("input", "target", "output")} for row in items[:samples]
@@ -122,8 +123,7 @@ def judged(benchmark: BenchmarkRecipe, items: list[dict[str, Any]], samples: int
         categories = _categories(benchmark, answers)
         groups = grouped(categories, benchmark.groups, benchmark.average)
         result |= {"categories": {k: vars(v) for k, v in categories.items()}, "groups": groups}
-        result["scores"]["average"] = groups["all"]["score"]
-        result["scores"]["average_stderr"] = groups["all"]["stderr"]
+        scores |= {"average": groups["all"]["score"], "average_stderr": groups["all"]["stderr"]}
     return result
 
 

@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
@@ -91,8 +92,8 @@ def repetition_2(answers: Answers) -> list[float]:
     return [float(max(Counter(_ngrams(words, 4)).values(), default=0) >= 2) for words in _tokenised(answers)]
 
 
-def _streams(answers: Answers) -> list[list[str | None]]:
-    """References as sacreBLEU wants them: one list for each first, second, ... reference."""
+def _streams(answers: Answers) -> Any:
+    """References as sacreBLEU wants them, a list for each first, second, ... one; it reads None as none."""
     most = max(map(len, answers.references))
     return [[row[i] if i < len(row) else None for row in answers.references] for i in range(most)]
 
