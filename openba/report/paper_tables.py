@@ -97,7 +97,9 @@ def _table(table: PaperTable, models: list[str], results: Mapping[tuple[str, str
     cells = {model: _cells(table, model, results) for model in models}
     lines = []
     for line in table.lines:
-        row = next((results[m, line.benchmark] for m in models if (m, line.benchmark) in results), {})
+        row: Mapping[str, Any] = next(
+            (results[m, line.benchmark] for m in models if (m, line.benchmark) in results), {}
+        )
         lines.append(
             {
                 "head": line.head,
