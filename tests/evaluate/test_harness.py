@@ -71,10 +71,8 @@ def test_a_benchmark_becomes_a_task_of_its_form(shared: Path, tmp_path: Path) ->
         benchmarks = chosen([], [name], None, ["items=30", f"task.source.path={shared / 'data' / path}"])
         (file,) = harness.export(tmp_path, benchmarks)
         task = yaml.safe_load(file.read_text(encoding="utf-8"))
-        items = [
-            json.loads(line)
-            for line in Path(task["dataset_kwargs"]["data_files"]["test"]).open(encoding="utf-8")
-        ]
+        lines = Path(task["dataset_kwargs"]["data_files"]["test"]).read_text(encoding="utf-8").splitlines()
+        items = [json.loads(line) for line in lines]
         assert len(items) == 30
         assert task["task"] == f"openba_{name}"
         if name == "mmlu":
