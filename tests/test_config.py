@@ -35,8 +35,9 @@ def test_no_config_is_an_orphan(root: Path) -> None:
         read |= set(Pipeline(path).files.origin.values())
     runtimes = {f"configs/runtime/{p.name}" for p in (CONFIGS / "runtime").glob("*.yaml")}
     every = {str(p.relative_to(root)) for p in CONFIGS.rglob("*.yaml")}
-    # To choose from: tests/data/test_biflan.py and tests/evaluate/test_paper.py render each.
-    kinds = ("configs/task/flan/", "configs/benchmark/paper/", "configs/suite/")
+    # To choose from: tests/data/test_biflan.py and tests/evaluate/test_paper.py render each,
+    # tests/data/test_experts.py the experts'.
+    kinds = ("configs/task/flan/", "configs/task/expert/", "configs/benchmark/paper/", "configs/suite/")
     choice = {name for name in every if name.startswith(kinds)}
     assert every - read - runtimes - choice == set()
 

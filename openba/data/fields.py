@@ -140,6 +140,9 @@ def derive(record: Fields, recipe: TaskRecipe, labels: str, where: str) -> Field
         fields["messages"] = _alternating(record, recipe, where)
     elif "conversations" in fields or "messages" in fields:
         fields["messages"] = _messages(record, where)
+    for message in fields.get("messages", []) if recipe.replace else []:
+        for text, other in recipe.replace.items():
+            message["content"] = message["content"].replace(text, other)
     for key, joined in recipe.joined.items():
         values = need(record, joined.field, where)
         try:
@@ -216,12 +219,15 @@ def _messages(record: Fields, where: str) -> list[dict[str, str]]:
 
 def _alternating(record: Fields, recipe: TaskRecipe, where: str) -> list[dict[str, str]]:
     assert recipe.dialogue is not None
-    field, key = recipe.dialogue.field, recipe.dialogue.text
+    field, key, speakers = recipe.dialogue.field, recipe.dialogue.text, recipe.dialogue.speakers
     turns = need(record, field, where)
     try:
+        if speakers is not None:
+            turns, key = [turn[speaker] for turn in turns for speaker in speakers], None
         texts = [(turn if key is None else turn[key]).strip() for turn in turns]
     except (KeyError, TypeError, AttributeError):
-        form = "strings" if key is None else f"objects with the text {key!r}"
+        keys = [key] if speakers is None else speakers
+        form = "strings" if key is None and speakers is None else f"objects with {', '.join(map(repr, keys))}"
         raise UserError(f"{where}: record {record['id']}: {field} is no list of {form}") from None
     roles = ("user", "assistant")
     return [{"role": roles[position % 2], "content": text} for position, text in enumerate(texts)]

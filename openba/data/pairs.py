@@ -44,7 +44,7 @@ ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 Split = Literal["train", "heldout"]
 
-RULES = ("", "duplicate", "empty", "require", "asked_in_heldout")
+RULES = ("", "duplicate", "empty", "require", "rejected", "asked_in_heldout")
 BATCH = 1000
 SPILLED = SCHEMA.append(pa.field("template", pa.int16())).append(pa.field("at", pa.int32()))
 """`at`: character at which a few-shot pair's examples go in."""

@@ -201,8 +201,23 @@ def _records(
             fields = derive(record, recipe, labels, where)
             if fields is None:
                 discarded["unlabelled"] += 1
+            elif (rule := _unwanted(recipe, fields)) is not None:
+                discarded[rule] += 1
             else:
                 yield outer, fields
+
+
+def _unwanted(recipe: TaskRecipe, fields: Fields) -> str | None:
+    """The rule that drops a conversation whole, with all its turns (paper section 6.1)."""
+    messages = fields.get("messages", [])
+    if messages and sum(len(message["content"]) for message in messages) < recipe.min_characters:
+        return "too_short"
+    if recipe.reject is not None and any(
+        _SPEAKERS.get(message["role"]) == "Assistant" and re.search(recipe.reject, message["content"])
+        for message in messages
+    ):
+        return "rejected"
+    return None
 
 
 def _is_heldout(recipe: TaskRecipe, record: Fields, where: str) -> bool | None:
@@ -313,6 +328,8 @@ def _discard(recipe: TaskRecipe, pair: _Pair, heldout: bool, where: str) -> str:
         return "empty"
     if recipe.require is not None and not re.search(recipe.require, pair.target):
         return "require"
+    if recipe.reject is not None and re.search(recipe.reject, pair.target):
+        return "rejected"
     if recipe.choices and pair.target not in recipe.choices:
         raise UserError(
             f"{where}: record {pair.id}: target {pair.target!r:.60} is not one of the choices "

@@ -141,7 +141,7 @@ def register() -> Any:
 
 
 def export(out: Path, benchmarks: dict[str, BenchmarkRecipe]) -> list[Path]:
-    """Write each benchmark as `openba_NAME.yaml` and its items as JSON lines beside it; returns the YAML files.
+    """Write each benchmark as `openba_NAME.yaml`, its items as JSON lines beside it; returns the YAML files.
 
     Raises:
         UserError: the data are not there, or a task has no item.

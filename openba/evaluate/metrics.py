@@ -16,6 +16,7 @@ from openba.recipes.evaluate import Metric
 
 _OF_ITEMS: dict[Metric, Callable[[Answers], list[float]]] = {
     "accuracy": label_metrics.accuracy,
+    "call_arguments": program_metrics.call_arguments,
     "exact_match": text_metrics.exact_match,
     "python_syntax": program_metrics.python_syntax,
     "repetition_2": text_metrics.repetition_2,

@@ -1,4 +1,4 @@
-"""Scores of Python programs: whether they parse, and whether they pass their tests in the sandbox."""
+"""Scores of Python programs and calls: whether they parse, are the right call, or pass their tests."""
 
 from __future__ import annotations
 
@@ -14,6 +14,17 @@ from openba.evaluate.sandbox import run_program
 def python_syntax(answers: Answers) -> list[float]:
     """1 where the answer is a Python program that is not empty; it is parsed, never run."""
     return [float(_parses(text)) for text in answers.predictions]
+
+
+def call_arguments(answers: Answers) -> list[float]:
+    """1 where the answer is a call with the right arguments, whatever its quotes and spaces; never run."""
+    pairs = zip(answers.predictions, answers.references, strict=True)
+    return [
+        float(
+            (given := _arguments(text)) is not None and given in [_arguments(right) for right in references]
+        )
+        for text, references in pairs
+    ]
 
 
 def pass_at_k(answers: Answers) -> Scores:
@@ -41,6 +52,18 @@ def pass_at_k(answers: Answers) -> Scores:
 def estimate(attempts: int, right: int, k: int) -> float:
     """Chance that k attempts drawn from these hold a right one."""
     return 1 - comb(attempts - right, k) / comb(attempts, k)
+
+
+def _arguments(text: str) -> tuple[str, ...] | None:
+    """A call's arguments in one form; None if the text is no call."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if not isinstance(node, ast.Call):
+        return None
+    named = sorted(f"{keyword.arg}={ast.dump(keyword.value)}" for keyword in node.keywords)
+    return (*map(ast.dump, node.args), *named)
 
 
 def _parses(text: str) -> bool:

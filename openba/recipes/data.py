@@ -262,6 +262,14 @@ class Dialogue(Recipe):
     """The list of turns."""
     text: str | None = None
     """Key of a turn's text; none: the turns are strings."""
+    speakers: tuple[str, str] | None = None
+    """Keys of the human's and the assistant's text, where one element of the list holds both."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Dialogue:
+        if self.text is not None and self.speakers is not None:
+            raise ValueError("give either text or speakers")
+        return self
 
 
 class TaskRecipe(Recipe):
@@ -302,6 +310,12 @@ class TaskRecipe(Recipe):
     wording: dict[str, dict[str, str | None]] = {}
     """Field -> its values in the records -> the words that stand for them, such as positive: 正面; null
     discards the record as unlabelled. Numbers and booleans as JSON writes them."""
+    replace: dict[str, str] = {}
+    """Text -> what stands for it in every message, such as the name of the model: OpenBA: Kite."""
+    min_characters: int = 0
+    """Conversations with fewer characters in all are dropped (paper section 6.1: "overly simple")."""
+    reject: str | None = None
+    """A regular expression; a record with it in an assistant's turn, or in the target, is dropped whole."""
     repeat: int = 1
     """How often the training part is repeated."""
     heldout: float = 0.1

@@ -14,6 +14,7 @@ Metric = Literal[
     "accuracy",
     "bleu",
     "bleu_2",
+    "call_arguments",
     "chrf",
     "distinct_2",
     "entity_f1",
