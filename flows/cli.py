@@ -28,6 +28,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_e
 app.add_typer(data.app, name="data")
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
+app.command("judge")(evaluate.judge)
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 PipelineName = Annotated[

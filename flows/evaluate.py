@@ -69,6 +69,25 @@ def compare(one: Path, other: Path, as_json: Json = False) -> None:
     console.print(table)
 
 
+def judge(
+    one: Annotated[Path, typer.Argument(help="Folder of one evaluation, or, with sheets, of the judging.")],
+    other: Annotated[Path | None, typer.Argument(help="Folder of the other evaluation.")] = None,
+    sheets: Annotated[list[Path] | None, typer.Option("--sheet", help="A filled sheet, to count.")] = None,
+    benchmark: Annotated[str, typer.Option(help="Whose generations are compared.")] = "roc",
+    out: Annotated[Path, typer.Option(help="Folder of sheet and key.")] = Path("judging"),
+    items: Annotated[int, typer.Option(min=1)] = 100,
+) -> None:
+    """A blind sheet for annotators from two evaluations; with --sheet, what the filled sheets say."""
+    from openba.evaluate.judging import read_sheets, write_sheet
+
+    if sheets:
+        print(json.dumps(read_sheets(one, sheets), indent=1))
+    elif other is not None:
+        console.print(str(write_sheet(one, other, benchmark, out, items)), markup=False)
+    else:
+        raise UserError("judge: give two evaluations to compare, or the folder of a judging and --sheet FILE")
+
+
 def _nothing(name: str, result: dict[str, Any]) -> None:
     del name, result
 
