@@ -103,4 +103,8 @@ def _tell(name: str, result: dict[str, Any]) -> None:
         if not key.endswith("_stderr")
     )
     counted = "".join(f"; {count} {what}" for what, count in result["counts"].items())
+    if "broken" in result:
+        counted += (
+            f"; {result['broken']['records']} broken records left out, such as {result['broken']['first'][0]}"
+        )
     console.print(f"{name:<24} {shown}  (n={result['n']}, {result['method']}{counted})", markup=False)

@@ -66,12 +66,13 @@ Pool = dict[str, list[tuple[int, int, tuple[str, ...]]]]
 
 
 class Rendered:
-    """A task's pairs, in two parts of `SCHEMA`. `discarded`: rule -> number of pairs."""
+    """A task's pairs, in two parts of `SCHEMA`. `discarded`: rule -> number of pairs; `broken`: messages."""
 
     def __init__(self, recipe: TaskRecipe, pairs: pa.Table, seen: Seen, pool: Pool, name: str) -> None:
         self.recipe, self.name = recipe, name
         self._pairs = pairs
         self.discarded: Mapping[str, int]
+        self.broken: list[str] = []
         self.rows, self.discarded = sorted_out(seen, recipe.is_test_set)
         self._asks = np.array(seen.asks, dtype=np.uint64)
         self._pool: dict[str, list[tuple[int, tuple[str, ...]]]] = {}

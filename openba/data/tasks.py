@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
@@ -29,6 +30,8 @@ from openba.recipes.data import TaskRecipe, TaskStep, Turn
 
 # OpenAI's and ShareGPT's names of the two speakers -> the paper's (section 6.1).
 _SPEAKERS = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
+_NAMED = 5
+"""Broken records named in the facts; all are counted."""
 _POOL = 1000
 """Training records of a category that few-shot examples are drawn from: those of lowest hash."""
 
@@ -65,18 +68,21 @@ def build(build: Build) -> dict[str, Any]:
     rendered = render(step.task, documents, step.name, scratch[1])
     samples: list[dict[str, str]] = []
     counts = {}
+    told = {"discarded": rendered.discarded, "broken": rendered.broken}
+    schema = SCHEMA.with_metadata({key: orjson.dumps(value) for key, value in told.items()})
     for split in ("train", "heldout"):
         counts[split] = 0
-        with pq.ParquetWriter(build.out / f"{split}.parquet", SCHEMA, compression="zstd") as writer:
+        with pq.ParquetWriter(build.out / f"{split}.parquet", schema, compression="zstd") as writer:
             for batch in rendered.batches(split):
                 counts[split] += batch.num_rows
                 samples += batch.slice(0, 2 - len(samples)).select(["input", "target"]).to_pylist()
-                writer.write_batch(batch)
+                writer.write_batch(batch.cast(schema))
     facts = {
         "records": documents.num_rows,
         **counts,
         "forms": rendered.forms(),
         "discarded": rendered.discarded,
+        "broken": rendered.broken,
         "samples": [{key: text[:1000] for key, text in sample.items()} for sample in samples[:2]],
     }
     for path in scratch:
@@ -110,8 +116,11 @@ def render(
     where = f"{name} ({path})" if (path := getattr(recipe.source, "path", None)) else name
     seen, discarded = Seen(), Counter[str]()
     pool: Pool = {}
-    pairs = spill(_pair_batches(recipe, documents, where, seen, discarded, pool), scratch, SPILLED)
+    broken: list[str] = []
+    found = _records(recipe, documents, where, discarded, broken)
+    pairs = spill(_pair_batches(recipe, found, where, seen, discarded, pool), scratch, SPILLED)
     rendered = Rendered(recipe, pairs, seen, pool, name)
+    rendered.broken = broken[:_NAMED]
     rendered.discarded = dict(discarded + Counter(rendered.discarded))
     return rendered
 
@@ -142,7 +151,7 @@ def history(messages: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
 
 def _pair_batches(
     recipe: TaskRecipe,
-    documents: pa.Table,
+    records: Iterator[tuple[Fields, Fields]],
     where: str,
     seen: Seen,
     discarded: Counter[str],
@@ -150,7 +159,7 @@ def _pair_batches(
 ) -> Iterator[pa.RecordBatch]:
     """All pairs; fills `seen` with a row for each and `pool` with the candidates for examples."""
     batch: list[_Pair] = []
-    for outer, fields in _records(recipe, documents, where, discarded):
+    for outer, fields in records:
         heldout = _is_heldout(recipe, outer, where)
         if heldout is None:
             discarded["other_part"] += 1
@@ -180,7 +189,7 @@ def _batch(pairs: list[_Pair]) -> pa.RecordBatch:
 
 
 def _records(
-    recipe: TaskRecipe, documents: pa.Table, where: str, discarded: Counter[str]
+    recipe: TaskRecipe, documents: pa.Table, where: str, discarded: Counter[str], broken: list[str]
 ) -> Iterator[tuple[Fields, Fields]]:
     """(the source's record, fields) of each record that is used."""
     last = None
@@ -198,7 +207,14 @@ def _records(
         labels = ", ".join(sorted({kind for record in raw() for kind in kinds_of(record, recipe, where)}))
     for outer in raw():
         for record in expand(outer, recipe, where):
-            fields = derive(record, recipe, labels, where)
+            try:
+                fields = derive(record, recipe, labels, where)
+            except UserError as error:
+                if recipe.broken == "refuse":
+                    raise
+                discarded["broken"] += 1
+                broken.append(str(error))
+                continue
             if fields is None:
                 discarded["unlabelled"] += 1
             elif (rule := _unwanted(recipe, fields)) is not None:

@@ -7,6 +7,7 @@ a model answers in `answering.py`, scores in `metrics.py`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import defaultdict
 from dataclasses import replace
@@ -90,7 +91,7 @@ def evaluate(
             partial.replace(path)
         shards.append(path)
     items = pa.concat_tables([pq.read_table(path) for path in shards]).to_pylist()
-    result = judged(benchmark, items, recipe.samples)
+    result = judged(benchmark, items, recipe.samples) | _left_out(task)
     pq.write_table(pa.Table.from_pylist(items, SAMPLES), out / f"{name}.parquet", compression="zstd")
     for path in shards:
         path.unlink()
@@ -132,6 +133,14 @@ def _records(task: Path, benchmark: BenchmarkRecipe, name: str) -> list[dict[str
     if not rows:
         raise UserError(f"benchmark {name}: its task has no held-out record; raise task.heldout or add data")
     return rows
+
+
+def _left_out(task: Path) -> dict[str, Any]:
+    """Records that the task could not read: how many, and the first of them named."""
+    told = pq.read_schema(task / "heldout.parquet").metadata or {}
+    broken = json.loads(told.get(b"broken", b"[]"))
+    count = json.loads(told.get(b"discarded", b"{}")).get("broken", 0)
+    return {"broken": {"records": count, "first": broken}} if count else {}
 
 
 def _shard(

@@ -326,6 +326,8 @@ class TaskRecipe(Recipe):
     """A regular expression to be found in the target; others are discarded and counted."""
     limit: int | None = None
     """Use only so many records, chosen by the hash of their id."""
+    broken: Literal["refuse", "count"] = "refuse"
+    """A record that lacks a field or has an impossible answer ends the step, or is left out and named."""
     seed: int = 1234
     """Draws the examples of few-shot templates."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from openba.data.instruct import encode_fitting
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.evaluate.grouping import Score, grouped
-from openba.evaluate.run import judged
+from openba.evaluate.run import _left_out, judged
 from openba.recipes.data import TaskStep
 from openba.recipes.evaluate import BenchmarkRecipe
 
@@ -273,5 +274,24 @@ def test_a_wrong_answer_letter_and_an_unknown_subject_are_named(tmp_path: Path) 
     for subject, answer, message in cases:
         (tmp_path / "agronomy.jsonl").write_text(record % (subject, answer), encoding="utf-8")
         with pytest.raises(UserError, match=message) as error:
-            rendered(recipe_of("cmmlu", f"task.source.path={tmp_path}/*.jsonl"), tmp_path / "out")
+            rendered(
+                recipe_of("cmmlu", f"task.source.path={tmp_path}/*.jsonl", "task.broken=refuse"),
+                tmp_path / "out",
+            )
         assert "agronomy.jsonl" in str(error.value)
+
+
+def test_broken_records_are_left_out_counted_and_named(shared: Path, tmp_path: Path) -> None:
+    lines = (shared / "data" / "eval_cmmlu" / "agronomy.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    rows[10]["answer"] = "E"
+    del rows[11]["C"]
+    (tmp_path / "agronomy.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8"
+    )
+    found = rendered(recipe_of("cmmlu", f"task.source.path={tmp_path}/*.jsonl"), tmp_path / "out")
+    assert len(found) == len(rows) - 5 - 2
+    left_out = _left_out(tmp_path / "out")["broken"]
+    assert left_out["records"] == 2
+    assert "agronomy.jsonl:11: answer 'E' is none of its 4 options" in left_out["first"][0]
+    assert "has no field 'C'" in left_out["first"][1]
