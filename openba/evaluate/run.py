@@ -28,7 +28,7 @@ from openba.evaluate.grouping import Score, grouped
 from openba.evaluate.metrics import score_answers, verdicts
 from openba.model.files import load_model
 from openba.model.model import OpenBAModel
-from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
+from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep, Metric
 
 SHARD = 512
 """Items answered between two files; an evaluation that was cut off goes on after the last."""
@@ -121,10 +121,10 @@ def judged(benchmark: BenchmarkRecipe, items: list[dict[str, Any]], samples: int
         ],
     }
     if benchmark.groups or benchmark.average == "category":
-        categories = _categories(benchmark, answers)
-        groups = grouped(categories, benchmark.groups, benchmark.average)
-        result |= {"categories": {k: vars(v) for k, v in categories.items()}, "groups": groups}
-        scores |= {"average": groups["all"]["score"], "average_stderr": groups["all"]["stderr"]}
+        result |= _grouped(benchmark, answers)
+    if benchmark.average == "category":
+        whole = result["groups"]["all"]
+        scores |= {"average": whole["score"], "average_stderr": whole["stderr"]}
     return result
 
 
@@ -182,25 +182,34 @@ def _extracted(benchmark: BenchmarkRecipe, output: str) -> str:
     return found[-1] if found else ""
 
 
-def _categories(benchmark: BenchmarkRecipe, answers: Answers) -> dict[str, Score]:
-    """Each category's score by the first metric, with its items and standard error."""
+def _grouped(benchmark: BenchmarkRecipe, answers: Answers) -> dict[str, Any]:
+    """Scores of categories and of groups by the first metric."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row, category in enumerate(answers.categories):
         rows[category].append(row)
     metric = benchmark.metrics[0]
-    found = {}
-    for category, chosen in sorted(rows.items()):
-        part = replace(
-            answers,
-            predictions=[answers.predictions[i] for i in chosen],
-            references=[answers.references[i] for i in chosen],
-            categories=[category] * len(chosen),
-            attempts=[answers.attempts[i] for i in chosen],
-        )
-        scores = score_answers([metric], part)
-        error = scores.get(f"{metric}_stderr", 0.0)
-        found[category] = Score(float(scores[metric]), len(chosen), float(error))
-    return found
+    categories = {name: _part(metric, answers, chosen) for name, chosen in sorted(rows.items())}
+    groups = grouped(categories, benchmark.groups, benchmark.average)
+    if benchmark.average == "item":  # then a group is one sample of items, and its error that of all of them
+        for name, group in groups.items():
+            members = benchmark.groups.get(name, rows)
+            if "score" in group:
+                chosen = [row for member in members for row in rows.get(member, ())]
+                group["stderr"] = _part(metric, answers, chosen).stderr
+    return {"categories": {name: vars(one) for name, one in categories.items()}, "groups": groups}
+
+
+def _part(metric: Metric, answers: Answers, chosen: list[int]) -> Score:
+    """The score of some of the items."""
+    part = replace(
+        answers,
+        predictions=[answers.predictions[i] for i in chosen],
+        references=[answers.references[i] for i in chosen],
+        categories=[answers.categories[i] for i in chosen],
+        attempts=[answers.attempts[i] for i in chosen],
+    )
+    scores = score_answers([metric], part)
+    return Score(float(scores[metric]), len(chosen), float(scores.get(f"{metric}_stderr", 0.0)))
 
 
 def _counts(items: list[dict[str, Any]]) -> dict[str, int]:

@@ -35,7 +35,11 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
         "tokenizer": facts("tokenizer"),
         "training": [_training(m, pipeline, store) for m in pipeline.models if records[m.name]],
         "evaluations": [
-            row for model in pipeline.models for row in _evaluations(model, facts(f"evaluate-{model.name}"))
+            row
+            for model in pipeline.models
+            for row in _evaluations(
+                model, facts(f"evaluate-{model.name}"), facts("contamination").get("sets", [])
+            )
         ],
         "not_run": [
             {"what": name, "why": _why(states.get(name))} for name in pipeline.steps if records[name] is None
@@ -94,5 +98,9 @@ def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
     }
 
 
-def _evaluations(model: Model, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    return [evaluation_row(model.name, name, result) for name, result in facts.get("benchmarks", {}).items()]
+def _evaluations(
+    model: Model, facts: dict[str, Any], contamination: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    found = {row["set"]: row for row in contamination}
+    rows = [evaluation_row(model.name, name, result) for name, result in facts.get("benchmarks", {}).items()]
+    return [{**row, "contamination": found.get(row["benchmark"])} for row in rows]

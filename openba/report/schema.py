@@ -140,6 +140,8 @@ class Evaluation(TypedDict):
     paper: NotRequired[PaperFigure | None]
     counts: NotRequired[dict[str, int]]
     """What went other than planned, such as prompts that were cut."""
+    contamination: NotRequired[ContaminationRow | None]
+    """Of this benchmark's records in what was trained on (Table 4)."""
     groups: NotRequired[dict[str, dict[str, Any]]]
     """Group of categories, or `all`: `score`, `stderr`, `n`, `missing`."""
     samples: NotRequired[list[Sample]]

@@ -124,6 +124,9 @@ def test_a_random_guesser_is_at_chance(name: str, real: Any) -> None:
     result = judged(recipe, answered(rows, [guess.choice(row["choices"]) for row in rows]), 1)
     chance = 100 / len(rows[0]["choices"])
     assert abs(result["scores"]["accuracy"] - chance) < 3 * result["scores"]["accuracy_stderr"]
+    if recipe.groups and recipe.average == "item":
+        assert result["groups"]["all"]["score"] == pytest.approx(result["scores"]["accuracy"], abs=1e-3)
+        assert result["groups"]["all"]["stderr"] == pytest.approx(result["scores"]["accuracy_stderr"])
 
 
 @pytest.mark.parametrize("name", ["mmlu-5shot", "cmmlu-5shot", "ceval-5shot", "ceval-cot"])
