@@ -34,6 +34,7 @@ def evaluate(
 ) -> None:
     """Evaluate a model; exit code 1 if a benchmark could not be run."""
     from openba.evaluate.suite import chosen, run_suite
+    from openba.report.card import write_card
     from openba.report.paper_tables import evaluations_of, write_tables
 
     benchmarks = chosen(suite or [], names or [], data, overrides)
@@ -41,7 +42,8 @@ def evaluate(
         raise UserError("eval: name a benchmark or a suite, such as --suite quick")
     results = run_suite(model, benchmarks, out, _nothing if as_json else _tell, prefix)
     rows = evaluations_of({"benchmarks": results}, model.name)
-    for file in write_tables(out, rows) if rows else ():
+    written = [*write_tables(out, rows), *write_card(out, model.name, results)[:1]] if rows else []
+    for file in written:
         if not as_json:
             console.print(str(file), markup=False)
     if as_json:
