@@ -1,7 +1,7 @@
 """Figure 5: loss and next-token accuracy of trained models on R-, S-, X-denoising and all of them.
 
-Owns the measurement after training, on the mixture's held-out part, and its table. How samples are made is the
-training's own (`openba.train.batches`), so the sets are the same for every model of one mixture.
+Owns the measurement after training, on the mixture's held-out part, and its table. How samples are made is
+the training's own (`openba.train.batches`), so the sets are the same for every model of one mixture.
 
     python -m openba.evaluate.denoising MIXTURE MODEL [MODEL ...] > figure-5.csv
 """
@@ -43,8 +43,8 @@ def measure(
         mixture: output of a mixture step.
 
     Returns:
-        Set -> `loss` (nats a target token), `accuracy` (equation 3, in percent: the likeliest next token is the
-        right one, given all before it) and `tokens`.
+        Set -> `loss` (nats a target token), `accuracy` (equation 3, in percent: the likeliest next token is
+        the right one, given all before it) and `tokens`.
 
     Raises:
         UserError: a set has no sample.
@@ -83,7 +83,7 @@ def table(rows: Sequence[dict[str, Any]], file: TextIO) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measure every model, a stage's output folder, on one mixture; its own recipe says how Stage I denoises."""
+    """Measure every model, a stage's output folder, on one mixture; its own recipe says how it denoises."""
     if len(arguments) < 2:
         raise UserError("denoising: give the mixture's folder and at least one Stage I folder of the store")
     mixture, rows = Path(arguments[0]), []
