@@ -52,13 +52,17 @@ def evaluations_of(results: Mapping[str, Any], model: str) -> list[dict[str, Any
 
 def evaluation_row(model: str, name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """One benchmark's result in the report's form: scores apart from their errors and signatures."""
-    kept = {key: result.get(key) for key in ("language", "method", "paper", "n", "samples", "counts")}
+    kept = {key: result.get(key) for key in ("language", "method", "paper", "n", "samples")}
+    counts = dict(result.get("counts") or {})
+    if "broken" in result:
+        counts["broken records left out"] = result["broken"]["records"]
     numbers = {key: value for key, value in result["scores"].items() if isinstance(value, float)}
     signatures = [str(v) for k, v in result["scores"].items() if k.endswith("_signature")]
     return {
         "model": model,
         "benchmark": name,
         **kept,
+        "counts": counts,
         "scores": {key: value for key, value in numbers.items() if not key.endswith("_stderr")},
         "stderr": {k.removesuffix("_stderr"): v for k, v in numbers.items() if k.endswith("_stderr")},
         "signature": " ".join(signatures),

@@ -108,7 +108,14 @@ def test_the_report_has_the_tables_and_figure_6() -> None:
         "bbh,stage1,100,average,10.0,1.5,10",
         "bbh,stage3,600,average,30.0,1.5,10",
     ]
+    broken = {"records": 3, "first": ["x"]}
+    evaluations.append(
+        evaluation_row(
+            "stage3", "qqp", {**result(5, bleu_2=1.0), "counts": {"empty answers": 4}, "broken": broken}
+        )
+    )
     page = render(report)
+    assert "4 empty answers, 3 broken records left out" in page
     assert "Scores after each stage" in page
     assert "Table 11: BBH" in page
     assert "41.6" in page
