@@ -11,7 +11,7 @@ import typer
 
 from benchmarks.figure import circumstances
 
-GROUPS = ("data", "model", "story")
+GROUPS = ("data", "evaluate", "model", "story")
 """A module of this package each, with a function `figures`."""
 
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows import data
+from flows import data, evaluate
 from openba.artifacts import Step, drift
 from openba.config import flatten, load
 from openba.errors import UserError
@@ -26,6 +26,9 @@ from openba.units import human
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
+app.command("eval")(evaluate.evaluate)
+app.command("compare")(evaluate.compare)
+app.command("judge")(evaluate.judge)
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 PipelineName = Annotated[

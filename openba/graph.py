@@ -34,10 +34,10 @@ CORPUS = Kind("openba.data.clean.corpus:build", "3", resumable=True)
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
 MIXTURE = Kind("openba.data.mixture:build", "2")
 CONTAMINATION = Kind("openba.data.contamination:build", "1")
-TASK = Kind("openba.data.tasks:build", "2")
-INSTRUCT = Kind("openba.data.instruct:build", "2")
+TASK = Kind("openba.data.tasks:build", "3")
+INSTRUCT = Kind("openba.data.instruct:build", "3")
 TRAIN = Kind("openba.train.stage:build", "2", place="gang", resumable=True)
-EVALUATE = Kind("openba.evaluate.run:build", "2", place="job")
+EVALUATE = Kind("openba.evaluate.run:build", "3", place="job", resumable=True)
 
 
 @dataclass(frozen=True)

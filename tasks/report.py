@@ -13,7 +13,9 @@ from typing import Any
 
 from openba.config import CONFIGS
 from openba.report.collect import collect
+from openba.report.evolution import evolution_csv
 from openba.report.page import render
+from openba.report.paper_tables import write_tables
 from tasks.registry import Registration
 from tasks.session import Session
 
@@ -32,6 +34,8 @@ def write_report(session: Session, registered: list[Registration]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
     _replace(folder / "report.html", render(report))  # type: ignore[arg-type]
+    write_tables(folder / "tables", report["evaluations"])
+    (folder / "tables" / "figure-6.csv").write_text(evolution_csv(report), encoding="utf-8")
     return str(folder / "report.html")
 
 

@@ -23,7 +23,7 @@ def test_every_expert_loads(path: Path) -> None:
     assert Config.read(path).validate(ExpertConfig).register_as.startswith("openba-")
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "benchmark").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted((CONFIGS / "benchmark").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_benchmark_loads(path: Path) -> None:
     assert Config.read(path).validate(BenchmarkRecipe).metrics
 
@@ -35,8 +35,10 @@ def test_no_config_is_an_orphan(root: Path) -> None:
         read |= set(Pipeline(path).files.origin.values())
     runtimes = {f"configs/runtime/{p.name}" for p in (CONFIGS / "runtime").glob("*.yaml")}
     every = {str(p.relative_to(root)) for p in CONFIGS.rglob("*.yaml")}
-    # Tasks to choose from for a mix of one's own; tests/data/test_biflan.py renders each.
-    choice = {name for name in every if name.startswith("configs/task/flan/")}
+    # To choose from: tests/data/test_biflan.py and tests/evaluate/test_paper.py render each,
+    # tests/data/test_experts.py the experts'.
+    kinds = ("configs/task/flan/", "configs/task/expert/", "configs/benchmark/paper/", "configs/suite/")
+    choice = {name for name in every if name.startswith(kinds)}
     assert every - read - runtimes - choice == set()
 
 

@@ -124,7 +124,7 @@ def test_named_files_exist(path: Path) -> None:
 
 
 def test_commands_exist() -> None:
-    known = {command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
+    known = {command.name or command.callback.__name__ for command in app.registered_commands}  # type: ignore[union-attr]
     known |= {str(group.name) for group in app.registered_groups}
     used = {
         command for text in TEXT.values() for command in re.findall(r"(?:^\s*|`)openba ([a-z]+)", text, re.M)

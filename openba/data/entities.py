@@ -7,7 +7,8 @@ nothing of sentences or of scores.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 Entity = tuple[str, str]
 """Text and type."""
@@ -42,6 +43,40 @@ def parse_entities(text: str) -> list[Entity]:
         surface, at = _group(text, at, "[]")
         kind, at = _group(text, at, "()")
         found.append((surface, kind))
+    return found
+
+
+def entities_of_tags(tokens: Sequence[str], tags: Sequence[str]) -> list[Entity]:
+    """Entities of a sentence with one tag a token: `B-x` begins one, `I-x` goes on or begins, `O` is none.
+
+    Raises:
+        ValueError: there are more tags than tokens or the reverse, or a tag is of another form.
+    """
+    if len(tokens) != len(tags):
+        raise ValueError(f"{len(tags)} tags for {len(tokens)} tokens")
+    spans: list[tuple[int, int, str]] = []
+    for at, tag in enumerate(tags):
+        place, _, kind = tag.partition("-")
+        if tag == "O":
+            continue
+        if place not in ("B", "I") or not kind:
+            raise ValueError(f"tag {tag!r} is none of O, B-type and I-type")
+        goes_on = place == "I" and spans and spans[-1][1:] == (at - 1, kind)
+        spans = [*spans[:-1], (spans[-1][0], at, kind)] if goes_on else [*spans, (at, at, kind)]
+    return entities_of_spans(tokens, spans)
+
+
+def entities_of_spans(tokens: Sequence[str], spans: Iterable[Sequence[Any]]) -> list[Entity]:
+    """Entities of a sentence given as (first token, last token, type).
+
+    Raises:
+        ValueError: a span is not in the sentence.
+    """
+    found = []
+    for first, last, kind in spans:
+        if not 0 <= first <= last < len(tokens):
+            raise ValueError(f"span {first} to {last} is not in {len(tokens)} tokens")
+        found.append((" ".join(tokens[first : last + 1]), str(kind)))
     return found
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from openba.data.entities import format_entities
+from openba.data.entities import entities_of_spans, entities_of_tags, format_entities
 from openba.errors import UserError
 from openba.recipes.data import Options, TaskRecipe
 
@@ -20,7 +20,20 @@ Fields = dict[str, Any]
 
 
 class Text(str):
-    """A field's text: `{text:.240}` is its start, `{text.after_first_line}` lacks its first line."""
+    """A field's text: `{text:.240}` is its start, `{text.after_first_line}` lacks its first line.
+
+    Of an id, `{id.file}` is the file's name and `{id.parent}` the record that holds the element.
+    """
+
+    @property
+    def file(self) -> str:
+        """Of a record's id, its file's name without folders and ending."""
+        return self.rpartition(":")[0].rpartition("/")[2].partition(".")[0]
+
+    @property
+    def parent(self) -> str:
+        """Of the id of one element of a list, the id of what holds the list."""
+        return self.rpartition("/")[0]
 
     @property
     def after_first_line(self) -> Text:
@@ -74,22 +87,25 @@ class Entities:
 def parse(row: Mapping[str, Any], recipe: TaskRecipe) -> Fields:
     """A document's row as one record: the keys of `extra`, its columns, its text under its own name too."""
     # A source takes its text field out of `extra`; templates may call it by either name.
-    own = getattr(recipe.source, "text_field", None) or "text"
-    columns = {key: row[key] for key in ("id", "text", "language", "source")}
-    return {**orjson.loads(row["extra"]), **columns, own: row["text"]}
+    own = getattr(recipe.source, "text_field", "text")
+    columns = {key: row[key] for key in ("id", "language", "source")}
+    named = {own: row["text"], "text": row["text"]} if own else {}
+    return {"text": row["text"], **orjson.loads(row["extra"]), **columns, **named}
 
 
 def expand(record: Fields, recipe: TaskRecipe, where: str) -> Iterator[Fields]:
     """The record itself, or one for each element below `recipe.each`; ids get `/position`.
 
     Raises:
-        UserError: the path leads to no list.
+        UserError: the path leads to no list and no object.
     """
     found = [record]
     for key in recipe.each:
         deeper = []
         for outer in found:
             elements = need(outer, key, where)
+            if isinstance(elements, dict):
+                elements = [elements]
             if not isinstance(elements, list):
                 raise UserError(f"{where}: record {outer['id']}: {key} is no list, so no `each`")
             for position, element in enumerate(elements):
@@ -112,22 +128,28 @@ def derive(record: Fields, recipe: TaskRecipe, labels: str, where: str) -> Field
         UserError: a field is missing or of another form than the recipe says.
     """
     fields = dict(record)
-    if "entities" in fields:
-        fields["labels"] = labels
-        fields["entities"] = Entities(entities_of(record, where), recipe.source.language)
+    if recipe.tagged is not None:
+        fields["text"] = " ".join(map(str, need(record, recipe.tagged.tokens, where)))
+    if recipe.tagged is not None or "entities" in fields:
+        pairs = _entities(record, recipe, where)
+        fields["labels"] = labels if recipe.labels == "task" else ", ".join(sorted({k for _, k in pairs}))
+        fields["entities"] = Entities(pairs, recipe.source.language)
     for key, separator in recipe.split.items():
         fields[key] = [part for part in str(need(record, key, where)).split(separator) if part]
     if recipe.dialogue is not None:
         fields["messages"] = _alternating(record, recipe, where)
     elif "conversations" in fields or "messages" in fields:
         fields["messages"] = _messages(record, where)
+    for message in fields.get("messages", []) if recipe.replace else []:
+        for text, other in recipe.replace.items():
+            message["content"] = message["content"].replace(text, other)
     for key, joined in recipe.joined.items():
         values = need(record, joined.field, where)
         try:
             fields[key] = joined.separator.join(joined.item.format_map(value) for value in values)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{where}: record {record['id']}: joined.{key}: {_named(error)}") from None
-    for key in recipe.wording:
+    for key in recipe.wording.keys() - {"entities"} if recipe.tagged else recipe.wording.keys():
         value = need(fields, key, where)
         fields[key] = word = _worded(key, value, recipe, record, where)
         if word is None:
@@ -151,8 +173,28 @@ def need(record: Mapping[str, Any], key: str, where: str) -> Any:
     return record[key]
 
 
-def entities_of(record: Mapping[str, Any], where: str) -> Sequence[Sequence[str]]:
-    """The record's entities as [text, type] pairs; none if it has no such field."""
+def kinds_of(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> set[str]:
+    """The record's entity types, as templates write them."""
+    return {kind for _, kind in _entities(record, recipe, where)}
+
+
+def _entities(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> Sequence[Sequence[str]]:
+    """The record's entities as [text, type] pairs, types worded; none if it has no such field."""
+    words = recipe.wording.get("entities", {})
+    pairs = _raw_entities(record, recipe, where)
+    worded = [(text, words.get(kind, kind)) for text, kind in pairs]
+    return [(text, kind) for text, kind in worded if kind is not None]
+
+
+def _raw_entities(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> Sequence[Sequence[str]]:
+    if (tagged := recipe.tagged) is not None:
+        tokens = [str(token) for token in need(record, tagged.tokens, where)]
+        try:
+            if tagged.tags is not None:
+                return entities_of_tags(tokens, need(record, tagged.tags, where))
+            return entities_of_spans(tokens, need(record, str(tagged.spans), where))
+        except ValueError as error:
+            raise UserError(f"{where}: record {record['id']}: {error}") from None
     pairs = record.get("entities") or []
     if not all(isinstance(p, list) and len(p) == 2 and all(isinstance(s, str) for s in p) for p in pairs):
         raise UserError(
@@ -177,12 +219,15 @@ def _messages(record: Fields, where: str) -> list[dict[str, str]]:
 
 def _alternating(record: Fields, recipe: TaskRecipe, where: str) -> list[dict[str, str]]:
     assert recipe.dialogue is not None
-    field, key = recipe.dialogue.field, recipe.dialogue.text
+    field, key, speakers = recipe.dialogue.field, recipe.dialogue.text, recipe.dialogue.speakers
     turns = need(record, field, where)
     try:
+        if speakers is not None:
+            turns, key = [turn[speaker] for turn in turns for speaker in speakers], None
         texts = [(turn if key is None else turn[key]).strip() for turn in turns]
     except (KeyError, TypeError, AttributeError):
-        form = "strings" if key is None else f"objects with the text {key!r}"
+        keys = [key] if speakers is None else speakers
+        form = "strings" if key is None and speakers is None else f"objects with {', '.join(map(repr, keys))}"
         raise UserError(f"{where}: record {record['id']}: {field} is no list of {form}") from None
     roles = ("user", "assistant")
     return [{"role": roles[position % 2], "content": text} for position, text in enumerate(texts)]

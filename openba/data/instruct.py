@@ -122,18 +122,35 @@ def encode_input(tokenizer: Tokenizer, text: str, turns: Sequence[int], length: 
         turns: character offsets of the history's human turns in `text`; empty for other inputs.
         length: the most ids, special tokens included.
     """
-    return tokenizer.pieces.prompt(_fitting(tokenizer, text, turns, length - 3)[: length - 3])
+    return encode_fitting(tokenizer, text, turns, length)[0]
+
+
+def encode_fitting(
+    tokenizer: Tokenizer, text: str, turns: Sequence[int], length: int
+) -> tuple[list[int], int, bool]:
+    """The same, with how many turns or examples were left out, and whether the end was cut off."""
+    room = length - 3
+    oldest = _oldest(tokenizer, text, turns, room)
+    ids = tokenizer.encode(_without(text, turns, oldest))
+    return tokenizer.pieces.prompt(ids[:room]), oldest, len(ids) > room
 
 
 def _fitting(tokenizer: Tokenizer, text: str, turns: Sequence[int], room: int) -> list[int]:
     """Ids of the text after as few of the oldest turns are dropped as `room` asks; maybe still too many."""
+    return tokenizer.encode(_without(text, turns, _oldest(tokenizer, text, turns, room)))
 
-    def without(oldest: int) -> list[int]:
-        return tokenizer.encode(text[: turns[0]] + text[turns[oldest] :] if oldest else text)
 
-    last = max(len(turns) - 1, 0)
+def _without(text: str, turns: Sequence[int], oldest: int) -> str:
+    return text[: turns[0]] + text[turns[oldest] :] if oldest else text
+
+
+def _oldest(tokenizer: Tokenizer, text: str, turns: Sequence[int], room: int) -> int:
+    """How many of the oldest turns must go; all but the last if that is not enough."""
     # Fewer turns are never more tokens, so the first that fits is found by bisection.
-    return without(bisect.bisect_left(range(last), True, key=lambda oldest: len(without(oldest)) <= room))
+    last = max(len(turns) - 1, 0)
+    return bisect.bisect_left(
+        range(last), True, key=lambda oldest: len(tokenizer.encode(_without(text, turns, oldest))) <= room
+    )
 
 
 def _tokenise(

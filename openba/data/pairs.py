@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Literal
 
@@ -29,14 +30,21 @@ SCHEMA = pa.schema(
         "turns": pa.list_(pa.int32()),
         "target": pa.string(),
         "choices": pa.list_(pa.string()),
+        "category": pa.string(),
+        "references": pa.list_(pa.string()),
     }
 )
-"""`turns`: character offsets in `input` at which the history's human turns begin; else empty.
-`choices`: the targets there are to choose from; else empty."""
+"""`turns`: character offsets in `input` at which the history's human turns begin, or the solved examples
+and, last, the question; else empty. What lies between two of them may be left out, the oldest first.
+`choices`: the targets there are to choose from; else empty. `category`: the record's subject, or empty.
+`references`: all right answers, or one program that checks the answer at `ANSWER`."""
+
+ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}"
+"""Where an answer goes into the program that checks it."""
 
 Split = Literal["train", "heldout"]
 
-RULES = ("", "duplicate", "empty", "require", "asked_in_heldout")
+RULES = ("", "duplicate", "empty", "require", "rejected", "asked_in_heldout")
 BATCH = 1000
 SPILLED = SCHEMA.append(pa.field("template", pa.int16())).append(pa.field("at", pa.int32()))
 """`at`: character at which a few-shot pair's examples go in."""
@@ -53,22 +61,25 @@ class Seen:
     rule: array[int] = field(default_factory=lambda: array("B"))
 
 
-Pool = list[tuple[int, int, tuple[str, ...]]]
-"""Candidates for examples: (negated hash, row, the record as example of each few-shot template)."""
+Pool = dict[str, list[tuple[int, int, tuple[str, ...]]]]
+"""Category -> candidates for examples: (negated hash, row, the record as example of each few-shot form)."""
 
 
 class Rendered:
-    """A task's pairs, in two parts of `SCHEMA`. `discarded`: rule -> number of pairs."""
+    """A task's pairs, in two parts of `SCHEMA`. `discarded`: rule -> number of pairs; `broken`: messages."""
 
     def __init__(self, recipe: TaskRecipe, pairs: pa.Table, seen: Seen, pool: Pool, name: str) -> None:
         self.recipe, self.name = recipe, name
         self._pairs = pairs
         self.discarded: Mapping[str, int]
-        self.rows, self.discarded = sorted_out(seen)
+        self.broken: list[str] = []
+        self.rows, self.discarded = sorted_out(seen, recipe.is_test_set)
         self._asks = np.array(seen.asks, dtype=np.uint64)
-        kept = np.isin([row for _, row, _ in pool], self.rows["train"])
-        found = sorted((entry for entry, stays in zip(pool, kept, strict=True) if stays), reverse=True)
-        self._pool = [(seen.asks[row], texts) for _, row, texts in found]
+        self._pool: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
+        for category, entries in pool.items():
+            kept = np.isin([row for _, row, _ in entries], self.rows["train"])
+            found = sorted((entry for entry, stays in zip(entries, kept, strict=True) if stays), reverse=True)
+            self._pool[category] = [(seen.asks[row], texts) for _, row, texts in found]
 
     @cached_property
     def train(self) -> pa.Table:
@@ -99,29 +110,35 @@ class Rendered:
                 table = self._pairs.take(pa.array(taken))
                 columns = {key: table[key].combine_chunks() for key in SCHEMA.names}
                 if any(turn.shots for turn in self.recipe.templates):
-                    columns["input"] = pa.array(self._with_examples(table, taken), pa.string())
+                    texts, turns = zip(*self._with_examples(table, taken), strict=True)
+                    columns["input"] = pa.array(texts, pa.string())
+                    columns["turns"] = pa.array(turns, pa.list_(pa.int32()))
                 if time:
                     columns["id"] = pa.array([f"{i}*{time}" for i in table["id"].to_pylist()], pa.string())
                 yield pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
 
-    def _with_examples(self, table: pa.Table, rows: np.ndarray) -> Iterator[str]:
+    def _with_examples(self, table: pa.Table, rows: np.ndarray) -> Iterator[tuple[str, list[int]]]:
         few = [turn for turn in self.recipe.templates if turn.shots]
-        for row, pair in zip(rows, table.select(["id", "input", "template", "at"]).to_pylist(), strict=True):
+        columns = table.select(["id", "input", "template", "at", "category"])
+        for row, pair in zip(rows, columns.to_pylist(), strict=True):
             turn = self.recipe.templates[pair["template"]]
-            text = pair["input"]
+            text, turns = pair["input"], []
             if turn.shots:
-                examples = self._draw(pair["id"], int(self._asks[row]), turn.shots)
+                examples = self._draw(pair["id"], int(self._asks[row]), turn.shots, pair["category"])
                 position = few.index(turn)
-                drawn = "".join(example[position] for example in examples)
-                text = text[: pair["at"]] + drawn + text[pair["at"] :]
-            yield text
+                drawn = [example[position] for example in examples]
+                turns = [*accumulate(map(len, drawn), initial=pair["at"])]
+                text = text[: pair["at"]] + "".join(drawn) + text[pair["at"] :]
+            yield text, turns
 
-    def _draw(self, identifier: str, asks: int, shots: int) -> list[tuple[str, ...]]:
-        """So many of the pool, none of which asks what the pair asks; fewer if the pool is small."""
+    def _draw(self, identifier: str, asks: int, shots: int, category: str) -> list[tuple[str, ...]]:
+        """So many of the category's pool, none of which asks what the pair asks; fewer if it is small."""
         drawn: dict[int, tuple[str, ...]] = {}
-        usable = [entry for entry in self._pool if entry[0] != asks] if len(self._pool) < 50 else self._pool
+        pool = self._pool.get(category, [])
+        usable = [entry for entry in pool if entry[0] != asks] if len(pool) < 50 else pool
         if not usable:
-            raise UserError(f"{self.name}: no training record is left to draw examples from; add records")
+            of = f" of {category}" if category else ""
+            raise UserError(f"{self.name}: no training record{of} is left to draw examples from; add records")
         for attempt in range(20 * shots):
             other, texts = usable[digest(f"shot {self.recipe.seed} {attempt}", identifier) % len(usable)]
             if other != asks:
@@ -131,13 +148,18 @@ class Rendered:
         return list(drawn.values())
 
 
-def sorted_out(seen: Seen) -> tuple[dict[Split, np.ndarray], Counter[str]]:
-    """Rows of each part in their final order, and how many pairs each rule discards."""
+def sorted_out(seen: Seen, keep_heldout: bool = False) -> tuple[dict[Split, np.ndarray], Counter[str]]:
+    """Rows of each part in their final order, and how many pairs each rule discards.
+
+    Args:
+        seen: all pairs.
+        keep_heldout: a test set is scored as it is, its repetitions too.
+    """
     asks, whole = np.array(seen.asks, dtype=np.uint64), np.array(seen.whole, dtype=np.uint64)
     rule, heldout = np.array(seen.rule, dtype=np.int8), np.array(seen.heldout, dtype=bool)
     first = np.zeros(len(rule), dtype=bool)
     first[np.unique(whole, return_index=True)[1]] = True
-    rule[~first] = RULES.index("duplicate")
+    rule[~first & ~(heldout & keep_heldout)] = RULES.index("duplicate")
     tested = np.isin(asks, asks[heldout & (rule == 0)])
     rule[~heldout & (rule == 0) & tested] = RULES.index("asked_in_heldout")
     held = np.flatnonzero(heldout & (rule == 0))

@@ -16,21 +16,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
 from openba.artifacts import Build
-from openba.data.fields import Fields, Text, derive, entities_of, expand, need, parse
-from openba.data.pairs import BATCH, RULES, SCHEMA, SPILLED, Pool, Rendered, Seen, digest, spill
+from openba.data.fields import Fields, Text, derive, expand, kinds_of, need, parse
+from openba.data.pairs import ANSWER, BATCH, RULES, SCHEMA, SPILLED, Pool, Rendered, Seen, digest, spill
 from openba.data.sources import read
 from openba.errors import UserError
 from openba.recipes.data import TaskRecipe, TaskStep, Turn
 
 # OpenAI's and ShareGPT's names of the two speakers -> the paper's (section 6.1).
 _SPEAKERS = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
+_NAMED = 5
+"""Broken records named in the facts; all are counted."""
 _POOL = 1000
-"""Training records that few-shot examples are drawn from: those of lowest hash."""
+"""Training records of a category that few-shot examples are drawn from: those of lowest hash."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class _Pair:
     turns: tuple[int, ...]
     target: str
     choices: Sequence[str]
+    category: str
+    references: Sequence[str]
     template: int
     at: int
     asks: int
@@ -63,18 +68,21 @@ def build(build: Build) -> dict[str, Any]:
     rendered = render(step.task, documents, step.name, scratch[1])
     samples: list[dict[str, str]] = []
     counts = {}
+    told = {"discarded": rendered.discarded, "broken": rendered.broken}
+    schema = SCHEMA.with_metadata({key: orjson.dumps(value) for key, value in told.items()})
     for split in ("train", "heldout"):
         counts[split] = 0
-        with pq.ParquetWriter(build.out / f"{split}.parquet", SCHEMA, compression="zstd") as writer:
+        with pq.ParquetWriter(build.out / f"{split}.parquet", schema, compression="zstd") as writer:
             for batch in rendered.batches(split):
                 counts[split] += batch.num_rows
                 samples += batch.slice(0, 2 - len(samples)).select(["input", "target"]).to_pylist()
-                writer.write_batch(batch)
+                writer.write_batch(batch.cast(schema))
     facts = {
         "records": documents.num_rows,
         **counts,
         "forms": rendered.forms(),
         "discarded": rendered.discarded,
+        "broken": rendered.broken,
         "samples": [{key: text[:1000] for key, text in sample.items()} for sample in samples[:2]],
     }
     for path in scratch:
@@ -98,7 +106,8 @@ def render(
         order of their ids' hashes, so that the first n are a fixed random sample. Discarded are
         records that a wording calls unlabelled or that no template serves, pairs without text, those
         that miss `require`, repetitions of an earlier pair, and training pairs that ask what a
-        held-out pair asks (the paper checks that by hand, section 4.1).
+        held-out pair asks (the paper checks that by hand, section 4.1). A test set keeps its repetitions
+        and its empty answers, so that a score stands on all of it.
 
     Raises:
         UserError: a template names a field that a record lacks, a label has no wording, or a target
@@ -106,9 +115,12 @@ def render(
     """
     where = f"{name} ({path})" if (path := getattr(recipe.source, "path", None)) else name
     seen, discarded = Seen(), Counter[str]()
-    pool: Pool = []
-    pairs = spill(_pair_batches(recipe, documents, where, seen, discarded, pool), scratch, SPILLED)
+    pool: Pool = {}
+    broken: list[str] = []
+    found = _records(recipe, documents, where, discarded, broken)
+    pairs = spill(_pair_batches(recipe, found, where, seen, discarded, pool), scratch, SPILLED)
     rendered = Rendered(recipe, pairs, seen, pool, name)
+    rendered.broken = broken[:_NAMED]
     rendered.discarded = dict(discarded + Counter(rendered.discarded))
     return rendered
 
@@ -139,7 +151,7 @@ def history(messages: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
 
 def _pair_batches(
     recipe: TaskRecipe,
-    documents: pa.Table,
+    records: Iterator[tuple[Fields, Fields]],
     where: str,
     seen: Seen,
     discarded: Counter[str],
@@ -147,14 +159,18 @@ def _pair_batches(
 ) -> Iterator[pa.RecordBatch]:
     """All pairs; fills `seen` with a row for each and `pool` with the candidates for examples."""
     batch: list[_Pair] = []
-    for outer, fields in _records(recipe, documents, where, discarded):
-        heldout = digest("heldout", outer) < recipe.heldout * 2**64
+    for outer, fields in records:
+        heldout = _is_heldout(recipe, outer, where)
+        if heldout is None:
+            discarded["other_part"] += 1
+            continue
         for pair in _pairs(recipe, fields, where, discarded):
-            rule = RULES.index(_discard(recipe, pair, where))
+            rule = RULES.index(_discard(recipe, pair, heldout, where))
             if pair.examples and not heldout and not rule:
                 # A heap of the lowest hashes, so negated.
                 entry = (-digest(f"pool {recipe.seed}", pair.id), len(seen.asks), pair.examples)
-                (heapq.heappush if len(pool) < _POOL else heapq.heappushpop)(pool, entry)
+                heap = pool.setdefault(pair.category, [])
+                (heapq.heappush if len(heap) < _POOL else heapq.heappushpop)(heap, entry)
             seen.asks.append(pair.asks)
             seen.whole.append(xxhash.xxh3_64_intdigest(pair.target.encode(), pair.asks))
             seen.order.append(digest("order", pair.id))
@@ -173,9 +189,9 @@ def _batch(pairs: list[_Pair]) -> pa.RecordBatch:
 
 
 def _records(
-    recipe: TaskRecipe, documents: pa.Table, where: str, discarded: Counter[str]
-) -> Iterator[tuple[str, Fields]]:
-    """(id of the source's record, fields) of each record that is used."""
+    recipe: TaskRecipe, documents: pa.Table, where: str, discarded: Counter[str], broken: list[str]
+) -> Iterator[tuple[Fields, Fields]]:
+    """(the source's record, fields) of each record that is used."""
     last = None
     if recipe.limit is not None and documents.num_rows > recipe.limit:
         last = sorted(digest("limit", i.as_py()) for i in documents["id"])[recipe.limit]
@@ -188,14 +204,44 @@ def _records(
 
     labels = ""
     if any("{labels}" in turn.input for turn in recipe.templates):
-        labels = ", ".join(sorted({kind for record in raw() for _, kind in entities_of(record, where)}))
+        labels = ", ".join(sorted({kind for record in raw() for kind in kinds_of(record, recipe, where)}))
     for outer in raw():
         for record in expand(outer, recipe, where):
-            fields = derive(record, recipe, labels, where)
+            try:
+                fields = derive(record, recipe, labels, where)
+            except UserError as error:
+                if recipe.broken == "refuse":
+                    raise
+                discarded["broken"] += 1
+                broken.append(str(error))
+                continue
             if fields is None:
                 discarded["unlabelled"] += 1
+            elif (rule := _unwanted(recipe, fields)) is not None:
+                discarded[rule] += 1
             else:
-                yield outer["id"], fields
+                yield outer, fields
+
+
+def _unwanted(recipe: TaskRecipe, fields: Fields) -> str | None:
+    """The rule that drops a conversation whole, with all its turns (paper section 6.1)."""
+    messages = fields.get("messages", [])
+    if messages and sum(len(message["content"]) for message in messages) < recipe.min_characters:
+        return "too_short"
+    if recipe.reject is not None and any(
+        _SPEAKERS.get(message["role"]) == "Assistant" and re.search(recipe.reject, message["content"])
+        for message in messages
+    ):
+        return "rejected"
+    return None
+
+
+def _is_heldout(recipe: TaskRecipe, record: Fields, where: str) -> bool | None:
+    """Whether a source's record is evaluated on; None if its data set's division leaves it out."""
+    if (partition := recipe.partition) is None:
+        return digest("heldout", record["id"]) < recipe.heldout * 2**64
+    part = _fill(partition.by, {**record, "id": Text(record["id"])}, where)
+    return True if part in partition.heldout else False if part in partition.train else None
 
 
 def _pairs(recipe: TaskRecipe, fields: Fields, where: str, discarded: Counter[str]) -> Iterator[_Pair]:
@@ -253,6 +299,8 @@ def _pair(
         turns,
         _fill(turn.target, fields, where).rstrip(),
         _choices(recipe, turn, fields, where),
+        _fill(recipe.category, fields, where) if recipe.category is not None else "",
+        _references(recipe, turn, fields, where),
         template,
         len(head) if few else -1,
         xxhash.xxh3_64_intdigest(asks.encode()),
@@ -268,6 +316,15 @@ def _choices(recipe: TaskRecipe, turn: Turn, fields: Fields, where: str) -> Sequ
     return [_fill(turn.target, {**fields, "letter": a, "option": b}, where).rstrip() for a, b in named]
 
 
+def _references(recipe: TaskRecipe, turn: Turn, fields: Fields, where: str) -> Sequence[str]:
+    if recipe.check is not None:
+        return [_fill(recipe.check, {**fields, "answer": ANSWER}, where)]
+    if recipe.references is None:
+        return [_fill(turn.target, fields, where).rstrip()]
+    found = need(fields, recipe.references, where)
+    return [str(answer["text"] if isinstance(answer, dict) else answer) for answer in found]
+
+
 def _fill(template: str, fields: Mapping[str, Any], where: str) -> str:
     try:
         return template.format_map(fields)
@@ -280,12 +337,15 @@ def _fill(template: str, fields: Mapping[str, Any], where: str) -> str:
         raise UserError(f"{where}: template {template!r}: record {fields['id']}: {error}") from None
 
 
-def _discard(recipe: TaskRecipe, pair: _Pair, where: str) -> str:
+def _discard(recipe: TaskRecipe, pair: _Pair, heldout: bool, where: str) -> str:
     """The rule that discards the pair by itself; empty if none does."""
-    if not pair.input.strip() or not pair.target.strip():
+    # In a test set, that there is nothing to find is an answer too.
+    if not pair.input.strip() or not (pair.target.strip() or (heldout and recipe.is_test_set)):
         return "empty"
     if recipe.require is not None and not re.search(recipe.require, pair.target):
         return "require"
+    if recipe.reject is not None and re.search(recipe.reject, pair.target):
+        return "rejected"
     if recipe.choices and pair.target not in recipe.choices:
         raise UserError(
             f"{where}: record {pair.id}: target {pair.target!r:.60} is not one of the choices "

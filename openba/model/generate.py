@@ -28,11 +28,18 @@ def generate(
     Raises:
         UserError: see `Session`.
     """
+    return [tokenizer.decode(ids) for ids in generate_ids(model, tokenizer, sources, max_new_tokens)]
+
+
+def generate_ids(
+    model: Seq2Seq, tokenizer: Tokenizer, sources: Sequence[list[int]], max_new_tokens: int
+) -> list[list[int]]:
+    """The same as token ids; the last is `</s>` unless the answer was still going on. Same errors."""
     # Sources of like lengths together: less padding in cross-attention.
     if sources:
         check_sources(model, sources)  # here, where a row's number is the caller's
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
-    answers = [""] * len(sources)
+    answers: list[list[int]] = [[] for _ in sources]
     for begin in range(0, len(order), BATCH):
         chosen = order[begin : begin + BATCH]
         written: list[list[int]] = [[] for _ in chosen]
@@ -40,7 +47,7 @@ def generate(
             for row, token in zip(step.rows, step.tokens, strict=True):
                 written[row].append(token)
         for i, ids in zip(chosen, written, strict=True):
-            answers[i] = tokenizer.decode(ids)
+            answers[i] = ids
     return answers
 
 

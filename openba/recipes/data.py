@@ -227,6 +227,34 @@ class Joined(Recipe):
     separator: str
 
 
+class Tagged(Recipe):
+    """A sentence as a list of tokens; it becomes `text` and `entities`."""
+
+    tokens: str
+    """Field of the tokens; joined by spaces."""
+    tags: str | None = None
+    """Field of one BIO or IO tag a token, such as B-person."""
+    spans: str | None = None
+    """Field of [first token, last token, type] lists, the last included."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Tagged:
+        if (self.tags is None) == (self.spans is None):
+            raise ValueError("give either tags or spans")
+        return self
+
+
+class Partition(Recipe):
+    """A data set's own division; records of neither part are left out and counted."""
+
+    by: str
+    """Template of the part's name, such as `{split}`, or `{id.file}`: the file's name without its ending."""
+    train: tuple[str, ...] = ()
+    """Names of what is trained on and what examples are drawn from."""
+    heldout: tuple[str, ...]
+    """Names of what is evaluated on."""
+
+
 class Dialogue(Recipe):
     """Turns of two speakers that alternate; the first is the human."""
 
@@ -234,6 +262,14 @@ class Dialogue(Recipe):
     """The list of turns."""
     text: str | None = None
     """Key of a turn's text; none: the turns are strings."""
+    speakers: tuple[str, str] | None = None
+    """Keys of the human's and the assistant's text, where one element of the list holds both."""
+
+    @model_validator(mode="after")
+    def _one(self) -> Dialogue:
+        if self.text is not None and self.speakers is not None:
+            raise ValueError("give either text or speakers")
+        return self
 
 
 class TaskRecipe(Recipe):
@@ -256,6 +292,15 @@ class TaskRecipe(Recipe):
     options: Options | None = None
     joined: dict[str, Joined] = {}
     """New field -> the list it is written from."""
+    tagged: Tagged | None = None
+    labels: Literal["task", "record"] = "task"
+    """What `{labels}` lists: all entity types of the task, or those of the record (Pile-NER has 13,000)."""
+    category: str | None = None
+    """Template of the subject a record belongs to, such as `{subject}`; its examples are of the same one."""
+    references: str | None = None
+    """Field with all right answers, texts or objects with `text`; without it the target is the only one."""
+    check: str | None = None
+    """Template of a program that tests an answer, which stands at `{answer}`; in place of references."""
     templates: tuple[Turn, ...]
     """One is drawn per record, by the record's id."""
     conversation: bool = False
@@ -265,16 +310,31 @@ class TaskRecipe(Recipe):
     wording: dict[str, dict[str, str | None]] = {}
     """Field -> its values in the records -> the words that stand for them, such as positive: 正面; null
     discards the record as unlabelled. Numbers and booleans as JSON writes them."""
+    replace: dict[str, str] = {}
+    """Text -> what stands for it in every message, such as the name of the model: OpenBA: Kite."""
+    min_characters: int = 0
+    """Conversations with fewer characters in all are dropped (paper section 6.1: "overly simple")."""
+    reject: str | None = None
+    """A regular expression; a record with it in an assistant's turn, or in the target, is dropped whole."""
     repeat: int = 1
     """How often the training part is repeated."""
     heldout: float = 0.1
     """Share of records kept for evaluation, chosen by the hash of their id."""
+    partition: Partition | None = None
+    """Kept for evaluation is what the data set keeps, in place of `heldout`."""
     require: str | None = None
     """A regular expression to be found in the target; others are discarded and counted."""
     limit: int | None = None
     """Use only so many records, chosen by the hash of their id."""
+    broken: Literal["refuse", "count"] = "refuse"
+    """A record that lacks a field or has an impossible answer ends the step, or is left out and named."""
     seed: int = 1234
     """Draws the examples of few-shot templates."""
+
+    @property
+    def is_test_set(self) -> bool:
+        """Whether what is held out is a data set's own, to be scored whole, repetitions and all."""
+        return self.partition is not None or self.heldout == 1
 
     @model_validator(mode="after")
     def _plain_conversation(self) -> TaskRecipe:

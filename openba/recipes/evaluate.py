@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from openba.artifacts import Recipe
 from openba.recipes.data import TaskRecipe
 
-Metric = Literal["accuracy", "bleu", "chrf", "rouge_l", "entity_f1", "exact_match", "python_syntax"]
+Metric = Literal[
+    "accuracy",
+    "bleu",
+    "bleu_2",
+    "call_arguments",
+    "chrf",
+    "distinct_2",
+    "entity_f1",
+    "exact_match",
+    "f1",
+    "gender_parity",
+    "matthews",
+    "pass_at_k",
+    "python_syntax",
+    "question_exact_match",
+    "repetition_2",
+    "rouge_1",
+    "rouge_2",
+    "rouge_l",
+    "token_f1",
+]
 
 
 class PaperValue(Recipe):
@@ -23,20 +44,52 @@ class PaperValue(Recipe):
 class BenchmarkRecipe(Recipe):
     """Held-out records of a task, how to answer them and how to score the answers."""
 
+    version: int = 1
+    """To be raised when prompt, items or scoring change under the same name; told with every score."""
     task: TaskRecipe
     language: Literal["zh", "en"]
-    method: Literal["choice", "generate"]
-    """`choice`: likelihood of each of the task's choices as continuation. `generate`: greedy decoding."""
-    metrics: tuple[Metric, ...]
-    items: int = 100
-    """Held-out records used, the first by id hash."""
+    method: Literal["letters", "choice", "generate"]
+    """`letters`: the likeliest of the bare letters as the next token after `answer_prefix` in the decoder
+    (the release's way). `choice`: likelihood of each choice as continuation. `generate`: greedy decoding."""
+    answer_prefix: str = ""
+    """What the decoder is given after `<extra_id_0>`, before the answer."""
+    metrics: tuple[Metric, ...] = Field(min_length=1)
+    """The first is the one that categories and groups are scored by."""
+    positive: str | None = None
+    """The target that `f1` counts as found."""
+    extract: str | None = None
+    """A regular expression; the answer is its first group where it matches last in what was generated."""
+    groups: dict[str, tuple[str, ...]] = {}
+    """Group -> its categories (see the task's `category`); a category may be in several."""
+    average: Literal["item", "category"] = "item"
+    """Scores of groups, and of all: mean over items, or mean over categories."""
+    items: int | None = 100
+    """Held-out records used, the first by id hash; null: all."""
     max_new_tokens: int = 64
+    attempts: int = Field(default=1, ge=1)
+    """Answers a record, drawn at `temperature`; `pass_at_k` says how many of them must be tried."""
+    temperature: float = Field(default=0.8, gt=0)
+    k: tuple[int, ...] = (1,)
     paper: PaperValue | None = None
 
     @model_validator(mode="after")
-    def _choices(self) -> BenchmarkRecipe:
-        if self.method == "choice" and not self.task.choices:
-            raise ValueError("method 'choice' needs the task's choices; name them or use 'generate'")
+    def _complete(self) -> BenchmarkRecipe:
+        if self.method != "generate" and not (self.task.choices or self.task.options):
+            raise ValueError(
+                f"method {self.method!r} needs the task's choices or options; name them or use 'generate'"
+            )
+        if self.answer_prefix and self.method == "generate":
+            raise ValueError("answer_prefix is for methods 'letters' and 'choice'; put it into the input")
+        if self.extract is not None and re.compile(self.extract).groups < 1:
+            raise ValueError(f"extract {self.extract!r} has no group that holds the answer")
+        if ("f1" in self.metrics) != (self.positive is not None):
+            raise ValueError("metric 'f1' and positive go together")
+        if (self.groups or self.average == "category") and self.task.category is None:
+            raise ValueError("groups and average 'category' need the task's category")
+        if ("pass_at_k" in self.metrics) != (self.task.check is not None):
+            raise ValueError("metric 'pass_at_k' and the task's check go together")
+        if max(self.k) > self.attempts:
+            raise ValueError(f"k {max(self.k)} needs as many attempts; there are {self.attempts}")
         return self
 
 
@@ -47,3 +100,12 @@ class EvaluateStep(Recipe):
     encoder_length: int
     samples: int = 5
     """Generations kept per benchmark for the report."""
+    prefix: Literal["R", "S", "X"] = "S"
+    """The mode token that every prompt begins with (Figure 6(d) compares them)."""
+
+
+class SuiteRecipe(Recipe):
+    """configs/suite/*.yaml: benchmarks that are run together."""
+
+    title: str
+    benchmarks: dict[str, BenchmarkRecipe]

@@ -153,6 +153,29 @@ def heldout_chart(title: str, points: Sequence[HeldoutPoint]) -> str:
     return _svg(f"Held-out loss of {title}", draw) if series["loss"] else ""
 
 
+Series = tuple[str, Sequence[tuple[float, float, float]]]
+"""A name and its points: place, value, standard error."""
+
+
+def lines_chart(title: str, series: Sequence[Series], across: str, up: str) -> str:
+    """A line for each series, with bars of one standard error."""
+
+    def draw(axes: Axes) -> None:
+        for index, (name, points) in enumerate(series):
+            colour, dashes = _SERIES[index % len(_SERIES)], ("-", "--", ":", "-.")[index // len(_SERIES) % 4]
+            places, values, errors = zip(*points, strict=True)
+            axes.errorbar(
+                places, values, errors, color=colour, linestyle=dashes, marker="o", markersize=3,
+                capsize=2, elinewidth=0.8, label=_short(name),
+            )  # fmt: skip
+        axes.grid(axis="y")
+        axes.set_xlabel(across)
+        axes.set_ylabel(up)
+        _legend_above(axes, 3)
+
+    return _svg(title, draw, 2.9 + 0.18 * (len(series) // 3)) if series else ""
+
+
 def experts_chart(experts: Sequence[Training]) -> str:
     """Each expert's own held-out loss: Stage III's (hollow) and, after fine-tuning, its own (filled)."""
     rows = [

@@ -11,6 +11,7 @@ from typing import Any
 from openba.accounting.energy import cost
 from openba.artifacts import Step, Store
 from openba.graph import Model, Pipeline
+from openba.report.paper_tables import evaluation_row
 from openba.train.log import METRICS, read_rows
 
 _CURVE_POINTS = 200
@@ -39,7 +40,11 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
         "tokenizer": facts("tokenizer"),
         "training": [_training(m, pipeline, store) for m in pipeline.models if records[m.name]],
         "evaluations": [
-            row for model in pipeline.models for row in _evaluations(model, facts(f"evaluate-{model.name}"))
+            row
+            for model in pipeline.models
+            for row in _evaluations(
+                model, facts(f"evaluate-{model.name}"), facts("contamination").get("sets", [])
+            )
         ],
         "not_run": [
             {"what": name, "why": _why(states.get(name))} for name in pipeline.steps if records[name] is None
@@ -113,21 +118,9 @@ def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
     }
 
 
-def _evaluations(model: Model, facts: dict[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for name, result in facts.get("benchmarks", {}).items():
-        kept = {key: result[key] for key in ("language", "method", "paper", "n", "samples")}
-        numbers = {key: value for key, value in result["scores"].items() if isinstance(value, float)}
-        rows.append(
-            {
-                "model": model.name,
-                "benchmark": name,
-                **kept,
-                "scores": {key: value for key, value in numbers.items() if not key.endswith("_stderr")},
-                "stderr": {k.removesuffix("_stderr"): v for k, v in numbers.items() if k.endswith("_stderr")},
-                "signature": " ".join(
-                    str(v) for k, v in result["scores"].items() if k.endswith("_signature")
-                ),
-            }
-        )
-    return rows
+def _evaluations(
+    model: Model, facts: dict[str, Any], contamination: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    found = {row["set"]: row for row in contamination}
+    rows = [evaluation_row(model.name, name, result) for name, result in facts.get("benchmarks", {}).items()]
+    return [{**row, "contamination": found.get(row["benchmark"])} for row in rows]

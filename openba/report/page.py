@@ -18,6 +18,8 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
+from openba.report.evolution import evolution_chart
+from openba.report.paper_tables import paper_tables
 from openba.report.schema import Example, Report, StepState, Training
 from openba.units import human, human_time
 
@@ -43,6 +45,7 @@ def render(report: Report) -> str:
         experts=experts,
         totals=_totals(training),
         charts=_charts(report, stages, experts),
+        tables=paper_tables(report.get("evaluations") or []),
     )
 
 
@@ -77,6 +80,7 @@ def _charts(report: Report, stages: list[Training], experts: list[Training]) -> 
     mixture, funnel = report.get("mixture") or {}, report.get("funnel") or []
     filtered = [row for row in funnel if row["stage"] != "unfiltered"] or funnel
     drawn = {
+        "evolution": evolution_chart(report),
         "funnel": charts.funnel_chart(filtered) if funnel else "",
         "mixture": charts.mixture_chart(mixture) if mixture.get("tokens") else "",
         "experts": charts.experts_chart(experts),

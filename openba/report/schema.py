@@ -153,6 +153,12 @@ class Evaluation(TypedDict):
     stderr: NotRequired[dict[str, float]]
     signature: NotRequired[str]
     paper: NotRequired[PaperFigure | None]
+    counts: NotRequired[dict[str, int]]
+    """What went other than planned, such as prompts that were cut."""
+    contamination: NotRequired[ContaminationRow | None]
+    """Of this benchmark's records in what was trained on (Table 4)."""
+    groups: NotRequired[dict[str, dict[str, Any]]]
+    """Group of categories, or `all`: `score`, `stderr`, `n`, `missing`."""
     samples: NotRequired[list[Sample]]
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from openba.data.entities import format_entities
 from openba.errors import UserError
-from openba.evaluate.metrics import HanTokenizer, score
+from openba.evaluate.metrics import score
+from openba.evaluate.text_metrics import HanTokenizer
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 ZH = [

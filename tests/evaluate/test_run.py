@@ -16,7 +16,8 @@ from openba.data import tasks
 from openba.data.instruct import encode_input
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
-from openba.evaluate import run
+from openba.evaluate import answering, run, suite
+from openba.evaluate.compare import compare
 from openba.evaluate.metrics import score
 from openba.model.files import load_model, save_model
 from openba.model.generate import choice_losses, generate
@@ -65,7 +66,7 @@ def evaluate(inputs: dict[str, Path], out: Path, **benchmarks: BenchmarkRecipe) 
 
 
 def answers(out: Path, name: str) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (out / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+    return pq.read_table(out / f"{name}.parquet").to_pylist()
 
 
 def test_both_methods_answer_what_the_model_says(
@@ -110,8 +111,8 @@ def test_only_held_out_records_are_asked_and_twice_alike(inputs: dict[str, Path]
     first, second = evaluate(inputs, tmp_path / "1"), evaluate(inputs, tmp_path / "2")
     assert first == second
     for name in OVERRIDES:
-        assert (tmp_path / "1" / f"{name}.jsonl").read_bytes() == (
-            tmp_path / "2" / f"{name}.jsonl"
+        assert (tmp_path / "1" / f"{name}.parquet").read_bytes() == (
+            tmp_path / "2" / f"{name}.parquet"
         ).read_bytes()
         rows = pq.read_table(inputs[f"task-{name}"] / "heldout.parquet").to_pylist()
         assert [row["id"] for row in answers(tmp_path / "1", name)] == [row["id"] for row in rows][
@@ -127,3 +128,106 @@ def test_a_task_that_holds_nothing_out_is_refused(inputs: dict[str, Path], tmp_p
         evaluate({**inputs, f"task-{name}": tmp_path / "task"}, tmp_path / "out", **{name: everything})
     assert f"benchmark {name}: its task has no held-out record; raise task.heldout" in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_suite_goes_on_past_what_it_cannot_run_and_does_nothing_twice(
+    inputs: dict[str, Path], shared: Path, tmp_path: Path
+) -> None:
+    names = ["mmlu-5shot", "superglue-rte", "flores-en-zh", "belebele-zh-hans", "ner-crossner-science"]
+    (tmp_path / "data").mkdir()
+    for folder, real in (
+        ("mmlu", "eval_mmlu"),
+        ("superglue", "eval_superglue"),
+        ("flores", "eval_flores_zh_en"),
+        ("ner", "ner_crossner"),
+    ):
+        (tmp_path / "data" / folder).symlink_to(shared / "data" / real)
+    paths = {
+        "flores-en-zh": shared / "data" / "eval_flores_zh_en" / "dev.jsonl",
+        "ner-crossner-science": shared / "data" / "ner_crossner" / "science" / "*.jsonl",
+    }
+    benchmarks = suite.chosen([], names, tmp_path / "data", ["items=8", "max_new_tokens=6"])
+    for name, path in paths.items():
+        benchmarks |= suite.chosen(
+            [], [name], None, ["items=8", "max_new_tokens=6", f"task.source.path={path}"]
+        )
+    told: list[str] = []
+    model = inputs["model"] / "model"
+    first = suite.run_suite(model, benchmarks, tmp_path / "out", lambda name, result: told.append(name))
+    assert told == names
+    assert "belebele/zho_Hans.jsonl: no such file" in first["belebele-zh-hans"]["error"]
+    for name in set(names) - {"belebele-zh-hans"}:
+        assert first[name]["n"] == 8
+        rows = pq.read_table(tmp_path / "out" / f"{name}.parquet").to_pylist()
+        assert [row["output"] for row in rows]
+        assert len(rows) == 8
+    assert first["mmlu-5shot"]["method"] == "letters"
+    assert first["mmlu-5shot"]["counts"]["prompts with fewer examples"] > 0
+    chosen = pq.read_table(tmp_path / "out" / "mmlu-5shot.parquet").to_pylist()
+    for row in chosen:
+        assert row["output"] == "ABCD"[max(range(4), key=lambda i: row["scores"][i])]
+        assert row["verdict"] == float(row["output"] == row["target"])
+    assert first["flores-en-zh"]["counts"]["answers without end"] > 0
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")}
+    assert suite.run_suite(model, benchmarks, tmp_path / "out") == first
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")} == times
+    assert not list((tmp_path / "out").glob("work/*"))
+    by_mode = suite.run_suite(
+        model, {"superglue-rte": benchmarks["superglue-rte"]}, tmp_path / "x", prefix="X"
+    )
+    assert by_mode["superglue-rte"]["n"] == 8
+    rows = {row["benchmark"]: row for row in compare(tmp_path / "out", tmp_path / "x")}
+    assert rows["superglue-rte"]["paired"]
+    assert rows["superglue-rte"]["difference"] == pytest.approx(
+        by_mode["superglue-rte"]["scores"]["accuracy"] - first["superglue-rte"]["scores"]["accuracy"]
+    )
+    assert rows["flores-en-zh"]["other"] is None
+
+
+def test_an_evaluation_that_was_cut_off_goes_on(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "SHARD", 5)
+    whole = evaluate(inputs, tmp_path / "whole", **{"review-sentiment": benchmark("review-sentiment")})
+    (tmp_path / "cut").mkdir()
+    asked: list[int] = []
+    answer = run.answer
+
+    def counted(*arguments: Any) -> Any:
+        asked.append(len(arguments[2]))
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        return answer(*arguments)
+
+    monkeypatch.setattr(run, "answer", counted)
+    recipe = EvaluateStep(
+        benchmarks={"review-sentiment": benchmark("review-sentiment")}, encoder_length=96, samples=3
+    )
+    with pytest.raises(KeyboardInterrupt):
+        run.build(Build(tmp_path / "cut", recipe, inputs))
+    facts = run.build(Build(tmp_path / "cut", recipe, inputs))
+    assert asked == [5, 5, 5, 2]  # the first shard is not asked again
+    assert facts["benchmarks"] == whole
+
+
+def test_a_letter_that_is_no_token_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    recipe = benchmark("review-sentiment", "method=letters")
+    out = tmp_path / "out"
+    out.mkdir()
+    words = BenchmarkRecipe.model_validate(
+        {**recipe.model_dump(), "task": {**recipe.task.model_dump(), "choices": ("正面", "负面")}}
+    )
+    rows = [{"id": "1", "choices": ["正面的评论", "负面"]}]
+    model, tokenizer = load_model(inputs["model"] / "model")
+    with pytest.raises(UserError, match="is no token of the tokenizer; use method 'choice'"):
+        answering.answer(model, tokenizer, [[5, 1]], rows, words)
+
+
+def test_drawn_answers_are_as_many_as_asked_and_the_same_again(inputs: dict[str, Path]) -> None:
+    model, tokenizer = load_model(inputs["model"] / "model")
+    recipe = benchmark("translate-zh-en", "attempts=5", "temperature=1.0")
+    sources = [encode_input(tokenizer, text, [], 96) for text in ("打开文件", "退出")]
+    first, second = (answering.answer(model, tokenizer, sources, [{}, {}], recipe) for _ in range(2))
+    assert [one.attempts for one in first] == [one.attempts for one in second]
+    assert all(len(one.attempts) == 5 for one in first)
+    assert len({*first[0].attempts, *first[1].attempts}) > 2

@@ -1,0 +1,113 @@
+"""`openba eval` and `openba compare`: benchmarks on a model's folder. Owns arguments and printing only."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from openba.errors import UserError
+
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
+    names: Annotated[list[str] | None, typer.Argument(help="Benchmarks, by name or YAML file.")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="Suites of configs/suite, such as quick.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder that stands for data/eval.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the results; a second call goes on there.")] = Path(
+        "eval"
+    ),
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override, of every benchmark.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Mode token of the prompts: R, S or X.")] = "S",
+    as_json: Json = False,
+) -> None:
+    """Evaluate a model; exit code 1 if a benchmark could not be run."""
+    from openba.evaluate.suite import chosen, run_suite
+    from openba.report.card import write_card
+    from openba.report.paper_tables import evaluations_of, write_tables
+
+    benchmarks = chosen(suite or [], names or [], data, overrides)
+    if not benchmarks:
+        raise UserError("eval: name a benchmark or a suite, such as --suite quick")
+    results = run_suite(model, benchmarks, out, _nothing if as_json else _tell, prefix)
+    rows = evaluations_of({"benchmarks": results}, model.name)
+    written = [*write_tables(out, rows), *write_card(out, model.name, results)[:1]] if rows else []
+    for file in written:
+        if not as_json:
+            console.print(str(file), markup=False)
+    if as_json:
+        print(json.dumps(results, ensure_ascii=False))
+    if any("error" in result for result in results.values()):
+        raise typer.Exit(1)
+
+
+def compare(one: Path, other: Path, as_json: Json = False) -> None:
+    """Scores of two evaluations, their difference and its standard error."""
+    from openba.evaluate.compare import compare as look
+
+    rows = look(one, other)
+    if as_json:
+        print(json.dumps(rows, ensure_ascii=False))
+        return
+    table = Table(
+        "benchmark", "metric", str(one), str(other), "difference", "stderr", "n", "differs", box=None
+    )
+    for row in rows:
+        found = row["one"] or row["other"] or {}
+        cells = [f"{row[side]['score']:.2f}" if row[side] else "not run" for side in ("one", "other")]
+        apart = [f"{row[key]:+.2f}" if key in row else "" for key in ("difference", "stderr")]
+        odd = ", ".join(row.get("changed", []))
+        table.add_row(row["benchmark"], found.get("metric", ""), *cells, *apart, str(found.get("n", "")), odd)
+    console.print(table)
+
+
+def judge(
+    one: Annotated[Path, typer.Argument(help="Folder of one evaluation, or, with sheets, of the judging.")],
+    other: Annotated[Path | None, typer.Argument(help="Folder of the other evaluation.")] = None,
+    sheets: Annotated[list[Path] | None, typer.Option("--sheet", help="A filled sheet, to count.")] = None,
+    benchmark: Annotated[str, typer.Option(help="Whose generations are compared.")] = "roc",
+    out: Annotated[Path, typer.Option(help="Folder of sheet and key.")] = Path("judging"),
+    items: Annotated[int, typer.Option(min=1)] = 100,
+) -> None:
+    """A blind sheet for annotators from two evaluations; with --sheet, what the filled sheets say."""
+    from openba.evaluate.judging import read_sheets, write_sheet
+
+    if sheets:
+        print(json.dumps(read_sheets(one, sheets), indent=1))
+    elif other is not None:
+        console.print(str(write_sheet(one, other, benchmark, out, items)), markup=False)
+    else:
+        raise UserError("judge: give two evaluations to compare, or the folder of a judging and --sheet FILE")
+
+
+def _nothing(name: str, result: dict[str, Any]) -> None:
+    del name, result
+
+
+def _tell(name: str, result: dict[str, Any]) -> None:
+    if "error" in result:
+        console.print(f"{name:<24} not run: {result['error']}", markup=False)
+        return
+    scores = {key: value for key, value in result["scores"].items() if isinstance(value, float)}
+    shown = ", ".join(
+        f"{key} {value:.2f} ± {scores.get(f'{key}_stderr', 0.0):.2f}"
+        for key, value in scores.items()
+        if not key.endswith("_stderr")
+    )
+    counted = "".join(f"; {count} {what}" for what, count in result["counts"].items())
+    if "broken" in result:
+        counted += (
+            f"; {result['broken']['records']} broken records left out, such as {result['broken']['first'][0]}"
+        )
+    console.print(f"{name:<24} {shown}  (n={result['n']}, {result['method']}{counted})", markup=False)

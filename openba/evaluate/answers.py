@@ -1,0 +1,53 @@
+"""What is scored: predictions beside their right answers, and the two kinds of score over them.
+
+Owns the form that every metric reads and the arithmetic of means and standard errors. Which metrics
+there are stands in `metrics.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+Language = Literal["zh", "en"]
+Scores = dict[str, float | str]
+
+BOOTSTRAP = 1000
+"""Resamples of the items behind the standard error of a corpus score (sacreBLEU's default)."""
+SEED = 12345  # sacreBLEU's own
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Items of one benchmark in order."""
+
+    predictions: list[str]
+    references: list[Sequence[str]]
+    """All right answers of each item; `pass_at_k`: one program that checks an answer."""
+    language: Language
+    categories: list[str]
+    positive: str | None = None
+    attempts: Sequence[Sequence[str]] = ()
+    """All answers of each item, where there are several."""
+    k: Sequence[int] = (1,)
+
+    @property
+    def first(self) -> list[str]:
+        """The first right answer of each item."""
+        return [references[0] for references in self.references]
+
+
+def mean(name: str, values: Sequence[float]) -> Scores:
+    """Mean over items and its standard error, in percent."""
+    array = 100 * np.asarray(values, dtype=np.float64)
+    stderr = array.std(ddof=1) / len(array) ** 0.5 if len(array) > 1 else 0.0
+    return {name: float(array.mean()), f"{name}_stderr": float(stderr)}
+
+
+def resampled(statistic: Callable[[np.ndarray], float], items: int, resamples: int = BOOTSTRAP) -> float:
+    """Standard error of a statistic of item numbers, from a bootstrap over the items."""
+    drawn = np.random.default_rng(SEED).integers(items, size=(resamples, items))
+    return float(np.std([statistic(rows) for rows in drawn], ddof=1))

@@ -1,0 +1,78 @@
+"""Scores of Python programs and calls: whether they parse, are the right call, or pass their tests."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from math import comb
+
+from openba.data.pairs import ANSWER
+from openba.evaluate.answers import Answers, Scores, mean
+from openba.evaluate.sandbox import run_program
+
+
+def python_syntax(answers: Answers) -> list[float]:
+    """1 where the answer is a Python program that is not empty; it is parsed, never run."""
+    return [float(_parses(text)) for text in answers.predictions]
+
+
+def call_arguments(answers: Answers) -> list[float]:
+    """1 where the answer is a call with the right arguments, whatever its quotes and spaces; never run."""
+    pairs = zip(answers.predictions, answers.references, strict=True)
+    return [
+        float(
+            (given := _arguments(text)) is not None and given in [_arguments(right) for right in references]
+        )
+        for text, references in pairs
+    ]
+
+
+def pass_at_k(answers: Answers) -> Scores:
+    """Share of problems solved by one of k attempts, unbiased (Chen et al. 2021), for each k.
+
+    Every attempt runs in the sandbox. `pass_at_k_outcomes` counts how they ended.
+
+    Raises:
+        UserError: the machine has no sandbox to offer.
+    """
+    attempts = answers.attempts or [[text] for text in answers.predictions]
+    outcomes: dict[str, int] = {}
+    solved = []
+    for texts, (program,) in zip(attempts, answers.references, strict=True):
+        ends = [run_program(program.replace(ANSWER, text)).outcome for text in texts]
+        solved.append((len(ends), ends.count("passed")))
+        for end in ends:
+            outcomes[end] = outcomes.get(end, 0) + 1
+    scores: Scores = {}
+    for k in answers.k:
+        scores |= mean(f"pass_at_{k}", [estimate(n, right, k) for n, right in solved])
+    return scores | {"pass_at_k_outcomes": ", ".join(f"{end} {n}" for end, n in sorted(outcomes.items()))}
+
+
+def estimate(attempts: int, right: int, k: int) -> float:
+    """Chance that k attempts drawn from these hold a right one."""
+    return 1 - comb(attempts - right, k) / comb(attempts, k)
+
+
+def _arguments(text: str) -> tuple[str, ...] | None:
+    """A call's arguments in one form; None if the text is no call."""
+    try:
+        node = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if not isinstance(node, ast.Call):
+        return None
+    named = sorted(f"{keyword.arg}={ast.dump(keyword.value)}" for keyword in node.keywords)
+    return (*map(ast.dump, node.args), *named)
+
+
+def _parses(text: str) -> bool:
+    if not text.strip():  # Python accepts an empty program; an empty answer is none
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a doubtful escape is still a program
+            ast.parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):  # the last two: absurd nesting
+        return False
+    return True
