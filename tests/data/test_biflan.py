@@ -426,7 +426,7 @@ def test_mistakes_in_a_mix_are_told_before_anything_runs(override: str, message:
         (
             "kdconv",
             [{"domain": "film", "name": "n", "messages": [{"text": "t"}]}],
-            r"messages is no list of objects with the text",
+            r"messages is no list of objects with .message.",
         ),
         ("duie", [{"text": "t", "spo_list": [{"subject": "s"}]}], r"data.jsonl:1: joined.triples: no field"),
         ("math23k", [{"original_text": "o", "ans": "1"}], "record data.jsonl:1 has no field 'equation'"),

@@ -29,7 +29,7 @@ PIPELINE = f"""
 extends: {CONFIGS}/pipeline/tiny
 name: small
 sources: [people-daily, bbc-news, python-code]
-tokenizer: {{vocab_size: 3000, train_characters: 300000}}
+tokenizer: {{vocab_size: 4000, train_characters: 300000}}
 mixture: {{stage1: 20k tokens, stage2: 20k tokens, heldout: 8k tokens}}
 model: {{d_model: 32, num_heads: 2, kv_channels: 16, ffn: 96}}
 runtime: {{train: {{checkpoint_every: 2 steps}}}}
