@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from benchmarks.figure import circumstances
+from openba.errors import UserError
 
 GROUPS = ("data", "evaluate", "model", "story")
 """A module of this package each, with a function `figures`."""
@@ -24,9 +25,13 @@ def main(
         print(f"benchmarks: {group}: no such group; there are {', '.join(GROUPS)}", file=sys.stderr)
         raise typer.Exit(2)
     missed = False
-    for figure in import_module(f"benchmarks.{group}").figures():
-        print(json.dumps(figure.row()) if as_json else figure.line(), flush=True)
-        missed |= figure.ok is False
+    try:
+        for figure in import_module(f"benchmarks.{group}").figures():
+            print(json.dumps(figure.row()) if as_json else figure.line(), flush=True)
+            missed |= figure.ok is False
+    except UserError as error:
+        print(error, file=sys.stderr)
+        raise typer.Exit(2) from None
     print(json.dumps(circumstances()), flush=True)
     raise typer.Exit(1 if missed else 0)
 
