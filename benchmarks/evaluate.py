@@ -24,7 +24,7 @@ from benchmarks.figure import ROOT, Figure
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
 from openba.data import sources, tasks, tokenizer_training
-from openba.data.entities import entities_of_spans, entities_of_tags, format_entities, parse_entities
+from openba.data.entities import Entity, entities_of_spans, entities_of_tags, format_entities, parse_entities
 from openba.data.tokenizer import Tokenizer
 from openba.evaluate.grouping import Score, grouped
 from openba.evaluate.metrics import score
@@ -152,20 +152,23 @@ def _rouge(texts: list[str], references: list[str]) -> float:
         return float(done.stdout)
 
 
-def _entities() -> Figure:
-    whole = right = 0
-    for path in sorted(SHARED.glob("ner_*/**/*.jsonl")):
+def gold_entities(data: Path) -> Iterator[list[Entity]]:
+    """Entities of every sentence of the NER sets below `data`, tagged by token or by span."""
+    for path in sorted(data.glob("ner_*/**/*.jsonl")):
         for line in path.open(encoding="utf-8"):
             row = json.loads(line)
             if "tags" in row:
-                entities = entities_of_tags(row["tokens"], row["tags"])
+                yield entities_of_tags(row["tokens"], row["tags"])
             elif "ner" in row:
-                entities = entities_of_spans(row["tokenized_text"], row["ner"])
-            else:
-                continue
-            whole += len(entities)
-            read = parse_entities(format_entities(entities))
-            right += sum(a == b for a, b in zip(entities, read, strict=True))
+                yield entities_of_spans(row["tokenized_text"], row["ner"])
+
+
+def _entities() -> Figure:
+    whole = right = 0
+    for entities in gold_entities(SHARED):
+        whole += len(entities)
+        read = parse_entities(format_entities(entities))
+        right += sum(a == b for a, b in zip(entities, read, strict=True))
     return Figure(f"NER notation, round trip of {whole} gold spans", 100 * right / whole, "%", 99.9, "higher")
 
 

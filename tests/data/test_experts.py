@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from benchmarks.evaluate import gold_entities
 from openba.config import CONFIGS, load
 from openba.data.entities import entities_of_spans, entities_of_tags, format_entities, parse_entities
 from openba.data.instruct import encode_input
@@ -220,16 +221,9 @@ def test_pile_ner_names_the_types_of_its_own_sentence(shared: Path) -> None:
 
 def test_all_gold_spans_survive_the_round_trip(shared: Path) -> None:
     count = 0
-    for path in sorted((shared / "data").glob("ner_*/**/*.jsonl")):
-        for row in records(path):
-            if "tags" in row:
-                entities = entities_of_tags(row["tokens"], row["tags"])
-            elif "ner" in row:
-                entities = entities_of_spans(row["tokenized_text"], row["ner"])
-            else:
-                continue
-            assert parse_entities(format_entities(entities)) == entities
-            count += len(entities)
+    for entities in gold_entities(shared / "data"):
+        assert parse_entities(format_entities(entities)) == entities
+        count += len(entities)
     assert count > 40_000
     nested = [("Acme (UK), Ltd. [old]", "firm (held)"), ("a, b](c", "x, y"), ("\\", ")")]
     assert parse_entities(format_entities(nested)) == nested

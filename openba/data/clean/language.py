@@ -55,11 +55,6 @@ def find(texts: Texts, languages: Collection[str]) -> np.ndarray:
     return whole(texts, rows, rules[rows])
 
 
-def common_shares(texts: Texts) -> np.ndarray:
-    """Share of each text's Han characters that GB 2312 or level 1 of Big5 has; 1 if it has no Han."""
-    return _examine(texts.codes, texts.offsets, _table())[0]
-
-
 def _verdict(text: bytes, common: float, languages: Collection[str]) -> str:
     looked_at = text if len(text) <= _MOST_BYTES else text[:_MOST_BYTES].decode("utf-8", "ignore")
     reliable, _, ((_, code, _, _), *_) = pycld2.detect(looked_at)
@@ -91,7 +86,7 @@ def _count(codes: np.ndarray, table: np.ndarray, bit: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _examine(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Shares of common Han per text, and the code points with spaces for what CLD2 refuses."""
+    """Share of each text's Han that GB 2312 or level 1 of Big5 has (1 without Han); the code points with spaces for what CLD2 refuses."""
     shares = np.ones(len(offsets) - 1, np.float64)
     refused = 0
     for row in range(len(shares)):

@@ -118,11 +118,6 @@ def spans(text: str) -> Iterator[tuple[int, int, str]]:
     return _matches(_PRIVATE, text, 0)
 
 
-def is_private(text: str) -> bool:
-    """Whether one text holds something that has to go."""
-    return _PRIVATE.search(text) is not None
-
-
 _PLUS = 4
 _BY_SORT = (_PRIVATE, _LINK_ONLY, _PHONE_ONLY, _PRIVATE)
 
