@@ -86,7 +86,10 @@ def _count(codes: np.ndarray, table: np.ndarray, bit: int) -> int:
 
 @njit(cache=True, nogil=True)
 def _examine(codes: np.ndarray, offsets: np.ndarray, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Share of each text's Han that GB 2312 or level 1 of Big5 has (1 without Han); the code points with spaces for what CLD2 refuses."""
+    """Share of each text's Han that is common, and the code points with spaces for what CLD2 refuses.
+
+    Common is what GB 2312 or level 1 of Big5 has; a text without Han has share 1.
+    """
     shares = np.ones(len(offsets) - 1, np.float64)
     refused = 0
     for row in range(len(shares)):
