@@ -1,14 +1,17 @@
 """Inside a Ray job: run one step's function, alone or on a Ray Train gang. `python -m tasks.job DIR`.
 
 DIR holds `spec.json`, written by `ray_jobs.py`; this program leaves `facts.json` there, or
-`error.json` with the one line that a user should read. It imports neither Prefect nor MLflow.
+`error.json` with the one line that a user should read, or `stopped.json` where it was asked to stop and
+saved its state (exit code 75). It imports neither Prefect nor MLflow.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -16,12 +19,14 @@ from typing import Any
 
 from openba.artifacts import Build, full_disk
 from openba.errors import UserError
+from openba.train.checkpoint import MARKER
+from openba.train.stopping import EXIT_PREEMPTED, REQUEST, Preempted
 
-SPEC, FACTS, ERROR = "spec.json", "facts.json", "error.json"
+SPEC, FACTS, ERROR, STOPPED = "spec.json", "facts.json", "error.json", "stopped.json"
 
 
 def main() -> None:
-    """Entry point of the job; exit code 1 after an error."""
+    """Entry point of the job; exit code 1 after an error, 75 after a stop that saved first."""
     folder = Path(sys.argv[1])
     spec = json.loads((folder / SPEC).read_text())
     try:
@@ -29,6 +34,9 @@ def main() -> None:
             _run_gang(folder, spec)
         else:
             run_function(folder, spec)
+    except Preempted as stopped:
+        _leave(folder / STOPPED, {"message": str(stopped)})
+        sys.exit(EXIT_PREEMPTED)
     except (UserError, OSError) as error:
         if (told := _for_user(error, folder)) is None:
             raise
@@ -51,24 +59,56 @@ def run_function(folder: Path, spec: dict[str, Any]) -> None:
 
 
 def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
+    """Groups of workers one after the other until one ends well, or too many bring nothing forward.
+
+    Ray's own count of failures is for the whole run and tries mistakes of the user again; this one starts
+    anew with each new checkpoint, and a user's mistake or a stop ends it.
+    """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    out = Path(spec["out"])
+    request = out / REQUEST
+    request.unlink(missing_ok=True)  # of a run that ended before it was seen
+    signal.signal(signal.SIGTERM, lambda number, frame: request.touch())
+    failures, reached = 0, _reached(out)
+    for attempt in itertools.count(1):
+        try:
+            _trainer(folder, spec, f"gang-{attempt}").fit()
+            break
+        except TrainingFailedError:
+            failures = failures + 1 if _reached(out) == reached else 1
+            reached = _reached(out)
+            if (folder / ERROR).exists() or failures > spec["runtime"]["train"]["max_failures"]:
+                raise
+            print(f"the group of workers died after step {reached}; it is started again", file=sys.stderr)
+    if (folder / STOPPED).exists():
+        raise Preempted(json.loads((folder / STOPPED).read_text())["message"])
+
+
+def _reached(out: Path) -> int:
+    """Step of the newest committed checkpoint; -1 if there is none."""
+    return max(
+        (int(marker.parent.name[-6:]) for marker in out.glob(f"checkpoints/step-*/{MARKER}")), default=-1
+    )
+
+
+def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    runtime, on_gpu = spec["runtime"], spec["runtime"]["device"]["kind"] == "cuda"
-    train = runtime["train"]
-    trainer = TorchTrainer(
+    train, on_gpu = spec["runtime"]["train"], spec["runtime"]["device"]["kind"] == "cuda"
+    return TorchTrainer(
         _worker,
         train_loop_config={"folder": str(folder)},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=600),
         scaling_config=ScalingConfig(num_workers=train["workers"], use_gpu=on_gpu),
         run_config=RunConfig(
-            name="gang",
+            name=name,
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=train["max_failures"]),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
         ),
     )
-    trainer.fit()
 
 
 def _worker(config: dict[str, str]) -> None:
@@ -83,6 +123,9 @@ def _worker(config: dict[str, str]) -> None:
     }
     try:
         run_function(folder, json.loads((folder / SPEC).read_text()))
+    except Preempted as stopped:  # no failure: the group ends here
+        if context.get_world_rank() == 0:
+            _leave(folder / STOPPED, {"message": str(stopped)})
     except Exception as error:
         if (told := _for_user(error, folder)) is not None:
             _leave(folder / ERROR, {"message": str(told)})
