@@ -42,7 +42,8 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, bias, labels, torch.is_grad_enabled(), each)
 
 
-def _slices(tokens: int, vocab: int, device: str) -> list[slice]:
+def slices(tokens: int, vocab: int, device: str) -> list[slice]:
+    """Tokens whose logits are held together."""
     size = max(SLICE_TOKENS, SLICE_ELEMENTS.get(device, SLICE_ELEMENTS["cuda"]) // vocab)
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
 
@@ -62,8 +63,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=precise, device=hidden.device)
         needs = enabled and any(ctx.needs_input_grad)
         # Frozen parts cost a buffer nobody reads; training freezes none.
-        grads = _Gradients(hidden, weight, bias, precise) if needs else None
-        for part in _slices(hidden.shape[0], weight.shape[0], hidden.device.type):
+        grads = Gradients(hidden, weight, bias, precise) if needs else None
+        for part in slices(hidden.shape[0], weight.shape[0], hidden.device.type):
             logits = torch.nn.functional.linear(hidden[part], weight, bias)
             log_probabilities = torch.log_softmax(logits, -1, dtype=precise)
             del logits
@@ -91,16 +92,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *grads.scaled(scale), None, None, None
 
 
-class _Gradients:
+class Gradients:
     """Sums of the three gradients while the slices go by."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, precise: torch.dtype) -> None:
+        """Args: as `linear_cross_entropy`'s; `precise` is the sums' precision."""
         self.dtype = weight.dtype
         self.hidden = torch.empty_like(hidden)
         self.weight = torch.zeros_like(weight, dtype=precise)
         self.bias = None if bias is None else torch.zeros_like(bias, dtype=precise)
 
     def add(self, part: slice, slope: Tensor, hidden: Tensor, weight: Tensor) -> None:
+        """Of tokens `part`: `slope` is d loss / d logits, `hidden` theirs."""
         if self.bias is not None:
             self.bias += slope.sum(0)
         narrow = slope.to(hidden.dtype)
@@ -112,5 +115,6 @@ class _Gradients:
             self.weight += narrow.T @ hidden
 
     def scaled(self, scale: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Of hidden, weight and bias, times `scale`."""
         bias = None if self.bias is None else self.bias.mul_(scale).to(self.dtype)
         return self.hidden.mul_(scale), self.weight.mul_(scale).to(self.dtype), bias

@@ -6,6 +6,8 @@ Owns how a batch becomes rows and which positions carry loss. Decoding is `gener
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,8 @@ class OpenBAModel(Seq2Seq):
         super().__init__()
         self._build(architecture, tied_head_is_shared=False)
         self.initialise()
+        self.cross_entropy: Callable[..., Tensor] = linear_cross_entropy
+        """Of hidden states and labels; another where the vocabulary lies on several ranks."""
         self.each = torch.zeros(2, 0)
         """Of the last forward pass, row after row: each target token's loss, and without gradients whether it
         is the likeliest. For figures by sample; no gradient."""
@@ -61,7 +65,7 @@ class OpenBAModel(Seq2Seq):
         # Only labelled positions reach the head: padding would be half of its work (Table 3's lengths).
         labelled = (flat != IGNORE).nonzero().squeeze(-1)
         self.each = torch.zeros(2, len(labelled), device=flat.device)
-        return linear_cross_entropy(
+        return self.cross_entropy(
             hidden.index_select(0, labelled), self.head_weight, self.lm_head.bias, flat[labelled], self.each
         )
 

@@ -17,16 +17,21 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from openba.errors import UserError
-from openba.model.model import IGNORE
-from openba.recipes.runtime import DeviceRuntime, TrainRuntime
+from openba.model.model import IGNORE, OpenBAModel
+from openba.model.parallel import gathered, split_model
+from openba.recipes.runtime import PipelineRuntime, TrainRuntime
 from openba.recipes.train import TrainRecipe
 from openba.train.batches import Batch
+from openba.train.groups import make_groups
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # torch 2.13: one line per ZeRO collective
 
 
 def deepspeed_config(recipe: TrainRecipe, runtime: TrainRuntime, world: int) -> dict[str, Any]:
-    """The `ds_config` of this run, with the batch triangle resolved (no "auto": DeepSpeed rejects it)."""
+    """The `ds_config` of this run, with the batch triangle resolved (no "auto": DeepSpeed rejects it).
+
+    `world` is the number of data-parallel workers.
+    """
     accumulation = accumulation_steps(recipe, runtime, world)
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": runtime.micro_batch,
@@ -50,7 +55,7 @@ def deepspeed_config(recipe: TrainRecipe, runtime: TrainRuntime, world: int) -> 
 
 
 def accumulation_steps(recipe: TrainRecipe, runtime: TrainRuntime, world: int) -> int:
-    """Micro-batches per worker and optimiser step.
+    """Micro-batches per worker and optimiser step, `world` data-parallel workers sharing a batch.
 
     Raises:
         UserError: the workers cannot share a batch evenly; one would wait for the others for ever.
@@ -63,9 +68,9 @@ def accumulation_steps(recipe: TrainRecipe, runtime: TrainRuntime, world: int) -
 class Engine:
     """A model under DeepSpeed on one worker."""
 
-    def __init__(
-        self, model: nn.Module, recipe: TrainRecipe, runtime: TrainRuntime, device: DeviceRuntime
-    ) -> None:
+    def __init__(self, model: OpenBAModel, recipe: TrainRecipe, runtime: PipelineRuntime) -> None:
+        """Takes a whole model, the same on every worker, and leaves this worker's part of it."""
+        device, gang = runtime.device, runtime.train
         os.environ.setdefault("DS_ACCELERATOR", device.kind)
         import deepspeed
 
@@ -77,8 +82,12 @@ class Engine:
             if device.kind == "cuda"
             else torch.device("cpu")
         )
-        self.accumulation = accumulation_steps(recipe, runtime, self.world)
-        self.zero_stage = runtime.zero_stage
+        self.groups = make_groups(runtime.tensor_parallel)
+        self.data_rank, self.data_world = self.groups.data_rank, self.groups.data_size
+        """Which batches this worker sees: those of a tensor-parallel group see the same."""
+        split_model(model, self.groups.tensor)
+        self.accumulation = accumulation_steps(recipe, gang, self.data_world)
+        self.zero_stage = gang.zero_stage
         self.meetings = 0
         """How often this worker came to `sum`; one that came less often than the others is the late one."""
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
@@ -88,10 +97,13 @@ class Engine:
             betas=(recipe.optim.beta1, recipe.optim.beta2),
             eps=recipe.optim.eps,
         )
+        mpu = self.groups if self.groups.tensor.size > 1 else None
+        deepspeed.utils.groups.mpu = mpu  # DeepSpeed keeps that of an engine before this one
         self.engine, *_ = deepspeed.initialize(
             model=model.to(self.device),
             optimizer=self.optimizer,
-            config=deepspeed_config(recipe, runtime, self.world),
+            config=deepspeed_config(recipe, gang, self.data_world),
+            mpu=mpu,
             dist_init_required=False,
         )
 
@@ -110,7 +122,7 @@ class Engine:
         `usable=False` poisons the gradients: their norm is then not finite on every worker, and
         DeepSpeed drops the whole step on all of them through its own overflow path.
         """
-        self.engine.backward(loss * (self.world * self.accumulation / targets if usable else math.nan))
+        self.engine.backward(loss * (self.data_world * self.accumulation / targets if usable else math.nan))
 
     def step(self, lr: float) -> bool:
         """One micro-step; at the last of an accumulation the optimiser moves. False: it was dropped."""
@@ -147,29 +159,35 @@ class Engine:
         self.engine.train(training)
 
     def sum(self, values: list[float]) -> list[float]:
-        """Sums over all workers, float64."""
+        """Sums over all workers, float64; those of a tensor-parallel group count as one, with their mean."""
         self.meetings += 1
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
-        return tensor.tolist()
+        return (tensor / self.groups.tensor.size).tolist()
 
     def share(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """This worker's share of the training state, and the scalars; all workers call it together."""
         from openba.train import state
 
-        return state.share(self.engine, self.rank, self.world), state.numbers(self.engine)
+        tensors = state.share(self.engine, self.rank, self.world, self.groups.tensor)
+        return tensors, state.numbers(self.engine)
 
     def restore(self, read: Callable[[str], Tensor], numbers: Mapping[str, Any]) -> None:
         """Take the training state from whole tensors by name, whatever number of workers wrote them."""
         from openba.train import state
 
-        state.restore(self.engine, read, numbers)
+        state.restore(self.engine, read, numbers, self.groups.tensor)
 
     def weights(self) -> dict[str, Tensor]:
-        """The full fp32 (or compute precision) weights, complete on rank 0."""
-        if self.zero_stage < 3:
-            return {name: tensor.detach() for name, tensor in self.engine.module.state_dict().items()}
-        return self.engine._zero3_consolidated_16bit_state_dict()
+        """The full fp32 (or compute precision) weights, complete on rank 0; all workers call it together."""
+        if self.zero_stage == 3:
+            return self.engine._zero3_consolidated_16bit_state_dict()
+        whole: dict[str, Tensor] = {}
+        for name, parameter in self.engine.module.named_parameters():
+            tensor = gathered(parameter, parameter.detach(), self.groups.tensor)
+            if self.groups.tensor.size == 1 or self.rank == 0:
+                whole[name] = tensor
+        return whole
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -38,7 +38,7 @@ class HeldOut:
         sums = torch.zeros(len(self.groups), len(self.languages), 3, dtype=torch.float64)
         for group, samples in enumerate(self.groups.values()):
             for numbers, batch in heldout_batches(
-                samples, self.recipe, engine.rank, engine.world, self.micro_batch, self.pad
+                samples, self.recipe, engine.data_rank, engine.data_world, self.micro_batch, self.pad
             ):
                 columns = [self.languages.index(language) for language in samples.languages(numbers)]
                 sums[group].index_add_(0, torch.tensor(columns), engine.evaluate(batch))

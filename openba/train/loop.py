@@ -72,9 +72,9 @@ def training_steps(
     """
     for step in range(start, recipe.steps):
         # Dropout, as the data, follows from seed and step: a resumed run goes on as it would have.
-        torch.manual_seed((recipe.seed * 1_000_003 + step) * engine.world + engine.rank)
+        torch.manual_seed((recipe.seed * 1_000_003 + step) * engine.data_world + engine.data_rank)
         begin, data = time.perf_counter(), step + guard.shift
-        micro = list(batches.micro(data, engine.rank, engine.world, micro_batch))
+        micro = list(batches.micro(data, engine.data_rank, engine.data_world, micro_batch))
         waited = time.perf_counter() - begin
         counts = [sum(b.tokens for b in micro), sum(b.targets for b in micro)]
         tokens, targets, *sums = engine.sum([*counts, *extra(micro)])

@@ -42,7 +42,7 @@ def rehearse(
     batch = largest(recipe, micro_batch)
     for _ in range(engine.accumulation):
         loss = engine.forward(batch)
-        engine.backward(loss, batch.targets * engine.world * engine.accumulation)
+        engine.backward(loss, batch.targets * engine.data_world * engine.accumulation)
         engine.step(recipe.optim.lr)
     found = checkpoints.newest(engine.rank, engine.world, everywhere(engine))
     if found is None:

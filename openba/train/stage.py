@@ -58,17 +58,12 @@ class _Stage:
         self.recipe: TrainStep = build.recipe
         self.runtime: PipelineRuntime = build.runtime
         self.out, self.train = build.out, self.recipe.train
-        if self.runtime.tensor_parallel != 1:
-            raise UserError(
-                f"runtime.tensor_parallel: {self.runtime.tensor_parallel} is planned with but not built yet; "
-                "train with 1 and a higher runtime.train.zero_stage"
-            )
         torch.set_num_threads(self.runtime.train.threads)
         torch.manual_seed(self.train.seed)
         self.tokenizer_folder = build.inputs["tokenizer"]
         self.tokenizer = Tokenizer.load(self.tokenizer_folder)
         self.model = self._model(build.inputs.get("start"))
-        self.engine = Engine(self.model, self.train, self.runtime.train, self.runtime.device)
+        self.engine = Engine(self.model, self.train, self.runtime)
         self._take_lease()
         part = "stage2" if self.train.data.objective == "prefix" else "stage1"
         samples = training_samples(self.train, build.inputs["data"], part, self.tokenizer)

@@ -1,7 +1,8 @@
 """The training state of an engine as whole tensors by parameter name: fp32 weights and both moments.
 
-Owns the way from DeepSpeed's partitions to that form and back, for ZeRO 1, 2 and 3, so that a checkpoint
-knows neither the number of workers nor the ZeRO stage. Files are `checkpoint.py`'s.
+Owns the way from DeepSpeed's partitions to that form and back, for ZeRO 1, 2 and 3 and tensor-parallel parts,
+so that a checkpoint knows neither the number of workers nor how they shared the model. Files are
+`checkpoint.py`'s.
 """
 
 from __future__ import annotations
@@ -13,26 +14,31 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
+from openba.model.parallel import gathered, taken
+from openba.model.parallel_loss import TensorGroup
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHT = "weight"
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What DeepSpeed's dynamic loss scaler remembers."""
 
 
-def share(engine: Any, rank: int, world: int) -> dict[str, Tensor]:
+def share(engine: Any, rank: int, world: int, group: TensorGroup) -> dict[str, Tensor]:
     """This rank's part of all tensors, in host memory, as `part/parameter`. All ranks call it together.
 
-    Parameters go round by size, largest first, to the rank that holds least so far.
+    Parameters go round by size, largest first, to the rank that holds least so far. `group` are the ranks
+    that share each weight.
     """
     _link(engine.optimizer)
     held, mine = [0] * world, {}
     for name, parameter in sorted(_parameters(engine), key=lambda pair: (-_numel(pair[1]), pair[0])):
         owner = held.index(min(held))
         held[owner] += _numel(parameter)
-        for part, full in _full(engine, parameter):
+        for part, piece in _full(engine, parameter):
+            full = gathered(parameter, piece, group)
             if owner == rank:
                 mine[f"{part}/{name}"] = full.to("cpu", torch.float32, copy=True)
-            del full
+            del full, piece
     return mine
 
 
@@ -47,17 +53,20 @@ def numbers(engine: Any) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def restore(engine: Any, read: Callable[[str], Tensor], scalars: Mapping[str, Any]) -> None:
+def restore(
+    engine: Any, read: Callable[[str], Tensor], scalars: Mapping[str, Any], group: TensorGroup
+) -> None:
     """Put back what `share` and `numbers` gave, from whole tensors by name. Each rank takes its part."""
     if scalars["adam_step"]:
         _make_moments(engine, scalars["adam_step"])
     else:
         _forget_moments(engine)
     for name, parameter in _parameters(engine):
-        full = read(f"{WEIGHT}/{name}")
         for part in (WEIGHT, *(MOMENTS if scalars["adam_step"] else ())):
-            _set(engine, parameter, part, full if part == WEIGHT else read(f"{part}/{name}"))
-        _set_computed(parameter, full)
+            own = taken(parameter, read(f"{part}/{name}"), group)
+            _set(engine, parameter, part, own)
+            if part == WEIGHT:
+                _set_computed(parameter, own)
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     for key, value in scalars["scaler"].items():
         if hasattr(scaler, key):  # fp16's; others have none, or one that never moves

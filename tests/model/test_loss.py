@@ -65,7 +65,7 @@ def test_many_slices_are_as_one(monkeypatch: pytest.MonkeyPatch, bias: bool) -> 
     whole = both(*leaves(50, bias))[0]
     monkeypatch.setitem(loss.SLICE_ELEMENTS, "cpu", 7 * VOCAB)
     monkeypatch.setattr(loss, "SLICE_TOKENS", 1)
-    assert len(loss._slices(50, VOCAB, "cpu")) == 8
+    assert len(loss.slices(50, VOCAB, "cpu")) == 8
     for a, b in zip(both(*leaves(50, bias))[0], whole, strict=True):
         torch.testing.assert_close(a, b)
     assert_alike(*leaves(50, bias))

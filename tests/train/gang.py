@@ -128,7 +128,7 @@ def _step(
     build: Build, engine: Engine, batches: TrainingBatches, step: int, usable: bool = True
 ) -> tuple[float, bool]:
     own, applied = 0.0, False
-    for batch in batches.micro(step, engine.rank, engine.world, build.runtime.train.micro_batch):
+    for batch in batches.micro(step, engine.data_rank, engine.data_world, build.runtime.train.micro_batch):
         loss = engine.forward(batch)
         own += float(loss.detach())
         engine.backward(loss, 200, usable)
@@ -152,7 +152,7 @@ def _engine(build: Build) -> tuple[Engine, TrainingBatches]:
     torch.manual_seed(train.seed)
     model = OpenBAModel(build.recipe.model.architecture(tokenizer.size))
     samples = training_samples(train, build.inputs["data"], "stage1", tokenizer)
-    engine = Engine(model, train, build.runtime.train, build.runtime.device)
+    engine = Engine(model, train, build.runtime)
     return engine, TrainingBatches(samples, train, tokenizer.pad, tokenizer.size)
 
 
