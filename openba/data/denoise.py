@@ -27,6 +27,7 @@ _WORDS, _UINT = types.Array(types.uint64, 1, "C"), types.uint64
 _IDS, _ROW = types.Array(types.int32, 2, "C"), types.Array(types.int32, 1, "C")
 _BYTES, _TABLE = types.Array(types.uint8, 1, "C"), types.Array(types.int64, 2, "C", readonly=True)
 _NUMBERS = types.Array(types.int64, 1, "C", readonly=True)
+_LENGTHS = types.Array(types.int64, 2, "C")
 _WINDOWS = types.Array(types.int32, 2, "C", readonly=True)
 _LOW = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -173,6 +174,22 @@ def _denoise(
         lengths[0, row], lengths[1, row], lengths[2, row] = e + 1, t, chosen
 
 
+@njit(types.void(_NUMBERS, _UINT, _TABLE, types.int64, _LENGTHS), cache=True, nogil=True)
+def _measure(
+    samples: np.ndarray, seed: np.uint64, table: np.ndarray, length: int, lengths: np.ndarray
+) -> None:
+    """Fill encoder and target lengths: `_denoise`'s first draws, and nothing of its work."""
+    state = np.empty(_STATE, np.uint64)
+    for row in range(len(samples)):
+        _begin(state, seed, _DENOISE, np.uint64(samples[row]))
+        chosen = np.int64(_below(state, np.uint64(len(table))))
+        masked, parts = table[chosen, 1], table[chosen, 2]
+        if table[chosen, 3]:
+            masked = 1 + np.int64(_below(state, np.uint64(masked)))
+        lengths[0, row] = length - masked + parts + 2
+        lengths[1, row] = masked + parts + table[chosen, 4]
+
+
 @njit(types.int64[::1](_NUMBERS, types.int64, _UINT), cache=True, nogil=True)
 def _shuffle(positions: np.ndarray, count: int, seed: np.uint64) -> np.ndarray:
     """See `shuffled`; a Feistel network of eight rounds over the next even power of two, walked in cycles."""
@@ -263,6 +280,13 @@ class Denoising:
             lengths,
         )
         return Denoised(encoder, decoder, labels, *lengths)
+
+    def lengths(self, samples: np.ndarray, seed: int) -> np.ndarray:
+        """Encoder and target lengths, int64 `[2, B]`, that `batch` will give samples of these numbers."""
+        lengths = np.empty((2, len(samples)), np.int64)
+        numbers = np.ascontiguousarray(samples, np.int64)
+        _measure(numbers, np.uint64(seed % 2**64), self.table, self.length, lengths)
+        return lengths
 
 
 def _table(recipe: UL2Recipe | PrefixRecipe, tokenizer: Tokenizer) -> np.ndarray:

@@ -48,6 +48,11 @@ class Pairs:
         """Decoder target ids, int32: `<extra_id_0> target </s>`; the input is this, shifted right."""
         return self._slice("target", index)
 
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """Encoder and target ids of samples `[B]`, int64 `[2, B]`."""
+        offsets = (self._offsets[key] for key in ("source", "target"))
+        return np.array([o[indices + 1] - o[indices] for o in offsets], np.int64)
+
     def task(self, index: int) -> int:
         """Position of the sample's task in `names`."""
         return int(self._task[index])

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import Literal
 
 NORMS = ("layernorm", "rmsnorm")
+Recompute = Literal["none", "attention", "selective", "full"]
+"""What a backward pass computes again instead of keeping it; see `OpenBAModel.recompute`."""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from .rows import Rows, Span
 
@@ -28,6 +29,7 @@ def attend(
     *,
     causal: bool = False,
     dropout: float = 0.0,
+    recompute: bool = False,
 ) -> Tensor:
     """Each query attends to the real tokens of its own row.
 
@@ -39,10 +41,15 @@ def attend(
         memory: Rows of keys and values, as many.
         causal: Hide later positions; `rows` and `memory` are the same then.
         dropout: Share of attention probabilities set to zero.
+        recompute: Keep nothing of it for the backward pass, which does it again.
 
     Returns:
         `[tokens, heads, kv]`. A query whose row has no real key gets zeros, and so do its gradients.
     """
+    if recompute:
+        return checkpoint(
+            attend, query, key, value, rows, memory, causal=causal, dropout=dropout, use_reentrant=False
+        )
     grids = rows.width is not None and memory.width is not None
     if grids and (query.device.type != "cpu" or (rows.full and memory.full)):
         return _by_grid(query, key, value, rows, memory, causal, dropout)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from .architecture import Architecture
 from .attention import attend
@@ -32,17 +33,20 @@ class DecoderAttention(Protocol):
 class FullAttention:
     """All positions at once: training and scoring."""
 
-    def __init__(self, rows: Rows, encoded: Tensor, memory: Rows, dropout: float) -> None:
-        self.rows, self.encoded, self.memory, self.dropout = rows, encoded, memory, dropout
+    def __init__(
+        self, rows: Rows, encoded: Tensor, memory: Rows, dropout: float, recompute: bool = False
+    ) -> None:
+        self.rows, self.encoded, self.memory = rows, encoded, memory
+        self.options: dict[str, Any] = {"dropout": dropout, "recompute": recompute}
 
     def own(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Causal attention within each row."""
-        return attend(query, key, value, self.rows, self.rows, causal=True, dropout=self.dropout)
+        return attend(query, key, value, self.rows, self.rows, causal=True, **self.options)
 
     def cross(self, layer: int, query: Tensor, projection: CrossAttention) -> Tensor:
         """Attention to the row's encoder tokens."""
         key, value = projection.memory(self.encoded)
-        return attend(query, key, value, self.rows, self.memory, dropout=self.dropout)
+        return attend(query, key, value, self.rows, self.memory, **self.options)
 
 
 class EncoderBlock(nn.Module):
@@ -57,12 +61,14 @@ class EncoderBlock(nn.Module):
             nn.Dropout(architecture.hidden_dropout),
             architecture.attention_dropout,
         )
+        self.recompute_attention = False
 
     def forward(self, x: Tensor, rotary: Tensor, rows: Rows) -> Tensor:
         """`[tokens, hidden]` to the same."""
         query, key, value = self.self_attn.project(self.input_layernorm(x), rotary)
         dropout = self.attention_dropout if self.training else 0.0
-        mixed = attend(query, key, value, rows, rows, dropout=dropout)
+        recompute = self.recompute_attention and self.training
+        mixed = attend(query, key, value, rows, rows, dropout=dropout, recompute=recompute)
         x = x + self.dropout(self.self_attn_norm(self.self_attn.o(mixed.flatten(1))))
         return x + self.dropout(self.mlp(self.post_attn_layernorm(x)))
 
@@ -89,23 +95,36 @@ class DecoderBlock(nn.Module):
         return x + self.dropout(self.mlp(self.post_inter_attn_layernorm(x)))
 
 
+def _products_kept() -> tuple[Any, Any]:
+    """Matrix products and attention, nearly all of a block's work, are kept; the rest is done again."""
+    aten = torch.ops.aten
+    kept = [
+        *(aten.mm.default, aten.addmm.default, aten._scaled_dot_product_flash_attention_for_cpu.default),
+        *(aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_cudnn_attention.default),
+        aten._scaled_dot_product_efficient_attention.default,
+    ]
+    return create_selective_checkpoint_contexts(kept)
+
+
 class _Stack(nn.Module):
     """What encoder and decoder share: blocks, a last norm, recomputation of blocks in the backward pass."""
 
     def __init__(self, blocks: list[nn.Module], architecture: Architecture) -> None:
         super().__init__()
         self.block, self.final_layernorm = nn.ModuleList(blocks), make_norm(architecture)
-        self.gradient_checkpointing = False
+        self.gradient_checkpointing, self.keeps_products = False, False
         for module in self.modules():
             if isinstance(module, SelfAttention | CrossAttention | MLP):
                 back = module.fc_out if isinstance(module, MLP) else module.o
                 back.residual_scale = (2 * len(blocks)) ** -0.5  # of its initial values
 
     def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
-        if self.gradient_checkpointing and self.training:
-            # Only the form without re-entrance sees the encoder's output inside `attention`.
-            return checkpoint(block, *arguments, use_reentrant=False)
-        return block(*arguments)
+        if not (self.gradient_checkpointing and self.training):
+            return block(*arguments)
+        # Only the form without re-entrance sees the encoder's output inside `attention`.
+        if self.keeps_products:
+            return checkpoint(block, *arguments, use_reentrant=False, context_fn=_products_kept)
+        return checkpoint(block, *arguments, use_reentrant=False)
 
 
 class Encoder(_Stack):

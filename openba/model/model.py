@@ -7,12 +7,13 @@ Owns how a batch becomes rows and which positions carry loss. Decoding is `gener
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from .architecture import Architecture
-from .blocks import FullAttention
+from .architecture import Architecture, Recompute
+from .blocks import EncoderBlock, FullAttention
 from .loss import linear_cross_entropy
 from .rows import Rows, first
 from .seq2seq import Seq2Seq, check_vocabulary
@@ -28,6 +29,7 @@ class OpenBAModel(Seq2Seq):
         super().__init__()
         self._build(architecture, tied_head_is_shared=False)
         self.initialise()
+        self.recompute_attention = False
         self.cross_entropy: Callable[..., Tensor] = linear_cross_entropy
         """Of hidden states and labels; another where the vocabulary lies on several ranks."""
         self.each = torch.zeros(2, 0)
@@ -73,7 +75,22 @@ class OpenBAModel(Seq2Seq):
         """Hidden states `[target tokens, hidden]` of grids of ids laid out by `source` and `target`."""
         encoded = self.encode(source.flat(encoder_ids), source)
         dropout = self.architecture.attention_dropout if self.training else 0.0
-        return self.decode(target.flat(decoder_ids), target, FullAttention(target, encoded, source, dropout))
+        recompute = self.recompute_attention and self.training
+        attention = FullAttention(target, encoded, source, dropout, recompute)
+        return self.decode(target.flat(decoder_ids), target, attention)
+
+    def recompute(self, kind: Recompute) -> None:
+        """What the backward pass computes again instead of keeping it; gradients stay the same bit by bit.
+
+        `attention`: scores and softmax (paper section 3.4). `selective`: all of a block but its matrix
+        products and attention. `full`: each block whole, whose input alone is kept.
+        """
+        self.recompute_attention = kind == "attention"
+        for block in self.encoder.block:
+            cast(EncoderBlock, block).recompute_attention = kind == "attention"
+        for stack in (self.encoder, self.decoder):
+            stack.gradient_checkpointing = kind in ("selective", "full")
+            stack.keeps_products = kind == "selective"
 
 
 def _used(labels: Tensor) -> Tensor:

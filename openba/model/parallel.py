@@ -131,7 +131,7 @@ class RowLinear(nn.Module):
 
 
 class VocabularyEmbedding(nn.Module):
-    """Some rows of the embedding; a word of another rank's is zero here, and the sum over ranks is the row."""
+    """Some rows of the embedding; a word of another rank is zero here, and the sum over ranks is its row."""
 
     def __init__(self, whole: nn.Embedding, group: TensorGroup) -> None:
         super().__init__()
@@ -166,9 +166,9 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: TensorGroup) -> Tensor:
-        ctx.mark_dirty(x)
-        dist.all_reduce(x, group=group.handle)
-        return x
+        out = x.clone(memory_format=torch.contiguous_format)  # recomputation may hold on to `x`
+        dist.all_reduce(out, group=group.handle)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

@@ -1,8 +1,8 @@
 """Cross entropy over a vocabulary whose words lie on several ranks; no rank ever has all logits.
 
-Owns the loss of tensor parallelism: as `loss.py`, a few tokens at a time, with three numbers a token exchanged
-between the ranks (largest logit; sum of exponentials; the label's logit) and one sum of the hidden states'
-gradients at the end. Everything else of tensor parallelism is `parallel.py`'s.
+Owns the loss of tensor parallelism: as `loss.py`, a few tokens at a time. Three numbers a token go between
+the ranks (largest logit, sum of exponentials, the label's logit), and the hidden states' gradients at the
+end. Everything else of tensor parallelism is `parallel.py`'s.
 """
 
 from __future__ import annotations

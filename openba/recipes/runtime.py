@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from openba.artifacts import Runtime
+from openba.model.architecture import Recompute
 from openba.units import Bytes, Steps
 
 
@@ -57,6 +58,8 @@ class TrainRuntime(Runtime):
     """Samples per forward pass of one worker; accumulation follows from the recipe's batch."""
     zero_stage: Literal[1, 2, 3] = 1
     """Stage 0 is out: plain data parallelism in fp32 has no overflow path to skip a bad step with."""
+    recompute: Recompute = "none"
+    """What the backward pass computes again instead of keeping it (see `OpenBAModel.recompute`)."""
     checkpoint_every: Steps
     keep_checkpoints: int = Field(default=2, ge=1)
     max_failures: int = 3
@@ -76,7 +79,8 @@ class PipelineRuntime(Runtime):
     device: DeviceRuntime
     devices: int
     """All devices of the cluster."""
-    tensor_parallel: int = 1
+    tensor_parallel: int = Field(default=1, ge=1)
+    """Workers that share each weight; `train.workers` is a multiple of it, the quotient share the data."""
     train: TrainRuntime
     clean: CleanRuntime = CleanRuntime()
     ray: RayRuntime = RayRuntime()
@@ -89,3 +93,12 @@ class PipelineRuntime(Runtime):
     """Power usage effectiveness (paper section 4.2)."""
     carbon_intensity: float = 0.385
     """kg CO2eq per kWh (paper equation 2, US average)."""
+
+    @model_validator(mode="after")
+    def _together(self) -> PipelineRuntime:
+        if self.tensor_parallel > 1 and self.train.zero_stage == 3:
+            raise ValueError(
+                f"tensor_parallel {self.tensor_parallel} goes with train.zero_stage 1 or 2; at stage 3 the "
+                "weights are shared already, so take tensor_parallel 1"
+            )
+        return self

@@ -23,6 +23,7 @@ from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.model import IGNORE
 from openba.recipes.train import DenoiserRecipe, InstructionRecipe, PrefixRecipe, TrainRecipe, UL2Recipe
+from openba.train.packing import packed
 
 HELDOUT_SEED = 20231008
 """Held-out samples are corrupted the same way at every measurement and in every run."""
@@ -37,6 +38,10 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
     def batch(self, items: np.ndarray, samples: np.ndarray, seed: int, pad: int) -> Batch:
         """Items (int64 `[B]`), drawn as samples of these numbers (int64 `[B]`)."""
+        ...
+
+    def lengths(self, items: np.ndarray, samples: np.ndarray, seed: int) -> np.ndarray:
+        """Encoder and target tokens that `batch` will give them, int64 `[2, B]`."""
         ...
 
     def languages(self, items: np.ndarray) -> list[str]:
@@ -65,6 +70,10 @@ class DenoisedSamples:
             torch.from_numpy(made.labels[:, :target]).long(),
         )
 
+    def lengths(self, items: np.ndarray, samples: np.ndarray, seed: int) -> np.ndarray:
+        """Of the samples' corruption; the text does not matter."""
+        return self.denoising.lengths(samples, seed)
+
     def languages(self, items: np.ndarray) -> list[str]:
         """Of the document that each window's middle lies in."""
         middles = items * self.length + self.length // 2
@@ -84,6 +93,10 @@ class PairSamples:
     def batch(self, items: np.ndarray, samples: np.ndarray, seed: int, pad: int) -> Batch:
         """Pairs `items`; nothing random."""
         return collate([(self.pairs.source(i), self.pairs.target(i)) for i in items.tolist()], pad)
+
+    def lengths(self, items: np.ndarray, samples: np.ndarray, seed: int) -> np.ndarray:
+        """Of the pairs as they lie in the files."""
+        return self.pairs.lengths(items)
 
     def languages(self, items: np.ndarray) -> list[str]:
         """Not known: the data step keeps the task only."""
@@ -132,13 +145,18 @@ class TrainingBatches:
         """Windows or pairs that were passed over since the caller last took them from here."""
 
     def micro(self, step: int, rank: int, world: int, size: int) -> Iterator[Batch]:
-        """This rank's micro-batches of optimiser step `step`, at most `size` samples each."""
-        mine = range(step * self.recipe.batch + rank, (step + 1) * self.recipe.batch, world)
-        for start in range(0, len(mine), size):
-            samples = np.array(mine[start : start + size], np.int64)
-            items = shuffled(samples, len(self.samples), self.recipe.seed)
-            batch = self.samples.batch(items, samples, self.recipe.seed, self.pad)
-            yield self._sound(batch, items)
+        """This rank's micro-batches of optimiser step `step`, as many as every other rank's.
+
+        Each has at most the tokens of `size` samples of the recipe's greatest lengths, on either side.
+        """
+        samples = np.arange(step * self.recipe.batch, (step + 1) * self.recipe.batch, dtype=np.int64)
+        items, seed = self._order(samples), self.recipe.seed
+        room = (size * self.recipe.encoder_length, size * self.recipe.decoder_length)
+        for chosen in packed(self.samples.lengths(items, samples, seed), world, room)[rank]:
+            # Workers wait for each other in every micro-batch: one with nothing left joins in, unlabelled.
+            rows = np.array(chosen or [0])
+            batch = self.samples.batch(items[rows], samples[rows], seed, self.pad)
+            yield self._sound(batch, items[rows]) if chosen else _unlabelled(batch)
 
     def _sound(self, batch: Batch, items: np.ndarray) -> Batch:
         """The batch without samples that would break a step: an id of no vocabulary, or an empty side."""
@@ -159,7 +177,10 @@ class TrainingBatches:
     def items(self, step: int) -> list[int]:
         """Windows or pairs that all workers together read in optimiser step `step`."""
         samples = np.arange(step * self.recipe.batch, (step + 1) * self.recipe.batch, dtype=np.int64)
-        return shuffled(samples, len(self.samples), self.recipe.seed).tolist()
+        return self._order(samples).tolist()
+
+    def _order(self, samples: np.ndarray) -> np.ndarray:
+        return shuffled(samples, len(self.samples), self.recipe.seed)
 
     def epochs(self, steps: int) -> float:
         """How often the data is seen in so many steps."""
@@ -203,7 +224,11 @@ def heldout_batches(
         numbers = np.array(own or range(1), np.int64)
         batch = samples.batch(numbers, numbers, HELDOUT_SEED, pad)
         # ZeRO-3 gathers weights in each forward pass: a worker with nothing left joins in, unlabelled.
-        yield numbers, batch if own else replace(batch, labels=torch.full_like(batch.labels, IGNORE))
+        yield numbers, batch if own else _unlabelled(batch)
+
+
+def _unlabelled(batch: Batch) -> Batch:
+    return replace(batch, labels=torch.full_like(batch.labels, IGNORE))
 
 
 def _padded(rows: list[np.ndarray], fill: int) -> Tensor:

@@ -86,7 +86,8 @@ class Engine:
         self.data_rank, self.data_world = self.groups.data_rank, self.groups.data_size
         """Which batches this worker sees: those of a tensor-parallel group see the same."""
         split_model(model, self.groups.tensor)
-        self.accumulation = accumulation_steps(recipe, gang, self.data_world)
+        model.recompute(gang.recompute)
+        self.begin(accumulation_steps(recipe, gang, self.data_world))
         self.zero_stage = gang.zero_stage
         self.meetings = 0
         """How often this worker came to `sum`; one that came less often than the others is the late one."""
@@ -107,6 +108,10 @@ class Engine:
             dist_init_required=False,
         )
 
+    def begin(self, micro_batches: int) -> None:
+        """How many micro-batches the next optimiser steps have, the same number on every worker."""
+        self.accumulation = self._left = micro_batches
+
     def forward(self, batch: Batch) -> Tensor:
         """This micro-batch's loss, summed over its target tokens: a scalar with a gradient."""
         tensors = (batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
@@ -115,20 +120,25 @@ class Engine:
     def backward(self, loss: Tensor, targets: int, usable: bool = True) -> None:
         """Accumulate gradients of loss / `targets`.
 
-        DeepSpeed averages over workers and divides by the accumulation, so both are multiplied
-        back: the result is the gradient of the mean over all target tokens of the step, whatever
-        the number of workers and micro-batches.
+        DeepSpeed averages over workers, so their number is multiplied back: the result is the
+        gradient of the mean over all target tokens of the step, whatever the number of workers
+        and micro-batches.
 
         `usable=False` poisons the gradients: their norm is then not finite on every worker, and
         DeepSpeed drops the whole step on all of them through its own overflow path.
         """
-        self.engine.backward(loss * (self.data_world * self.accumulation / targets if usable else math.nan))
+        self._left -= 1
+        self.engine.set_gradient_accumulation_boundary(self._left == 0)
+        scale = self.data_world / targets if usable else math.nan
+        self.engine.backward(loss * scale, scale_wrt_gas=False)
 
     def step(self, lr: float) -> bool:
         """One micro-step; at the last of an accumulation the optimiser moves. False: it was dropped."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
+        if self._left == 0:
+            self._left = self.accumulation
         return bool(self.engine.was_step_applied())
 
     def gradient_norm(self) -> float | None:

@@ -64,7 +64,7 @@ def training_steps(
         engine: this worker's.
         batches: the run's.
         recipe: the run's.
-        micro_batch: samples per forward pass.
+        micro_batch: a forward pass has at most the tokens of so many samples of the greatest length.
         start: steps that are done.
         guard: decides which steps are taken.
         extra: numbers of this worker that are summed over all of them on the way, for the caller.
@@ -97,6 +97,7 @@ def _one_step(
     engine: Engine, micro: list[Batch], targets: int, lr: float, guard: Guard, modes: list[int]
 ) -> tuple[Verdict, bool]:
     """Gradients of all micro-batches; before the last of them all workers agree whether to take the step."""
+    engine.begin(len(micro))
     own, applied, verdict = 0.0, False, Verdict([], 0.0, "", [])
     parts = torch.zeros(len(modes), 2, dtype=torch.float64)
     for left, batch in zip(range(len(micro) - 1, -1, -1), micro, strict=True):

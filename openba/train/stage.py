@@ -10,6 +10,7 @@ begin from), absent for Stage I. Output: `model/`, `metrics.jsonl`, `heldout.jso
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 import time
@@ -151,7 +152,7 @@ class _Stage:
         everyone: list[list[int]] = [[] for _ in range(self.engine.world)]
         dist.all_gather_object(everyone, self.batches.refused)
         self.batches.refused = []
-        self.log.event("samples refused", step, samples=sorted(sum(everyone, [])))
+        self.log.event("samples refused", step, samples=sorted(set(itertools.chain(*everyone))))
 
     def _after(self, info: StepInfo, stops: bool, failed: bool) -> None:
         last = info.step == self.train.steps

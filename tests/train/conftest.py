@@ -68,6 +68,7 @@ class Runs:
         model: dict[str, Any] | None = None,
         runtime: dict[str, Any] | None = None,
         inputs: dict[str, str] | None = None,
+        tensor_parallel: int = 1,
         **train: Any,
     ) -> dict[str, Any]:
         """A tiny Stage I but for what is given."""
@@ -88,17 +89,23 @@ class Runs:
             "do": do,
             "out": str(self.root / name),
             "recipe": {"model": {**MODEL, **(model or {})}, "train": {**recipe, **train}},
-            "runtime": {"device": device, "devices": 2, "train": gang},
+            "runtime": {
+                "device": device,
+                "devices": 2,
+                "train": gang,
+                "tensor_parallel": tensor_parallel,
+            },
             "inputs": {**self.inputs, **(inputs or {})},
         }
 
-    def interrupted(self, name: str) -> dict[str, Any]:
+    def interrupted(self, name: str, **options: Any) -> dict[str, Any]:
         """A run with dropout and a checkpoint every second step."""
         return self.job(
             name,
             model={"dropout": 0.1},
             budget=f"{STEPS} steps",
             runtime={"checkpoint_every": 2, "keep_checkpoints": 3},
+            **options,
         )
 
     def rows(self, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -240,6 +247,14 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
         "saved": runs.job("saved", do="save_state"),
         "saved-zero3": runs.job("saved-zero3", do="save_state", runtime={"zero_stage": 3}),
         "saved-bf16": runs.job("saved-bf16", do="save_state", runtime={"zero_stage": 2}, precision="bf16"),
+        **parallel(runs),
+        "saved-tp2": runs.job("saved-tp2", do="save_state", tensor_parallel=2, runtime={"zero_stage": 2}),
+        "tp2-of-zero1": runs.job("tp2-of-zero1", do="load_state", inputs=saved("saved"), tensor_parallel=2),
+        "tp2": runs.interrupted("tp2", tensor_parallel=2),
+        "tp2-stopped": runs.interrupted("tp2-stopped", do="stopped_stage", tensor_parallel=2),
+        "tp2-uneven": runs.job(
+            "tp2-uneven", do="run_stage", model={"num_heads": 3}, tensor_parallel=2, budget="1 steps"
+        ),
         "zero3-of-zero1": runs.job(
             "zero3-of-zero1", do="load_state", inputs=saved("saved"), runtime={"zero_stage": 3}
         ),
@@ -248,6 +263,9 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
         "one": runs.job("one", runtime={"workers": 1}),
         "other-world": runs.interrupted("other-world"),
         "alone": runs.interrupted("alone"),
+        "alone-twenty": twenty(runs, "alone-twenty"),
+        "alone-four": twenty(runs, "alone-four", runtime={"micro_batch": 2}),
+        "one-of-tp2": runs.job("one-of-tp2", do="load_state", inputs=saved("saved-tp2")),
         "one-of-two": runs.job("one-of-two", do="load_state", inputs=saved("saved")),
         "one-of-zero3": runs.job("one-of-zero3", do="load_state", inputs=saved("saved-zero3")),
         "one-of-bf16": runs.job("one-of-bf16", do="load_state", inputs=saved("saved-bf16"), precision="bf16"),
@@ -259,13 +277,38 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
             decoder_length=3100,
         ),
     }
-    gangs = Gang(root / "gang-two", 2, two), Gang(root / "gang-one", 1, one)
+    four = {
+        "tp2-dp2": twenty(runs, "tp2-dp2", tensor_parallel=2, runtime={"zero_stage": 2, "micro_batch": 4}),
+    }
+    groups = {"two": (2, two), "one": (1, one), "four": (4, four)}
+    gangs = [Gang(root / f"gang-{name}", workers, jobs) for name, (workers, jobs) in groups.items()]
     try:
-        runs.facts = gangs[0].results() | gangs[1].results()
+        runs.facts = {name: facts for gang in gangs for name, facts in gang.results().items()}
     finally:
         for gang in gangs:
             gang.kill()
     return runs
+
+
+def twenty(runs: Runs, name: str, **options: Any) -> dict[str, Any]:
+    """Twenty steps in one micro-batch a worker, but for what is given."""
+    return runs.job(name, do="twenty_steps", **{"runtime": {"micro_batch": 8}, **options})
+
+
+def parallel(runs: Runs) -> dict[str, Any]:
+    """Twenty steps of two workers, in every way that they can share them."""
+    return {
+        "dp2": twenty(runs, "dp2"),
+        "dp2-zero2": twenty(runs, "dp2-zero2", runtime={"micro_batch": 1, "zero_stage": 2}),
+        "dp2-zero3": twenty(runs, "dp2-zero3", runtime={"micro_batch": 4, "zero_stage": 3}),
+        "tp2-zero1": twenty(runs, "tp2-zero1", tensor_parallel=2),
+        "tp2-zero2": twenty(
+            runs,
+            "tp2-zero2",
+            tensor_parallel=2,
+            runtime={"micro_batch": 2, "zero_stage": 2, "recompute": "selective"},
+        ),
+    }
 
 
 def damage(checkpoints: Path) -> None:

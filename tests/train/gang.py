@@ -7,6 +7,7 @@ under Ray Train on CPUs; nothing of DeepSpeed or of the stage is replaced.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -32,6 +33,7 @@ from openba.train import stage, stopping
 from openba.train.batches import TrainingBatches, training_samples
 from openba.train.checkpoint import MARKER, Checkpoints, reader
 from openba.train.engine import Engine
+from openba.train.replicas import differing
 from tests.train import faults
 
 
@@ -79,6 +81,16 @@ def run_stage(build: Build) -> dict[str, Any]:
         return {"error": str(error)}
 
 
+def stopped_stage(build: Build) -> dict[str, Any]:
+    """Asked to stop before it begins, so it does after a step; then it goes on."""
+    if dist.get_rank() == 0:
+        (build.out / stopping.REQUEST).touch()
+    dist.barrier()
+    with contextlib.suppress(stopping.Preempted):
+        stage.build(build)
+    return run_stage(build)
+
+
 def skip_a_step(build: Build) -> dict[str, Any]:
     """Three steps, the second poisoned; then two without it."""
     with_skip, kept = _steps(build, [(0, True), (1, False), (2, True)])
@@ -116,6 +128,29 @@ def load_state(build: Build) -> dict[str, Any]:
     return {"state": _state(engine), "losses": _losses(build, engine, batches, [3, 4])}
 
 
+def twenty_steps(build: Build) -> dict[str, Any]:
+    """Loss and gradient norm of twenty steps, the state after them, rows of the embedding, odd copies."""
+    engine, batches = _engine(build)
+    rows = []
+    for step in range(20):
+        torch.manual_seed(step * engine.data_world + engine.data_rank)
+        micro = list(
+            batches.micro(step, engine.data_rank, engine.data_world, build.runtime.train.micro_batch)
+        )
+        (targets,) = engine.sum([float(sum(batch.targets for batch in micro))])
+        engine.begin(len(micro))
+        own = 0.0
+        for batch in micro:
+            loss = engine.forward(batch)
+            own += float(loss.detach())
+            engine.backward(loss, int(targets))
+            engine.step(2e-4)
+        rows.append((engine.sum([own])[0] / targets, engine.gradient_norm()))
+    model = engine.engine.module
+    rows_held = len(model.shared_embedding.weight)
+    return {"rows": rows, "state": _state(engine), "vocabulary": rows_held, "differing": differing(engine)}
+
+
 def _losses(build: Build, engine: Engine, batches: TrainingBatches, steps: list[int]) -> list[float]:
     losses = []
     for step in steps:
@@ -128,7 +163,9 @@ def _step(
     build: Build, engine: Engine, batches: TrainingBatches, step: int, usable: bool = True
 ) -> tuple[float, bool]:
     own, applied = 0.0, False
-    for batch in batches.micro(step, engine.data_rank, engine.data_world, build.runtime.train.micro_batch):
+    micro = list(batches.micro(step, engine.data_rank, engine.data_world, build.runtime.train.micro_batch))
+    engine.begin(len(micro))
+    for batch in micro:
         loss = engine.forward(batch)
         own += float(loss.detach())
         engine.backward(loss, 200, usable)

@@ -1,0 +1,39 @@
+"""Packing: nothing left out, no micro-batch over its room, equal work, and nothing but lengths decides."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openba.train.packing import packed
+
+lengths = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=40)
+
+
+@given(lengths, st.integers(1, 5), st.integers(1, 4))
+def test_every_sample_once_and_no_micro_batch_too_full(
+    lengths: list[tuple[int, int]], workers: int, size: int
+) -> None:
+    sizes, room = np.array(lengths).T, (60 * size, 40 * size)
+    shares = packed(sizes, workers, room)
+    assert sorted(n for bins in shares for samples in bins for n in samples) == list(range(len(lengths)))
+    assert len(shares) == workers
+    assert len({len(bins) for bins in shares}) == 1
+    for bins in shares:
+        assert all((sizes[:, samples].sum(1) <= room).all() for samples in bins)
+    assert packed(sizes, workers, room) == shares
+
+
+def test_a_sample_longer_than_a_micro_batch_has_its_own() -> None:
+    assert [0] in packed(np.array([[9, 1, 1], [1, 1, 1]]), 1, (4, 4))[0]
+
+
+def test_workers_get_equal_work_and_micro_batches_are_full() -> None:
+    random = np.random.default_rng(0)
+    sizes = random.integers(1, 500, (2, 512))
+    shares = packed(sizes, 8, (8 * 500, 8 * 500))
+    work = [sum(int(sizes[:, samples].sum()) for samples in bins) for bins in shares]
+    assert max(work) - min(work) < 500
+    full = [sizes[:, samples].sum(1).max() / 4000 for bins in shares for samples in bins]
+    assert np.mean(full) > 0.85
