@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+from openba.model.architecture import Recompute
 from openba.recipes.model import ModelRecipe
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Recompute = Literal["none", "attention", "full"]
-
+SLICE_ELEMENTS, SLICE_TOKENS = {"cpu": 2**22, "cuda": 2**27}, 64
+"""As in `openba.model.loss`, whose import would cost a second."""
 _WIDTH: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -67,6 +68,8 @@ def activation_bytes(
     * `recompute="none"` adds each attention's score matrices, 2 elements and 1 byte per score and head
       (Korthikanti et al., arXiv 2205.05198, section 4.1: softmax, its dropout mask and output). With
       "attention", or a fused attention kernel, they are recomputed. "full" holds block inputs only.
+    * "selective" holds the input, the outputs of matrix products and attention's results: 3 d, 4 A and
+      2 f a block; cross-attention 1 d and 2 A per decoder token, 2 A per encoder token.
 
     Tensor parallelism divides A, f and the scores, and leaves d whole (no sequence parallelism).
     """
@@ -76,9 +79,11 @@ def activation_bytes(
         return micro_batch * width * model.d_model * blocks
     cross_tokens = model.decoder_layers * t
     narrow = (5 + model.sandwich) * blocks + (2 + model.sandwich) * cross_tokens
+    if recompute == "selective":
+        narrow = 3 * blocks + cross_tokens
     attention_width = model.num_heads * model.kv_channels
     wide = attention_width * (4 * blocks + 2 * cross_tokens + 2 * model.decoder_layers * s)
-    wide += 3 * model.ffn_inner * blocks
+    wide += (2 if recompute == "selective" else 3) * model.ffn_inner * blocks
     held = width * (narrow * model.d_model + wide / tensor_parallel)
     if recompute == "none":
         scores = model.encoder_layers * s * s + model.decoder_layers * (t * t + t * s)
@@ -98,6 +103,23 @@ def logits_bytes(
     """Peak of a loss that is not fused with the head: logits, their fp32 log-softmax and its gradient."""
     rows = model.padded_vocab(vocab) // tensor_parallel
     return micro_batch * decoder_length * rows * (_WIDTH[precision] + 8)
+
+
+def loss_bytes(
+    model: ModelRecipe,
+    vocab: int,
+    decoder_length: int,
+    *,
+    device: Literal["cpu", "cuda"],
+    micro_batch: int = 1,
+    tensor_parallel: int = 1,
+    precision: Precision = "bf16",
+) -> int:
+    """Peak of `openba.model.loss`: a slice of tokens' logits, in fp32 and twice in the weights' precision,
+    and the head's gradient in fp32."""
+    rows = model.padded_vocab(vocab) // tensor_parallel
+    tokens = min(micro_batch * decoder_length, max(SLICE_TOKENS, SLICE_ELEMENTS[device] // rows))
+    return rows * (tokens * (4 + 2 * _WIDTH[precision]) + 4 * model.d_model)
 
 
 def checkpoint_bytes(parameters: int, precision: Precision = "bf16") -> int:

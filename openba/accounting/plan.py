@@ -10,8 +10,9 @@ from typing import TypedDict
 
 from openba.accounting.energy import paper_energy
 from openba.accounting.flops import parameters, run_flops
-from openba.accounting.memory import activation_bytes, checkpoint_bytes, logits_bytes, state_bytes
+from openba.accounting.memory import activation_bytes, checkpoint_bytes, loss_bytes, state_bytes
 from openba.errors import UserError
+from openba.model.architecture import Recompute
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep
 
@@ -23,6 +24,7 @@ class ZeroMemory(TypedDict):
     state: int
     activations: int
     logits: int
+    """The loss: a slice of logits and the head's gradient."""
     total: int
     fits: bool
     chosen: bool
@@ -42,6 +44,9 @@ class TrainingPlan(TypedDict):
     tco2eq: float
     memory: list[ZeroMemory]
     """ZeRO stages 0 to 3."""
+    micro_batch: int
+    tensor_parallel: int
+    recompute: Recompute
     device_memory: int
     fits: bool
     """Whether the runtime's own ZeRO stage does."""
@@ -70,6 +75,9 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
         "kwh": carbon.kwh,
         "tco2eq": carbon.tco2eq,
         "memory": memory,
+        "micro_batch": runtime.train.micro_batch,
+        "tensor_parallel": runtime.tensor_parallel,
+        "recompute": runtime.train.recompute,
         "device_memory": device.memory,
         "fits": any(stage["fits"] for stage in memory if stage["chosen"]),
         "checkpoint_bytes": checkpoint_bytes(count, train.precision),
@@ -90,11 +98,14 @@ def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int)
         micro_batch=gang.micro_batch,
         tensor_parallel=tensor_parallel,
         precision=train.precision,
+        # The attention kernels keep no scores, so there is nothing to be saved by computing them again.
+        recompute="attention" if gang.recompute == "none" else gang.recompute,
     )
-    logits = logits_bytes(
+    logits = loss_bytes(
         recipe.model,
         vocab,
         train.decoder_length,
+        device=runtime.device.kind,
         micro_batch=gang.micro_batch,
         tensor_parallel=tensor_parallel,
         precision=train.precision,
