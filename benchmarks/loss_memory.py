@@ -29,7 +29,7 @@ def _measured(kind: str) -> int:
     return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
-def _peak() -> int:
+def peak() -> int:
     """VmHWM of this process, bytes."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
@@ -45,13 +45,13 @@ def _run(kind: str) -> int:
     weight = torch.empty(VOCAB, WIDTH).normal_(std=0.02).requires_grad_()
     hidden = torch.empty(TOKENS, WIDTH).normal_().requires_grad_()
     labels = torch.randint(VOCAB, (TOKENS,))
-    before = _peak()
+    before = peak()
     if kind == "plain":
         loss = cross_entropy(linear(hidden, weight).float(), labels, reduction="sum")
     else:
         loss = linear_cross_entropy(hidden, weight, None, labels)
     (loss / TOKENS).backward()
-    return _peak() - before
+    return peak() - before
 
 
 if __name__ == "__main__":

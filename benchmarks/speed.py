@@ -46,7 +46,7 @@ Case = Callable[[], object]
 
 def train_figures() -> Iterator[Figure]:
     """A forward and backward pass over one sample of each of Table 3's denoisers, padded to 570/380."""
-    encoder_ids, mask, decoder_ids, labels = _stage1_batch()
+    encoder_ids, mask, decoder_ids, labels = stage1_batch()
     targets = int((labels != IGNORE).sum())
     torch.manual_seed(0)
     model = OpenBAModel(SHAPE)
@@ -123,7 +123,7 @@ def _peer_decoding(t5: T5ForConditionalGeneration, ids: Tensor) -> Case:
     )
 
 
-def _stage1_batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def stage1_batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random ids with the lengths that Table 3's denoisers give 568 tokens."""
     recipe = load(find_config("pretrain", "stage1"), TrainRecipe)
     assert isinstance(recipe.data, UL2Recipe)
