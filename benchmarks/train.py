@@ -22,7 +22,8 @@ from openba.model.model import IGNORE, OpenBAModel
 from openba.recipes.model import ModelRecipe
 from openba.recipes.train import TrainRecipe, UL2Recipe
 
-VOCAB, TOKENS, WIDTH = 250_368, 1_024, 256
+VOCAB, TOKENS, WIDTH = 250_368, 2_048, 512
+"""As in `loss_memory`."""
 ROUNDS = 7
 
 
@@ -67,8 +68,10 @@ def _peak(size: int) -> int:
 
 
 def _run(size: int) -> int:
-    """Bytes that embedding, head and loss add to the peak on one of `size` ranks, which are threads' worth
-    of a group of one: the collectives' buffers are as large, their partners are not needed for it."""
+    """Bytes that a tied embedding and head with their loss add to the peak on the first of `size` ranks.
+
+    The rank stands in a group of its own: what it holds does not depend on its partners' numbers.
+    """
     import torch.distributed as dist
 
     from benchmarks.loss_memory import peak
