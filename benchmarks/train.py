@@ -1,6 +1,7 @@
-"""Group `train`: what the trainer computes on padding, and what a tensor-parallel rank holds of the vocabulary.
+"""Group `train`: what is computed on padding, and what a tensor-parallel rank holds of the vocabulary.
 
-Owns these figures only; that every way of sharing a model computes the same is `tests/train/test_parallel.py`.
+Owns these figures only. That all ways of sharing a model compute the same is asked in
+`tests/train/test_parallel.py`.
 """
 
 from __future__ import annotations

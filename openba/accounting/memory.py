@@ -115,8 +115,9 @@ def loss_bytes(
     tensor_parallel: int = 1,
     precision: Precision = "bf16",
 ) -> int:
-    """Peak of `openba.model.loss`: logits of a slice of tokens in fp32 and twice in the weights' precision,
-    and the head's gradient in fp32.
+    """Peak of `openba.model.loss`.
+
+    Logits of a slice of tokens in fp32 and twice in the weights' precision, and the head's gradient in fp32.
     """
     rows = model.padded_vocab(vocab) // tensor_parallel
     tokens = min(micro_batch * decoder_length, max(SLICE_TOKENS, SLICE_ELEMENTS[device] // rows))
