@@ -10,6 +10,7 @@ begin from), absent for Stage I. Output: `model/`, `metrics.jsonl`, `heldout.jso
 
 from __future__ import annotations
 
+import itertools
 import shutil
 import sys
 import time
@@ -117,8 +118,7 @@ class _Stage:
                 self._measure(0)
             while start is not None:
                 start = self._train(start)
-        self.watchdog.beat("save")
-        self.checkpoints.settle(self.engine)
+        self._settle(self.train.steps)
         self.log.end(meter.joules())
         return self._finish()
 
@@ -156,7 +156,7 @@ class _Stage:
         everyone: list[list[int]] = [[] for _ in range(self.engine.world)]
         dist.all_gather_object(everyone, self.batches.refused)
         self.batches.refused = []
-        self.log.event("samples refused", step, samples=sorted(sum(everyone, [])))
+        self.log.event("samples refused", step, samples=sorted(itertools.chain(*everyone)))
 
     def _after(self, info: StepInfo, stops: bool, failed: bool) -> None:
         last = info.step == self.train.steps
@@ -166,13 +166,19 @@ class _Stage:
         if (stops or info.step % self.runtime.train.checkpoint_every == 0) and not last:
             self._save(info.step)
         elif failed:
-            self.watchdog.beat("save")
-            self.checkpoints.settle(self.engine)
+            self._settle(info.step)
         if stops and not last:
             self._leave(info.step)
 
-    def _save(self, step: int) -> None:
+    def _settle(self, step: int) -> bool:
         self.watchdog.beat("save")
+        committed = self.checkpoints.settle(self.engine)
+        if not committed:
+            self.log.event("save failed", step, why=self.checkpoints.reason)
+        return committed
+
+    def _save(self, step: int) -> None:
+        self._settle(step)
         self.checkpoints.save(self.engine, step, self._record())
 
     def _record(self) -> dict[str, Any]:
@@ -186,8 +192,7 @@ class _Stage:
 
     def _leave(self, step: int) -> NoReturn:
         """The state is saved; end as one who was asked to."""
-        committed = self.checkpoints.settle(self.engine)
-        self.log.event("stopped", step, saved=committed)
+        self.log.event("stopped", step, saved=self._settle(step))
         self.log.end({})
         dist.barrier()
         if self.engine.rank == 0:
@@ -206,8 +211,7 @@ class _Stage:
 
     def _roll_back(self, at: int, why: str) -> int:
         """Back to the newest whole checkpoint, past the data since; returns its step."""
-        self.watchdog.beat("save")
-        self.checkpoints.settle(self.engine)
+        self._settle(at)
         if (step := self._load()) is None:
             raise UserError(f"step {at}: {why}, and no whole checkpoint is left to go back to")
         self.guard.rolled_back(at, step, why)
