@@ -79,6 +79,7 @@ class _Stage:
         self.log = StageLog(self.out, enabled=self.engine.rank == 0)
         self.totals = {"tokens": 0, "targets": 0, "skipped": 0}  # of every step, logged or not
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.runtime.train.keep_checkpoints)
+        self._told_stall = 0.0
         self.identity = identity(self.recipe, build.inputs)
         self.guard = Guard(self.train, self.log)
         self.meter = Meter(self.recipe, self.tokenizer.size, self.runtime.device, self.engine.world)
@@ -124,13 +125,13 @@ class _Stage:
 
     def _train(self, start: int) -> int | None:
         """Steps from `start`; returns the step to go on from after a roll-back, None at the end."""
-        clock, stall = time.perf_counter(), self.checkpoints.stall
+        clock = time.perf_counter()
         micro = self.runtime.train.micro_batch
         for step in training_steps(
             self.engine, self.batches, self.train, micro, start, self.guard, self._tell, self.modes
         ):
             seconds, clock = time.perf_counter() - clock, time.perf_counter()
-            self._log(step, seconds, self.checkpoints.stall - stall)
+            self._log(step, seconds)
             if (why := self._distrusted(step)) is not None:
                 return self._roll_back(step.info.step, why)
             _, stops, failed, refused = step.sums
@@ -138,7 +139,7 @@ class _Stage:
                 self._tell_refused(step.info.step)
             self._after(step.info, bool(stops), bool(failed))
             self.watchdog.beat("data")
-            clock, stall = time.perf_counter(), self.checkpoints.stall
+            clock = time.perf_counter()
         return None
 
     def _tell(self, micro: list[Batch]) -> list[float]:
@@ -261,12 +262,14 @@ class _Stage:
         seconds = rehearse(self.engine, self.checkpoints, self.train, micro, self._record())
         self.log.event("rehearsed", 0, seconds=seconds)
 
-    def _log(self, step: Step, seconds: float, stall: float) -> None:
+    def _log(self, step: Step, seconds: float) -> None:
         info = step.info
         self.totals = {key: total + getattr(info, key) for key, total in self.totals.items()}
         # At every checkpoint too, so that a resumed run's rows have no gap there.
         cadence = (self.runtime.train.log_every, self.runtime.train.checkpoint_every, self.train.steps)
         if any(info.step % steps == 0 for steps in cadence):
+            stall = self.checkpoints.stall - self._told_stall
+            self._told_stall += stall
             figures = self.meter.row(seconds, info.tokens, step.sums[0], step.data_seconds, stall)
             modes = {f"loss_{mode}": loss for mode, loss in step.modes.items()}
             row = asdict(info) | modes | figures | {"totals": self.totals, "time": time.time()}
