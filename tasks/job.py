@@ -100,7 +100,7 @@ class Patience:
     def _newest(self) -> int:
         from openba.train.checkpoint import MARKER  # loads torch, which the flow does not need
 
-        steps = self.out.glob(f"checkpoints/step-*/{MARKER}")
+        steps = self.out.glob(f"checkpoints/step-??????/{MARKER}")
         return max((int(marker.parent.name.removeprefix("step-")) for marker in steps), default=-1)
 
 

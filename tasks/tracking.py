@@ -8,6 +8,7 @@ Weights never pass through here; a run holds the address of its output.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from pathlib import Path
@@ -28,6 +29,9 @@ _SECONDS_BETWEEN_BATCHES = 3.0
 _SECONDS_AFTER_FAILURE = 30.0
 _MOST_METRICS = 60
 """Metric names of one run; more than a page of MLflow's UI shows, and each is a query."""
+# MLflow's own are 7 tries of 120 s: a watch that waits so long sees no wish to stop.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 for _name in ("mlflow", "alembic"):  # a dozen lines about tables that are made at the first run
     logging.getLogger(_name).setLevel(logging.ERROR)
 _MAX_PARAMS = 100  # per log_batch call, and more than a page of MLflow's UI shows

@@ -128,13 +128,21 @@ class _Stage:
         clock = time.perf_counter()
         micro = self.runtime.train.micro_batch
         for step in training_steps(
-            self.engine, self.batches, self.train, micro, start, self.guard, self._tell, self.modes
+            self.engine,
+            self.batches,
+            self.train,
+            micro,
+            start,
+            self.guard,
+            self._cost,
+            self._signals,
+            self.modes,
         ):
             seconds, clock = time.perf_counter() - clock, time.perf_counter()
             self._log(step, seconds)
             if (why := self._distrusted(step)) is not None:
                 return self._roll_back(step.info.step, why)
-            _, stops, failed, refused = step.sums
+            stops, failed, refused = step.signals
             if refused:
                 self._tell_refused(step.info.step)
             self._after(step.info, bool(stops), bool(failed))
@@ -142,15 +150,14 @@ class _Stage:
             clock = time.perf_counter()
         return None
 
-    def _tell(self, micro: list[Batch]) -> list[float]:
-        """What the workers add up on the way to a step: FLOPs, wishes to stop, failed saves."""
+    def _cost(self, micro: list[Batch]) -> float:
         self.watchdog.beat("step")
-        return [
-            self.meter.flops(micro),
-            float(self.stop.made(self.engine.rank)),
-            float(self.checkpoints.failed),
-            float(len(self.batches.refused)),
-        ]
+        return self.meter.flops(micro)
+
+    def _signals(self) -> list[float]:
+        """What the workers tell each other in a step: wishes to stop, failed saves, refused samples."""
+        told = (self.stop.made(self.engine.rank), self.checkpoints.failed, self.batches.refused)
+        return [float(bool(each)) for each in told]
 
     def _tell_refused(self, step: int) -> None:
         """Samples that no worker could use, told by rank 0."""
@@ -270,7 +277,7 @@ class _Stage:
         if any(info.step % steps == 0 for steps in cadence):
             stall = self.checkpoints.stall - self._told_stall
             self._told_stall += stall
-            figures = self.meter.row(seconds, info.tokens, step.sums[0], step.data_seconds, stall)
+            figures = self.meter.row(seconds, info.tokens, step.flops, step.data_seconds, stall)
             modes = {f"loss_{mode}": loss for mode, loss in step.modes.items()}
             row = asdict(info) | modes | figures | {"totals": self.totals, "time": time.time()}
             self.log.write(METRICS, row)
