@@ -105,8 +105,9 @@ class Patience:
 
 
 def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
 
     train, on_gpu = spec["runtime"]["train"], spec["runtime"]["device"]["kind"] == "cuda"
     return TorchTrainer(
