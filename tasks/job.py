@@ -19,7 +19,6 @@ from typing import Any
 
 from openba.artifacts import Build, full_disk
 from openba.errors import UserError
-from openba.train.checkpoint import MARKER
 from openba.train.stopping import EXIT_PREEMPTED, REQUEST, Preempted
 
 SPEC, FACTS, ERROR, STOPPED = "spec.json", "facts.json", "error.json", "stopped.json"
@@ -69,33 +68,46 @@ def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
 
     out = Path(spec["out"])
     request = out / REQUEST
-    request.unlink(missing_ok=True)  # of a run that ended before it was seen
     signal.signal(signal.SIGTERM, lambda number, frame: request.touch())
-    failures, reached = 0, _reached(out)
+    patience = Patience(out, spec["runtime"]["train"]["max_failures"])
     for attempt in itertools.count(1):
         try:
             _trainer(folder, spec, f"gang-{attempt}").fit()
             break
         except TrainingFailedError:
-            failures = failures + 1 if _reached(out) == reached else 1
-            reached = _reached(out)
-            if (folder / ERROR).exists() or failures > spec["runtime"]["train"]["max_failures"]:
+            if (folder / ERROR).exists() or not patience.lasts():
                 raise
-            print(f"the group of workers died after step {reached}; it is started again", file=sys.stderr)
+            print(f"the workers died after step {patience.reached}; started again", file=sys.stderr)
     if (folder / STOPPED).exists():
         raise Preempted(json.loads((folder / STOPPED).read_text())["message"])
 
 
-def _reached(out: Path) -> int:
-    """Step of the newest committed checkpoint; -1 if there is none."""
-    return max(
-        (int(marker.parent.name[-6:]) for marker in out.glob(f"checkpoints/step-*/{MARKER}")), default=-1
-    )
+class Patience:
+    """How many worker groups may die, one after the other, before one of them brings a new checkpoint."""
+
+    def __init__(self, out: Path, failures: int) -> None:
+        self.out, self.allowed, self.failures = out, failures, 0
+        self.reached = self._newest()
+        """Step of the newest committed checkpoint; -1 if there is none."""
+
+    def lasts(self) -> bool:
+        """A group has died: whether another may try."""
+        newest = self._newest()
+        self.failures = self.failures + 1 if newest == self.reached else 1
+        self.reached = newest
+        return self.failures <= self.allowed
+
+    def _newest(self) -> int:
+        from openba.train.checkpoint import MARKER  # loads torch, which the flow does not need
+
+        steps = self.out.glob(f"checkpoints/step-??????/{MARKER}")
+        return max((int(marker.parent.name.removeprefix("step-")) for marker in steps), default=-1)
 
 
 def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
 
     train, on_gpu = spec["runtime"]["train"], spec["runtime"]["device"]["kind"] == "cuda"
     return TorchTrainer(

@@ -57,8 +57,8 @@ class Checkpoints:
         Raises:
             OSError: the last three saves failed.
         """
-        begin = time.perf_counter()
         self.settle(engine)
+        begin = time.perf_counter()
         staged = self.folder / f"step-{step:06d}.tmp"
         error = _prepare(staged) if engine.rank == 0 else None
         tensors, numbers = engine.share()
@@ -81,12 +81,14 @@ class Checkpoints:
         save, self._save = self._save, None
         if save is None:
             return True
+        begin = time.perf_counter()
         save.written.wait()
         failed = bool(engine.sum([float(save.error is not None)])[0])
         if failed:
             save.abandoned.set()
         save.join()
         failed = bool(engine.sum([float(save.error is not None)])[0])  # the commit itself, on rank 0
+        self.stall += time.perf_counter() - begin
         self._failures = self._failures + 1 if failed else 0
         if save.error is not None:
             self.reason = str(save.error)

@@ -19,6 +19,13 @@ from typing import Any
 METRICS, HELDOUT, ATTEMPTS, EVENTS = "metrics.jsonl", "heldout.jsonl", "attempts.jsonl", "events.jsonl"
 
 
+RATES = (
+    "tokens_per_second", "padded_tokens_per_second", "tflops", "mfu_useful", "mfu_padded", "data_wait",
+    "checkpoint_stall", "memory_gb",
+)  # fmt: skip
+"""Figures of speed and memory in a row of `metrics.jsonl`, see `meter.py`."""
+
+
 class StageLog:
     """The logs of one stage; only rank 0 writes, `enabled` says whether this is it."""
 

@@ -42,8 +42,10 @@ class Step:
     verdict: Verdict
     data_seconds: float
     """Time until its batches were there."""
-    sums: list[float]
-    """What `extra` gave, summed over all workers."""
+    flops: float
+    """`cost` of all workers."""
+    signals: list[float]
+    """Sum of `signals` over all workers."""
     modes: dict[str, float]
     """Mean loss of each denoiser's samples, of those that the step had."""
 
@@ -55,7 +57,8 @@ def training_steps(
     micro_batch: int,
     start: int,
     guard: Guard,
-    extra: Callable[[list[Batch]], list[float]],
+    cost: Callable[[list[Batch]], float],
+    signals: Callable[[], list[float]],
     modes: Mapping[str, int],
 ) -> Iterator[Step]:
     """Yield one Step per optimiser step, from `start` to the recipe's budget.
@@ -67,7 +70,8 @@ def training_steps(
         micro_batch: a forward pass has at most the tokens of so many samples of the greatest length.
         start: steps that are done.
         guard: decides which steps are taken.
-        extra: numbers of this worker that are summed over all of them on the way, for the caller.
+        cost: FLOPs of a worker's batches; asked before the workers meet for the first time in a step.
+        signals: what a worker has to tell the others; asked as late in a step as possible.
         modes: first encoder id of each denoiser's samples; their losses are told apart.
     """
     for step in range(start, recipe.steps):
@@ -77,9 +81,9 @@ def training_steps(
         micro = list(batches.micro(data, engine.data_rank, engine.data_world, micro_batch))
         waited = time.perf_counter() - begin
         counts = [sum(b.tokens for b in micro), sum(b.targets for b in micro)]
-        tokens, targets, *sums = engine.sum([*counts, *extra(micro)])
+        tokens, targets, flops = engine.sum([*counts, cost(micro)])
         lr = learning_rate(recipe.optim, step, recipe.steps)
-        verdict, applied = _one_step(engine, micro, int(targets), lr, guard, list(modes.values()))
+        verdict, applied = _one_step(engine, micro, int(targets), lr, guard, list(modes.values()), signals)
         reason = guard.taken(step + 1, verdict, applied, partial(batches.items, data))
         info = StepInfo(
             step=step + 1,
@@ -90,11 +94,18 @@ def training_steps(
             targets=int(targets),
             skipped=bool(reason),
         )
-        yield Step(info, micro, verdict, waited, sums, _by_mode(modes, verdict.parts))
+        by_mode = _by_mode(modes, verdict.parts)
+        yield Step(info, micro, verdict, waited, flops, verdict.parts[2 * len(modes) :], by_mode)
 
 
 def _one_step(
-    engine: Engine, micro: list[Batch], targets: int, lr: float, guard: Guard, modes: list[int]
+    engine: Engine,
+    micro: list[Batch],
+    targets: int,
+    lr: float,
+    guard: Guard,
+    modes: list[int],
+    signals: Callable[[], list[float]],
 ) -> tuple[Verdict, bool]:
     """Gradients of all micro-batches; before the last of them all workers agree whether to take the step."""
     engine.begin(len(micro))
@@ -107,12 +118,12 @@ def _one_step(
             scores = engine.scores(batch)[:, [0, 2]]
             parts += torch.stack([scores[batch.encoder_ids[:, 0] == mode].sum(0) for mode in modes])
         if left == 0:
-            verdict = guard.judge(engine, own, targets, parts.flatten().tolist())
+            verdict = guard.judge(engine, own, targets, [*parts.flatten().tolist(), *signals()])
         engine.backward(loss, max(1, targets), usable=not verdict.reason)
         applied = engine.step(lr)
     return verdict, applied
 
 
 def _by_mode(modes: Mapping[str, int], parts: list[float]) -> dict[str, float]:
-    pairs = zip(modes, parts[::2], parts[1::2], strict=True)
+    pairs = zip(modes, parts[::2], parts[1::2], strict=False)  # signals follow
     return {name: loss / count for name, loss, count in pairs if count}

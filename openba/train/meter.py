@@ -18,12 +18,6 @@ from openba.recipes.runtime import DeviceRuntime
 from openba.recipes.train import TrainStep
 from openba.train.batches import Batch
 
-RATES = (
-    "tokens_per_second", "padded_tokens_per_second", "tflops", "mfu_useful", "mfu_padded", "data_wait",
-    "checkpoint_stall", "memory_gb",
-)  # fmt: skip
-"""Names of the figures, as in `metrics.jsonl` and MLflow."""
-
 
 class Meter:
     """Figures of one run's steps, from what all workers did and what one waited."""

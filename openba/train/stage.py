@@ -74,6 +74,7 @@ class _Stage:
         self.log = StageLog(self.out, enabled=self.engine.rank == 0)
         self.totals = {"tokens": 0, "targets": 0, "skipped": 0}  # of every step, logged or not
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.runtime.train.keep_checkpoints)
+        self._told_stall = 0.0
         self.identity = identity(self.recipe, build.inputs)
         self.guard = Guard(self.train, self.log)
         self.meter = Meter(self.recipe, self.tokenizer.size, self.runtime.device, self.engine.world)
@@ -113,39 +114,45 @@ class _Stage:
                 self._measure(0)
             while start is not None:
                 start = self._train(start)
-        self.watchdog.beat("save")
-        self.checkpoints.settle(self.engine)
+        self._settle(self.train.steps)
         self.log.end(meter.joules())
         return self._finish()
 
     def _train(self, start: int) -> int | None:
         """Steps from `start`; returns the step to go on from after a roll-back, None at the end."""
-        clock, stall = time.perf_counter(), self.checkpoints.stall
+        clock = time.perf_counter()
         micro = self.runtime.train.micro_batch
         for step in training_steps(
-            self.engine, self.batches, self.train, micro, start, self.guard, self._tell, self.modes
+            self.engine,
+            self.batches,
+            self.train,
+            micro,
+            start,
+            self.guard,
+            self._cost,
+            self._signals,
+            self.modes,
         ):
             seconds, clock = time.perf_counter() - clock, time.perf_counter()
-            self._log(step, seconds, self.checkpoints.stall - stall)
+            self._log(step, seconds)
             if (why := self._distrusted(step)) is not None:
                 return self._roll_back(step.info.step, why)
-            _, stops, failed, refused = step.sums
+            stops, failed, refused = step.signals
             if refused:
                 self._tell_refused(step.info.step)
             self._after(step.info, bool(stops), bool(failed))
             self.watchdog.beat("data")
-            clock, stall = time.perf_counter(), self.checkpoints.stall
+            clock = time.perf_counter()
         return None
 
-    def _tell(self, micro: list[Batch]) -> list[float]:
-        """What the workers add up on the way to a step: FLOPs, wishes to stop, failed saves."""
+    def _cost(self, micro: list[Batch]) -> float:
         self.watchdog.beat("step")
-        return [
-            self.meter.flops(micro),
-            float(self.stop.made(self.engine.rank)),
-            float(self.checkpoints.failed),
-            float(len(self.batches.refused)),
-        ]
+        return self.meter.flops(micro)
+
+    def _signals(self) -> list[float]:
+        """What the workers tell each other in a step: wishes to stop, failed saves, refused samples."""
+        told = (self.stop.made(self.engine.rank), self.checkpoints.failed, self.batches.refused)
+        return [float(bool(each)) for each in told]
 
     def _tell_refused(self, step: int) -> None:
         """Samples that no worker could use, told by rank 0."""
@@ -162,13 +169,19 @@ class _Stage:
         if (stops or info.step % self.runtime.train.checkpoint_every == 0) and not last:
             self._save(info.step)
         elif failed:
-            self.watchdog.beat("save")
-            self.checkpoints.settle(self.engine)
+            self._settle(info.step)
         if stops and not last:
             self._leave(info.step)
 
-    def _save(self, step: int) -> None:
+    def _settle(self, step: int) -> bool:
         self.watchdog.beat("save")
+        committed = self.checkpoints.settle(self.engine)
+        if not committed:
+            self.log.event("save failed", step, why=self.checkpoints.reason)
+        return committed
+
+    def _save(self, step: int) -> None:
+        self._settle(step)
         self.checkpoints.save(self.engine, step, self._record())
 
     def _record(self) -> dict[str, Any]:
@@ -182,8 +195,7 @@ class _Stage:
 
     def _leave(self, step: int) -> NoReturn:
         """The state is saved; end as one who was asked to."""
-        committed = self.checkpoints.settle(self.engine)
-        self.log.event("stopped", step, saved=committed)
+        self.log.event("stopped", step, saved=self._settle(step))
         self.log.end({})
         dist.barrier()
         if self.engine.rank == 0:
@@ -202,8 +214,7 @@ class _Stage:
 
     def _roll_back(self, at: int, why: str) -> int:
         """Back to the newest whole checkpoint, past the data since; returns its step."""
-        self.watchdog.beat("save")
-        self.checkpoints.settle(self.engine)
+        self._settle(at)
         if (step := self._load()) is None:
             raise UserError(f"step {at}: {why}, and no whole checkpoint is left to go back to")
         self.guard.rolled_back(at, step, why)
@@ -253,13 +264,15 @@ class _Stage:
         seconds = rehearse(self.engine, self.checkpoints, self.train, micro, self._record())
         self.log.event("rehearsed", 0, seconds=seconds)
 
-    def _log(self, step: Step, seconds: float, stall: float) -> None:
+    def _log(self, step: Step, seconds: float) -> None:
         info = step.info
         self.totals = {key: total + getattr(info, key) for key, total in self.totals.items()}
         # At every checkpoint too, so that a resumed run's rows have no gap there.
         cadence = (self.runtime.train.log_every, self.runtime.train.checkpoint_every, self.train.steps)
         if any(info.step % steps == 0 for steps in cadence):
-            figures = self.meter.row(seconds, info.tokens, step.sums[0], step.data_seconds, stall)
+            stall = self.checkpoints.stall - self._told_stall
+            self._told_stall += stall
+            figures = self.meter.row(seconds, info.tokens, step.flops, step.data_seconds, stall)
             modes = {f"loss_{mode}": loss for mode, loss in step.modes.items()}
             row = asdict(info) | modes | figures | {"totals": self.totals, "time": time.time()}
             self.log.write(METRICS, row)

@@ -33,7 +33,7 @@ from tests.train import gang
 torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 120
+SECONDS = 60
 _FORKS = multiprocessing.get_context("forkserver")
 
 MODEL = {
@@ -127,6 +127,8 @@ class Gang:
     def __init__(self, folder: Path, world: int, jobs: dict[str, Any]) -> None:
         folder.mkdir()
         self.folder = folder
+        self.exits: list[int | None] = []
+        """Exit codes after `wait`; None: it was still there."""
         self.workers = [
             _FORKS.Process(target=gang.work, args=(rank, world, folder, jobs)) for rank in range(world)
         ]
@@ -150,9 +152,9 @@ class Gang:
             if any(worker.exitcode for worker in self.workers):
                 end = min(end, time.monotonic() + 2)  # the others would wait for it
             time.sleep(0.02)
-        codes = [worker.exitcode for worker in self.workers]
+        self.exits = [worker.exitcode for worker in self.workers]
         self.kill()
-        return codes
+        return self.exits
 
     def logs(self) -> str:
         """The ends of the workers' outputs."""

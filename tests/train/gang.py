@@ -47,22 +47,25 @@ def work(rank: int, world: int, folder: Path, jobs: dict[str, Any]) -> None:
     # A file, not a port: none can be taken meanwhile.
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
     results: dict[str, Any] = {}
+    code = 1
     try:
         for name, job in jobs.items():
             do = faults.run if job["do"] == "break" else globals()[job["do"]]
             results[name] = do(build_of(job), **job.get("with", {}))
+            if job.get("alone") and "error" in results[name]:
+                break  # as a worker does; the others must not wait for it for ever
             dist.barrier()
             print(f"{name} done", flush=True)
+        else:
+            code = 0
     except stopping.Preempted:
-        sys.exit(stopping.EXIT_PREEMPTED)
+        code = stopping.EXIT_PREEMPTED
     except BaseException:
         traceback.print_exc()
-        raise
-    finally:
-        (folder / f"results-{rank}.json").write_text(json.dumps(results, default=str))
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(0)  # threads of gloo and DeepSpeed need no farewell
+    (folder / f"results-{rank}.json").write_text(json.dumps(results, default=str))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of gloo and DeepSpeed need no farewell
 
 
 def build_of(job: dict[str, Any]) -> Build:
