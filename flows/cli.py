@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows import data, evaluate
+from flows import data, evaluate, serve
 from openba.artifacts import Step, drift
 from openba.config import flatten, load
 from openba.errors import UserError
@@ -29,6 +29,7 @@ app.add_typer(data.app, name="data")
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("judge")(evaluate.judge)
+app.command("serve")(serve.serve)
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 PipelineName = Annotated[
