@@ -150,7 +150,7 @@ async def _serve(
 
     config = uvicorn.Config(
         Application(models, key).asgi(names), http=Patient, ws="none", lifespan="off",
-        log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=30,
+        log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=30,
     )  # fmt: skip
     address = f"http://{host}:{listening.getsockname()[1]}"
     guard = "with a key" if key else "no key"

@@ -108,7 +108,7 @@ def test_a_full_queue_refuses_and_forgets_those_that_left(loaded: tuple[OpenBAMo
     assert len(engine.waiting) == 0  # all or none
     with pytest.raises(UserError, match="max_tokens: 127 is not between 1 and 126"):
         engine.submit([Job(source, 127)])
-    with pytest.raises(UserError, match="nothing but padding"):
+    with pytest.raises(UserError, match="there is no token"):
         engine.submit([Job([], 5)])
     last = [Job(source, 40) for _ in range(3)]
     engine.submit(last)
@@ -126,13 +126,13 @@ def test_a_failed_step_fails_its_rows_only(loaded: tuple[OpenBAModel, Tokenizer]
     engine = Engine(model, start_tokens(tokenizer), tokenizer.eos, tokenizer.size, rows=4, queue=9, notify=watch)
     (source,) = sources(tokenizer, 1)
     broken = Job(source, 9)
-    broken.source = [tokenizer.size + 10**6]  # past the check: an index error in the encoder, as from a device
+    broken.source = [tokenizer.size + 10**6]  # past the check of `submit`
     with engine._change:
         engine.waiting.append(broken)
         engine._change.notify()
     watch.until([broken])
     assert broken.reason == "error"
-    assert "IndexError" in broken.error
+    assert "UserError: source row 0, position 0" in broken.error
     whole = Job(source, 9)
     engine.submit([whole])
     watch.until([whole])
