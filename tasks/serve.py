@@ -96,6 +96,7 @@ class Source:
         import mlflow
         from mlflow.exceptions import MlflowException
 
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for 300 bytes
         mlflow.set_tracking_uri(self.uri)
         with tempfile.TemporaryDirectory() as scratch:
             address = f"models:/{place.name}/{place.version.removeprefix('v')}"

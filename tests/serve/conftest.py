@@ -63,11 +63,12 @@ def start(model: str, *options: str, environment: dict[str, str]) -> Server:
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     assert process.stdout is not None
-    line = process.stdout.readline()
-    found = re.search(r"http://\S+", line)
-    assert found is not None, line + process.stdout.read()
-    client = httpx.Client(base_url=found[0], headers={"authorization": f"Bearer {KEY}"}, timeout=30)
-    return Server(found[0], process, client)
+    lines: list[str] = []
+    while not (found := re.search(r" on (http://\S+)", "".join(lines[-1:]))):
+        lines.append(process.stdout.readline())
+        assert lines[-1], "".join(lines)  # it has ended
+    client = httpx.Client(base_url=found[1], headers={"authorization": f"Bearer {KEY}"}, timeout=30)
+    return Server(found[1], process, client)
 
 
 @pytest.fixture(scope="session")
