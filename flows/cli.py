@@ -218,7 +218,8 @@ def _print_plan(planned: dict[str, Any]) -> None:
     )
     where = f"{total['wall_hours']:,.3g} h on {planned['devices']} x {planned['device']}"
     energy = f"{total['kwh']:,.3g} kWh, {total['tco2eq']:.3g} tCO2eq (paper's method)"
-    console.print(f"total: {spent} ({where}), {energy}", markup=False)
+    money = "" if total["money"] is None else f", {total['money']:,.2f} at your price"
+    console.print(f"total: {spent} ({where}), {energy}{money}", markup=False)
 
 
 def _mixture_table(groups: list[dict[str, Any]]) -> Table:
