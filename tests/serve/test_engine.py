@@ -16,7 +16,12 @@ from openba.model.generate import generate_ids, start_tokens
 from openba.model.model import OpenBAModel
 from openba.serve.engine import Engine, Full, Job, choose
 
-TEXTS = ("房间很干净，服务也好。", "Translate into Chinese: the file was not found", "def", "书的质量太差了！" * 4)
+TEXTS = (
+    "房间很干净，服务也好。",
+    "Translate into Chinese: the file was not found",
+    "def",
+    "书的质量太差了！" * 4,
+)
 
 
 class Watch:
@@ -53,10 +58,14 @@ def sources(tokenizer: Tokenizer, count: int) -> list[list[int]]:
     return [encode_input(tokenizer, f"{TEXTS[i % 4]} {i}", [], 128) for i in range(count)]
 
 
-def expected(loaded: tuple[OpenBAModel, Tokenizer], prompts: list[list[int]], limits: list[int]) -> list[list[int]]:
+def expected(
+    loaded: tuple[OpenBAModel, Tokenizer], prompts: list[list[int]], limits: list[int]
+) -> list[list[int]]:
     model, tokenizer = loaded
     written = generate_ids(model, tokenizer, prompts, max(limits))
-    return [[t for t in ids[:limit] if t != tokenizer.eos] for ids, limit in zip(written, limits, strict=True)]
+    return [
+        [t for t in ids[:limit] if t != tokenizer.eos] for ids, limit in zip(written, limits, strict=True)
+    ]
 
 
 def test_every_answer_is_the_one_it_gets_alone(
@@ -101,7 +110,9 @@ def test_a_cancelled_row_leaves_and_the_others_go_on(
 def test_a_full_queue_refuses_and_forgets_those_that_left(loaded: tuple[OpenBAModel, Tokenizer]) -> None:
     model, tokenizer = loaded
     watch = Watch()
-    engine = Engine(model, start_tokens(tokenizer), tokenizer.eos, tokenizer.size, rows=1, queue=3, notify=watch)
+    engine = Engine(
+        model, start_tokens(tokenizer), tokenizer.eos, tokenizer.size, rows=1, queue=3, notify=watch
+    )
     (source,) = sources(tokenizer, 1)
     with pytest.raises(Full):
         engine.submit([Job(source, 5) for _ in range(4)])
@@ -123,7 +134,9 @@ def test_a_full_queue_refuses_and_forgets_those_that_left(loaded: tuple[OpenBAMo
 def test_a_failed_step_fails_its_rows_only(loaded: tuple[OpenBAModel, Tokenizer]) -> None:
     model, tokenizer = loaded
     watch = Watch()
-    engine = Engine(model, start_tokens(tokenizer), tokenizer.eos, tokenizer.size, rows=4, queue=9, notify=watch)
+    engine = Engine(
+        model, start_tokens(tokenizer), tokenizer.eos, tokenizer.size, rows=4, queue=9, notify=watch
+    )
     (source,) = sources(tokenizer, 1)
     broken = Job(source, 9)
     broken.source = [tokenizer.size + 10**6]  # past the check of `submit`

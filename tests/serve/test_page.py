@@ -41,7 +41,10 @@ def page(browser: sync_api.Browser, server: Server) -> Iterator[sync_api.Page]:
 
 def test_conversation_is_streamed_and_remembered(page: sync_api.Page, server: Server) -> None:
     bodies: list[str] = []
-    page.on("request", lambda request: bodies.append(request.post_data or "") if request.method == "POST" else None)
+    page.on(
+        "request",
+        lambda request: bodies.append(request.post_data or "") if request.method == "POST" else None,
+    )
     page.fill("#key", KEY)
     page.fill("#tokens", "40")
     page.fill("#prompt", "房间 1")
@@ -49,7 +52,9 @@ def test_conversation_is_streamed_and_remembered(page: sync_api.Page, server: Se
     sync_api.expect(page.locator("#send")).to_be_enabled()
     sync_api.expect(page.locator("p.assistant")).to_have_count(1)
     body = {"messages": [{"role": "user", "content": "房间 1"}], "max_tokens": 40}
-    expected = server.client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"]
+    expected = server.client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"][
+        "content"
+    ]
     assert page.locator("p.assistant").text_content() == expected
     assert page.locator("p.user").text_content() == "房间 1"
     page.fill("#prompt", "and <b>now</b>?")

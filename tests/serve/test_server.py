@@ -21,7 +21,12 @@ from openba.model.model import OpenBAModel
 from tests.serve.conftest import KEY, Server
 
 Loaded = tuple[OpenBAModel, Tokenizer]
-TEXTS = ("房间很干净，服务也好。", "Translate into Chinese: the file was not found", "def", "书的质量太差了！" * 4)
+TEXTS = (
+    "房间很干净，服务也好。",
+    "Translate into Chinese: the file was not found",
+    "def",
+    "书的质量太差了！" * 4,
+)
 SLOW = {"prompt": "房间 1", "max_tokens": 126, "stop": "no such text"}
 
 
@@ -54,7 +59,9 @@ def test_clients_at_once_get_their_own_answers(server: Server, loaded: Loaded) -
 
     def ask(i: int) -> str:
         if i % 2:
-            parts = events(server.client, "/v1/completions", {"prompt": texts[i], "max_tokens": 30, "stream": True})
+            parts = events(
+                server.client, "/v1/completions", {"prompt": texts[i], "max_tokens": 30, "stream": True}
+            )
             return "".join(part["choices"][0]["text"] for part in parts)
         answer = server.client.post("/v1/completions", json={"prompt": texts[i], "max_tokens": 30}).json()
         return answer["choices"][0]["text"]
@@ -127,7 +134,12 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
         ("completions", {}, 400, "prompt: Field required"),
         ("completions", {"prompt": []}, 400, "prompt"),
         ("completions", {"prompt": "x", "max_tokens": 0}, 400, "max_tokens"),
-        ("completions", {"prompt": "x", "max_tokens": 127}, 400, "max_tokens: 127 is more than the model's 126"),
+        (
+            "completions",
+            {"prompt": "x", "max_tokens": 127},
+            400,
+            "max_tokens: 127 is more than the model's 126",
+        ),
         ("completions", {"prompt": "x", "temperature": -1}, 400, "temperature"),
         ("completions", {"prompt": "x", "n": 2}, 400, "n: "),
         ("completions", {"prompt": "x", "logit_bias": {}}, 400, "logit_bias"),
@@ -164,7 +176,11 @@ def test_other_methods_types_and_hosts(server: Server) -> None:
 
 @pytest.mark.parametrize("header", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Basic eA=="}])
 def test_nobody_asks_without_the_key(server: Server, header: dict[str, str]) -> None:
-    for method, path in (("POST", "/v1/completions"), ("POST", "/v1/chat/completions"), ("GET", "/v1/models")):
+    for method, path in (
+        ("POST", "/v1/completions"),
+        ("POST", "/v1/chat/completions"),
+        ("GET", "/v1/models"),
+    ):
         response = httpx.request(method, server.url + path, headers=header, json={"prompt": "x"})
         assert response.status_code == 401
         assert response.json()["error"]["code"] == "invalid_api_key"
@@ -215,7 +231,9 @@ def test_clients_that_leave_free_their_rows(server: Server) -> None:
     idle(server)
     for stream in (False, True):
         host, port = server.url.removeprefix("http://").split(":")
-        body = json.dumps(SLOW | {"stream": stream, "prompt": [f"{text} {i}" for text in TEXTS for i in range(9)]})
+        body = json.dumps(
+            SLOW | {"stream": stream, "prompt": [f"{text} {i}" for text in TEXTS for i in range(9)]}
+        )
         head = HEAD + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(body.encode())
         with socket.create_connection((host, int(port))) as connection:
             connection.sendall(head + body.encode())
