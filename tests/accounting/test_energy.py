@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openba.accounting.energy import POWERCAP, Counter, EnergyMeter, cost, paper_energy
 from openba.accounting.carbon_table import ROWS, difference
+from openba.accounting.energy import POWERCAP, Counter, EnergyMeter, cost, paper_energy
 from openba.recipes.runtime import DeviceRuntime, PipelineRuntime, TrainRuntime
 
 A100 = DeviceRuntime(

@@ -106,7 +106,7 @@ def test_what_cannot_be_served_is_one_line(
     monkeypatch.delenv("OPENBA_API_KEY", raising=False)
     options = {"port": 0, "device": "cpu", "poll": 1.0}
     with pytest.raises(UserError, match="set OPENBA_API_KEY"):
-        serve(str(model_folder), home, Limits(), host="0.0.0.0", **options)  # type: ignore[arg-type]  # noqa: S104
+        serve(str(model_folder), home, Limits(), host="0.0.0.0", **options)  # type: ignore[arg-type]
     monkeypatch.setenv("OPENBA_API_KEY", KEY)
-    with pytest.raises(UserError, match="--host 192.0.2.1 --port 0"):
+    with pytest.raises(UserError, match=r"--host 192\.0\.2\.1 --port 0"):
         serve(str(model_folder), home, Limits(), host="192.0.2.1", **options)  # type: ignore[arg-type]

@@ -72,7 +72,8 @@ def test_stop_ends_the_answer(page: sync_api.Page, server: Server) -> None:
         """() => { const real = window.fetch; window.fetch = (url, options) => real(url, options).then((r) =>
              url.startsWith('/v1') ? new Response(r.body.pipeThrough(new TransformStream({
                transform: (chunk, out) => new Promise((go, stop) => { out.enqueue(chunk);
-                 options.signal.addEventListener('abort', () => stop(options.signal.reason)); }) })), r) : r); }"""
+                 options.signal.addEventListener('abort', () => stop(options.signal.reason)); })
+               })), r) : r); }"""
     )
     page.fill("#prompt", "房间 1")
     page.click("#send")

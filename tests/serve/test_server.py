@@ -1,4 +1,4 @@
-"""A real `openba serve` process: right answers for many clients at once, and a 4xx for whatever else they do."""
+"""A real `openba serve` process: right answers for many clients at once, a 4xx for whatever else."""
 
 from __future__ import annotations
 
