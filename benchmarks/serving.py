@@ -1,7 +1,7 @@
 """`openba serve` under 64 clients: throughput against one request at a time, and whose tokens a client gets.
 
-A real process on loopback with a random model of the tiny pipeline's size (`configs/model/tiny.yaml`); clients
-are threads of this process. Every answer is compared with `openba.model.generate`'s for its prompt.
+A real process on loopback with a random model of the tiny pipeline's size (`configs/model/tiny.yaml`);
+clients are threads of this process. Every answer is compared with `openba.model.generate`'s for its prompt.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The model that answers now, and its replacement by another without losing a request.
 
 Owns the waking of requests from the engine's thread, and the hand-over: new requests go to the new model,
-what has begun is ended by the old one, whose memory is free after that. Where models come from is the caller's.
+what has begun is ended by the old one, whose memory is free after that. Where models come
+from is the caller's.
 """
 
 from __future__ import annotations
