@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -15,7 +16,7 @@ from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe
 
 VOCAB = 40
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "1+1": {"encoder_layers": 1, "decoder_layers": 1},
     "1+3, as OpenBA": {"encoder_layers": 1, "decoder_layers": 3, "sandwich": True},
     "3+1, LayerNorm": {"encoder_layers": 3, "decoder_layers": 1, "norm": "layernorm"},
@@ -41,7 +42,7 @@ def figures() -> Iterator[Figure]:
             yield Figure(f"training FLOPs, {name}: not equal by", abs(ours - torchs), "FLOP", 0)
 
 
-BASE = {"d_model": 48, "num_heads": 3, "kv_channels": 8, "ffn": 50, "ffn_multiple": 8}
+BASE: dict[str, Any] = {"d_model": 48, "num_heads": 3, "kv_channels": 8, "ffn": 50, "ffn_multiple": 8}
 
 
 def counted(recipe: ModelRecipe, batch: int = 2, source: int = 7, target: int = 5) -> tuple[int, int]:
