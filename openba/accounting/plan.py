@@ -40,6 +40,8 @@ class TrainingPlan(TypedDict):
     wall_hours: float
     kwh: float
     tco2eq: float
+    money: float | None
+    """At the runtime's price of a device hour; None where it states none."""
     memory: list[ZeroMemory]
     """ZeRO stages 0 to 3."""
     device_memory: int
@@ -69,6 +71,7 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
         "wall_hours": gpu_hours / runtime.devices,
         "kwh": carbon.kwh,
         "tco2eq": carbon.tco2eq,
+        "money": None if runtime.price is None else gpu_hours * runtime.price,
         "memory": memory,
         "device_memory": device.memory,
         "fits": any(stage["fits"] for stage in memory if stage["chosen"]),
