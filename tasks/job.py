@@ -1,14 +1,17 @@
 """Inside a Ray job: run one step's function, alone or on a Ray Train gang. `python -m tasks.job DIR`.
 
 DIR holds `spec.json`, written by `ray_jobs.py`; this program leaves `facts.json` there, or
-`error.json` with the one line that a user should read. It imports neither Prefect nor MLflow.
+`error.json` with the one line that a user should read, or `stopped.json` where it was asked to stop and
+saved its state (exit code 75). It imports neither Prefect nor MLflow.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -16,12 +19,13 @@ from typing import Any
 
 from openba.artifacts import Build, full_disk
 from openba.errors import UserError
+from openba.train.stopping import EXIT_PREEMPTED, REQUEST, Preempted
 
-SPEC, FACTS, ERROR = "spec.json", "facts.json", "error.json"
+SPEC, FACTS, ERROR, STOPPED = "spec.json", "facts.json", "error.json", "stopped.json"
 
 
 def main() -> None:
-    """Entry point of the job; exit code 1 after an error."""
+    """Entry point of the job; exit code 1 after an error, 75 after a stop that saved first."""
     folder = Path(sys.argv[1])
     spec = json.loads((folder / SPEC).read_text())
     try:
@@ -29,6 +33,9 @@ def main() -> None:
             _run_gang(folder, spec)
         else:
             run_function(folder, spec)
+    except Preempted as stopped:
+        _leave(folder / STOPPED, {"message": str(stopped)})
+        sys.exit(EXIT_PREEMPTED)
     except (UserError, OSError) as error:
         if (told := _for_user(error, folder)) is None:
             raise
@@ -51,24 +58,69 @@ def run_function(folder: Path, spec: dict[str, Any]) -> None:
 
 
 def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    """Groups of workers one after the other until one ends well, or too many bring nothing forward.
 
-    runtime, on_gpu = spec["runtime"], spec["runtime"]["device"]["kind"] == "cuda"
-    train = runtime["train"]
-    trainer = TorchTrainer(
+    Ray's own count of failures is for the whole run and tries mistakes of the user again; this one starts
+    anew with each new checkpoint, and a user's mistake or a stop ends it.
+    """
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    out = Path(spec["out"])
+    request = out / REQUEST
+    signal.signal(signal.SIGTERM, lambda number, frame: request.touch())
+    patience = Patience(out, spec["runtime"]["train"]["max_failures"])
+    for attempt in itertools.count(1):
+        try:
+            _trainer(folder, spec, f"gang-{attempt}").fit()
+            break
+        except TrainingFailedError:
+            if (folder / ERROR).exists() or not patience.lasts():
+                raise
+            print(f"the workers died after step {patience.reached}; started again", file=sys.stderr)
+    if (folder / STOPPED).exists():
+        raise Preempted(json.loads((folder / STOPPED).read_text())["message"])
+
+
+class Patience:
+    """How many worker groups may die, one after the other, before one of them brings a new checkpoint."""
+
+    def __init__(self, out: Path, failures: int) -> None:
+        self.out, self.allowed, self.failures = out, failures, 0
+        self.reached = self._newest()
+        """Step of the newest committed checkpoint; -1 if there is none."""
+
+    def lasts(self) -> bool:
+        """A group has died: whether another may try."""
+        newest = self._newest()
+        self.failures = self.failures + 1 if newest == self.reached else 1
+        self.reached = newest
+        return self.failures <= self.allowed
+
+    def _newest(self) -> int:
+        from openba.train.checkpoint import MARKER  # loads torch, which the flow does not need
+
+        steps = self.out.glob(f"checkpoints/step-??????/{MARKER}")
+        return max((int(marker.parent.name.removeprefix("step-")) for marker in steps), default=-1)
+
+
+def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.config import FailureConfig
+
+    train, on_gpu = spec["runtime"]["train"], spec["runtime"]["device"]["kind"] == "cuda"
+    return TorchTrainer(
         _worker,
         train_loop_config={"folder": str(folder)},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=600),
         scaling_config=ScalingConfig(num_workers=train["workers"], use_gpu=on_gpu),
         run_config=RunConfig(
-            name="gang",
+            name=name,
             storage_path=str(folder),
-            failure_config=FailureConfig(max_failures=train["max_failures"]),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
         ),
     )
-    trainer.fit()
 
 
 def _worker(config: dict[str, str]) -> None:
@@ -83,6 +135,9 @@ def _worker(config: dict[str, str]) -> None:
     }
     try:
         run_function(folder, json.loads((folder / SPEC).read_text()))
+    except Preempted as stopped:  # no failure: the group ends here
+        if context.get_world_rank() == 0:
+            _leave(folder / STOPPED, {"message": str(stopped)})
     except Exception as error:
         if (told := _for_user(error, folder)) is not None:
             _leave(folder / ERROR, {"message": str(told)})

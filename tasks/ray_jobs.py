@@ -19,11 +19,15 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from openba.artifacts import Build, Step
 from openba.errors import UserError
-from tasks.job import ERROR, FACTS, SPEC
+from openba.train.log import ATTEMPTS
+from openba.train.stopping import REQUEST
+from tasks.job import ERROR, FACTS, SPEC, STOPPED
 from tasks.places import kind_of
 from tasks.services import RayHead
 
 POLL_SECONDS = 0.5
+SECONDS_TO_SAVE = 10.0
+"""How long a training that is asked to stop may take to finish its step and save."""
 
 
 class RayJobs:
@@ -34,7 +38,8 @@ class RayJobs:
         # An own head runs this very Python; a cluster's image has its own.
         self.python = sys.executable if head.embedded else "python"
         self.environment = environment
-        self.running: set[str] = set()
+        self.running: dict[str, Path] = {}
+        """Job -> the folder that it fills, of the jobs that have not ended."""
 
     def run(self, step: Step, build: Build, watch: Callable[[], None]) -> dict[str, Any]:
         """Run or re-attach to the step's job; call `watch` while it runs; return its facts.
@@ -44,13 +49,11 @@ class RayJobs:
         """
         folder = build.out.with_name(f"{build.out.name}.job")
         job = self._attach_or_submit(step, build, folder)
-        self.running.add(job)
-        try:
-            while not (status := self.client.get_job_status(job)).is_terminal():
-                watch()
-                time.sleep(POLL_SECONDS)
-        finally:
-            self.running.discard(job)
+        self.running[job] = build.out
+        while not (status := self.client.get_job_status(job)).is_terminal():
+            watch()
+            time.sleep(POLL_SECONDS)
+        del self.running[job]
         watch()
         if status is not JobStatus.SUCCEEDED or not (folder / FACTS).exists():
             raise UserError(f"{step.name}: {self._reason(job, folder, status)}")
@@ -59,9 +62,22 @@ class RayJobs:
         return facts
 
     def stop(self) -> None:
-        """Stop every job that this process is waiting for."""
-        for job in list(self.running):
-            self.client.stop_job(job)
+        """Stop every job that this process is waiting for; trainings save their state first."""
+        jobs = dict(self.running)
+        for out in jobs.values():
+            if (out / ATTEMPTS).exists():
+                (out / REQUEST).touch()
+        end = time.monotonic() + SECONDS_TO_SAVE
+        while jobs:
+            jobs = {
+                job: out for job, out in jobs.items() if not self.client.get_job_status(job).is_terminal()
+            }
+            saves = [job for job, out in jobs.items() if (out / REQUEST).exists()]
+            for job in jobs if time.monotonic() > end else jobs.keys() - saves:
+                self.client.stop_job(job)
+            if not saves or time.monotonic() > end:
+                return
+            time.sleep(POLL_SECONDS)
 
     def _attach_or_submit(self, step: Step, build: Build, folder: Path) -> str:
         prefix = f"{step.name}-{step.fingerprint}-"
@@ -72,6 +88,7 @@ class RayJobs:
                 return name
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        (build.out / REQUEST).unlink(missing_ok=True)  # of a run that ended before it was seen
         (folder / SPEC).write_text(json.dumps(_spec(step, build)))
         return self.client.submit_job(
             entrypoint=f"{self.python} -m tasks.job {folder}",
@@ -88,6 +105,8 @@ class RayJobs:
     def _reason(self, job: str, folder: Path, status: JobStatus) -> str:
         if (folder / ERROR).exists():
             return str(json.loads((folder / ERROR).read_text())["message"])
+        if (folder / STOPPED).exists():
+            return str(json.loads((folder / STOPPED).read_text())["message"])
         log = folder / "job.log"
         log.write_text(self.client.get_job_logs(job))
         lines = [line for line in log.read_text().splitlines() if line.strip()]

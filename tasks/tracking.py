@@ -8,22 +8,30 @@ Weights never pass through here; a run holds the address of its output.
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from openba.artifacts import Step, Store
 from openba.config import flatten
 from openba.home import Home
-from openba.train.log import HELDOUT, METRICS, read_rows
+from openba.train.log import HELDOUT, METRICS, RATES, read_rows
 
 FINGERPRINT = "openba.fingerprint"
-_SHIPPED = ("loss", "lr", "gradient_norm", "tokens_per_second")
+_SHIPPED = ("loss", "loss_R", "loss_S", "loss_X", "lr", "gradient_norm", *RATES)
 _SECONDS_BETWEEN_BATCHES = 3.0
+_SECONDS_AFTER_FAILURE = 30.0
+_MOST_METRICS = 60
+"""Metric names of one run; more than a page of MLflow's UI shows, and each is a query."""
+# MLflow's own are 7 tries of 120 s: a watch that waits so long sees no wish to stop.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 for _name in ("mlflow", "alembic"):  # a dozen lines about tables that are made at the first run
     logging.getLogger(_name).setLevel(logging.ERROR)
 _MAX_PARAMS = 100  # per log_batch call, and more than a page of MLflow's UI shows
@@ -85,18 +93,33 @@ class StepRun:
         self.client, self.run_id = client, run_id
         self._last_shipped = {name: self._newest_step(name) for name in ("loss", "heldout/loss")}
         self._next = 0.0
+        self._names: set[str] = set()
 
     def watch(self, folder: Path) -> None:
-        """Ship new metrics if the last batch was a while ago."""
-        if time.monotonic() >= self._next:
+        """Ship new metrics if the last batch was a while ago.
+
+        A server that does not answer stops no training: the rows are in the stage's files, and are shipped
+        when it answers again.
+        """
+        if time.monotonic() < self._next:
+            return
+        wait = _SECONDS_BETWEEN_BATCHES
+        shipped = dict(self._last_shipped)
+        try:
             self.ship(folder)
-            self._next = time.monotonic() + _SECONDS_BETWEEN_BATCHES
+        except (MlflowException, OSError) as error:  # requests' errors are OSErrors
+            self._last_shipped, wait = shipped, _SECONDS_AFTER_FAILURE
+            logging.getLogger(__name__).warning("MLflow does not answer (%s); its metrics wait", error)
+        self._next = time.monotonic() + wait
 
     def ship(self, folder: Path) -> None:
         """Ship all metrics of a stage that MLflow does not have yet, in one call."""
         metrics = self._new_rows(folder / METRICS, "loss", {key: key for key in _SHIPPED})
-        groups = {key: f"heldout/{key}" for key in ("loss", "R", "S", "X")}
-        metrics += self._new_rows(folder / HELDOUT, "heldout/loss", groups)
+        newest = read_rows(folder / HELDOUT)[-1:]
+        # By denoiser and by language; both at once are in the file only.
+        keys = [k for row in newest for k in row if k not in ("step", "tokens") and k.count("_") < 2]
+        metrics += self._new_rows(folder / HELDOUT, "heldout/loss", {key: f"heldout/{key}" for key in keys})
+        self._names |= {metric.key for metric in metrics}
         for start in range(0, len(metrics), 1000):  # MLflow's limit per call
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 
@@ -104,7 +127,8 @@ class StepRun:
         """Log the facts and the output's address; mark the run FINISHED."""
         now = int(time.time() * 1000)
         numbers = {k: v for k, v in flatten(record["facts"]).items() if type(v) in (int, float)}
-        metrics = [Metric(k, v, now, 0) for k, v in sorted(numbers.items())[:60] if _is_name(k)]
+        room = _MOST_METRICS - len(self._names)
+        metrics = [Metric(k, v, now, 0) for k, v in sorted(numbers.items())[:room] if _is_name(k)]
         tags = [RunTag("openba.uri", store.uri(step)), RunTag("openba.seconds", str(record["seconds"]))]
         self.client.log_batch(self.run_id, metrics=metrics, tags=tags)
         self.client.set_terminated(self.run_id, "FINISHED")

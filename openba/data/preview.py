@@ -39,7 +39,9 @@ def preview(
         UserError: the data is not readable, or no sample is long enough.
     """
     part = "stage2" if recipe.data.objective == "prefix" else "stage1"
-    batches = TrainingBatches(training_samples(recipe, data, part, tokenizer), recipe, tokenizer.pad)
+    batches = TrainingBatches(
+        training_samples(recipe, data, part, tokenizer), recipe, tokenizer.pad, tokenizer.size
+    )
     first = next(batches.micro(0, 0, 1, min(samples, recipe.batch)))
     counted = max(1, min(measured, len(batches.samples)) // recipe.batch)
     made = [batch for step in range(counted) for batch in batches.micro(step, 0, 1, recipe.batch)]

@@ -54,7 +54,7 @@ def measure(
         if len(samples) == 0:
             raise UserError(f"{mixture}: no held-out sample for {name}; raise heldout in the mixture")
         sums[name] = [0.0, 0.0, 0.0]
-        for batch in heldout_batches(samples, recipe, 0, 1, _MICRO, tokenizer.pad):
+        for _, batch in heldout_batches(samples, recipe, 0, 1, _MICRO, tokenizer.pad):
             sums[name] = [a + b for a, b in zip(sums[name], _sums(model, batch), strict=True)]
     sums["mixed"] = [sum(column) for column in zip(*sums.values(), strict=True)]
     return {

@@ -19,7 +19,9 @@ SLICE_TOKENS = 64
 """Fewer tokens at a time make a slow matrix product."""
 
 
-def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor) -> Tensor:
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, each: Tensor | None = None
+) -> Tensor:
     """Sum over tokens of -log softmax(hidden @ weight.T + bias)[label].
 
     Logits are computed in the inputs' precision, softmax and loss in fp32, the weight's gradient is summed in
@@ -30,12 +32,14 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, bias: Tensor | None, la
         weight: `[vocab, hidden]`.
         bias: `[vocab]` or None.
         labels: int64 `[tokens]`, each in the vocabulary.
+        each: fp32 `[2, tokens]` to be filled: each token's loss, and without gradients whether it is the
+            likeliest (1 or 0), which costs a pass over the logits.
 
     Returns:
         fp32 scalar (fp64 for fp64 inputs). It can be differentiated once.
     """
     # Asked here: inside, `needs_input_grad` is true under `no_grad` too, and evaluation would pay for it.
-    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, torch.is_grad_enabled())
+    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, torch.is_grad_enabled(), each)
 
 
 def _slices(tokens: int, vocab: int, device: str) -> list[slice]:
@@ -46,7 +50,13 @@ def _slices(tokens: int, vocab: int, device: str) -> list[slice]:
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, enabled: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        labels: Tensor,
+        enabled: bool,
+        each: Tensor | None,
     ) -> Tensor:
         precise = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=precise, device=hidden.device)
@@ -58,7 +68,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
             log_probabilities = torch.log_softmax(logits, -1, dtype=precise)
             del logits
             wanted = labels[part, None]
-            total -= log_probabilities.gather(1, wanted).sum()
+            found = log_probabilities.gather(1, wanted)
+            total -= found.sum()
+            if each is not None:
+                each[0, part] = -found.squeeze(1)
+                if not enabled:
+                    each[1, part] = log_probabilities.argmax(-1) == labels[part]
             if grads is not None:
                 # d loss / d logits = softmax - one-hot
                 slope = log_probabilities.exp_()
@@ -69,11 +84,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None, None]:
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             raise RuntimeError("linear_cross_entropy: its gradients were used up by an earlier backward pass")
-        return *grads.scaled(scale), None, None
+        return *grads.scaled(scale), None, None, None
 
 
 class _Gradients:

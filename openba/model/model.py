@@ -26,6 +26,9 @@ class OpenBAModel(Seq2Seq):
         super().__init__()
         self._build(architecture, tied_head_is_shared=False)
         self.initialise()
+        self.each = torch.zeros(2, 0)
+        """Of the last forward pass, row after row: each target token's loss, and without gradients whether it
+        is the likeliest. For figures by sample; no gradient."""
 
     def forward(
         self,
@@ -57,8 +60,9 @@ class OpenBAModel(Seq2Seq):
         flat = target.flat(labels)
         # Only labelled positions reach the head: padding would be half of its work (Table 3's lengths).
         labelled = (flat != IGNORE).nonzero().squeeze(-1)
+        self.each = torch.zeros(2, len(labelled), device=flat.device)
         return linear_cross_entropy(
-            hidden.index_select(0, labelled), self.head_weight, self.lm_head.bias, flat[labelled]
+            hidden.index_select(0, labelled), self.head_weight, self.lm_head.bias, flat[labelled], self.each
         )
 
     def hidden(self, encoder_ids: Tensor, source: Rows, decoder_ids: Tensor, target: Rows) -> Tensor:

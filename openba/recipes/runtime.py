@@ -60,7 +60,13 @@ class TrainRuntime(Runtime):
     checkpoint_every: Steps
     keep_checkpoints: int = Field(default=2, ge=1)
     max_failures: int = 3
-    """How often a died worker group is started again from the last checkpoint."""
+    """How often a died worker group is started again without a new checkpoint since."""
+    compare_every: Steps = 100
+    """Steps between comparisons of the workers' copies of the parameters."""
+    stall_seconds: float = Field(default=60.0, gt=0)
+    """A group in which nothing moves for so long, and for twice its usual time, is ended."""
+    allow_changes: bool = False
+    """Go on from a checkpoint of another model, recipe, tokenizer or data."""
     log_every: Steps = 1
 
 

@@ -121,6 +121,8 @@ class TrainRecipe(Recipe):
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     skip_loss_above: float = 10_000.0
     """A step whose loss is larger, or not finite, is skipped (paper section 5.4)."""
+    skip_loss_sigma: float | None = None
+    """Skip, too, a step whose loss is so many standard deviations above the mean of the last 128."""
     heldout_batches: int = 4
     """Batches of held-out data measured before, during and after training."""
     evaluate_every: Steps

@@ -39,6 +39,10 @@ class Samples(Protocol):
         """Items (int64 `[B]`), drawn as samples of these numbers (int64 `[B]`)."""
         ...
 
+    def languages(self, items: np.ndarray) -> list[str]:
+        """Language of each item; "" where it is not known."""
+        ...
+
 
 class DenoisedSamples:
     """Windows of a token store under one objective."""
@@ -61,6 +65,12 @@ class DenoisedSamples:
             torch.from_numpy(made.labels[:, :target]).long(),
         )
 
+    def languages(self, items: np.ndarray) -> list[str]:
+        """Of the document that each window's middle lies in."""
+        middles = items * self.length + self.length // 2
+        rows = np.searchsorted(self.store.offsets, middles, "right") - 1
+        return self.store.documents["language"].take(rows).to_pylist()
+
 
 class PairSamples:
     """Instruction pairs, finished in the data step."""
@@ -74,6 +84,10 @@ class PairSamples:
     def batch(self, items: np.ndarray, samples: np.ndarray, seed: int, pad: int) -> Batch:
         """Pairs `items`; nothing random."""
         return collate([(self.pairs.source(i), self.pairs.target(i)) for i in items.tolist()], pad)
+
+    def languages(self, items: np.ndarray) -> list[str]:
+        """Not known: the data step keeps the task only."""
+        return [""] * len(items)
 
 
 @dataclass(frozen=True)
@@ -110,10 +124,12 @@ def collate(pairs: list[Pair], pad: int) -> Batch:
 class TrainingBatches:
     """The batches of one run."""
 
-    def __init__(self, samples: Samples, recipe: TrainRecipe, pad: int) -> None:
+    def __init__(self, samples: Samples, recipe: TrainRecipe, pad: int, vocab: int) -> None:
         if len(samples) == 0:
             raise UserError("training data: no sample is long enough; lower data.length or add data")
-        self.samples, self.recipe, self.pad = samples, recipe, pad
+        self.samples, self.recipe, self.pad, self.vocab = samples, recipe, pad, vocab
+        self.refused: list[int] = []
+        """Windows or pairs that were passed over since the caller last took them from here."""
 
     def micro(self, step: int, rank: int, world: int, size: int) -> Iterator[Batch]:
         """This rank's micro-batches of optimiser step `step`, at most `size` samples each."""
@@ -121,7 +137,29 @@ class TrainingBatches:
         for start in range(0, len(mine), size):
             samples = np.array(mine[start : start + size], np.int64)
             items = shuffled(samples, len(self.samples), self.recipe.seed)
-            yield self.samples.batch(items, samples, self.recipe.seed, self.pad)
+            batch = self.samples.batch(items, samples, self.recipe.seed, self.pad)
+            yield self._sound(batch, items)
+
+    def _sound(self, batch: Batch, items: np.ndarray) -> Batch:
+        """The batch without samples that would break a step: an id of no vocabulary, or an empty side."""
+        ids = torch.cat([batch.encoder_ids, batch.decoder_ids, batch.labels.clamp(min=0)], 1)
+        filled = batch.mask.any(1) & (batch.labels != IGNORE).any(1)
+        bad = ~filled | (ids >= self.vocab).any(1) | (batch.encoder_ids < 0).any(1)
+        if not bad.any():
+            return batch
+        self.refused += items[bad.numpy()].tolist()
+        row, start = bad[:, None], torch.arange(batch.mask.shape[1]) == 0
+        return Batch(
+            batch.encoder_ids.masked_fill(row, self.pad),
+            torch.where(row, start, batch.mask),  # one token, so that nothing attends to nothing
+            batch.decoder_ids.masked_fill(row, self.pad),
+            batch.labels.masked_fill(row, IGNORE),
+        )
+
+    def items(self, step: int) -> list[int]:
+        """Windows or pairs that all workers together read in optimiser step `step`."""
+        samples = np.arange(step * self.recipe.batch, (step + 1) * self.recipe.batch, dtype=np.int64)
+        return shuffled(samples, len(self.samples), self.recipe.seed).tolist()
 
     def epochs(self, steps: int) -> float:
         """How often the data is seen in so many steps."""
@@ -153,8 +191,11 @@ def heldout_groups(recipe: TrainRecipe, data: Path, tokenizer: Tokenizer) -> dic
 
 def heldout_batches(
     samples: Samples, recipe: TrainRecipe, rank: int, world: int, size: int, pad: int
-) -> Iterator[Batch]:
-    """This rank's part of the first `heldout_batches * batch` held-out samples; as many on every rank."""
+) -> Iterator[tuple[np.ndarray, Batch]]:
+    """This rank's part of the first `heldout_batches * batch` held-out samples, with their numbers.
+
+    Every rank gets as many batches.
+    """
     count = min(len(samples), recipe.heldout_batches * recipe.batch)
     mine = range(rank, count, world)
     for start in range(0, -(-count // world), size):
@@ -162,7 +203,7 @@ def heldout_batches(
         numbers = np.array(own or range(1), np.int64)
         batch = samples.batch(numbers, numbers, HELDOUT_SEED, pad)
         # ZeRO-3 gathers weights in each forward pass: a worker with nothing left joins in, unlabelled.
-        yield batch if own else replace(batch, labels=torch.full_like(batch.labels, IGNORE))
+        yield numbers, batch if own else replace(batch, labels=torch.full_like(batch.labels, IGNORE))
 
 
 def _padded(rows: list[np.ndarray], fill: int) -> Tensor:

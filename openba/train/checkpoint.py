@@ -16,7 +16,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -43,45 +43,63 @@ class Checkpoints:
         self._failures = 0
         self.stall = 0.0
         """Seconds that training has waited for saves."""
+        self.reason = "on another worker"
+        """Why the last failed save failed, as far as this worker knows."""
 
-    def save(self, engine: Engine, step: int) -> None:
+    def save(self, engine: Engine, step: int, extra: Mapping[str, Any]) -> None:
         """All workers call it; returns when the state is copied. It is committed while training goes on.
+
+        Args:
+            engine: this worker's.
+            step: steps that are done.
+            extra: what the record says beside the engine's numbers.
 
         Raises:
             OSError: the last three saves failed.
         """
-        begin = time.perf_counter()
         self.settle(engine)
+        begin = time.perf_counter()
         staged = self.folder / f"step-{step:06d}.tmp"
-        if engine.rank == 0:
-            shutil.rmtree(staged, ignore_errors=True)  # left by a worker group that died here
-            staged.mkdir(parents=True)
+        error = _prepare(staged) if engine.rank == 0 else None
         tensors, numbers = engine.share()
         dist.barrier()
-        record = {"step": step, "world": engine.world, "zero_stage": engine.zero_stage, **numbers}
-        self._save = _Save(self, staged, engine.rank, record, tensors)
+        record = {"step": step, "world": engine.world, "zero_stage": engine.zero_stage, **numbers, **extra}
+        self._save = _Save(self, staged, engine.rank, record, tensors, error)
         self.stall += time.perf_counter() - begin
 
-    def settle(self, engine: Engine) -> None:
-        """Wait for the save that is being written; all workers call it together."""
+    @property
+    def failed(self) -> bool:
+        """The save that is being written has failed on this worker; to be settled at once."""
+        return self._save is not None and self._save.error is not None
+
+    def settle(self, engine: Engine) -> bool:
+        """Wait for the save that is being written; all workers call it together. False: it failed.
+
+        Raises:
+            OSError: the last three saves failed.
+        """
         save, self._save = self._save, None
         if save is None:
-            return
+            return True
+        begin = time.perf_counter()
         save.written.wait()
         failed = bool(engine.sum([float(save.error is not None)])[0])
         if failed:
             save.abandoned.set()
         save.join()
-        failed = failed or bool(
-            engine.sum([float(save.error is not None)])[0]
-        )  # the commit itself, on rank 0
+        failed = bool(engine.sum([float(save.error is not None)])[0])  # the commit itself, on rank 0
+        self.stall += time.perf_counter() - begin
         self._failures = self._failures + 1 if failed else 0
         if save.error is not None:
+            self.reason = str(save.error)
             print(f"checkpoint {save.staged.stem}: {save.error}; training goes on", file=sys.stderr)
+        if failed and engine.rank == 0:
+            shutil.rmtree(save.staged, ignore_errors=True)  # what it holds may be what fills the disk
         if self._failures >= FAILURES:
             raise save.error or OSError(
                 f"{self.folder}: {FAILURES} checkpoints in a row could not be written"
             )
+        return not failed
 
     def newest(self, rank: int = 0, world: int = 1, agree: Callable[[bool], bool] = bool) -> Path | None:
         """Folder of the newest checkpoint whose files are as they were written.
@@ -115,22 +133,29 @@ class _Save(Thread):
     """Write one worker's share; on rank 0 wait for the others' and commit."""
 
     def __init__(
-        self, owner: Checkpoints, staged: Path, rank: int, record: dict[str, Any], tensors: dict[str, Tensor]
+        self,
+        owner: Checkpoints,
+        staged: Path,
+        rank: int,
+        record: dict[str, Any],
+        tensors: dict[str, Tensor],
+        error: OSError | None,
     ) -> None:
         super().__init__(name=f"checkpoint-{record['step']}", daemon=True)
         self.owner, self.staged, self.rank, self.record, self.tensors = owner, staged, rank, record, tensors
         self.written, self.abandoned = Event(), Event()
-        self.error: OSError | None = None
+        self.error = error
         self.start()
 
     def run(self) -> None:
         """The thread's work."""
         try:
-            self._write()
+            if self.error is None:
+                self._write()
             self.written.set()
-            if self.rank == 0 and self._all_there():
+            if self.rank == 0 and self.error is None and self._all_there():
                 self._commit()
-        except Exception as error:  # handed to the training thread
+        except BaseException as error:  # handed to the training thread
             self.error = error if isinstance(error, OSError) else OSError(str(error))
         finally:
             self.written.set()
@@ -169,6 +194,17 @@ def reader(folder: Path) -> tuple[dict[str, Any], Callable[[str], Tensor]]:
         file = safe_open(folder / name, framework="pt")
         where |= dict.fromkeys(file.keys(), file)
     return record, lambda name: where[name].get_tensor(name)
+
+
+def _prepare(staged: Path) -> OSError | None:
+    """An empty folder to stage in, without what worker groups that died have left; or why there is none."""
+    try:
+        for left in staged.parent.glob(f"{_STEP}.tmp"):
+            shutil.rmtree(left, ignore_errors=True)
+        staged.mkdir(parents=True)
+    except OSError as error:
+        return error
+    return None
 
 
 def everywhere(engine: Engine) -> Callable[[bool], bool]:

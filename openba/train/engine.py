@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from openba.errors import UserError
+from openba.model.model import IGNORE
 from openba.recipes.runtime import DeviceRuntime, TrainRuntime
 from openba.recipes.train import TrainRecipe
 from openba.train.batches import Batch
@@ -74,6 +75,8 @@ class Engine:
         )
         self.accumulation = accumulation_steps(recipe, runtime, self.world)
         self.zero_stage = runtime.zero_stage
+        self.meetings = 0
+        """How often this worker came to `sum`; one that came less often than the others is the late one."""
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         self.optimizer = torch.optim.AdamW(
             _decay_groups(model, recipe.optim.weight_decay),
@@ -88,21 +91,22 @@ class Engine:
             dist_init_required=False,
         )
 
-    def backward(self, batch: Batch, targets: int, limit: float) -> float:
-        """Accumulate gradients of loss / `targets`; returns this micro-batch's summed loss.
+    def forward(self, batch: Batch) -> Tensor:
+        """This micro-batch's loss, summed over its target tokens: a scalar with a gradient."""
+        tensors = (batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
+        return self.engine(*(tensor.to(self.device) for tensor in tensors))
+
+    def backward(self, loss: Tensor, targets: int, usable: bool = True) -> None:
+        """Accumulate gradients of loss / `targets`.
 
         DeepSpeed averages over workers and divides by the accumulation, so both are multiplied
         back: the result is the gradient of the mean over all target tokens of the step, whatever
         the number of workers and micro-batches.
 
-        A mean loss above `limit`, or a NaN, poisons the gradients: their norm is then not finite on
-        every worker, and DeepSpeed drops the step on all of them through its own overflow path.
+        `usable=False` poisons the gradients: their norm is then not finite on every worker, and
+        DeepSpeed drops the whole step on all of them through its own overflow path.
         """
-        loss = self._loss(batch)
-        value = float(loss.detach())
-        usable = value <= limit * max(1, batch.targets)  # False for a NaN
         self.engine.backward(loss * (self.world * self.accumulation / targets if usable else math.nan))
-        return value
 
     def step(self, lr: float) -> bool:
         """One micro-step; at the last of an accumulation the optimiser moves. False: it was dropped."""
@@ -117,9 +121,22 @@ class Engine:
         return float(norm) if norm is not None and math.isfinite(norm) else None
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> tuple[float, int]:
-        """Summed loss and target tokens of one micro-batch, without gradients."""
-        return float(self._loss(batch)), batch.targets
+    def evaluate(self, batch: Batch) -> Tensor:
+        """`scores` of one micro-batch, without gradients."""
+        self.forward(batch)
+        return self.scores(batch)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Of each row of the batch that was computed last, float64 `[rows, 3]` in host memory.
+
+        Summed loss; target tokens that are the likeliest (0 where gradients were computed); target tokens.
+        """
+        counts = (batch.labels != IGNORE).sum(1)
+        sums = torch.zeros(len(counts), 3, dtype=torch.float64)
+        rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
+        sums[:, :2].index_add_(0, rows, self.engine.module.each.T.to("cpu", torch.float64))
+        sums[:, 2] = counts
+        return sums
 
     def mode(self, training: bool) -> None:
         """Dropout on or off."""
@@ -127,6 +144,7 @@ class Engine:
 
     def sum(self, values: list[float]) -> list[float]:
         """Sums over all workers, float64."""
+        self.meetings += 1
         tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return tensor.tolist()
@@ -148,10 +166,6 @@ class Engine:
         if self.zero_stage < 3:
             return {name: tensor.detach() for name, tensor in self.engine.module.state_dict().items()}
         return self.engine._zero3_consolidated_16bit_state_dict()
-
-    def _loss(self, batch: Batch) -> Tensor:
-        tensors = (batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
-        return self.engine(*(tensor.to(self.device) for tensor in tensors))
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

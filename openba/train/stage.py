@@ -1,20 +1,22 @@
 """One training step of the pipeline, as each worker of its gang runs it.
 
 Joins model, data, engine, loop and checkpoints; owns what happens around an optimiser step
-(log, measure, save) and what is exported at the end. It is the same for Stage I, II, III and
-every expert; which one it is follows from the recipe and the inputs.
+(log, measure, save, stop, roll back) and what is exported at the end. It is the same for Stage I,
+II, III and every expert; which one it is follows from the recipe and the inputs.
 
 Inputs: `tokenizer`; `data` (a mixture or a mix of task pairs); `start` (an exported model to
-begin from), absent for Stage I. Output: `model/`, `metrics.jsonl`, `heldout.jsonl`.
+begin from), absent for Stage I. Output: `model/`, `metrics.jsonl`, `heldout.jsonl`, `events.jsonl`.
 """
 
 from __future__ import annotations
 
+import itertools
 import shutil
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -27,13 +29,24 @@ from openba.errors import UserError
 from openba.model.files import load_weights, restore, save_model
 from openba.model.model import OpenBAModel
 from openba.recipes.runtime import PipelineRuntime
-from openba.recipes.train import TrainStep
-from openba.train.batches import TrainingBatches, training_samples
+from openba.recipes.train import TrainStep, UL2Recipe
+from openba.train.batches import Batch, TrainingBatches, training_samples
 from openba.train.checkpoint import Checkpoints, everywhere, reader
 from openba.train.engine import Engine
+from openba.train.guard import IN_A_ROW, Guard
 from openba.train.heldout import HeldOut
+from openba.train.identity import FORMAT, check, identity
+from openba.train.lease import Lease
 from openba.train.log import ATTEMPTS, HELDOUT, METRICS, StageLog
-from openba.train.loop import StepInfo, training_steps
+from openba.train.loop import Step, StepInfo, training_steps
+from openba.train.meter import Meter, is_out_of_memory, leave_memory
+from openba.train.rehearsal import rehearse
+from openba.train.replicas import differing
+from openba.train.stopping import Preempted, StopRequest
+from openba.train.watchdog import Watchdog
+
+_LEASE_SECONDS = 10.0
+"""How long a group waits for the one before it to be gone."""
 
 
 def build(build: Build) -> dict[str, Any]:
@@ -57,37 +70,163 @@ class _Stage:
         self.tokenizer = Tokenizer.load(self.tokenizer_folder)
         self.model = self._model(build.inputs.get("start"))
         self.engine = Engine(self.model, self.train, self.runtime.train, self.runtime.device)
+        self._take_lease()
         part = "stage2" if self.train.data.objective == "prefix" else "stage1"
         samples = training_samples(self.train, build.inputs["data"], part, self.tokenizer)
-        self.batches = TrainingBatches(samples, self.train, self.tokenizer.pad)
+        self.batches = TrainingBatches(samples, self.train, self.tokenizer.pad, self.tokenizer.size)
         micro = self.runtime.train.micro_batch
         self.heldout = HeldOut(self.train, build.inputs["data"], self.tokenizer, micro)
         self.log = StageLog(self.out, enabled=self.engine.rank == 0)
         self.totals = {"tokens": 0, "targets": 0, "skipped": 0}  # of every step, logged or not
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.runtime.train.keep_checkpoints)
+        self._told_stall = 0.0
+        self.identity = identity(self.recipe, build.inputs)
+        self.guard = Guard(self.train, self.log)
+        self.meter = Meter(self.recipe, self.tokenizer.size, self.runtime.device, self.engine.world)
+        ul2 = isinstance(self.train.data, UL2Recipe)
+        self.modes = {mode: self.tokenizer.mode(mode) for mode in "RSX"} if ul2 else {}
+        self.stop = StopRequest(self.out)
+        self.watchdog = Watchdog(
+            self.out,
+            self.engine.rank,
+            self.engine.world,
+            lambda: self.engine.meetings,
+            self.runtime.train.stall_seconds,
+        )
 
     def run(self) -> dict[str, Any]:
-        start = self._resume()
-        clock = time.perf_counter()
+        self.watchdog.start()
+        try:
+            return self._run()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            place = leave_memory(self.out, self.engine.rank)
+            raise UserError(
+                f"rank {self.engine.rank}: out of memory ({place}); lower runtime.train.micro_batch "
+                f"from {self.runtime.train.micro_batch} or raise runtime.train.zero_stage"
+            ) from error
+        finally:
+            self.watchdog.end()
+            self.stop.close()
+            self.lease.give_back()
+
+    def _run(self) -> dict[str, Any]:
+        start: int | None = self._resume()
         with EnergyMeter() as meter:
             if start == 0:
+                self._rehearse()
                 self._measure(0)
-            micro = self.runtime.train.micro_batch
-            for info in training_steps(self.engine, self.batches, self.train, micro, start):
-                self._log(info, clock)
-                self._after(info)
-                clock = time.perf_counter()
-        self.checkpoints.settle(self.engine)
+            while start is not None:
+                start = self._train(start)
+        self._settle(self.train.steps)
         self.log.end(meter.joules())
         return self._finish()
 
-    def _after(self, info: StepInfo) -> None:
+    def _train(self, start: int) -> int | None:
+        """Steps from `start`; returns the step to go on from after a roll-back, None at the end."""
+        clock = time.perf_counter()
+        micro = self.runtime.train.micro_batch
+        for step in training_steps(
+            self.engine,
+            self.batches,
+            self.train,
+            micro,
+            start,
+            self.guard,
+            self._cost,
+            self._signals,
+            self.modes,
+        ):
+            seconds, clock = time.perf_counter() - clock, time.perf_counter()
+            self._log(step, seconds)
+            if (why := self._distrusted(step)) is not None:
+                return self._roll_back(step.info.step, why)
+            stops, failed, refused = step.signals
+            if refused:
+                self._tell_refused(step.info.step)
+            self._after(step.info, bool(stops), bool(failed))
+            self.watchdog.beat("data")
+            clock = time.perf_counter()
+        return None
+
+    def _cost(self, micro: list[Batch]) -> float:
+        self.watchdog.beat("step")
+        return self.meter.flops(micro)
+
+    def _signals(self) -> list[float]:
+        """What the workers tell each other in a step: wishes to stop, failed saves, refused samples."""
+        told = (self.stop.made(self.engine.rank), self.checkpoints.failed, self.batches.refused)
+        return [float(bool(each)) for each in told]
+
+    def _tell_refused(self, step: int) -> None:
+        """Samples that no worker could use, told by rank 0."""
+        everyone: list[list[int]] = [[] for _ in range(self.engine.world)]
+        dist.all_gather_object(everyone, self.batches.refused)
+        self.batches.refused = []
+        self.log.event("samples refused", step, samples=sorted(itertools.chain(*everyone)))
+
+    def _after(self, info: StepInfo, stops: bool, failed: bool) -> None:
         last = info.step == self.train.steps
         if info.step % self.train.evaluate_every == 0 or last:
             self._measure(info.step)
         # No checkpoint at the last step: the export that follows at once is the output.
-        if info.step % self.runtime.train.checkpoint_every == 0 and not last:
-            self.checkpoints.save(self.engine, info.step)
+        if (stops or info.step % self.runtime.train.checkpoint_every == 0) and not last:
+            self._save(info.step)
+        elif failed:
+            self._settle(info.step)
+        if stops and not last:
+            self._leave(info.step)
+
+    def _settle(self, step: int) -> bool:
+        self.watchdog.beat("save")
+        committed = self.checkpoints.settle(self.engine)
+        if not committed:
+            self.log.event("save failed", step, why=self.checkpoints.reason)
+        return committed
+
+    def _save(self, step: int) -> None:
+        self._settle(step)
+        self.checkpoints.save(self.engine, step, self._record())
+
+    def _record(self) -> dict[str, Any]:
+        """What a checkpoint says beside the engine's state."""
+        return {
+            "format": FORMAT,
+            "identity": self.identity,
+            "totals": self.totals,
+            "guard": self.guard.state(),
+        }
+
+    def _leave(self, step: int) -> NoReturn:
+        """The state is saved; end as one who was asked to."""
+        self.log.event("stopped", step, saved=self._settle(step))
+        self.log.end({})
+        dist.barrier()
+        if self.engine.rank == 0:
+            self.stop.file.unlink(missing_ok=True)
+        raise Preempted(f"stopped after step {step} as asked; run it again to go on")
+
+    def _distrusted(self, step: Step) -> str | None:
+        """Why the weights after this step are not to be trusted, if they are not."""
+        every = self.runtime.train.compare_every
+        if self.guard.must_roll_back:
+            self.guard.bundle(step.info.step, self.engine.rank, step.micro, step.verdict)
+            return f"{IN_A_ROW} bad steps in a row"
+        if step.info.step % every == 0 and (odd := differing(self.engine)):
+            return odd
+        return None
+
+    def _roll_back(self, at: int, why: str) -> int:
+        """Back to the newest whole checkpoint, past the data since; returns its step."""
+        self._settle(at)
+        if (step := self._load()) is None:
+            raise UserError(f"step {at}: {why}, and no whole checkpoint is left to go back to")
+        self.guard.rolled_back(at, step, why)
+        self.log.cut(step)
+        if self.engine.rank == 0:
+            print(f"step {at}: {why}; back to step {step}", file=sys.stderr)
+        return step
 
     def _model(self, start: Path | None) -> OpenBAModel:
         model = OpenBAModel(self.recipe.model.architecture(self.tokenizer.size))
@@ -95,31 +234,58 @@ class _Stage:
             restore(model, load_weights(start / "model"), start)
         return model
 
+    def _take_lease(self) -> None:
+        self.lease = Lease(self.out)
+        holder = [self.lease.take(_LEASE_SECONDS) if self.engine.rank == 0 else ""]
+        dist.broadcast_object_list(holder)
+        if holder[0]:
+            raise UserError(f"{self.out}: {holder[0]} trains it; wait for that run or end it")
+
     def _resume(self) -> int:
         """Step to go on from."""
-        found = self.checkpoints.newest(self.engine.rank, self.engine.world, everywhere(self.engine))
-        step = 0
-        if found is not None:
-            record, read = reader(found)
-            self.engine.restore(read, record)
-            step = record["step"]
+        step = self._load() or 0
         self.log.begin(step)
         dist.barrier()
-        if rows := self.log.rows(METRICS):
-            self.totals = rows[-1]["totals"]
+        self.guard.begin()
         return step
 
-    def _log(self, info: StepInfo, clock: float) -> None:
+    def _load(self) -> int | None:
+        """Take the state of the newest whole checkpoint; returns its step, None if there is none."""
+        found = self.checkpoints.newest(self.engine.rank, self.engine.world, everywhere(self.engine))
+        if found is None:
+            return None
+        record, read = reader(found)
+        changes = check(record, self.identity, found, self.runtime.train.allow_changes)
+        for line in changes if self.engine.rank == 0 else ():
+            print(f"{found.name}: goes on with {line}", file=sys.stderr)
+        self.engine.restore(read, record)
+        self.totals = record["totals"]
+        self.guard.restore(record["guard"])
+        return record["step"]
+
+    def _rehearse(self) -> None:
+        self.watchdog.beat("rehearse")
+        micro = self.runtime.train.micro_batch
+        seconds = rehearse(self.engine, self.checkpoints, self.train, micro, self._record())
+        self.log.event("rehearsed", 0, seconds=seconds)
+
+    def _log(self, step: Step, seconds: float) -> None:
+        info = step.info
         self.totals = {key: total + getattr(info, key) for key, total in self.totals.items()}
-        # At every checkpoint too, so that a resumed run finds the totals there.
+        # At every checkpoint too, so that a resumed run's rows have no gap there.
         cadence = (self.runtime.train.log_every, self.runtime.train.checkpoint_every, self.train.steps)
         if any(info.step % steps == 0 for steps in cadence):
-            seconds = time.perf_counter() - clock
-            row = asdict(info) | {"tokens_per_second": info.tokens / seconds, "time": time.time()}
-            self.log.write(METRICS, row | {"totals": self.totals})
+            stall = self.checkpoints.stall - self._told_stall
+            self._told_stall += stall
+            figures = self.meter.row(seconds, info.tokens, step.flops, step.data_seconds, stall)
+            modes = {f"loss_{mode}": loss for mode, loss in step.modes.items()}
+            row = asdict(info) | modes | figures | {"totals": self.totals, "time": time.time()}
+            self.log.write(METRICS, row)
 
     def _measure(self, step: int) -> None:
-        self.log.write(HELDOUT, {"step": step, **self.heldout.measure(self.engine)})
+        self.watchdog.beat("evaluate")
+        row = {"step": step, "tokens": self.totals["tokens"], **self.heldout.measure(self.engine)}
+        self.log.write(HELDOUT, row)
 
     def _finish(self) -> dict[str, Any]:
         weights = self.engine.weights()
@@ -127,7 +293,8 @@ class _Stage:
         if self.engine.rank != 0:
             return {}
         save_model(self.out / "model", weights, self.model.architecture, self.tokenizer)
-        shutil.rmtree(self.checkpoints.folder, ignore_errors=True)
+        for folder in (self.checkpoints.folder, self.out / "heartbeat"):
+            shutil.rmtree(folder, ignore_errors=True)
         return self._facts()
 
     def _facts(self) -> dict[str, Any]:
@@ -146,6 +313,7 @@ class _Stage:
             "workers": self.engine.world,
             "training_seconds": sum(row["seconds"] for row in attempts),
             "resumed": len(attempts) - 1,
+            "rolled_back": self.guard.roll_backs,
             "flops": run_flops(self.recipe, self.tokenizer.size),
             "energy_joules": _sum_energy([row.get("joules") for row in attempts]),
         }

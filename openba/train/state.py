@@ -51,6 +51,8 @@ def restore(engine: Any, read: Callable[[str], Tensor], scalars: Mapping[str, An
     """Put back what `share` and `numbers` gave, from whole tensors by name. Each rank takes its part."""
     if scalars["adam_step"]:
         _make_moments(engine, scalars["adam_step"])
+    else:
+        _forget_moments(engine)
     for name, parameter in _parameters(engine):
         full = read(f"{WEIGHT}/{name}")
         for part in (WEIGHT, *(MOMENTS if scalars["adam_step"] else ())):
@@ -89,6 +91,13 @@ def _make_moments(engine: Any, step: int) -> None:
             adam.state[flat].setdefault(moment, torch.zeros_like(flat))
         adam.state[flat]["step"] = torch.tensor(float(step))
     _link(zero)
+
+
+def _forget_moments(engine: Any) -> None:
+    """As before AdamW's first step: zero moments are those that it would make."""
+    for state in engine.optimizer.optimizer.state.values():
+        for value in state.values():
+            value.zero_()
 
 
 def _link(zero: Any) -> None:

@@ -1,19 +1,19 @@
-"""Real worker groups for the tests of engine, checkpoints and stage: three launches, many runs in each.
+"""Real worker groups for the tests: a fork server, a few groups of many runs, and groups to be killed.
 
-A launch costs seconds (DeepSpeed's import), a run of this model tenths: so all runs are made once
-and the tests look at what they left.
+DeepSpeed's import costs seconds, a run of this model tenths: so workers are forked from a process that has
+imported it, runs are made once and the tests look at what they left.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ from openba.data import instruct, tasks
 from openba.recipes.data import InstructRecipe, TaskRecipe, TaskStep
 from openba.train.checkpoint import MARKER
 from openba.train.log import read_rows
+from tests.train import gang
 
 torch.set_num_threads(1)
 
-WORKER = Path(__file__).with_name("gang.py")
-SECONDS = 120
+ROOT = Path(__file__).resolve().parents[2]
+SECONDS = 60
+_FORKS = multiprocessing.get_context("forkserver")
 
 MODEL = {
     "d_model": 32, "num_heads": 2, "kv_channels": 16, "ffn": 64, "ffn_multiple": 16,
@@ -117,29 +119,35 @@ class Gang:
 
     def __init__(self, folder: Path, world: int, jobs: dict[str, Any]) -> None:
         folder.mkdir()
-        (folder / "jobs.json").write_text(json.dumps(jobs))
-        self.folder, self.workers = folder, []
-        for rank in range(world):
-            with (folder / f"{rank}.log").open("w") as log:
-                worker = subprocess.Popen(
-                    [sys.executable, WORKER, str(rank), str(world), folder],
-                    env={**os.environ, "OMP_NUM_THREADS": "1"},
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    process_group=self.workers[0].pid if self.workers else 0,
-                )
-            self.workers.append(worker)
+        self.folder = folder
+        self.exits: list[int | None] = []
+        """Exit codes after `wait`; None: it was still there."""
+        self.workers = [
+            _FORKS.Process(target=gang.work, args=(rank, world, folder, jobs)) for rank in range(world)
+        ]
+        for worker in self.workers:
+            worker.start()
 
     def results(self) -> dict[str, Any]:
-        """Wait for the end; the results by job."""
-        end = time.monotonic() + SECONDS
-        while any(worker.poll() is None for worker in self.workers) and time.monotonic() < end:
-            if any(worker.poll() for worker in self.workers):
-                break  # the others would wait for it
-            time.sleep(0.05)
+        """Wait for the end; rank 0's results by job."""
+        self.wait()
+        assert [worker.exitcode for worker in self.workers] == [0] * len(self.workers), self.logs()
+        return self.result(0)
+
+    def result(self, rank: int) -> dict[str, Any]:
+        """What a worker has left."""
+        return json.loads((self.folder / f"results-{rank}.json").read_text())
+
+    def wait(self, seconds: float = SECONDS) -> list[int | None]:
+        """Until all have ended, or one has failed and the others had two seconds; the exit codes."""
+        end = time.monotonic() + seconds
+        while any(worker.exitcode is None for worker in self.workers) and time.monotonic() < end:
+            if any(worker.exitcode for worker in self.workers):
+                end = min(end, time.monotonic() + 2)  # the others would wait for it
+            time.sleep(0.02)
+        self.exits = [worker.exitcode for worker in self.workers]
         self.kill()
-        assert (self.folder / "results.json").exists(), self.logs()
-        return json.loads((self.folder / "results.json").read_text())
+        return self.exits
 
     def logs(self) -> str:
         """The ends of the workers' outputs."""
@@ -147,18 +155,34 @@ class Gang:
 
     def kill(self) -> None:
         """kill -9 all workers at once, as a node that loses its power."""
-        if any(worker.poll() is None for worker in self.workers):
-            os.killpg(self.workers[0].pid, signal.SIGKILL)
         for worker in self.workers:
-            worker.wait()
+            worker.kill()
+        for worker in self.workers:
+            worker.join()
+
+    def wait_for(self, there: Callable[[], bool]) -> None:
+        """Until something has happened."""
+        end = time.monotonic() + SECONDS
+        while not there() and time.monotonic() < end and all(w.exitcode is None for w in self.workers):
+            time.sleep(0.001)
+        if not there():
+            self.kill()
+            raise AssertionError(self.logs())
 
     def kill_at(self, file: Path) -> None:
         """Kill as soon as the file is there."""
-        end = time.monotonic() + SECONDS
-        while not file.exists() and time.monotonic() < end and all(w.poll() is None for w in self.workers):
-            time.sleep(0.001)
+        self.wait_for(file.exists)
         self.kill()
-        assert file.exists(), self.logs()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fork_server() -> None:
+    """Started before the first worker is needed: it imports DeepSpeed meanwhile."""
+    _FORKS.set_forkserver_preload(["tests.train.gang"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(ROOT)
+    forkserver.ensure_running()
+    os.environ["PYTHONPATH"] = before or ""
 
 
 def pairs(root: Path, tokenizer_folder: Path) -> Path:
@@ -204,7 +228,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
         "undisturbed": runs.interrupted("undisturbed"),
         "resumed": runs.interrupted("killed"),
         "damaged": runs.interrupted("damaged"),
-        "all-skipped": runs.job("all-skipped", skip_loss_above=1.0, precision="bf16"),
+        "all-skipped": runs.job("all-skipped", skip_loss_above=1.0, precision="bf16", budget="2 steps"),
         "skip": runs.job("skip", do="skip_a_step"),
         "skip-zero2": runs.job("skip-zero2", do="skip_a_step", runtime={"zero_stage": 2, "micro_batch": 2}),
         "started": runs.job(

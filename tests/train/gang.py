@@ -1,7 +1,8 @@
-"""One worker of a real process group, for the tests: `python gang.py RANK WORLD FOLDER`.
+"""One worker of a real process group, for the tests. A fork server imports this module once (12 s) and makes
+a worker in milliseconds, so a case may kill its group.
 
-FOLDER/jobs.json names what to do one after the other; rank 0 leaves FOLDER/results.json. The
-group is gloo's, as under Ray Train on CPUs; nothing of DeepSpeed or of the stage is replaced.
+`jobs` names what to do one after the other; rank R leaves FOLDER/results-R.json. The group is gloo's, as
+under Ray Train on CPUs; nothing of DeepSpeed or of the stage is replaced.
 """
 
 from __future__ import annotations
@@ -11,9 +12,13 @@ import json
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("DS_ACCELERATOR", "cpu")  # before DeepSpeed looks for one
+
+import deepspeed  # noqa: F401, here so that the fork server has it
 import torch
 import torch.distributed as dist
 
@@ -23,24 +28,42 @@ from openba.errors import UserError
 from openba.model.model import OpenBAModel
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep
-from openba.train import stage
+from openba.train import stage, stopping
 from openba.train.batches import TrainingBatches, training_samples
 from openba.train.checkpoint import MARKER, Checkpoints, reader
 from openba.train.engine import Engine
+from tests.train import faults
 
 
-def main() -> None:
-    rank, world, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+def work(rank: int, world: int, folder: Path, jobs: dict[str, Any]) -> None:
+    """A worker's life."""
+    log = os.open(folder / f"{rank}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
     # A file, not a port: none can be taken meanwhile.
     dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=world)
     results: dict[str, Any] = {}
-    for name, job in json.loads((folder / "jobs.json").read_text()).items():
-        results[name] = globals()[job["do"]](build_of(job))
-        dist.barrier()
-        print(f"{name} done", flush=True)
-    if rank == 0:
-        (folder / "results.json").write_text(json.dumps(results, default=str))
+    code = 1
+    try:
+        for name, job in jobs.items():
+            do = faults.run if job["do"] == "break" else globals()[job["do"]]
+            results[name] = do(build_of(job), **job.get("with", {}))
+            if job.get("alone") and "error" in results[name]:
+                break  # as a worker does; the others must not wait for it for ever
+            dist.barrier()
+            print(f"{name} done", flush=True)
+        else:
+            code = 0
+    except stopping.Preempted:
+        code = stopping.EXIT_PREEMPTED
+    except BaseException:
+        traceback.print_exc()
+    (folder / f"results-{rank}.json").write_text(json.dumps(results, default=str))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of gloo and DeepSpeed need no farewell
 
 
 def build_of(job: dict[str, Any]) -> Build:
@@ -60,11 +83,9 @@ def run_stage(build: Build) -> dict[str, Any]:
 
 
 def skip_a_step(build: Build) -> dict[str, Any]:
-    """Three steps, the second with a limit that only the last rank's loss is above; then two without it."""
-    with_skip, kept = _steps(
-        build, [(0, 1e4), (1, 0.1 if dist.get_rank() == dist.get_world_size() - 1 else 1e4), (2, 1e4)]
-    )
-    without, _ = _steps(build, [(0, 1e4), (2, 1e4)])
+    """Three steps, the second poisoned; then two without it."""
+    with_skip, kept = _steps(build, [(0, True), (1, False), (2, True)])
+    without, _ = _steps(build, [(0, True), (2, True)])
     return {"applied": kept, "with_skip": with_skip, "without": without}
 
 
@@ -76,7 +97,7 @@ def save_state(build: Build) -> dict[str, Any]:
     for step in range(5):
         losses += _losses(build, engine, batches, [step])
         if step < 3:
-            checkpoints.save(engine, step + 1)
+            checkpoints.save(engine, step + 1, {})
             checkpoints.settle(engine)
         if step == 2:
             state = _state(engine)
@@ -99,15 +120,23 @@ def load_state(build: Build) -> dict[str, Any]:
 
 
 def _losses(build: Build, engine: Engine, batches: TrainingBatches, steps: list[int]) -> list[float]:
-    train, losses = build.recipe.train, []
+    losses = []
     for step in steps:
-        micro = list(batches.micro(step, engine.rank, engine.world, build.runtime.train.micro_batch))
-        total = 0.0
-        for batch in micro:
-            total += engine.backward(batch, 200, train.skip_loss_above)
-            engine.step(1e-3)
-        losses += engine.sum([total])
+        own, _ = _step(build, engine, batches, step)
+        losses += engine.sum([own])
     return losses
+
+
+def _step(
+    build: Build, engine: Engine, batches: TrainingBatches, step: int, usable: bool = True
+) -> tuple[float, bool]:
+    own, applied = 0.0, False
+    for batch in batches.micro(step, engine.rank, engine.world, build.runtime.train.micro_batch):
+        loss = engine.forward(batch)
+        own += float(loss.detach())
+        engine.backward(loss, 200, usable)
+        applied = engine.step(1e-3)
+    return own, applied
 
 
 def _state(engine: Engine) -> dict[str, str]:
@@ -127,19 +156,15 @@ def _engine(build: Build) -> tuple[Engine, TrainingBatches]:
     model = OpenBAModel(build.recipe.model.architecture(tokenizer.size))
     samples = training_samples(train, build.inputs["data"], "stage1", tokenizer)
     engine = Engine(model, train, build.runtime.train, build.runtime.device)
-    return engine, TrainingBatches(samples, train, tokenizer.pad)
+    return engine, TrainingBatches(samples, train, tokenizer.pad, tokenizer.size)
 
 
-def _steps(build: Build, steps: list[tuple[int, float]]) -> tuple[list[list[str]], list[bool]]:
+def _steps(build: Build, steps: list[tuple[int, bool]]) -> tuple[list[list[str]], list[bool]]:
     """Per step: the digest of every rank's weights after it; and whether it was applied."""
     engine, batches = _engine(build)
     digests, applied = [_digests(engine)], []
-    for step, limit in steps:
-        done = False
-        for batch in batches.micro(step, engine.rank, engine.world, build.runtime.train.micro_batch):
-            engine.backward(batch, 200, limit)
-            done = engine.step(1e-3)
-        applied.append(done)
+    for step, usable in steps:
+        applied.append(_step(build, engine, batches, step, usable)[1])
         digests.append(_digests(engine))
     return digests, applied
 
@@ -151,7 +176,3 @@ def _digests(engine: Engine) -> list[str]:
     everyone: list[str] = [""] * engine.world
     dist.all_gather_object(everyone, own)
     return everyone
-
-
-if __name__ == "__main__":
-    main()

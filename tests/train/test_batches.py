@@ -56,9 +56,14 @@ def make(mixture_folder: Path, tokenizer: Tokenizer):
 
     def make(data: dict[str, Any], part: str = "stage1", **fields: Any) -> TrainingBatches:
         train = recipe(data, **fields)
-        return TrainingBatches(training_samples(train, mixture_folder, part, tokenizer), train, tokenizer.pad)
+        samples = training_samples(train, mixture_folder, part, tokenizer)
+        return TrainingBatches(samples, train, tokenizer.pad, tokenizer.size)
 
     return make
+
+
+def heldout(*where: Any) -> list[Batch]:
+    return [batch for _, batch in heldout_batches(*where)]
 
 
 def rows(batches: Iterable[Batch]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -161,12 +166,10 @@ def test_held_out_samples_are_the_same_for_any_workers(
     groups = heldout_groups(train, mixture_folder, tokenizer)
     assert list(groups) == names
     for name, samples in groups.items():
-        whole = rows(heldout_batches(samples, train, 0, 1, 20, tokenizer.pad))
+        whole = rows(heldout(samples, train, 0, 1, 20, tokenizer.pad))
         assert len(whole) == 14
         for world, size in ((2, 3), (4, 2), (5, 1)):
-            split = [
-                list(heldout_batches(samples, train, r, world, size, tokenizer.pad)) for r in range(world)
-            ]
+            split = [heldout(samples, train, r, world, size, tokenizer.pad) for r in range(world)]
             found = [row for batches in split for row in rows(batches) if row[1]]
             assert Counter(found) == Counter(whole)
             # As many forward passes on every worker: ZeRO-3 waits for all of them in each.
@@ -178,5 +181,5 @@ def test_held_out_samples_are_the_same_for_any_workers(
 def test_held_out_is_limited_by_what_there_is(mixture_folder: Path, tokenizer: Tokenizer) -> None:
     train = recipe(PREFIX, heldout_batches=1000)
     samples = heldout_groups(train, mixture_folder, tokenizer)["loss"]
-    whole = rows(heldout_batches(samples, train, 0, 1, 50, tokenizer.pad))
+    whole = rows(heldout(samples, train, 0, 1, 50, tokenizer.pad))
     assert len(whole) == len(samples) == 6000 // 64

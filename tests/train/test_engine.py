@@ -38,7 +38,7 @@ def test_deepspeed_does_what_plain_torch_does(runs: Any, mixture_folder: Path, t
     step = TrainStep.model_validate(runs.job("x")["recipe"])
     train, optim = step.train, step.train.optim
     batches = TrainingBatches(
-        training_samples(train, mixture_folder, "stage1", tokenizer), train, tokenizer.pad
+        training_samples(train, mixture_folder, "stage1", tokenizer), train, tokenizer.pad, tokenizer.size
     )
     torch.manual_seed(train.seed)
     model = OpenBAModel(step.model.architecture(tokenizer.size))
@@ -85,9 +85,9 @@ def test_a_step_one_worker_finds_bad_is_skipped_on_all(runs: Any) -> None:
 
 def test_a_stage_whose_steps_are_all_skipped_keeps_its_weights(runs: Any) -> None:
     rows = runs.rows("all-skipped")
-    assert [row["skipped"] for row in rows] == [True] * 4
+    assert [row["skipped"] for row in rows] == [True] * 2
     assert all(8 < row["loss"] < 9 for row in rows)
-    assert runs.facts["all-skipped"]["skipped_steps"] == 4
+    assert runs.facts["all-skipped"]["skipped_steps"] == 2
     torch.manual_seed(1234)
     recipe = ModelRecipe.model_validate(runs.job("x")["recipe"]["model"])
     initial = OpenBAModel(recipe.architecture(4103)).bfloat16().state_dict()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from openba.train.log import ATTEMPTS, HELDOUT, METRICS, StageLog, read_rows
+from openba.train.log import ATTEMPTS, EVENTS, HELDOUT, METRICS, StageLog, read_rows
 
 
 @pytest.fixture
@@ -78,3 +78,40 @@ def test_only_rank_zero_writes(tmp_path: Path) -> None:
     log.write(METRICS, {"step": 1})
     log.end({})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_fault_31_rows_wait_for_room_on_a_full_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    log = StageLog(tmp_path, enabled=True)
+    log.begin(0)
+    log.write(METRICS, {"step": 1})
+    log.folder.joinpath(METRICS).rename(tmp_path / "before")
+    (tmp_path / METRICS).symlink_to("/dev/full")  # the kernel's own full disk
+    for step in (2, 3):
+        log.write(METRICS, {"step": step})
+    assert "No space left on device" in capsys.readouterr().err
+    (tmp_path / METRICS).unlink()
+    (tmp_path / "before").rename(tmp_path / METRICS)
+    log.write(METRICS, {"step": 4})
+    log.write(METRICS, {"step": 5})
+    assert steps(log, METRICS) == [1, 2, 3, 4, 5]
+
+
+def test_fault_31_a_clock_that_jumps_changes_no_duration(log: StageLog) -> None:
+    log.begin(3)
+    attempts = log.rows(ATTEMPTS)
+    attempts[-1]["time"] += 3600  # as if the clock had been set back since
+    log._rewrite(ATTEMPTS, attempts)
+    log.end({})
+    assert 0 <= log.rows(ATTEMPTS)[-1]["seconds"] < 5
+
+
+def test_events_that_led_to_a_roll_back_stay(tmp_path: Path) -> None:
+    log = StageLog(tmp_path, enabled=True)
+    for event, step in [("skipped", 3), ("skipped", 8), ("rolled back", 5), ("skipped", 7)]:
+        log.event(event, step)
+    log.cut(6)
+    assert [row["step"] for row in log.rows(EVENTS)] == [3, 8, 5]
+    log.cut(4)
+    assert [row["step"] for row in log.rows(EVENTS)] == [3]

@@ -20,7 +20,7 @@ from openba.train.stage import _sum_energy
 def test_the_output_is_a_model_and_its_logs(runs: Any) -> None:
     folder = runs.root / "reference"
     files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-    logs = {"metrics.jsonl", "heldout.jsonl", "attempts.jsonl"}
+    logs = {"metrics.jsonl", "heldout.jsonl", "attempts.jsonl", "events.jsonl"}
     assert {name for name in files if not name.startswith("model/")} == logs
     assert {"model/config.json", "model/model.safetensors", "model/spiece.model"} < files
     loaded, tokenizer = load_model(folder / "model")
@@ -64,7 +64,7 @@ def test_a_stage_starts_from_the_weights_it_is_given(runs: Any) -> None:
     for name, tensor in runs.weights("reference").items():
         assert torch.equal(runs.weights("started")[name], tensor)
     heldout = runs.facts["started"]["heldout"]
-    assert [set(row) for row in heldout] == [{"step", "loss"}] * 2
+    assert [set(row) for row in heldout] == [{"step", "tokens", "loss", "accuracy"}] * 2
     assert heldout[0]["loss"] == heldout[1]["loss"]
 
 
@@ -74,7 +74,9 @@ def test_facts_count_steps_that_are_not_logged(runs: Any, tokenizer: Tokenizer) 
     train = TrainStep.model_validate(runs.job("x", data={"objective": "instruction"})["recipe"]).train
     samples = training_samples(train, runs.root / "pairs", "stage1", tokenizer)
     batches = [
-        b for step in range(4) for b in TrainingBatches(samples, train, tokenizer.pad).micro(step, 0, 1, 8)
+        b
+        for step in range(4)
+        for b in TrainingBatches(samples, train, tokenizer.pad, tokenizer.size).micro(step, 0, 1, 8)
     ]
     assert facts["tokens"] == sum(batch.tokens for batch in batches)
     assert facts["target_tokens"] == sum(batch.targets for batch in batches)

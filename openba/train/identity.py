@@ -1,0 +1,76 @@
+"""What a checkpoint belongs to: model, training recipe, tokenizer, data and the model it started from.
+
+Owns the comparison at a resume. A stage's folder is named by its fingerprint, so this meets folders that
+were copied, data that was changed in place, and checkpoints of another version of openba.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openba.config import flatten
+from openba.errors import UserError
+from openba.recipes.train import TrainStep
+
+FORMAT = 2
+"""Of checkpoints; 1 had no identity."""
+HARMLESS = ("train.evaluate_every", "train.heldout_batches")
+"""What may differ: it changes what is measured, not what is learnt."""
+_BLOCKS, _BLOCK = 16, 2**16
+
+
+def identity(recipe: TrainStep, inputs: Mapping[str, Path]) -> dict[str, Any]:
+    """The identity of a run, as JSON values."""
+    return {
+        "model": recipe.model.model_dump(mode="json"),
+        "train": recipe.train.model_dump(mode="json"),
+        "inputs": {key: _folder(path, _READ[key]) for key, path in sorted(inputs.items()) if key in _READ},
+    }
+
+
+def check(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path, allowed: bool) -> list[str]:
+    """Compare a checkpoint's record with this run; returns the differences that it may have.
+
+    Raises:
+        UserError: another form of checkpoint, or one of another run that is not allowed.
+    """
+    if then.get("format") != FORMAT:
+        raise UserError(
+            f"{folder}: a checkpoint of form {then.get('format', 1)}, this version of openba reads {FORMAT}; "
+            f"go on with the version that wrote it, or remove {folder.parent} to start again"
+        )
+    old, new = flatten(then["identity"]), flatten(dict(now))
+    changed = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
+    told = {key: f"{key}: {a} -> {b}" for key, (a, b) in changed.items() if a != b}
+    if harmful := [line for key, line in told.items() if key not in HARMLESS and not allowed]:
+        raise UserError(
+            f"{folder}: a checkpoint of another run ({'; '.join(harmful)}); remove {folder.parent} to start "
+            "again, or allow it with runtime.train.allow_changes=true"
+        )
+    return list(told.values())
+
+
+_READ = {"tokenizer": ("*.model",), "data": ("**/*.npy",), "start": ("model/*.safetensors",)}
+"""Files of each input that decide what is learnt."""
+
+
+def _folder(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
+    """Path -> digest of an input's files."""
+    files = {path for pattern in patterns for path in folder.glob(pattern)}
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in sorted(files)}
+
+
+def _digest(path: Path) -> str:
+    """Of the size and of sixteen blocks spread over the file: a store is terabytes, a resume seconds."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        for number in range(_BLOCKS):
+            file.seek(max(0, size - _BLOCK) * number // (_BLOCKS - 1))
+            digest.update(file.read(_BLOCK))
+            if size <= _BLOCK:
+                break
+    return digest.hexdigest()[:16]

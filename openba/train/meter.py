@@ -1,0 +1,83 @@
+"""The figures of a logged step beside its loss: speed, share of the peak, waiting, memory.
+
+Owns their definitions. Padded figures count every sample at the recipe's full lengths, as a trainer that pads
+would compute them and as others report them; useful ones count each sample at its own length.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from openba.accounting.flops import train_flops, useful_train_flops
+from openba.model.model import IGNORE
+from openba.recipes.runtime import DeviceRuntime
+from openba.recipes.train import TrainStep
+from openba.train.batches import Batch
+
+
+class Meter:
+    """Figures of one run's steps, from what all workers did and what one waited."""
+
+    def __init__(self, recipe: TrainStep, vocab: int, device: DeviceRuntime, world: int) -> None:
+        self.model, self.vocab, self.kind = recipe.model, vocab, device.kind
+        train = recipe.train
+        self.peak = device.peak_tflops * 1e12 * world
+        self.padded_tokens = train.tokens_per_step
+        self.padded_flops = train.batch * train_flops(
+            self.model, vocab, train.encoder_length, train.decoder_length
+        )
+        self._process = psutil.Process()
+
+    def flops(self, batches: list[Batch]) -> float:
+        """FLOPs that training on this worker's batches takes, each sample at its own lengths."""
+        sources = [n for batch in batches for n in batch.mask.sum(1).tolist()]
+        targets = [n for batch in batches for n in (batch.labels != IGNORE).sum(1).tolist()]
+        return float(useful_train_flops(self.model, self.vocab, sources, targets))
+
+    def row(
+        self, seconds: float, tokens: int, flops: float, data_seconds: float, stall: float
+    ) -> dict[str, Any]:
+        """The figures of a step.
+
+        Args:
+            seconds: from the end of the step before to the end of this one, saves and measurements left out.
+            tokens: real tokens of all workers.
+            flops: sum of `flops` over all workers.
+            data_seconds: of them, what this worker waited for its batches.
+            stall: seconds that training has waited for checkpoints since the last logged step.
+        """
+        figures = {
+            "tokens_per_second": tokens / seconds,
+            "padded_tokens_per_second": self.padded_tokens / seconds,
+            "tflops": flops / seconds / 1e12,
+            "data_wait": data_seconds / seconds,
+            "checkpoint_stall": stall,
+            "memory_gb": self._memory() / 1e9,
+        }
+        if self.peak > 0:
+            figures["mfu_useful"] = flops / seconds / self.peak
+            figures["mfu_padded"] = self.padded_flops / seconds / self.peak
+        return figures
+
+    def _memory(self) -> int:
+        """Bytes: the device's peak, or what this process holds."""
+        return torch.cuda.max_memory_allocated() if self.kind == "cuda" else self._process.memory_info().rss
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether host or device had no memory left; torch's CPU allocator says so in words only."""
+    known = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return known or "can't allocate memory" in str(error) or "bad_alloc" in str(error)
+
+
+def leave_memory(folder: Path, rank: int) -> Path:
+    """Write what held the memory to `debug/memory-00000.txt`; returns the file."""
+    file = folder / "debug" / f"memory-{rank:05d}.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    host = f"{psutil.Process().memory_full_info()}\n{psutil.virtual_memory()}\n"
+    file.write_text(host + (torch.cuda.memory_summary() if torch.cuda.is_available() else ""))
+    return file

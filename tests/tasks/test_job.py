@@ -1,0 +1,28 @@
+"""A job's patience with worker groups that die."""
+
+from pathlib import Path
+
+from openba.train.checkpoint import MARKER
+from tasks.job import Patience
+
+
+def reach(out: Path, step: int) -> None:
+    folder = out / "checkpoints" / f"step-{step:06d}"
+    folder.mkdir(parents=True)
+    (folder / MARKER).touch()
+
+
+def test_fault_32_a_crash_loop_ends_and_progress_gives_new_tries(tmp_path: Path) -> None:
+    patience = Patience(tmp_path, 2)
+    assert [patience.lasts() for _ in range(3)] == [True, True, False]
+    reach(tmp_path, 5)
+    assert [patience.lasts() for _ in range(3)] == [True, True, False]
+    reach(tmp_path, 6)
+    assert patience.lasts()
+    (tmp_path / "checkpoints" / "step-000007.tmp").mkdir()  # a write that died is no progress
+    (tmp_path / "checkpoints" / "step-000006").rename(tmp_path / "checkpoints" / "step-000006.damaged")
+    assert patience.reached == 6
+
+
+def test_no_try_again_if_none_is_allowed(tmp_path: Path) -> None:
+    assert not Patience(tmp_path, 0).lasts()
