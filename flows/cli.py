@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows import data, evaluate
+from flows import data, evaluate, serve
 from openba.artifacts import Step, drift
 from openba.config import flatten, load
 from openba.errors import UserError
@@ -29,6 +29,7 @@ app.add_typer(data.app, name="data")
 app.command("eval")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("judge")(evaluate.judge)
+app.command("serve")(serve.serve)
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 PipelineName = Annotated[
@@ -217,7 +218,8 @@ def _print_plan(planned: dict[str, Any]) -> None:
     )
     where = f"{total['wall_hours']:,.3g} h on {planned['devices']} x {planned['device']}"
     energy = f"{total['kwh']:,.3g} kWh, {total['tco2eq']:.3g} tCO2eq (paper's method)"
-    console.print(f"total: {spent} ({where}), {energy}", markup=False)
+    money = "" if total["money"] is None else f", {total['money']:,.2f} at your price"
+    console.print(f"total: {spent} ({where}), {energy}{money}", markup=False)
 
 
 def _mixture_table(groups: list[dict[str, Any]]) -> Table:

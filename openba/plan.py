@@ -36,7 +36,8 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
         "devices": pipeline.config.runtime.devices,
         "mixture": _mixture(pipeline, store),
         "steps": steps,
-        "total": {key: sum(training[key] for training in trainings) for key in keys},
+        "total": {key: sum(training[key] for training in trainings) for key in keys}
+        | {"money": None if pipeline.config.runtime.price is None else sum(t["money"] for t in trainings)},
     }
 
 

@@ -181,7 +181,8 @@ class RayHead:
     def stop(self) -> None:
         """End the own cluster; leave a foreign one."""
         if self.service:
-            self.service.stop()
+            # Nothing of it is kept, and after a gang it goes on for longer than 10 s if it is asked only.
+            self.service.stop(timeout=2)
         if self.scratch:
             shutil.rmtree(self.scratch, ignore_errors=True)
 

@@ -59,6 +59,8 @@ class Cost(TypedDict):
     tflops_per_device: float | None
     utilisation: float | None
     """Share of the device's peak; this and TFLOP/s are None for a step that took no time."""
+    money: float | None
+    """Device hours at the runtime's price; None where it states none."""
 
 
 def paper_energy(
@@ -88,6 +90,7 @@ def cost(facts: TrainFacts, runtime: PipelineRuntime) -> Cost:
         "energy_domains": sorted(measured),
         "tflops_per_device": tflops,
         "utilisation": None if tflops is None else tflops / device.peak_tflops,
+        "money": None if runtime.price is None else device_seconds / 3600 * runtime.price,
     }
 
 

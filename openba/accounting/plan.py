@@ -42,6 +42,8 @@ class TrainingPlan(TypedDict):
     wall_hours: float
     kwh: float
     tco2eq: float
+    money: float | None
+    """At the runtime's price of a device hour; None where it states none."""
     memory: list[ZeroMemory]
     """ZeRO stages 0 to 3."""
     micro_batch: int
@@ -74,6 +76,7 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
         "wall_hours": gpu_hours / runtime.devices,
         "kwh": carbon.kwh,
         "tco2eq": carbon.tco2eq,
+        "money": None if runtime.price is None else gpu_hours * runtime.price,
         "memory": memory,
         "micro_batch": runtime.train.micro_batch,
         "tensor_parallel": runtime.tensor_parallel,

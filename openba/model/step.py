@@ -7,7 +7,7 @@ that one position's arithmetic, which is `DecoderBlock.forward`'s in evaluation 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -36,23 +36,28 @@ class Step:
     def __call__(
         self,
         ids: Tensor,
-        position: int,
+        position: int | Tensor,
         cache: Tensor,
-        memory: list[tuple[Tensor, Tensor]],
+        memory: Sequence[tuple[Tensor, Tensor]],
         bias: Tensor | None,
+        own_bias: Tensor | None = None,
     ) -> Tensor:
         """Hidden states `[rows, hidden]` of ids int64 `[rows]` at `position`.
 
         Args:
             ids: the tokens.
-            position: their place, the same for all rows.
+            position: their place, the same for all rows; or int64 `[rows]`, each row's own.
             cache: `[layers, 2, rows, heads, positions, kv]`; the new keys and values are written into it.
             memory: per layer the source's keys and values, `[rows, heads, source, kv]` each.
             bias: added to cross-attention's scores, or None.
+            own_bias: added to self-attention's scores, `[rows, 1, 1, positions]`: with positions of their
+                own rows attend to the whole cache but for what this hides.
         """
         x = F.embedding(ids, self.embedding)
         cos, sin = self.cos[position], self.sin[position]
-        shape, half = (x.shape[0], self.heads, 3, cos.shape[0]), cos.shape[0] // 2
+        if isinstance(position, Tensor):
+            cos, sin = cos[:, None, None], sin[:, None, None]
+        shape, half = (x.shape[0], self.heads, 3, cos.shape[-1]), cos.shape[-1] // 2
         for layer, (own, cross) in zip(self.layers, zip(cache, memory, strict=True), strict=True):
             packed = few_rows_linear(layer.own_norm(x), *layer.qkv).view(shape)
             turning = packed[:, :, :2]
@@ -62,9 +67,8 @@ class Step:
             else:
                 wide = turning.float()
                 turning.copy_(wide * cos + wide.roll(half, -1) * sin)
-            own[:, :, :, position] = packed[:, :, 1:].permute(2, 0, 1, 3)
-            known = own[:, :, :, : position + 1]
-            mixed = F.scaled_dot_product_attention(packed[:, :, :1], known[0], known[1])
+            known = _store(own, packed[:, :, 1:], position)
+            mixed = F.scaled_dot_product_attention(packed[:, :, :1], known[0], known[1], own_bias)
             x = x + layer.own_out(few_rows_linear(mixed.reshape(ids.shape[0], -1), *layer.own_o))
             query = few_rows_linear(layer.cross_norm(x), *layer.q).view(ids.shape[0], self.heads, 1, -1)
             mixed = F.scaled_dot_product_attention(query, cross[0], cross[1], bias)
@@ -72,6 +76,15 @@ class Step:
             gate, up = few_rows_linear(layer.mlp_norm(x), layer.fc_in).chunk(2, -1)
             x += few_rows_linear(F.silu(gate).mul_(up), layer.fc_out)
         return self.last_norm(x)
+
+
+def _store(own: Tensor, new: Tensor, position: int | Tensor) -> Tensor:
+    """Put keys and values `[rows, heads, 2, kv]` into a layer's cache; returns the part to attend to."""
+    if isinstance(position, Tensor):
+        own[:, torch.arange(len(position), device=position.device), :, position] = new.transpose(1, 2)
+        return own
+    own[:, :, :, position] = new.permute(2, 0, 1, 3)
+    return own[:, :, :, : position + 1]
 
 
 class _Layer:

@@ -93,6 +93,8 @@ class PipelineRuntime(Runtime):
     """Power usage effectiveness (paper section 4.2)."""
     carbon_intensity: float = 0.385
     """kg CO2eq per kWh (paper equation 2, US average)."""
+    price: float | None = Field(default=None, ge=0)
+    """Of one device hour, in the currency that you think in; None: no cost is told."""
 
     @model_validator(mode="after")
     def _together(self) -> PipelineRuntime:

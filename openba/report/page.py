@@ -18,6 +18,7 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
+from openba.accounting import carbon_table
 from openba.report.evolution import evolution_chart
 from openba.report.paper_tables import paper_tables
 from openba.report.schema import Example, Report, StepState, Training
@@ -44,6 +45,7 @@ def render(report: Report) -> str:
         stages=stages,
         experts=experts,
         totals=_totals(training),
+        carbon_table=carbon_table.ROWS,
         charts=_charts(report, stages, experts),
         tables=paper_tables(report.get("evaluations") or []),
     )
@@ -65,7 +67,7 @@ def _verdict(steps: list[StepState]) -> dict[str, str]:
 
 def _totals(training: list[Training]) -> dict[str, float | None]:
     """Sums of the runs' costs; None where a run lacks the figure, as a part is not a total."""
-    names = ("flops", "device_hours", "energy_kwh_paper", "tco2eq_paper", "energy_joules_measured")
+    names = ("flops", "device_hours", "energy_kwh_paper", "tco2eq_paper", "energy_joules_measured", "money")
     costs: list[dict[str, Any]] = [run.get("cost") or {} for run in training]
     figures: dict[str, list[Any]] = {name: [cost.get(name) for cost in costs] for name in names}
     return {name: sum(column) if column and None not in column else None for name, column in figures.items()}

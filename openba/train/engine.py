@@ -7,7 +7,6 @@ torch.distributed is initialised by whoever started the worker; this file never 
 from __future__ import annotations
 
 import math
-import os
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -23,6 +22,7 @@ from openba.recipes.runtime import PipelineRuntime, TrainRuntime
 from openba.recipes.train import TrainRecipe
 from openba.train.batches import Batch
 from openba.train.groups import make_groups
+from openba.train.lean_deepspeed import import_deepspeed
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # torch 2.13: one line per ZeRO collective
 
@@ -71,11 +71,7 @@ class Engine:
     def __init__(self, model: OpenBAModel, recipe: TrainRecipe, runtime: PipelineRuntime) -> None:
         """Takes a whole model, the same on every worker, and leaves this worker's part of it."""
         device, gang = runtime.device, runtime.train
-        os.environ.setdefault("DS_ACCELERATOR", device.kind)
-        import deepspeed
-
-        if device.kind == "cpu":
-            _no_compiler()
+        deepspeed = import_deepspeed(device.kind)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
         self.device = (
             torch.device("cuda", torch.cuda.current_device())
@@ -205,12 +201,3 @@ def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-
-
-def _no_compiler() -> None:
-    """Keep DeepSpeed from compiling its CPU shared-memory collectives: 38 s, and a compiler is needed."""
-    from deepspeed import ops
-
-    compatible = getattr(ops, "__compatible_ops__", None)  # private, so guarded
-    if compatible is not None:
-        compatible["deepspeed_shm_comm"] = False

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from openba.accounting.carbon_table import ROWS, difference
 from openba.accounting.energy import POWERCAP, Counter, EnergyMeter, cost, paper_energy
 from openba.recipes.runtime import DeviceRuntime, PipelineRuntime, TrainRuntime
 
@@ -31,6 +32,24 @@ def test_paper_table_5(hours: float, mwh: float, tonnes: float) -> None:
     carbon = paper_energy(hours, watts=400)
     assert carbon.kwh / 1000 == pytest.approx(mwh, rel=5e-4)
     assert carbon.tco2eq == pytest.approx(tonnes, rel=1e-3)
+
+
+def test_table_5_follows_from_its_hours_but_for_bloom() -> None:
+    assert {row.model: difference(row) for row in ROWS if not row.misprint} == {
+        "OPT-175B": 0,
+        "LLaMA-7B": 0,
+        "LLaMA-13B": 0,
+        "OpenBA-15B": 0,
+    }
+    (bloom,) = (row for row in ROWS if row.misprint)
+    assert round(bloom.computed.kwh / 1000, 1) == 476.5
+    assert bloom.mwh == 475
+
+
+def test_money_is_device_hours_at_the_users_price() -> None:
+    facts = {"flops": 1e15, "seconds": 1800.0, "devices": 4, "energy_joules": None}
+    assert cost(facts, CLUSTER)["money"] is None
+    assert cost(facts, CLUSTER.model_copy(update={"price": 2.5}))["money"] == pytest.approx(5.0)
 
 
 def test_cost_of_the_papers_run() -> None:

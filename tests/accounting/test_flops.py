@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.accounting import BASE, SHAPES, counted
 from openba.accounting.flops import (
     forward_flops,
     parameters,
@@ -133,6 +134,12 @@ def test_formula_is_what_torch_counts(recipe: ModelRecipe, s: int, t: int) -> No
         model(*inputs).backward()
     assert forward == batch * sum(forward_flops(recipe, 40, s, t).values())
     assert counter.get_total_flops() == batch * train_flops(recipe, 40, s, t)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_training_of_six_shapes_is_what_torch_counts(name: str) -> None:
+    ours, torchs = counted(ModelRecipe(**BASE | SHAPES[name]))
+    assert ours == torchs
 
 
 @given(st.lists(st.tuples(st.integers(0, 2048), st.integers(0, 2048)), max_size=20))

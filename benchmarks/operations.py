@@ -1,0 +1,14 @@
+"""Group `operations`: accounting against the paper and torch, serving under load."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from benchmarks import accounting, serving
+from benchmarks.figure import Figure
+
+
+def figures() -> Iterator[Figure]:
+    """What is exact first, then times."""
+    yield from accounting.figures()
+    yield from serving.figures()

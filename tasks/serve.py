@@ -1,0 +1,208 @@
+"""`openba serve`: the process that listens, and what an alias of the registry names now.
+
+Owns the address, the key, signals, and the looking up of `models:/NAME@ALIAS`. Answers are
+`openba.serve`'s. The alias is asked for every few seconds; a new version is loaded beside the old
+one, which answers until then and ends what it has begun.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import socket
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from openba.artifacts import fetch
+from openba.errors import UserError
+from openba.home import Home
+from openba.serve.app import Application
+from openba.serve.host import Host
+from openba.serve.limits import Limits, Protocol
+from openba.serve.metrics import Metrics
+
+KEY = "OPENBA_API_KEY"
+_LOOPBACK = ("127.0.0.1", "localhost")
+_REGISTERED = re.compile(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))")
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model and where its files are looked for."""
+
+    name: str
+    version: str
+    folder: Path | None
+    """None: in the store, by the registered version's pointer."""
+
+
+class Source:
+    """What was asked for on the command line, and which model that is at the moment."""
+
+    def __init__(self, asked: str, home: Home) -> None:
+        """Args: a folder or a `models:/` address; where the registry is.
+
+        Raises:
+            UserError: neither of the two.
+        """
+        self.asked, self.uri = asked, home.tracking_uri
+        found = _REGISTERED.fullmatch(asked)
+        self.name: str = found[1] if found else Path(asked).resolve().name
+        self.alias: str | None = found[2] if found else None
+        self.number: str | None = found[3] if found else None
+        self.folder = None if found else Path(asked)
+        if self.folder is not None and not (self.folder / "config.json").exists():
+            raise UserError(
+                f"{asked}: not a model's folder (no config.json in it), nor models:/NAME@ALIAS or "
+                "models:/NAME/VERSION"
+            )
+
+    def now(self) -> Place:
+        """The model as of now.
+
+        Raises:
+            UserError: the registry does not know it, or does not answer.
+        """
+        if self.folder is not None:
+            return Place(self.name, "folder", self.folder)
+        if self.number is not None:
+            return Place(self.name, f"v{self.number}", None)
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        try:
+            found = MlflowClient(self.uri, self.uri).get_model_version_by_alias(self.name, self.alias or "")
+        except MlflowException as error:
+            raise UserError(
+                f"{self.asked}: {str(error).splitlines()[0]} (registry {_plain(self.uri)})"
+            ) from None
+        return Place(self.name, f"v{found.version}", None)
+
+    def fetch(self, place: Place) -> Path:
+        """The model's folder, its digests checked.
+
+        Raises:
+            UserError: the registry does not know the version, or a file is missing or damaged.
+        """
+        if place.folder is not None:
+            return place.folder
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for 300 bytes
+        mlflow.set_tracking_uri(self.uri)
+        with tempfile.TemporaryDirectory() as scratch:
+            address = f"models:/{place.name}/{place.version.removeprefix('v')}"
+            try:
+                folder = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch)
+                pointer = json.loads((Path(folder) / "artifacts" / "pointer.json").read_text())
+            except (MlflowException, OSError) as error:
+                raise UserError(
+                    f"{address}: no readable pointer.json: {str(error).splitlines()[0]}"
+                ) from None
+        return fetch(pointer["uri"], pointer["files"]) / "model"
+
+
+def serve(asked: str, home: Home, limits: Limits, *, host: str, port: int, device: str, poll: float) -> None:
+    """Answer until SIGINT or SIGTERM.
+
+    Args:
+        asked: a model's folder or `models:/NAME@ALIAS`.
+        home: where the registry is.
+        limits: what clients may do.
+        host: the address to listen on; any but loopback needs a key in OPENBA_API_KEY.
+        port: 0 for a free one.
+        device: of the model, as torch names it.
+        poll: seconds between two looks at the alias.
+
+    Raises:
+        UserError: no such model, no key, or the port is in use.
+    """
+    key = os.environ.get(KEY) or None
+    if host not in _LOOPBACK and key is None:
+        raise UserError(
+            f"--host {host}: set {KEY} to a secret first, or whoever reaches this machine may ask"
+        )
+    source = Source(asked, home)
+    with suppress(KeyboardInterrupt, asyncio.CancelledError):
+        asyncio.run(_serve(source, limits, key, host, port, device, poll))
+
+
+async def _serve(
+    source: Source, limits: Limits, key: str | None, host: str, port: int, device: str, poll: float
+) -> None:
+    listening = _bound(host, port)
+    models = Host(limits, Metrics(), device)
+    place = await asyncio.to_thread(source.now)
+    folder = await asyncio.to_thread(source.fetch, place)
+    models.replace(await asyncio.to_thread(models.load, folder, place.name, place.version))
+    # On loopback only its own names: a page elsewhere whose name leads here (DNS rebinding) is refused.
+    names = _LOOPBACK if host in _LOOPBACK else ("*",)
+
+    class Patient(Protocol):
+        patience = limits.patience
+
+    config = uvicorn.Config(
+        Application(models, key).asgi(names), http=Patient, ws="none", lifespan="off",
+        log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=30,
+    )  # fmt: skip
+    address = f"http://{host}:{listening.getsockname()[1]}"
+    guard = "with a key" if key else "no key"
+    print(f"{place.name} {place.version} on {address} ({guard}; Ctrl-C ends it)", flush=True)
+    watching = asyncio.create_task(watch(source, models, poll)) if source.alias else None
+    try:
+        await uvicorn.Server(config).serve(sockets=[listening])
+    finally:
+        if watching:
+            watching.cancel()
+        models.close()
+
+
+async def watch(source: Source, models: Host, poll: float) -> None:
+    """Follow the alias. What cannot be loaded is told once and tried again; the present model goes on."""
+    while True:
+        await asyncio.sleep(poll)
+        try:
+            place = await asyncio.to_thread(source.now)
+            if models.present is not None and place.version == models.present.version:
+                models.failed("")
+                continue
+            folder = await asyncio.to_thread(source.fetch, place)
+            models.replace(await asyncio.to_thread(models.load, folder, place.name, place.version))
+            print(f"{place.name} {place.version} answers now", flush=True)
+        except Exception as error:  # whatever it is must not end the following
+            if str(error) != models.trouble:
+                print(
+                    f"openba: {source.asked}: the present model goes on: {error}", file=sys.stderr, flush=True
+                )
+            models.failed(str(error))
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket on the address, taken before the model is loaded.
+
+    Raises:
+        UserError: it is not to be had.
+    """
+    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise UserError(
+            f"--host {host} --port {port}: {error.strerror}; choose another (0: a free port)"
+        ) from None
+    return listening
+
+
+def _plain(uri: str) -> str:
+    """An address without the user and password in it."""
+    return re.sub(r"//[^/@]*@", "//", uri)
