@@ -1,6 +1,6 @@
 """The flows of `prefect.yaml`: each does one part of a pipeline, then tells that it is done.
 
-Owns what a deployment runs and its form. Who starts whom stands in `prefect.yaml`. A flow that
+Owns what a deployment runs and its form (Prefect takes the texts of a form from the docstring). Who starts whom stands in `prefect.yaml`. A flow that
 fails, or whose output does not pass its gate, emits nothing, so nothing comes after it.
 """
 
@@ -26,9 +26,8 @@ from tasks.registry import Registration, Registry
 from tasks.session import open_session
 
 Stage = Literal["stage1", "stage2", "stage3"]
-Name = Annotated[str, Field(description="Pipeline: a name in configs/pipeline, or a YAML file.")]
-Overrides = Annotated[list[str] | None, Field(description="Overrides, such as stage2.optim.lr=3e-5.")]
-Limit = Annotated[float | None, Field(description="Held-out loss above which nothing follows.", gt=0)]
+Overrides = list[str] | None
+Limit = Annotated[float | None, Field(gt=0)]
 HOOKS: dict[str, Any] = {"on_cancellation": [end_flow_run], "on_crashed": [end_flow_run]}
 
 
@@ -39,8 +38,13 @@ class Approval(RunInput):
 
 
 @flow(name="openba-data", task_runner=RUNNER, **HOOKS)
-def build_data(pipeline: Name = "tiny", overrides: Overrides = None) -> None:
-    """Read, clean, tokenize and mix all data of a pipeline."""
+def build_data(pipeline: str = "tiny", overrides: Overrides = None) -> None:
+    """Read, clean, tokenize and mix all data of a pipeline.
+
+    Args:
+        pipeline: a name in configs/pipeline, or a YAML file.
+        overrides: such as stage2.optim.lr=3e-5.
+    """
     graph = _graph(pipeline, overrides)
     _build(graph, graph.data)
     events.passed("data", pipeline, graph.step("mixture").fingerprint)
@@ -48,30 +52,50 @@ def build_data(pipeline: Name = "tiny", overrides: Overrides = None) -> None:
 
 @flow(name="openba-stage", task_runner=RUNNER, **HOOKS)
 def train_stage(
-    stage: Stage, pipeline: Name = "tiny", overrides: Overrides = None, max_heldout_loss: Limit = None
+    stage: Stage, pipeline: str = "tiny", overrides: Overrides = None, max_heldout_loss: Limit = None
 ) -> None:
-    """Train one stage."""
+    """Train one stage.
+
+    Args:
+        stage: which one.
+        pipeline: a name in configs/pipeline, or a YAML file.
+        overrides: such as stage2.optim.lr=3e-5.
+        max_heldout_loss: nats per token above which nothing follows.
+    """
     _train(stage, pipeline, overrides, max_heldout_loss)
 
 
 @flow(name="openba-expert", task_runner=RUNNER, **HOOKS)
 def train_expert(
-    expert: Annotated[str, Field(description="An expert, such as chat.")],
-    pipeline: Name = "tiny",
+    expert: str,
+    pipeline: str = "tiny",
     overrides: Overrides = None,
     max_heldout_loss: Limit = None,
 ) -> None:
-    """Fine-tune one expert."""
+    """Fine-tune one expert.
+
+    Args:
+        expert: its name, such as chat.
+        pipeline: a name in configs/pipeline, or a YAML file.
+        overrides: such as stage2.optim.lr=3e-5.
+        max_heldout_loss: nats per token above which nothing follows.
+    """
     _train(expert, pipeline, overrides, max_heldout_loss)
 
 
 @flow(name="openba-evaluate", task_runner=RUNNER, **HOOKS)
 def evaluate_model(
-    model: Annotated[str, Field(description="A trained step, such as stage3 or chat.")],
-    pipeline: Name = "tiny",
+    model: str,
+    pipeline: str = "tiny",
     overrides: Overrides = None,
 ) -> None:
-    """Evaluate a model on its benchmarks."""
+    """Evaluate a model on its benchmarks.
+
+    Args:
+        model: a trained step, such as stage3 or chat.
+        pipeline: a name in configs/pipeline, or a YAML file.
+        overrides: such as stage2.optim.lr=3e-5.
+    """
     graph = _graph(pipeline, overrides)
     step = graph.step(f"evaluate-{model}")
     _build(graph, [*step.walk(), *graph.step("contamination").walk()])
@@ -80,12 +104,19 @@ def evaluate_model(
 
 @flow(name="openba-promote", **HOOKS)
 def promote_model(
-    model: Annotated[str, Field(description="A trained step, such as stage3 or chat.")],
-    pipeline: Name = "tiny",
+    model: str,
+    pipeline: str = "tiny",
     overrides: Overrides = None,
-    ask: Annotated[bool, Field(description="Wait for a person's approval.")] = False,
+    ask: bool = False,
 ) -> str:
-    """Register a model as candidate, and make it champion if the gate lets it."""
+    """Register a model as candidate, and make it champion if the gate lets it.
+
+    Args:
+        model: a trained step, such as stage3 or chat.
+        pipeline: a name in configs/pipeline, or a YAML file.
+        overrides: such as stage2.optim.lr=3e-5.
+        ask: wait for a person's approval.
+    """
     if ask and not suspend_flow_run(wait_for_input=Approval, timeout=7 * 86400).approve:
         raise UserError(f"{model}: not approved; the champion stays")
     graph = _graph(pipeline, overrides)

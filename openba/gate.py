@@ -39,6 +39,7 @@ def champion_refusals(
         facts: of the training step's manifest.
         evaluation: facts of its evaluation, None if it has not been built.
         contamination: facts of the contamination step, None if it has not been built.
+        gate: the pipeline's rules.
     """
     reasons = stage_refusals(facts, None)
     if gate.evaluation:
