@@ -1,7 +1,8 @@
 """The flows of `prefect.yaml`: each does one part of a pipeline, then tells that it is done.
 
-Owns what a deployment runs and its form (Prefect takes the texts of a form from the docstring). Who starts whom stands in `prefect.yaml`. A flow that
-fails, or whose output does not pass its gate, emits nothing, so nothing comes after it.
+Owns what a deployment runs and its form, whose texts Prefect reads from docstrings. Who starts
+whom stands in `prefect.yaml`. A flow that fails, or whose output does not pass its gate, emits
+nothing, so nothing comes after it.
 """
 
 from __future__ import annotations
@@ -125,9 +126,7 @@ def promote_model(
         raise UserError(f"{model}: no model that {pipeline} registers; see registry.models")
     home = Home.from_environment()
     with open_session(graph, home, [], str(runtime.flow_run.id)) as session:
-        registry = Registry(
-            session.tracking, session.store, home.root / "promotions.jsonl", graph.step("contamination")
-        )
+        registry = Registry(session.tracking, session.store, home.promotions, graph.step("contamination"))
         done: Registration = registry.register(found, graph.config.registry.gate)
     if done.decision == "refused":
         raise UserError(f"{done.name} version {done.version}: refused: {done.reason}")

@@ -67,7 +67,7 @@ def register() -> list[Registration]:
     registry = Registry(
         session.tracking,
         session.store,
-        session.home.root / "promotions.jsonl",
+        session.home.promotions,
         session.pipeline.step("contamination"),
     )
     gate = session.pipeline.config.registry.gate
