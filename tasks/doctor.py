@@ -18,7 +18,6 @@ from packaging.requirements import Requirement
 from openba.home import Home
 from tasks.services import choose_port
 
-
 AUTOMATION, ZOMBIES = "openba-crash-zombies", "infra/prefect/zombies.yaml"
 
 
