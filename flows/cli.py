@@ -146,6 +146,22 @@ def doctor() -> None:
 
 
 @app.command()
+def rollback(
+    model: Annotated[str, typer.Argument(help="A registered name, such as openba-chat.")],
+    reason: Annotated[str, typer.Option(help="Why; goes to the promotion log.")],
+    pipeline: PipelineOption = "tiny",
+) -> None:
+    """Make the champion before the present one champion again."""
+    from tasks.registry import Registry
+    from tasks.tracking import Tracking
+
+    home, graph = Home.from_environment(), Pipeline(find_pipeline(pipeline))
+    registry = Registry(Tracking(home, graph.config.name, ""), home.store, home.promotions)
+    present, earlier = registry.rollback(model, reason)
+    console.print(f"{model}: champion was version {present}, is version {earlier}", markup=False)
+
+
+@app.command()
 def report() -> None:
     """Where the last run's report is and what it says in short."""
     folder = Home.from_environment().report

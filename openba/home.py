@@ -36,6 +36,11 @@ class Home:
         return self.root / "report"
 
     @property
+    def promotions(self) -> Path:
+        """The promotion log: one JSON row a change of a champion, only ever appended to."""
+        return self.root / "promotions.jsonl"
+
+    @property
     def tracking_uri(self) -> str:
         """`MLFLOW_TRACKING_URI`, else a SQLite file."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import shutil
 import sys
+import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from packaging.requirements import Requirement
 
 from openba.home import Home
 from tasks.services import choose_port
+
+AUTOMATION, ZOMBIES = "openba-crash-zombies", "infra/prefect/zombies.yaml"
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class Check:
 
 def examine(home: Home) -> list[Check]:
     """All checks, in the order in which a run would meet them."""
-    return [*_python(), *_packages(), *_machine(home), *_ports()]
+    return [*_python(), *_packages(), *_machine(home), *_ports(), *_zombies()]
 
 
 def _python() -> Iterator[Check]:
@@ -80,3 +84,22 @@ def _ports() -> Iterator[Check]:
             True if port == usual else None,
             f"{usual} is in use; {port} is taken instead",
         )
+
+
+def _zombies() -> Iterator[Check]:
+    """The automation that frees the place of a flow run whose process died, on a server of one's own."""
+    url = os.environ.get("PREFECT_API_URL")
+    if not url:
+        return
+    what, remedy = "heartbeat automation", f"prefect automation create --from-file {ZOMBIES}"
+    try:
+        asked = urllib.request.Request(  # noqa: S310 - the user's own server
+            f"{url}/automations/filter", b'{"limit": 200}', {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(asked, timeout=5) as answer:  # noqa: S310
+            rows = json.load(answer)
+    except (OSError, ValueError) as error:
+        yield Check(what, f"{url}: {error}", None, "start that server or unset PREFECT_API_URL")
+        return
+    on = any(row["name"] == AUTOMATION and row["enabled"] for row in rows)
+    yield Check(what, "on" if on else "not on the server", on or None, remedy)

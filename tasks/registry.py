@@ -20,7 +20,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from openba.artifacts import Store
+from openba.artifacts import Step, Store
+from openba.errors import UserError
+from openba.gate import champion_refusals
 from openba.graph import Model
 from openba.recipes.pipeline import GateConfig
 from tasks import serve_model
@@ -52,7 +54,10 @@ class Registration:
 class Registry:
     """The registered models of one tracking server."""
 
-    def __init__(self, tracking: Tracking, store: Store, log: Path) -> None:
+    def __init__(
+        self, tracking: Tracking, store: Store, log: Path, contamination: Step | None = None
+    ) -> None:
+        self.contamination = contamination
         self.tracking, self.store, self.log = tracking, store, log
         self.client = tracking.client
 
@@ -65,6 +70,8 @@ class Registry:
         version = str(self._version(name, step.fingerprint) or self._create(model, record))
         self.client.set_registered_model_alias(name, CANDIDATE, version)
         decision, reason = self._decide(name, version, gate, _metric(record["facts"], gate.metric))
+        if decision == "promoted" and (against := self._refusals(model, gate, record["facts"])):
+            decision, reason = "refused", "; ".join(against)
         if decision == "promoted":
             self.client.set_registered_model_alias(name, CHAMPION, version)
             self._note(name, version, reason)
@@ -74,6 +81,28 @@ class Registry:
             if str(at) == version
         ]
         return Registration(name, version, sorted(aliases), self.store.uri(step), decision, reason)
+
+    def rollback(self, name: str, reason: str) -> tuple[str, str]:
+        """Move `champion` to the version before it in the promotion log; returns (from, to).
+
+        Raises:
+            UserError: the model has no champion, or the log has no other version before it.
+        """
+        try:
+            present = str(self.client.get_model_version_by_alias(name, CHAMPION).version)
+        except MlflowException:
+            raise UserError(f"{name}: no champion in the registry; `openba run` registers models") from None
+        earlier = _champions_before(self.promotions(name), present)
+        if earlier is None:
+            raise UserError(f"{name}: {self.log} has no champion before version {present}")
+        self.client.set_registered_model_alias(name, CHAMPION, earlier)
+        self._note(name, earlier, f"rollback from version {present}: {reason}")
+        return present, earlier
+
+    def promotions(self, name: str) -> list[dict[str, Any]]:
+        """The model's rows of the promotion log, oldest first."""
+        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
+        return [row for row in map(json.loads, lines) if row["model"] == name]
 
     def _version(self, name: str, fingerprint: str) -> str | None:
         found = self.client.search_model_versions(f"name='{name}'")
@@ -124,11 +153,29 @@ class Registry:
         compared = f"{gate.metric} {value:.4f}, {against}"
         return ("promoted" if worse <= gate.tolerance else "refused"), compared
 
+    def _refusals(self, model: Model, gate: GateConfig, facts: dict[str, Any]) -> list[str]:
+        def built(step: Step | None) -> dict[str, Any] | None:
+            record = self.store.manifest(step) if step else None
+            return record["facts"] if record else None
+
+        return champion_refusals(facts, built(model.evaluation), built(self.contamination), gate)
+
     def _note(self, name: str, version: str, reason: str) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
         row = {"time": time.time(), "model": name, "version": version, "alias": CHAMPION, "reason": reason}
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def _champions_before(rows: list[dict[str, Any]], present: str) -> str | None:
+    """The champion before the present one: promotions and rollbacks are replayed as a stack."""
+    stack: list[str] = []
+    for version in (str(row["version"]) for row in rows):
+        if version in stack:
+            del stack[stack.index(version) + 1 :]
+        else:
+            stack.append(version)
+    return stack[stack.index(present) - 1] if present in stack[1:] else None
 
 
 def _metric(facts: dict[str, Any], name: str) -> float:

@@ -65,6 +65,12 @@ class GateConfig(Recipe):
     metric: str = "heldout/loss"
     better: Literal["lower", "higher"] = "lower"
     tolerance: float = 0.0
+    evaluation: bool = False
+    """Every benchmark of the model's evaluation has run."""
+    contamination: bool = False
+    """The contamination report was built."""
+    energy: bool = False
+    """The training logged its energy."""
 
 
 class RegisterConfig(Recipe):

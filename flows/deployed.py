@@ -1,0 +1,160 @@
+"""The flows of `prefect.yaml`: each does one part of a pipeline, then tells that it is done.
+
+Owns what a deployment runs and its form, whose texts Prefect reads from docstrings. Who starts
+whom stands in `prefect.yaml`. A flow that fails, or whose output does not pass its gate, emits
+nothing, so nothing comes after it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from prefect import flow, runtime
+from prefect.flow_runs import suspend_flow_run
+from prefect.futures import wait
+from prefect.input import RunInput
+from pydantic import Field
+
+from flows.pipeline import RUNNER, Futures, submit
+from openba.artifacts import Step
+from openba.errors import UserError
+from openba.gate import stage_refusals
+from openba.graph import Pipeline, find_pipeline
+from openba.home import Home
+from tasks import events
+from tasks.cancel import end_flow_run
+from tasks.registry import Registration, Registry
+from tasks.session import open_session
+
+Stage = Literal["stage1", "stage2", "stage3"]
+Overrides = list[str] | None
+Limit = Annotated[float | None, Field(gt=0)]
+HOOKS: dict[str, Any] = {"on_cancellation": [end_flow_run], "on_crashed": [end_flow_run]}
+
+
+class Approval(RunInput):
+    """What a person answers before a model may become champion."""
+
+    approve: bool = False
+
+
+@flow(name="openba-data", task_runner=RUNNER, **HOOKS)
+def build_data(pipeline: str = "tiny", overrides: Overrides = None) -> None:
+    """Read, clean, tokenize and mix all data of a pipeline.
+
+    Args:
+        pipeline: a name in configs/pipeline, or a YAML file.
+        overrides: such as stage2.optim.lr=3e-5.
+    """
+    graph = _graph(pipeline, overrides)
+    _build(graph, graph.data)
+    events.passed("data", pipeline, graph.step("mixture").fingerprint)
+
+
+@flow(name="openba-stage", task_runner=RUNNER, **HOOKS)
+def train_stage(
+    stage: Stage, pipeline: str = "tiny", overrides: Overrides = None, max_heldout_loss: Limit = None
+) -> None:
+    """Train one stage.
+
+    Args:
+        stage: which one.
+        pipeline: a name in configs/pipeline, or a YAML file.
+        overrides: such as stage2.optim.lr=3e-5.
+        max_heldout_loss: nats per token above which nothing follows.
+    """
+    _train(stage, pipeline, overrides, max_heldout_loss)
+
+
+@flow(name="openba-expert", task_runner=RUNNER, **HOOKS)
+def train_expert(
+    expert: str,
+    pipeline: str = "tiny",
+    overrides: Overrides = None,
+    max_heldout_loss: Limit = None,
+) -> None:
+    """Fine-tune one expert.
+
+    Args:
+        expert: its name, such as chat.
+        pipeline: a name in configs/pipeline, or a YAML file.
+        overrides: such as stage2.optim.lr=3e-5.
+        max_heldout_loss: nats per token above which nothing follows.
+    """
+    _train(expert, pipeline, overrides, max_heldout_loss)
+
+
+@flow(name="openba-evaluate", task_runner=RUNNER, **HOOKS)
+def evaluate_model(
+    model: str,
+    pipeline: str = "tiny",
+    overrides: Overrides = None,
+) -> None:
+    """Evaluate a model on its benchmarks.
+
+    Args:
+        model: a trained step, such as stage3 or chat.
+        pipeline: a name in configs/pipeline, or a YAML file.
+        overrides: such as stage2.optim.lr=3e-5.
+    """
+    graph = _graph(pipeline, overrides)
+    step = graph.step(f"evaluate-{model}")
+    _build(graph, [*step.walk(), *graph.step("contamination").walk()])
+    events.passed(step.name, pipeline, step.fingerprint)
+
+
+@flow(name="openba-promote", **HOOKS)
+def promote_model(
+    model: str,
+    pipeline: str = "tiny",
+    overrides: Overrides = None,
+    ask: bool = False,
+) -> str:
+    """Register a model as candidate, and make it champion if the gate lets it.
+
+    Args:
+        model: a trained step, such as stage3 or chat.
+        pipeline: a name in configs/pipeline, or a YAML file.
+        overrides: such as stage2.optim.lr=3e-5.
+        ask: wait for a person's approval.
+    """
+    if ask and not suspend_flow_run(wait_for_input=Approval, timeout=7 * 86400).approve:
+        raise UserError(f"{model}: not approved; the champion stays")
+    graph = _graph(pipeline, overrides)
+    found = next((m for m in graph.models if model in (m.name, m.register_as)), None)
+    if found is None or found.register_as is None:
+        raise UserError(f"{model}: no model that {pipeline} registers; see registry.models")
+    home = Home.from_environment()
+    with open_session(graph, home, [], str(runtime.flow_run.id)) as session:
+        registry = Registry(session.tracking, session.store, home.promotions, graph.step("contamination"))
+        done: Registration = registry.register(found, graph.config.registry.gate)
+    if done.decision == "refused":
+        raise UserError(f"{done.name} version {done.version}: refused: {done.reason}")
+    if done.decision == "promoted":
+        events.promoted(done.name, pipeline, done.version)
+    return f"{done.name} version {done.version}: {done.decision}: {done.reason}"
+
+
+def _graph(pipeline: str, overrides: list[str] | None) -> Pipeline:
+    return Pipeline(find_pipeline(pipeline), overrides, strict=True)
+
+
+def _train(name: str, pipeline: str, overrides: list[str] | None, limit: float | None) -> None:
+    graph = _graph(pipeline, overrides)
+    step = graph.step(name)
+    facts = _build(graph, list(step.walk()))[name]
+    if reasons := stage_refusals(facts, limit):
+        raise UserError(f"{name}: the gate refuses it: {'; '.join(reasons)}")
+    events.passed(name, pipeline, step.fingerprint)
+
+
+def _build(graph: Pipeline, steps: list[Step]) -> dict[str, dict[str, Any]]:
+    """Build or reuse steps, inputs first; their facts by name."""
+    steps = list({step.name: step for step in steps}.values())
+    with open_session(graph, Home.from_environment(), steps, str(runtime.flow_run.id)) as session:
+        built: Futures = {}
+        submit(steps, built)
+        wait(list(built.values()))
+        session.raise_first_error()
+        records = {step.name: session.store.manifest(step) for step in steps}
+    return {name: record["facts"] for name, record in records.items() if record}

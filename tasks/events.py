@@ -1,0 +1,26 @@
+"""What one flow tells the others: an event for every step that is finished and passed its gate.
+
+Owns the events' names and what stands in them; who starts on them is said in `prefect.yaml`.
+Emitting is the last act of a flow: work that failed or was refused emits nothing, so it starts nothing.
+"""
+
+from __future__ import annotations
+
+from prefect.events import emit_event
+
+PASSED = "openba.step.passed"
+PROMOTED = "openba.model.promoted"
+
+
+def passed(step: str, pipeline: str, fingerprint: str) -> None:
+    """`step` is complete and sound; `prefect.resource.id` is `openba.step.NAME`."""
+    _emit(PASSED, f"openba.step.{step}", step=step, pipeline=pipeline, fingerprint=fingerprint)
+
+
+def promoted(model: str, pipeline: str, version: str) -> None:
+    """A version became champion; `prefect.resource.id` is `openba.model.NAME`."""
+    _emit(PROMOTED, f"openba.model.{model}", model=model, pipeline=pipeline, version=version)
+
+
+def _emit(event: str, resource: str, **payload: str) -> None:
+    emit_event(event=event, resource={"prefect.resource.id": resource}, payload=dict(payload))
