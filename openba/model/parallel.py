@@ -181,7 +181,7 @@ def _put(parent: nn.Module, **children: nn.Module) -> None:
         setattr(parent, name, child)
 
 
-def _part(whole: nn.Parameter, split: Split, group: TensorGroup) -> nn.Parameter:
+def _part(whole: Tensor, split: Split, group: TensorGroup) -> nn.Parameter:
     parameter = nn.Parameter(split.take(whole.data, group.rank, group.size))
     setattr(parameter, _SPLIT, split)
     parameter.tensor_model_parallel = True  # type: ignore[attr-defined]  # DeepSpeed's norm asks for it

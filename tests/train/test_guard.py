@@ -95,6 +95,6 @@ def test_a_checkpoint_keeps_what_the_guard_knows(tmp_path: Path, guard: Guard) -
 
 def test_fault_21_the_odd_one_out_is_named() -> None:
     names = ["embedding", "norm"]
-    assert told([[1, 2]] * 4, names) == ""
-    assert told([[1, 2], [1, 2], [1, 3], [1, 2]], names) == "parameters of rank 2 differ: norm"
-    assert told([[1, 2], [5, 3]], names) == "parameters of rank 0, 1 differ: embedding and 1 more"
+    assert told([[1, 2]] * 4, names, range(4)) == ""
+    assert told([[1, 2], [1, 2], [1, 3], [1, 2]], names, range(4)) == "parameters of rank 2 differ: norm"
+    assert told([[1, 2], [5, 3]], names, range(2)) == "parameters of rank 0, 1 differ: embedding and 1 more"
