@@ -1,7 +1,8 @@
 """DeepSpeed, imported without what training here never uses.
 
 Owns the import alone; what is done with DeepSpeed is `engine.py`'s. Every worker of every stage pays for it
-when it starts: what is left out saves 4 s of CPU out of 10 and 160 MB out of 490 (torch 2.13, DeepSpeed 0.19.8).
+when it starts: what is left out saves 4 s of CPU out of 10
+and 160 MB out of 490 (torch 2.13, DeepSpeed 0.19.8).
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def _absent(name: str) -> Iterator[None]:
 def _no_compiler() -> None:
     """Keep DeepSpeed from compiling on a CPU; both names are private, so guarded.
 
-    Its shared-memory collectives take 38 s and a compiler; its Muon optimiser, imported whatever the optimiser,
+    Its shared-memory collectives take 38 s and a compiler; its Muon optimiser, always imported,
     is decorated with torch.compile, which loads Inductor.
     """
     from deepspeed import ops
