@@ -76,15 +76,16 @@ def _run(size: int) -> int:
     import torch.distributed as dist
 
     from benchmarks.loss_memory import peak
-    from openba.model.parallel_loss import TensorGroup, vocabulary_cross_entropy
+    from openba.model.loss import linear_cross_entropy
+    from openba.model.parallel_loss import TensorGroup, VocabularySoftmax
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    group = TensorGroup(dist.group.WORLD, 0, size)
+    softmax = VocabularySoftmax(TensorGroup(dist.group.WORLD, 0, size))
     hidden = torch.empty(TOKENS, WIDTH).normal_().requires_grad_()
     labels = torch.randint(VOCAB // size, (TOKENS,))
     before = peak()
     weight = torch.empty(VOCAB // size, WIDTH).normal_(std=0.02).requires_grad_()
-    (vocabulary_cross_entropy(hidden, weight, None, labels, group=group) / TOKENS).backward()
+    (linear_cross_entropy(hidden, weight, None, labels, softmax=softmax) / TOKENS).backward()
     return peak() - before
 
 

@@ -7,15 +7,14 @@ nothing, so nothing comes after it.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from prefect import flow, runtime
 from prefect.flow_runs import suspend_flow_run
-from prefect.futures import wait
 from prefect.input import RunInput
 from pydantic import Field
 
-from flows.pipeline import RUNNER, Futures, submit
+from flows.pipeline import RUNNER, build_steps
 from openba.artifacts import Step
 from openba.errors import UserError
 from openba.gate import stage_refusals
@@ -26,7 +25,6 @@ from tasks.cancel import end_flow_run
 from tasks.registry import Registration, Registry
 from tasks.session import open_session
 
-Stage = Literal["stage1", "stage2", "stage3"]
 Overrides = list[str] | None
 Limit = Annotated[float | None, Field(gt=0)]
 HOOKS: dict[str, Any] = {"on_cancellation": [end_flow_run], "on_crashed": [end_flow_run]}
@@ -51,37 +49,24 @@ def build_data(pipeline: str = "tiny", overrides: Overrides = None) -> None:
     events.passed("data", pipeline, graph.step("mixture").fingerprint)
 
 
-@flow(name="openba-stage", task_runner=RUNNER, **HOOKS)
-def train_stage(
-    stage: Stage, pipeline: str = "tiny", overrides: Overrides = None, max_heldout_loss: Limit = None
+@flow(name="openba-train", task_runner=RUNNER, **HOOKS)
+def train_step(
+    step: str, pipeline: str = "tiny", overrides: Overrides = None, max_heldout_loss: Limit = None
 ) -> None:
-    """Train one stage.
+    """Train one stage or one expert.
 
     Args:
-        stage: which one.
+        step: its name, such as stage1 or chat.
         pipeline: a name in configs/pipeline, or a YAML file.
         overrides: such as stage2.optim.lr=3e-5.
         max_heldout_loss: nats per token above which nothing follows.
     """
-    _train(stage, pipeline, overrides, max_heldout_loss)
-
-
-@flow(name="openba-expert", task_runner=RUNNER, **HOOKS)
-def train_expert(
-    expert: str,
-    pipeline: str = "tiny",
-    overrides: Overrides = None,
-    max_heldout_loss: Limit = None,
-) -> None:
-    """Fine-tune one expert.
-
-    Args:
-        expert: its name, such as chat.
-        pipeline: a name in configs/pipeline, or a YAML file.
-        overrides: such as stage2.optim.lr=3e-5.
-        max_heldout_loss: nats per token above which nothing follows.
-    """
-    _train(expert, pipeline, overrides, max_heldout_loss)
+    graph = _graph(pipeline, overrides)
+    trained = graph.step(step)
+    facts = _build(graph, list(trained.walk()))[step]
+    if reasons := stage_refusals(facts, max_heldout_loss):
+        raise UserError(f"{step}: the gate refuses it: {'; '.join(reasons)}")
+    events.passed(step, pipeline, trained.fingerprint)
 
 
 @flow(name="openba-evaluate", task_runner=RUNNER, **HOOKS)
@@ -139,22 +124,10 @@ def _graph(pipeline: str, overrides: list[str] | None) -> Pipeline:
     return Pipeline(find_pipeline(pipeline), overrides, strict=True)
 
 
-def _train(name: str, pipeline: str, overrides: list[str] | None, limit: float | None) -> None:
-    graph = _graph(pipeline, overrides)
-    step = graph.step(name)
-    facts = _build(graph, list(step.walk()))[name]
-    if reasons := stage_refusals(facts, limit):
-        raise UserError(f"{name}: the gate refuses it: {'; '.join(reasons)}")
-    events.passed(name, pipeline, step.fingerprint)
-
-
 def _build(graph: Pipeline, steps: list[Step]) -> dict[str, dict[str, Any]]:
     """Build or reuse steps, inputs first; their facts by name."""
     steps = list({step.name: step for step in steps}.values())
     with open_session(graph, Home.from_environment(), steps, str(runtime.flow_run.id)) as session:
-        built: Futures = {}
-        submit(steps, built)
-        wait(list(built.values()))
-        session.raise_first_error()
+        build_steps(session, steps)
         records = {step.name: session.store.manifest(step) for step in steps}
     return {name: record["facts"] for name, record in records.items() if record}

@@ -20,9 +20,6 @@ from tasks.registry import Registration, Registry
 from tasks.report import write_report
 from tasks.session import Session, open_session
 
-Futures = dict[str, PrefectFuture[Any]]
-
-
 # A step that waits for its inputs holds a thread, so there are more threads than steps.
 RUNNER = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=64))
 
@@ -35,21 +32,21 @@ def openba_pipeline(
     graph = Pipeline(find_pipeline(pipeline), overrides)
     wanted = graph.wanted(until)
     with open_session(graph, Home.from_environment(), wanted, str(runtime.flow_run.id)) as session:
-        built: Futures = {}
-        for phase in (graph.data, graph.pretraining, graph.fine_tuning, graph.evaluations):
-            submit([step for step in phase if step in wanted], built)
-        wait(list(built.values()))
-        session.raise_first_error()
+        phases = (graph.data, graph.pretraining, graph.fine_tuning, graph.evaluations)
+        build_steps(session, [step for phase in phases for step in phase if step in wanted])
         registered = register() if until is None else []
         return write_report(session, registered)
 
 
-def submit(steps: list[Step], built: Futures) -> None:
-    """Start each step as soon as its inputs are built."""
+def build_steps(session: Session, steps: list[Step]) -> None:
+    """Start each step as soon as its inputs are built, and wait for all; raises what made one fail first."""
+    built: dict[str, PrefectFuture[Any]] = {}
     for step in steps:
         inputs = [built[parent.name] for parent in step.inputs.values()]
         named = build_step.with_options(task_run_name=step.key)
         built[step.name] = named.submit(name=step.name, return_state=False, wait_for=inputs)
+    wait(list(built.values()))
+    session.raise_first_error()
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

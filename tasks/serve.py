@@ -28,7 +28,6 @@ from openba.serve.host import Host
 from openba.serve.limits import Limits, Protocol
 from openba.serve.metrics import Metrics
 
-KEY = "OPENBA_API_KEY"
 _LOOPBACK = ("127.0.0.1", "localhost")
 _REGISTERED = re.compile(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))")
 
@@ -125,10 +124,10 @@ def serve(asked: str, home: Home, limits: Limits, *, host: str, port: int, devic
     Raises:
         UserError: no such model, no key, or the port is in use.
     """
-    key = os.environ.get(KEY) or None
+    key = os.environ.get("OPENBA_API_KEY") or None
     if host not in _LOOPBACK and key is None:
         raise UserError(
-            f"--host {host}: set {KEY} to a secret first, or whoever reaches this machine may ask"
+            f"--host {host}: set OPENBA_API_KEY to a secret first, or whoever reaches this machine may ask"
         )
     source = Source(asked, home)
     with suppress(KeyboardInterrupt, asyncio.CancelledError):

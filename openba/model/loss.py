@@ -1,13 +1,14 @@
 """Cross entropy of a large vocabulary without its logits.
 
-Owns one function: projection to the vocabulary, softmax and their gradients, a few tokens at a time. The full
+Owns projection to the vocabulary, softmax and their gradients, a few tokens at a time. Where the words lie on
+several ranks, `parallel_loss.py` brings the softmax. The full
 fp32 logits of 2,048 tokens over 250,368 words are 2 GB, and plain torch holds them three times; here a slice
 of tokens is projected, turned into its gradients at once, and forgotten. No operation is done twice.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,8 +20,27 @@ SLICE_TOKENS = 64
 """Fewer tokens at a time make a slow matrix product."""
 
 
+class Softmax(Protocol):
+    """What a slice of logits gives, and what other ranks have to add."""
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, precise: torch.dtype, wanted: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Each token's loss; d loss / d logits if `wanted`, else whether the label is the likeliest word."""
+        ...
+
+    def add_ranks(self, hidden_gradient: Tensor) -> None:
+        """Add the other ranks' part of the hidden states' gradients, in place."""
+        ...
+
+
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, each: Tensor | None = None
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    labels: Tensor,
+    each: Tensor | None = None,
+    softmax: Softmax | None = None,
 ) -> Tensor:
     """Sum over tokens of -log softmax(hidden @ weight.T + bias)[label].
 
@@ -34,18 +54,14 @@ def linear_cross_entropy(
         labels: int64 `[tokens]`, each in the vocabulary.
         each: fp32 `[2, tokens]` to be filled: each token's loss, and without gradients whether it is the
             likeliest (1 or 0), which costs a pass over the logits.
+        softmax: None: `weight` has all words.
 
     Returns:
         fp32 scalar (fp64 for fp64 inputs). It can be differentiated once.
     """
     # Asked here: inside, `needs_input_grad` is true under `no_grad` too, and evaluation would pay for it.
-    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, torch.is_grad_enabled(), each)
-
-
-def slices(tokens: int, vocab: int, device: str) -> list[slice]:
-    """Tokens whose logits are held together."""
-    size = max(SLICE_TOKENS, SLICE_ELEMENTS.get(device, SLICE_ELEMENTS["cuda"]) // vocab)
-    return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+    enabled = torch.is_grad_enabled()
+    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, enabled, each, softmax or _Whole())
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -58,41 +74,65 @@ class _LinearCrossEntropy(torch.autograd.Function):
         labels: Tensor,
         enabled: bool,
         each: Tensor | None,
+        softmax: Softmax,
     ) -> Tensor:
         precise = torch.promote_types(hidden.dtype, torch.float32)
         total = torch.zeros((), dtype=precise, device=hidden.device)
         needs = enabled and any(ctx.needs_input_grad)
         # Frozen parts cost a buffer nobody reads; training freezes none.
-        grads = Gradients(hidden, weight, bias, precise) if needs else None
+        grads = _Gradients(hidden, weight, bias, precise) if needs else None
         for part in slices(hidden.shape[0], weight.shape[0], hidden.device.type):
             logits = torch.nn.functional.linear(hidden[part], weight, bias)
-            log_probabilities = torch.log_softmax(logits, -1, dtype=precise)
+            losses, slope, likeliest = softmax(logits, labels[part], precise, needs)
             del logits
-            wanted = labels[part, None]
-            found = log_probabilities.gather(1, wanted)
-            total -= found.sum()
+            total += losses.sum()
             if each is not None:
-                each[0, part] = -found.squeeze(1)
-                if not enabled:
-                    each[1, part] = log_probabilities.argmax(-1) == labels[part]
-            if grads is not None:
-                # d loss / d logits = softmax - one-hot
-                slope = log_probabilities.exp_()
-                slope.scatter_add_(1, wanted, slope.new_full((), -1).expand(wanted.shape))
+                each[0, part] = losses
+                if likeliest is not None:
+                    each[1, part] = likeliest
+            if grads is not None and slope is not None:
                 grads.add(part, slope, hidden[part], weight)
+        if grads is not None and len(hidden):
+            softmax.add_ranks(grads.hidden)
         ctx.grads = grads
         return total
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None
         if grads is None:
             raise RuntimeError("linear_cross_entropy: its gradients were used up by an earlier backward pass")
-        return *grads.scaled(scale), None, None, None
+        return *grads.scaled(scale), None, None, None, None
 
 
-class Gradients:
+class _Whole:
+    """All words are here."""
+
+    def __call__(
+        self, logits: Tensor, labels: Tensor, precise: torch.dtype, wanted: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        log_probabilities = torch.log_softmax(logits, -1, dtype=precise)
+        place = labels[:, None]
+        losses = -log_probabilities.gather(1, place).squeeze(1)
+        if not wanted:
+            return losses, None, log_probabilities.argmax(-1) == labels
+        # d loss / d logits = softmax - one-hot
+        slope = log_probabilities.exp_()
+        slope.scatter_add_(1, place, slope.new_full((), -1).expand(place.shape))
+        return losses, slope, None
+
+    def add_ranks(self, hidden_gradient: Tensor) -> None:
+        pass
+
+
+def slices(tokens: int, vocab: int, device: str) -> list[slice]:
+    """Tokens whose logits are held together."""
+    size = max(SLICE_TOKENS, SLICE_ELEMENTS.get(device, SLICE_ELEMENTS["cuda"]) // vocab)
+    return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+
+
+class _Gradients:
     """Sums of the three gradients while the slices go by."""
 
     def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, precise: torch.dtype) -> None:

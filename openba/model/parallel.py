@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from openba.errors import UserError
 from openba.model.architecture import Architecture
 from openba.model.layers import MLP, CrossAttention, SelfAttention
+from openba.model.loss import linear_cross_entropy
 from openba.model.model import OpenBAModel
-from openba.model.parallel_loss import TensorGroup, vocabulary_cross_entropy
+from openba.model.parallel_loss import TensorGroup, VocabularySoftmax
 
 _SPLIT = "openba_split"
 
@@ -96,7 +97,7 @@ def split_model(model: OpenBAModel, group: TensorGroup) -> None:
     _put(model, shared_embedding=VocabularyEmbedding(model.shared_embedding, group))
     for name, whole in list(model.lm_head.named_parameters()):
         setattr(model.lm_head, name, _part(whole, Split(0), group))
-    model.cross_entropy = partial(vocabulary_cross_entropy, group=group)
+    model.cross_entropy = partial(linear_cross_entropy, softmax=VocabularySoftmax(group))
 
 
 class ColumnLinear(nn.Module):

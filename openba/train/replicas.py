@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from openba.model.parallel import split_of
 from openba.train.engine import Engine
@@ -39,7 +39,7 @@ def differing(engine: Engine) -> str:
     own = checksums(engine)
     gathered = [torch.empty_like(own) for _ in range(engine.world)]
     dist.all_gather(gathered, own)
-    everyone, named = [tensor.tolist() for tensor in gathered], _named(engine)
+    everyone, named = [tensor.tolist() for tensor in gathered], list(engine.engine.module.named_parameters())
     names = [name for name, _ in named]
     found = [told(everyone[first::size], names, range(first, engine.world, size)) for first in range(size)]
     # Norms and output biases are whole on every rank of a tensor-parallel group, too.
@@ -60,7 +60,3 @@ def told(everyone: list[list[int]], names: list[str], ranks: Sequence[int]) -> s
     where = [name for name, column in columns if len(set(column)) > 1]
     rest = f" and {len(where) - 1} more" if len(where) > 1 else ""
     return f"parameters of rank {', '.join(map(str, odd))} differ: {where[0]}{rest}"
-
-
-def _named(engine: Engine) -> list[tuple[str, nn.Parameter]]:
-    return list(engine.engine.module.named_parameters())

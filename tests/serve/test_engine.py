@@ -41,13 +41,16 @@ class Watch:
             assert self.change.wait_for(lambda: all(job.reason for job in jobs), 30)
 
 
-@pytest.fixture(scope="module")
-def running(loaded: tuple[OpenBAModel, Tokenizer]) -> Iterator[tuple[Engine, Watch]]:
+def started(loaded: tuple[OpenBAModel, Tokenizer], rows: int, queue: int) -> tuple[Engine, Watch]:
     model, tokenizer = loaded
     watch = Watch()
-    engine = Engine(
-        model, start_tokens(tokenizer), tokenizer.eos, tokenizer.size, rows=5, queue=200, notify=watch
-    )
+    start, eos, used = start_tokens(tokenizer), tokenizer.eos, tokenizer.size
+    return Engine(model, start, eos, used, rows=rows, queue=queue, notify=watch), watch
+
+
+@pytest.fixture(scope="module")
+def running(loaded: tuple[OpenBAModel, Tokenizer]) -> Iterator[tuple[Engine, Watch]]:
+    engine, watch = started(loaded, rows=5, queue=200)
     yield engine, watch
     engine.close()
     engine.thread.join(10)
@@ -108,11 +111,8 @@ def test_a_cancelled_row_leaves_and_the_others_go_on(
 
 
 def test_a_full_queue_refuses_and_forgets_those_that_left(loaded: tuple[OpenBAModel, Tokenizer]) -> None:
-    model, tokenizer = loaded
-    watch = Watch()
-    engine = Engine(
-        model, start_tokens(tokenizer), tokenizer.eos, tokenizer.size, rows=1, queue=3, notify=watch
-    )
+    tokenizer = loaded[1]
+    engine, watch = started(loaded, rows=1, queue=3)
     (source,) = sources(tokenizer, 1)
     with pytest.raises(Full):
         engine.submit([Job(source, 5) for _ in range(4)])
@@ -132,11 +132,8 @@ def test_a_full_queue_refuses_and_forgets_those_that_left(loaded: tuple[OpenBAMo
 
 
 def test_a_failed_step_fails_its_rows_only(loaded: tuple[OpenBAModel, Tokenizer]) -> None:
-    model, tokenizer = loaded
-    watch = Watch()
-    engine = Engine(
-        model, start_tokens(tokenizer), tokenizer.eos, tokenizer.size, rows=4, queue=9, notify=watch
-    )
+    tokenizer = loaded[1]
+    engine, watch = started(loaded, rows=4, queue=9)
     (source,) = sources(tokenizer, 1)
     broken = Job(source, 9)
     broken.source = [tokenizer.size + 10**6]  # past the check of `submit`
