@@ -42,15 +42,15 @@ def preview(
     batches = TrainingBatches(
         training_samples(recipe, data, part, tokenizer), recipe, tokenizer.pad, tokenizer.size
     )
-    first = next(batches.micro(0, 0, 1, min(samples, recipe.batch)))
     counted = max(1, min(measured, len(batches.samples)) // recipe.batch)
     made = [batch for step in range(counted) for batch in batches.micro(step, 0, 1, recipe.batch)]
+    shown = [(batch, row) for batch in made for row in range(len(batch.labels))][: min(samples, recipe.batch)]
     sides = {
         "encoder": (recipe.encoder_length, np.concatenate([_lengths(b.mask) for b in made])),
         "decoder": (recipe.decoder_length, np.concatenate([_lengths(b.labels != IGNORE) for b in made])),
     }
     return {
-        "samples": [_sample(first, row, tokenizer) for row in range(len(first.labels))],
+        "samples": [_sample(batch, row, tokenizer) for batch, row in shown],
         "measured": counted * recipe.batch,
         "epochs": batches.epochs(recipe.steps),
         "lengths": {name: _figures(limit, lengths) for name, (limit, lengths) in sides.items()},

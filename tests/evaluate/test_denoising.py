@@ -46,7 +46,7 @@ def test_loss_and_accuracy_are_those_of_each_sample_by_itself(
     whole = [0.0, 0, 0]
     for name, samples in heldout_groups(recipe, mixture_folder, tokenizer).items():
         loss, right, count = 0.0, 0, 0
-        for batch in heldout_batches(samples, recipe, 0, 1, 3, tokenizer.pad):
+        for _, batch in heldout_batches(samples, recipe, 0, 1, 3, tokenizer.pad):
             for row in range(len(batch.labels)):
                 source, labels = batch.encoder_ids[row, batch.mask[row]][None], batch.labels[row]
                 labels = labels[labels != IGNORE][None]

@@ -128,5 +128,5 @@ class _Slow:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def batch(self, *args: Any) -> Any:
+    def lengths(self, *args: Any) -> Any:
         time.sleep(120)
