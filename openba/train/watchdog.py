@@ -38,6 +38,7 @@ class Watchdog(threading.Thread):
         self._seconds: dict[str, deque[float]] = {}
         self._seen: dict[int, tuple[Any, float]] = {}
         self._ended = threading.Event()
+        self._tick = min(5.0, least / 10)
         (folder / "heartbeat").mkdir(parents=True, exist_ok=True)
 
     def beat(self, phase: str) -> None:
@@ -62,7 +63,7 @@ class Watchdog(threading.Thread):
     def run(self) -> None:
         """The thread's work: tell, look, and end a worker that stands still."""
         ticks = 0
-        while not self._ended.wait(min(5.0, self.least / 10)):
+        while not self._ended.wait(self._tick):
             ticks += 1
             limit = self.limit()
             self._tell(ticks)
@@ -93,7 +94,7 @@ class Watchdog(threading.Thread):
 
     def blame(self) -> str:
         """Who holds up the group: workers that give no sign, else those that are behind."""
-        now, silence = time.monotonic(), max(3 * min(5.0, self.least / 10), self.least / 2)
+        now, silence = time.monotonic(), max(3 * self._tick, self.least / 2)
         silent = [r for r, (_, seen) in self._seen.items() if now - seen > silence]
         silent += [r for r in range(self.world) if r not in self._seen]
         if silent:
@@ -114,6 +115,8 @@ class Watchdog(threading.Thread):
             with (folder / f"rank-{self.rank:05d}.txt").open("w") as file:
                 print(told, file=file, flush=True)
                 faulthandler.dump_traceback(file, all_threads=True)
+            # When this worker ends the others lose their connection: first they, too, tell where they stand.
+            time.sleep(3 * self._tick)
         finally:
             os._exit(EXIT_STALLED)
 
