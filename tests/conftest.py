@@ -29,19 +29,19 @@ settings.register_profile("openba", deadline=None)  # a busy machine is no error
 settings.load_profile("openba")
 
 
-class _TwoGroups(LoadScopeScheduling):
-    """Session fixtures are made once, and `flows`, which waits for its servers, runs beside the rest.
+class _Groups(LoadScopeScheduling):
+    """`flows`, which waits for servers, and `train`, whose workers wait for each other, run beside the rest.
 
     pytest-xdist's own groups are without effect under pytest 9.2, whose node ids it cannot change.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return "flows" if nodeid.startswith("tests/flows/") else "rest"
+        return next((name for name in ("flows", "train") if nodeid.startswith(f"tests/{name}/")), "rest")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """One test process for each of the two groups."""
-    return _TwoGroups(config, log)
+    """Two processes: the larger part in one, the two others in the other."""
+    return _Groups(config, log)
 
 
 @pytest.fixture(scope="session")
