@@ -8,6 +8,8 @@ of tokens is projected, turned into its gradients at once, and forgotten. No ope
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -24,9 +26,12 @@ class Softmax(Protocol):
     """What a slice of logits gives, and what other ranks have to add."""
 
     def __call__(
-        self, logits: Tensor, labels: Tensor, precise: torch.dtype, wanted: bool
+        self, project: Callable[[], Tensor], labels: Tensor, precise: torch.dtype, wanted: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Each token's loss; d loss / d logits if `wanted`, else whether the label is the likeliest word."""
+        """Each token's loss; d loss / d logits if `wanted`, else whether the label is the likeliest word.
+
+        `project` gives the logits `[tokens, vocab]`; nobody else holds them, so they can be forgotten early.
+        """
         ...
 
     def add_ranks(self, hidden_gradient: Tensor) -> None:
@@ -82,9 +87,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         # Frozen parts cost a buffer nobody reads; training freezes none.
         grads = _Gradients(hidden, weight, bias, precise) if needs else None
         for part in slices(hidden.shape[0], weight.shape[0], hidden.device.type):
-            logits = torch.nn.functional.linear(hidden[part], weight, bias)
-            losses, slope, likeliest = softmax(logits, labels[part], precise, needs)
-            del logits
+            project = partial(torch.nn.functional.linear, hidden[part], weight, bias)
+            losses, slope, likeliest = softmax(project, labels[part], precise, needs)
             total += losses.sum()
             if each is not None:
                 each[0, part] = losses
@@ -110,9 +114,9 @@ class _Whole:
     """All words are here."""
 
     def __call__(
-        self, logits: Tensor, labels: Tensor, precise: torch.dtype, wanted: bool
+        self, project: Callable[[], Tensor], labels: Tensor, precise: torch.dtype, wanted: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        log_probabilities = torch.log_softmax(logits, -1, dtype=precise)
+        log_probabilities = torch.log_softmax(project(), -1, dtype=precise)
         place = labels[:, None]
         losses = -log_probabilities.gather(1, place).squeeze(1)
         if not wanted:

@@ -7,6 +7,7 @@ gradients at the end. Everything else of tensor parallelism is `parallel.py`'s.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,10 +36,10 @@ class VocabularySoftmax:
         self.group = group
 
     def __call__(
-        self, logits: Tensor, labels: Tensor, precise: torch.dtype, wanted: bool
+        self, project: Callable[[], Tensor], labels: Tensor, precise: torch.dtype, wanted: bool
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """See `Softmax`; a label is the likeliest if no other word is likelier."""
-        logits, handle = logits.to(precise), self.group.handle
+        logits, handle = project().to(precise), self.group.handle
         own = labels - self.group.rank * logits.shape[1]  # counted from this rank's first word on
         largest = logits.amax(-1)
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=handle)
