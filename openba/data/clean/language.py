@@ -48,11 +48,11 @@ def find(texts: Texts, languages: Collection[str]) -> np.ndarray:
     only names a language it then marks as not reliable, so the first decides alone.
     """
     shares, spaced = _examine(texts.codes, texts.offsets, _table())
-    rules = np.zeros(len(shares), np.int64)
+    common, rules = shares.tolist(), {}
     for row, text in enumerate(utf8(Texts(spaced, texts.offsets))):
-        rules[row] = RULE_CODE[_verdict(text, shares[row], languages)]
-    rows = np.flatnonzero(rules)
-    return whole(texts, rows, rules[rows])
+        if rule := _verdict(text, common[row], languages):
+            rules[row] = RULE_CODE[rule]
+    return whole(texts, np.array([*rules], np.int64), np.array([*rules.values()], np.int64))
 
 
 def _verdict(text: bytes, common: float, languages: Collection[str]) -> str:
@@ -61,7 +61,7 @@ def _verdict(text: bytes, common: float, languages: Collection[str]) -> str:
     if not reliable:
         by_script = "zh" in languages and common >= _CLEARLY_COMMON and _is_chinese(text)
         return "" if by_script else "unsure_language"
-    language = code.partition("-")[0]  # zh-Hant, traditional characters, is Chinese too
+    language = code[:2] if code[:3] == "zh-" else code  # zh-Hant, traditional characters, is Chinese too
     if language not in languages:
         return "other_language"
     return "rare_han" if language == "zh" and common < MIN_COMMON else ""

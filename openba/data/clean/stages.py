@@ -96,8 +96,16 @@ def names(recipe: CleanRecipe) -> list[str]:
 class Batch:
     """Documents on their way through stages: columns, texts, and what was done to them."""
 
-    def __init__(self, source: str, batch: pa.RecordBatch, shown: Examples = MappingProxyType({})) -> None:
-        """Args: `shown`, examples that there are already: no more than `EXAMPLES` are made with them."""
+    def __init__(
+        self,
+        source: str,
+        batch: pa.RecordBatch,
+        shown: Examples = MappingProxyType({}),
+        checked: bool = False,
+    ) -> None:
+        """Args: `shown`, examples that there are already: no more than `EXAMPLES` are made with them;
+        `checked`, the texts are known to be UTF-8.
+        """
         self.source, self._shown = source, shown
         self.rest = batch
         self._texts: Texts | None = None  # decoded when a filter wants characters, which copies alone do not
@@ -107,7 +115,7 @@ class Batch:
         self.examples: dict[str, list[dict[str, str]]] = {}
         self._changed = np.zeros(batch.num_rows, np.bool_)
         self._bytes: int | None = None
-        if (bad := columns.invalid(batch["text"])).any():
+        if not checked and (bad := columns.invalid(batch["text"])).any():
             self._take_out("input", np.flatnonzero(bad), "invalid_utf8", None)
 
     @property
