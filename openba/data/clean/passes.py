@@ -32,7 +32,6 @@ Mapper = Callable[[Task, Plan, Sequence[int]], None]
 """Does a task for each number: in this process, in several, or on a cluster."""
 ATTEMPTS = 3
 """How often a task is begun whose process dies."""
-_KEYED = pa.schema([SCHEMA.field(name) for name in ("id", "text")])
 
 
 def run(plan: Plan, mapper: Mapper) -> None:
@@ -68,7 +67,7 @@ def scan(plan: Plan, number: int) -> None:
     recipe = plan.recipes[shard.source]
     out = Outcome(plan, "scan", shard)
     sound = True
-    for work in _documents(plan, number, recipe, out, _KEYED):
+    for work in _documents(plan, number, recipe, out):
         sound &= not work.removed
         _add_documents(out, work.rest)
     out.write(sound=sound)
@@ -171,16 +170,11 @@ class _Copies:
 
 
 def _documents(
-    plan: Plan,
-    number: int,
-    recipe: CleanRecipe,
-    out: Outcome,
-    schema: pa.Schema = SCHEMA,
-    checked: bool = False,
+    plan: Plan, number: int, recipe: CleanRecipe, out: Outcome, checked: bool = False
 ) -> Iterator[Batch]:
     shard = plan.shards[number]
     order = stages.names(recipe)
-    for batch in shards.read_shard(shard, out.unreadable.append, schema):
+    for batch in shards.read_shard(shard, out.unreadable.append):
         work = Batch(shard.source, batch, out.examples, checked)
         if not checked:
             work.drop_blank(order[0])

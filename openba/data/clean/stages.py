@@ -123,7 +123,7 @@ class Batch:
         """The texts as code points."""
         if self._texts is None:
             self._texts, _ = columns.decode(self.rest["text"])
-            self.rest = self.rest.select([name for name in SCHEMA.names if name != "text"])
+            self.rest = self.rest.select([name for name in self.rest.schema.names if name != "text"])
         return self._texts
 
     def run(self, stages: list[Stage]) -> None:
@@ -195,7 +195,12 @@ class Batch:
         gone = self.rest.take(pa.array(rows))
         keep = np.ones(self.rows, np.bool_)
         keep[rows] = False
-        texts = columns.decode(gone["text"])[0] if self._texts is None else self._texts.take(~keep)
+        if self._texts is not None:
+            texts = self._texts.take(~keep)
+        elif survivors is None or len(self._shown.get(stage, ())) < EXAMPLES:
+            texts, _ = columns.decode(gone["text"])
+        else:  # no example is wanted: lengths are enough
+            texts = Texts(np.zeros(0, np.uint32), columns.lengths(gone["text"]))
         edits = columns.whole(texts, np.arange(len(rows)), RULE_CODE[rule])
         self._record(stage, texts, edits, gone["id"], survivors)
         if survivors is not None:
