@@ -28,7 +28,7 @@ from openba.data.clean.stages import REMOVED_SCHEMA, Batch
 from openba.data.schema import SCHEMA
 from openba.recipes.data import CleanRecipe
 
-PIECE = 4 * 2**20  # bytes of text that go through the stages at a time: what they touch stays in the cache
+PIECE = 2**21  # bytes of text that go through the stages at a time: what they touch stays in the cache
 _ROWS = 1024
 _READ = pa.schema([field for field in SCHEMA if field.name != "extra"])
 """What passes read of a source, each the same: a column that only one reads could be broken for it alone, and
