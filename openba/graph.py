@@ -6,7 +6,7 @@ time, version) of files outside the store; it builds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from openba.artifacts import Kind, Recipe, Step
 from openba.config import CONFIGS, Config, ConfigError
-from openba.data.sources import outside_state
+from openba.data.sources import outside_state, task_state
 from openba.errors import UserError
 from openba.recipes.data import (
     ContaminationRecipe,
@@ -38,7 +38,7 @@ CONTAMINATION = Kind("openba.data.contamination:build", "1")
 TASK = Kind("openba.data.tasks:build", "3")
 INSTRUCT = Kind("openba.data.instruct:build", "3")
 TRAIN = Kind("openba.train.stage:build", "3", place="gang", resumable=True)
-EVALUATE = Kind("openba.evaluate.run:build", "3", place="job", resumable=True)
+EVALUATE = Kind("openba.evaluate.run:build", "4", place="job", resumable=True)
 
 
 @dataclass(frozen=True)
@@ -135,11 +135,15 @@ class Pipeline:
 
     def _source(self, name: str, source: SourceRecipe, config: str) -> Step:
         recipe = SourceStep(name=name, source=source)
-        return self._add(f"source-{name}", SOURCE, recipe, config, outside=self._outside(source))
+        return self._add(
+            f"source-{name}", SOURCE, recipe, config, outside=self._outside(outside_state, source)
+        )
 
-    def _outside(self, source: SourceRecipe) -> dict[str, Any]:
+    def _outside(
+        self, state: Callable[[Any], dict[str, Any]], recipe: SourceRecipe | TaskRecipe
+    ) -> dict[str, Any]:
         try:
-            return outside_state(source)
+            return state(recipe)
         except UserError as error:
             if self.strict:
                 raise
@@ -198,7 +202,7 @@ class Pipeline:
 
     def _task(self, name: str, task: TaskRecipe, config: str) -> Step:
         step = TaskStep(name=name, task=task)
-        return self._add(f"task-{name}", TASK, step, config, outside=self._outside(task.source))
+        return self._add(f"task-{name}", TASK, step, config, outside=self._outside(task_state, task))
 
     def _pairs(
         self,

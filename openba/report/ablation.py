@@ -12,7 +12,17 @@ from io import StringIO
 from typing import Any
 
 SETS = {"R": "R-denoising", "S": "S-denoising", "X": "X-denoising", "mixed": "all three"}
-HEADS = ("shape", "encoder_layers", "decoder_layers", "parameters", "step", "tokens", "set", "loss", "accuracy")
+HEADS = (
+    "shape",
+    "encoder_layers",
+    "decoder_layers",
+    "parameters",
+    "step",
+    "tokens",
+    "set",
+    "loss",
+    "accuracy",
+)
 
 Row = dict[str, Any]
 """Of `HEADS`: one shape on one set after so many tokens. Loss in nats a target token, accuracy in percent."""
