@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import random
 from pathlib import Path
@@ -60,14 +61,17 @@ REAL = {
 WITHOUT = {"belebele-zh-hans", "belebele-zh-hant", "superglue-axb", "superglue-axg"} | {
     "ner-crossner-ai", "ner-crossner-literature",
 }  # fmt: skip
-LARGE = {
-    "bbh": 0.2,
-    "bbh-cot": 0.2,
-    "qqp": 0.1,
-    "flores-zh-en": 0.2,
-    "flores-en-zh": 0.2,
-    "roc": 0.2,
-}  # share, for speed
+LARGE = {"bbh": 0.2, "bbh-cot": 0.2, "qqp": 0.1, "flores-zh-en": 0.2, "flores-en-zh": 0.2, "roc": 0.2}
+"""Share of the items that an oracle answers, for speed."""
+
+
+SAID = {
+    "mmlu-cot": "Think. So the answer is ",
+    "bbh-cot": "Think.\nSo the answer is ",
+    "ceval-cot": "想。答案是",
+    "cmmlu-cot": "答案是：",
+}
+"""What an oracle says before a chain of thought's answer."""
 
 
 def recipe_of(name: str, *overrides: str) -> BenchmarkRecipe:
@@ -114,12 +118,7 @@ def test_an_oracle_scores_100_on_the_whole_test_set(name: str, real: Any) -> Non
     if (count := REAL[name][1]) is not None:
         assert len(rows) == count
     rows = rows[: int(LARGE.get(name, 1.0) * len(rows))]
-    said = {
-        "mmlu-cot": "Think. So the answer is ",
-        "bbh-cot": "Think.\nSo the answer is ",
-        "ceval-cot": "想。答案是",
-        "cmmlu-cot": "答案是：",
-    }.get(name, "")
+    said = SAID.get(name, "")
     result = judged(recipe, answered(rows, [said + row["target"] for row in rows]), 1)
     assert result["counts"].keys() <= ({"empty answers"} if name.startswith("ner-") else set())
     assert result["version"] == 1
@@ -179,7 +178,7 @@ def test_bbh_has_the_data_sets_own_three_chains_and_drops_the_oldest_first(
         assert "canary" not in text
         question = text[turns[3] :].removeprefix("Q: ").removesuffix("A: Let's think step by step.").strip()
         assert question == asked[row["id"]]
-        for begin, end in zip(turns, turns[1:], strict=False):
+        for begin, end in itertools.pairwise(turns):
             assert "So the answer is" in text[begin:end]
         ids, left_out, cut = encode_fitting(tokenizer, text, turns, 700)
         if left_out and not cut:
@@ -358,7 +357,7 @@ def test_what_a_template_misses_is_counted_and_the_rest_is_asked(
     left_out = _left_out(tmp_path / "out")["broken"]
     assert left_out["records"] == 1
     assert told in left_out["first"][0]
-    with pytest.raises(UserError, match="agronomy.jsonl"):
+    with pytest.raises(UserError, match=r"agronomy\.jsonl"):
         rendered(
             recipe_of("cmmlu", f"task.source.path={tmp_path}/*.jsonl", "task.broken=refuse"),
             tmp_path / "refused",
