@@ -48,6 +48,13 @@ class CleanRuntime(Runtime):
     have to see OPENBA_HOME."""
 
 
+class EvaluateRuntime(Runtime):
+    """How an evaluation shares out its shards."""
+
+    workers: int = Field(default=1, ge=1)
+    """1: in the job's own process. More: by Ray Data, each with the model, where OPENBA_HOME is seen."""
+
+
 class TrainRuntime(Runtime):
     """One gang of workers."""
 
@@ -85,6 +92,7 @@ class PipelineRuntime(Runtime):
     """Workers that share each weight; `train.workers` is a multiple of it, the quotient share the data."""
     train: TrainRuntime
     clean: CleanRuntime = CleanRuntime()
+    evaluate: EvaluateRuntime = EvaluateRuntime()
     ray: RayRuntime = RayRuntime()
     services: ServicesRuntime = ServicesRuntime()
     parallel_jobs: int = 1
