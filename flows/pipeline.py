@@ -61,11 +61,6 @@ def build_step(name: str) -> str:
 def register() -> list[Registration]:
     """Every registered model gets its version, `candidate`, and `champion` if the gate lets it."""
     session = Session.current()
-    registry = Registry(
-        session.tracking,
-        session.store,
-        session.home.promotions,
-        session.pipeline.step("contamination"),
-    )
+    registry = Registry(session.tracking, session.store, session.home.promotions, session.pipeline)
     gate = session.pipeline.config.registry.gate
     return [registry.register(model, gate) for model in session.pipeline.models if model.register_as]

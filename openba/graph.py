@@ -126,6 +126,20 @@ class Pipeline:
         runtime = self.config.runtime
         return runtime.for_expert() if step.name in self.experts else runtime
 
+    def after(self, name: str) -> list[str]:
+        """What may begin after `data`, a training or an evaluation: steps, and `model-NAME` to promote.
+
+        A model whose pipeline has no evaluation of it is promoted after its training.
+        """
+        if name == "data":
+            return ["stage1"]
+        done = self.step(name)
+        steps = [
+            s.name for s in self.steps.values() if s.kind in (TRAIN, EVALUATE) and done in s.inputs.values()
+        ]
+        models = [m for m in self.models if m.register_as and (m.evaluation or m.training) is done]
+        return steps + [f"model-{model.name}" for model in models]
+
     def wanted(self, until: str | None) -> list[Step]:
         """Those that `until` needs, or the comparison if the pipeline is one, or all; inputs first."""
         ends = [self.step(until)] if until else self.comparison or list(self.steps.values())
