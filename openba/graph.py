@@ -27,6 +27,7 @@ from openba.recipes.data import (
 )
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
 from openba.recipes.pipeline import ExpertConfig, PipelineConfig, expert_files
+from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainRecipe, TrainStep
 
 SOURCE = Kind("openba.data.sources:build", "2")
@@ -113,6 +114,11 @@ class Pipeline:
         if name not in self.steps:
             raise UserError(f"{name}: no such step in {self.config.name}; there are {', '.join(self.steps)}")
         return self.steps[name]
+
+    def runtime(self, step: Step) -> PipelineRuntime:
+        """Where and how this step runs."""
+        runtime = self.config.runtime
+        return runtime.for_expert() if step.name in self.experts else runtime
 
     def wanted(self, until: str | None) -> list[Step]:
         """All steps, or those that `until` needs, inputs first."""

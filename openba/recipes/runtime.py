@@ -52,6 +52,8 @@ class TrainRuntime(Runtime):
     """One gang of workers."""
 
     workers: int
+    expert_workers: int | None = None
+    """Of an expert's gang; several small ones side by side (`parallel_jobs`) wait less. None: `workers`."""
     threads: int = 1
     """torch threads per worker."""
     micro_batch: int
@@ -95,6 +97,12 @@ class PipelineRuntime(Runtime):
     """kg CO2eq per kWh (paper equation 2, US average)."""
     price: float | None = Field(default=None, ge=0)
     """Of one device hour, in the currency that you think in; None: no cost is told."""
+
+    def for_expert(self) -> PipelineRuntime:
+        """The runtime of an expert's training."""
+        train = self.train
+        gang = train.model_copy(update={"workers": train.expert_workers or train.workers})
+        return self.model_copy(update={"train": gang})
 
     @model_validator(mode="after")
     def _together(self) -> PipelineRuntime:
