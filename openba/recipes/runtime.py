@@ -65,6 +65,9 @@ class TrainRuntime(Runtime):
     """torch threads per worker."""
     micro_batch: int
     """Samples per forward pass of one worker; accumulation follows from the recipe's batch."""
+    batches: Literal["packed", "padded"] = "packed"
+    """`packed`: a micro-batch is filled with the tokens of `micro_batch` longest samples, and no padding is
+    computed. `padded`: it has `micro_batch` samples at the recipe's full lengths (paper); for comparison."""
     zero_stage: Literal[1, 2, 3] = 1
     """Stage 0 is out: plain data parallelism in fp32 has no overflow path to skip a bad step with."""
     recompute: Recompute = "none"
@@ -80,6 +83,8 @@ class TrainRuntime(Runtime):
     allow_changes: bool = False
     """Go on from a checkpoint of another model, recipe, tokenizer or data."""
     log_every: Steps = 1
+    profile_after: Steps | None = None
+    """Three steps after this one are traced by torch's profiler, into the output's `profile/`."""
 
 
 class PipelineRuntime(Runtime):
