@@ -70,12 +70,19 @@ def _encoder(folder: Path) -> tuple[Any, Any]:
 
 @torch.inference_mode()
 def _embedded(model: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    """`[texts, width]`: the last layer's mean over a text's tokens."""
-    rows = []
-    for begin in range(0, len(texts), _BATCH):
-        chosen = [text or " " for text in texts[begin : begin + _BATCH]]
-        given = tokenizer(chosen, padding=True, truncation=True, max_length=_TOKENS, return_tensors="pt")
+    """`[texts, width]`: the last layer's mean over a text's tokens; of an empty one zeros, like nothing."""
+    found = torch.zeros(len(texts), model.config.hidden_size)
+    told = [i for i, text in enumerate(texts) if text.strip()]
+    for begin in range(0, len(told), _BATCH):
+        chosen = told[begin : begin + _BATCH]
+        given = tokenizer(
+            [texts[i] for i in chosen],
+            padding=True,
+            truncation=True,
+            max_length=_TOKENS,
+            return_tensors="pt",
+        )
         mask = given["attention_mask"].unsqueeze(-1).float()
         states = model(**given).last_hidden_state
-        rows.append((states * mask).sum(1) / mask.sum(1).clamp(min=1))
-    return torch.cat(rows)
+        found[chosen] = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+    return found
