@@ -37,6 +37,16 @@ METRICS_TOLD = {
 """Every metric and what it counts; labels besides are `name` of the step and its `fingerprint`."""
 
 
+_LABELS = {
+    "openba_loss": "objective",
+    "openba_heldout_loss": "objective",
+    "openba_tokens_per_second": "count",
+    "openba_mfu": "count",
+    "openba_energy_kwh": "method",
+    "openba_tco2eq": "method",
+}
+
+
 class Figure(NamedTuple):
     """One value of one metric; `label` is the value of its own label, empty if it has none."""
 
@@ -91,9 +101,6 @@ def _energy(attempts: list[dict[str, Any]], now: float, runtime: PipelineRuntime
 class Gauges:
     """Tells the figures of one stage while the `with` block runs. Ray must be connected."""
 
-    _LABELS = {"openba_loss": "objective", "openba_heldout_loss": "objective", "openba_mfu": "count",
-               "openba_tokens_per_second": "count", "openba_energy_kwh": "method", "openba_tco2eq": "method"}  # fmt: skip
-
     def __init__(self, folder: Path, runtime: PipelineRuntime) -> None:
         """Args: `work/NAME/FINGERPRINT`, where the stage writes; the runtime it runs under."""
         from ray.util.metrics import Gauge
@@ -101,7 +108,7 @@ class Gauges:
         self.folder, self.runtime = folder, runtime
         self._own = {"name": folder.parent.name, "fingerprint": folder.name}
         self._gauges = {
-            metric: Gauge(metric, told, (*self._own, *filter(None, [self._LABELS.get(metric)])))
+            metric: Gauge(metric, told, (*self._own, *filter(None, [_LABELS.get(metric)])))
             for metric, told in METRICS_TOLD.items()
         }
         self._end = threading.Event()
@@ -124,5 +131,5 @@ class Gauges:
 
     def _tell(self) -> None:
         for metric, value, label in figures(self.folder, self.runtime):
-            own = {self._LABELS[metric]: label} if label else {}
+            own = {_LABELS[metric]: label} if label else {}
             self._gauges[metric].set(value, tags=self._own | own)
