@@ -1,8 +1,8 @@
-"""One worker of a real process group, and what it can do. A fork server imports this module once (12 s) and
-makes a worker in milliseconds.
+"""One worker of a real process group, and what it can do.
 
-`jobs` names what to do one after the other; rank R leaves FOLDER/results-R.json. The group is gloo's, as
-under Ray Train on CPUs; nothing of DeepSpeed or of the stage is replaced.
+A fork server imports this module once (12 s) and makes a worker in milliseconds. `jobs` names what to do one
+after the other; rank R leaves FOLDER/results-R.json. The group is gloo's, as under Ray Train on CPUs; nothing of
+DeepSpeed or of the stage is replaced.
 """
 
 from __future__ import annotations
@@ -191,10 +191,10 @@ def halves(build: Build, steps: int = 3) -> dict[str, Any]:
     return {"states": [straight.state(), resumed.state()], "losses": [losses, again]}
 
 
-def twenty_steps(build: Build) -> dict[str, Any]:
-    """Loss and gradient norm of twenty steps, the state after them, rows of the embedding, odd copies."""
+def some_steps(build: Build, steps: int = 20) -> dict[str, Any]:
+    """Loss and gradient norm of each step, the state after them, rows of the embedding, odd copies."""
     trainer, rows = Trainer(build), []
-    for step in range(20):
+    for step in range(steps):
         loss, _ = trainer.step(step, lr=2e-4)
         rows.append((loss, trainer.engine.gradient_norm()))
     held = len(trainer.engine.engine.module.shared_embedding.weight)
