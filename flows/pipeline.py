@@ -34,7 +34,7 @@ def openba_pipeline(
     with open_session(graph, Home.from_environment(), wanted, str(runtime.flow_run.id)) as session:
         phases = (graph.data, graph.pretraining, graph.fine_tuning, graph.evaluations)
         build_steps(session, [step for phase in phases for step in phase if step in wanted])
-        registered = register() if until is None else []
+        registered = register() if until is None and not graph.comparison else []
         return write_report(session, registered)
 
 

@@ -102,7 +102,7 @@ class Session:
                 step.name, step.recipe.train.steps if isinstance(step.recipe, TrainStep) else None
             )
             record = materialize(
-                step, self.store, self.runtime, lambda step, build: self._run(step, build, run)
+                step, self.store, self.pipeline.runtime(step), lambda step, build: self._run(step, build, run)
             )
             self.tracking.finish(run, step, record, self.store)
             status, state = "FINISHED", "built"

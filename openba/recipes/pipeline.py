@@ -109,6 +109,8 @@ class PipelineConfig(Recipe):
     """Base stages to evaluate."""
     registry: RegisterConfig
     runtime: PipelineRuntime
+    ablation: dict[str, ModelRecipe] = {}
+    """Shapes to compare by Stage I alone (section 5.1); a pipeline that has any builds these and no more."""
     report_banner: str = ""
     """Shown on top of the report, such as a warning that the scores are of a toy."""
 
