@@ -13,7 +13,7 @@ from typing import Any
 import fsspec
 from mlflow.entities.model_registry import ModelVersion
 
-from openba.accounting.energy import Cost, cost
+from openba.accounting.energy import Cost, TrainFacts, cost
 from openba.artifacts import MANIFEST, Step, Store, fetch
 from openba.errors import UserError
 from openba.evaluate.compare import compare_results
@@ -80,7 +80,14 @@ class Witness:
 
     def cost(self, model: Model) -> Cost:
         """Of the model's own training."""
-        return cost(self._facts(model.training) or {}, self.config.runtime)  # type: ignore[arg-type]
+        facts = self._facts(model.training) or {}
+        spent: TrainFacts = {
+            "flops": facts["flops"],
+            "seconds": facts["training_seconds"],
+            "devices": facts["workers"],
+            "energy_joules": facts["energy_joules"],
+        }
+        return cost(spent, self.config.runtime)
 
     def against(self, model: Model, champion: ModelVersion) -> Against:
         """The champion, its scores beside the candidate's where both evaluations are there."""
