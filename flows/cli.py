@@ -156,7 +156,7 @@ def rollback(
     from tasks.tracking import Tracking
 
     home, graph = Home.from_environment(), Pipeline(find_pipeline(pipeline))
-    registry = Registry(Tracking(home, graph.config.name, ""), home.store, home.promotions)
+    registry = Registry(Tracking(home, graph.config.name, ""), home.store, home.promotions, graph)
     present, earlier = registry.rollback(model, reason)
     console.print(f"{model}: champion was version {present}, is version {earlier}", markup=False)
 

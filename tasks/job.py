@@ -20,6 +20,7 @@ from typing import Any
 from openba.artifacts import Build, full_disk
 from openba.errors import UserError
 from openba.train.stopping import EXIT_PREEMPTED, REQUEST, Preempted
+from tasks.gauges import Gauges
 
 SPEC, FACTS, ERROR, STOPPED = "spec.json", "facts.json", "error.json", "stopped.json"
 
@@ -64,9 +65,18 @@ def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
     anew with each new checkpoint, and a user's mistake or a stop ends it.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     out = Path(spec["out"])
+    ray.init()
+    with Gauges(out, _model(spec["runtime_type"]).model_validate(spec["runtime"])):
+        _try_gangs(folder, spec, out, TrainingFailedError)
+    if (folder / STOPPED).exists():
+        raise Preempted(json.loads((folder / STOPPED).read_text())["message"])
+
+
+def _try_gangs(folder: Path, spec: dict[str, Any], out: Path, failed: type[Exception]) -> None:
     request = out / REQUEST
     signal.signal(signal.SIGTERM, lambda number, frame: request.touch())
     patience = Patience(out, spec["runtime"]["train"]["max_failures"])
@@ -74,12 +84,10 @@ def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
         try:
             _trainer(folder, spec, f"gang-{attempt}").fit()
             break
-        except TrainingFailedError:
+        except failed:
             if (folder / ERROR).exists() or not patience.lasts():
                 raise
             print(f"the workers died after step {patience.reached}; started again", file=sys.stderr)
-    if (folder / STOPPED).exists():
-        raise Preempted(json.loads((folder / STOPPED).read_text())["message"])
 
 
 class Patience:

@@ -118,9 +118,11 @@ class RayJobs:
             entrypoint=f"{self.python} -m tasks.job {folder}",
             submission_id=f"{prefix}{len(attempts) + 1}",
             # A job's entry point runs on the head; one that computes there itself asks for a device.
-            # Cleaning, whose own place is the flow, needs none.
+            # One that hands its work out needs none.
             entrypoint_num_gpus=1
-            if step.kind.place == "job" and build.runtime.device.kind == "cuda"
+            if step.kind.place == "job"
+            and kind_of(step, build.runtime) is step.kind
+            and build.runtime.device.kind == "cuda"
             else None,
             runtime_env={"env_vars": self.environment},
             metadata={"step": step.name, "fingerprint": step.fingerprint},

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openba.config import CONFIGS
+from openba.report.ablation import ablation_csv
 from openba.report.collect import collect
 from openba.report.evolution import evolution_csv
 from openba.report.page import render
@@ -35,7 +36,8 @@ def write_report(session: Session, registered: list[Registration]) -> str:
     _replace(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
     _replace(folder / "report.html", render(report))  # type: ignore[arg-type]
     write_tables(folder / "tables", report["evaluations"])
-    (folder / "tables" / "figure-6.csv").write_text(evolution_csv(report), encoding="utf-8")
+    for figure, text in ((5, ablation_csv(report["ablation"])), (6, evolution_csv(report))):
+        (folder / "tables" / f"figure-{figure}.csv").write_text(text, encoding="utf-8")
     return str(folder / "report.html")
 
 

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from prefect import runtime
+
 from openba.artifacts import Build, Step, materialize
 from openba.errors import UserError
 from openba.graph import Pipeline
@@ -51,7 +53,7 @@ class Session:
         # Started first and awaited at the first job: 4 s that data preparation hides.
         needs_ray = any(self._is_job(step) and self.store.manifest(step) is None for step in steps)
         self.ray = RayHead(home, self.runtime) if needs_ray else None
-        self.tracking = Tracking(home, pipeline.config.name, flow_run)
+        self.tracking = Tracking(home, pipeline.config.name, flow_run, self._stopping)
         self.view = ProgressView(len(steps))
         self._local = LocalPool()
         self._jobs: RayJobs | None = None
@@ -100,10 +102,9 @@ class Session:
                 step.name, step.recipe.train.steps if isinstance(step.recipe, TrainStep) else None
             )
             record = materialize(
-                step, self.store, self.runtime, lambda step, build: self._run(step, build, run)
+                step, self.store, self.pipeline.runtime(step), lambda step, build: self._run(step, build, run)
             )
-            run.ship(self.store.path(step))
-            run.finish(step, record, self.store)
+            self.tracking.finish(run, step, record, self.store)
             status, state = "FINISHED", "built"
             return self._ended(step, state, record)
         except (Stopped, KeyboardInterrupt):
@@ -116,10 +117,10 @@ class Session:
             self.errors.append(error)
             raise
         finally:
-            self._building.discard(step.name)
             if status != "FINISHED":
-                run.end(status)
+                self.tracking.end(run, status)
                 self._ended(step, state, None)
+            self._building.discard(step.name)
 
     def _ended(self, step: Step, state: str, record: Any) -> Any:
         self.states[step.name] = state
@@ -159,8 +160,10 @@ class Session:
 @contextmanager
 def open_session(pipeline: Pipeline, home: Home, steps: list[Step], flow_run: str) -> Iterator[Session]:
     """The session of this process until the block ends, however it ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: shells start background jobs without it
-        signal.signal(number, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)  # set anew: shells start background jobs without it
+    # In a worker's process SIGTERM is Prefect's: it tells a cancelled flow from one that was killed.
+    if runtime.deployment.id is None:
+        signal.signal(signal.SIGTERM, _interrupt)
     session = Session._current = Session(pipeline, home, steps, flow_run)
     try:
         yield session

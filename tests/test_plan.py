@@ -76,3 +76,11 @@ def test_steps_stand_in_building_order_with_their_state(store: Store) -> None:
 def test_planning_writes_nothing(store: Store, tmp_path: Path) -> None:
     plan(Pipeline(find_pipeline("tiny")), store)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_experts_gang_has_its_own_size() -> None:
+    pipeline = Pipeline(find_pipeline("tiny"), ["runtime.train.expert_workers=1", "runtime.train.workers=2"])
+    workers = {name: pipeline.runtime(pipeline.step(name)).train.workers for name in ("stage3", "chat")}
+    assert workers == {"stage3": 2, "chat": 1}
+    pipeline = Pipeline(find_pipeline("tiny"), ["runtime.train.expert_workers=null"])
+    assert pipeline.runtime(pipeline.step("chat")).train.workers == 2

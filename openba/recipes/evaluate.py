@@ -22,6 +22,7 @@ Metric = Literal[
     "f1",
     "gender_parity",
     "matthews",
+    "mauve",
     "pass_at_k",
     "python_syntax",
     "question_exact_match",
@@ -29,6 +30,7 @@ Metric = Literal[
     "rouge_1",
     "rouge_2",
     "rouge_l",
+    "sim",
     "token_f1",
 ]
 
@@ -70,6 +72,8 @@ class BenchmarkRecipe(Recipe):
     """Answers a record, drawn at `temperature`; `pass_at_k` says how many of them must be tried."""
     temperature: float = Field(default=0.8, gt=0)
     k: tuple[int, ...] = (1,)
+    models: dict[Literal["mauve", "sim"], str] = {}
+    """Metric -> folder of the transformers model that it compares texts by."""
     paper: PaperValue | None = None
 
     @model_validator(mode="after")
@@ -88,6 +92,10 @@ class BenchmarkRecipe(Recipe):
             raise ValueError("groups and average 'category' need the task's category")
         if ("pass_at_k" in self.metrics) != (self.task.check is not None):
             raise ValueError("metric 'pass_at_k' and the task's check go together")
+        if lacking := sorted({"mauve", "sim"} & set(self.metrics) - self.models.keys()):
+            raise ValueError(
+                f"metric {lacking[0]!r} compares by a model; name its folder as models.{lacking[0]}"
+            )
         if max(self.k) > self.attempts:
             raise ValueError(f"k {max(self.k)} needs as many attempts; there are {self.attempts}")
         return self

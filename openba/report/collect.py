@@ -11,6 +11,8 @@ from typing import Any, cast
 from openba.accounting.energy import TrainFacts, cost
 from openba.artifacts import Step, Store
 from openba.graph import Model, Pipeline
+from openba.recipes.train import TrainStep
+from openba.report.ablation import ablation_rows
 from openba.report.paper_tables import evaluation_row
 from openba.train.log import METRICS, read_rows
 
@@ -39,6 +41,13 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
         "contamination": facts("contamination").get("sets", []),
         "tokenizer": facts("tokenizer"),
         "training": [_training(m, pipeline, store) for m in pipeline.models if records[m.name]],
+        "ablation": ablation_rows(
+            {
+                name: _shape(step, facts(step.name))
+                for name, step in zip(pipeline.config.ablation, pipeline.comparison, strict=True)
+                if records[step.name]
+            }
+        ),
         "evaluations": [
             row
             for model in pipeline.models
@@ -106,6 +115,19 @@ def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
         "baseline_heldout": facts["heldout"][0]["loss"] if is_expert else None,
         "cost": cost(cast(TrainFacts, facts), pipeline.config.runtime),
         "resumed": facts["resumed"],
+    }
+
+
+def _shape(step: Step, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What Figure 5 needs of one compared training."""
+    recipe = step.recipe
+    assert isinstance(recipe, TrainStep)
+    return {
+        "encoder_layers": recipe.model.encoder_layers,
+        "decoder_layers": recipe.model.decoder_layers,
+        "tokens_per_step": recipe.train.tokens_per_step,
+        "parameters": facts["parameters"],
+        "heldout": facts["heldout"],
     }
 
 

@@ -19,6 +19,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from openba.accounting import carbon_table
+from openba.report.ablation import ablation_charts
 from openba.report.evolution import evolution_chart
 from openba.report.paper_tables import paper_tables
 from openba.report.schema import Example, Report, StepState, Training
@@ -47,6 +48,7 @@ def render(report: Report) -> str:
         totals=_totals(training),
         carbon_table=carbon_table.ROWS,
         charts=_charts(report, stages, experts),
+        ablation=[(told, Markup(svg)) for told, svg in ablation_charts(report.get("ablation") or [])],  # noqa: S704
         tables=paper_tables(report.get("evaluations") or []),
     )
 

@@ -201,6 +201,8 @@ class Report(TypedDict, total=False):
     contamination: list[ContaminationRow]
     tokenizer: TokenizerFacts
     training: list[Training]
+    ablation: list[dict[str, Any]]
+    """`openba.report.ablation.Row`: Figure 5."""
     evaluations: list[Evaluation]
     registry: list[Registered]
     not_run: list[NotRun]

@@ -29,7 +29,7 @@ from torch import Tensor
 from openba.train.engine import Engine
 
 MARKER = "COMMITTED"
-FAILURES = 3
+FAILURES = 5
 """Saves in a row that may fail, as on a full disk, before the training stops."""
 _STEP = "step-" + "[0-9]" * 6
 
@@ -40,7 +40,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder, self.keep = folder, keep
         self._save: _Save | None = None
-        self._failures = 0
+        self.failures = 0
+        """Saves that failed since the last that did not; the same on all workers."""
         self.stall = 0.0
         """Seconds that training has waited for saves."""
         self.reason = "on another worker"
@@ -55,7 +56,7 @@ class Checkpoints:
             extra: what the record says beside the engine's numbers.
 
         Raises:
-            OSError: the last three saves failed.
+            OSError: the last five saves failed.
         """
         self.settle(engine)
         begin = time.perf_counter()
@@ -76,7 +77,7 @@ class Checkpoints:
         """Wait for the save that is being written; all workers call it together. False: it failed.
 
         Raises:
-            OSError: the last three saves failed.
+            OSError: the last five saves failed.
         """
         save, self._save = self._save, None
         if save is None:
@@ -89,13 +90,13 @@ class Checkpoints:
         save.join()
         failed = bool(engine.sum([float(save.error is not None)])[0])  # the commit itself, on rank 0
         self.stall += time.perf_counter() - begin
-        self._failures = self._failures + 1 if failed else 0
+        self.failures = self.failures + 1 if failed else 0
         if save.error is not None:
             self.reason = str(save.error)
             print(f"checkpoint {save.staged.stem}: {save.error}; training goes on", file=sys.stderr)
         if failed and engine.rank == 0:
             shutil.rmtree(save.staged, ignore_errors=True)  # what it holds may be what fills the disk
-        if self._failures >= FAILURES:
+        if self.failures >= FAILURES:
             raise save.error or OSError(
                 f"{self.folder}: {FAILURES} checkpoints in a row could not be written"
             )

@@ -42,6 +42,7 @@ from openba.train.lease import Lease
 from openba.train.log import ATTEMPTS, HELDOUT, METRICS, StageLog
 from openba.train.loop import Step, StepInfo, training_steps
 from openba.train.meter import Meter, is_out_of_memory, leave_memory
+from openba.train.profile import Profile
 from openba.train.rehearsal import rehearse
 from openba.train.replicas import differing
 from openba.train.stopping import Preempted, StopRequest
@@ -71,7 +72,8 @@ class _Stage:
         self._take_lease()
         part = "stage2" if self.train.data.objective == "prefix" else "stage1"
         samples = training_samples(self.train, build.inputs["data"], part, self.tokenizer)
-        self.batches = TrainingBatches(samples, self.train, self.tokenizer.pad, self.tokenizer.size)
+        ids = (self.tokenizer.pad, self.tokenizer.size)
+        self.batches = TrainingBatches(samples, self.train, *ids, self.engine.padded)
         micro = self.runtime.train.micro_batch
         self.heldout = HeldOut(self.train, build.inputs["data"], self.tokenizer, micro)
         self.log = StageLog(self.out, enabled=self.engine.rank == 0)
@@ -79,6 +81,9 @@ class _Stage:
         self.totals: dict[str, float] = dict.fromkeys(("tokens", "targets", "skipped", *_WORK), 0)
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.runtime.train.keep_checkpoints)
         self._told_stall = 0.0
+        self._try_again = -1
+        """Step after which a save that failed is tried again."""
+        self.profile = Profile(self.out, self.engine.rank, self.runtime.train.profile_after)
         self.identity = identity(self.recipe, build.inputs)
         self.guard = Guard(self.train, self.log)
         self.meter = Meter(self.recipe, self.tokenizer.size, self.runtime, self.engine.world)
@@ -107,6 +112,7 @@ class _Stage:
             ) from error
         finally:
             self.watchdog.end()
+            self.profile.end()
             self.stop.close()
             self.lease.give_back()
 
@@ -147,6 +153,7 @@ class _Stage:
             stops, failed, refused = step.signals
             if refused:
                 self._tell_refused(step.info.step)
+            self.profile.done(step.info.step)
             self._after(step.info, bool(stops), bool(failed))
             self.watchdog.beat("data")
             clock = time.perf_counter()
@@ -173,7 +180,8 @@ class _Stage:
         if info.step % self.train.evaluate_every == 0 or last:
             self._measure(info.step)
         # No checkpoint at the last step: the export that follows at once is the output.
-        if (stops or info.step % self.runtime.train.checkpoint_every == 0) and not last:
+        due = info.step % self.runtime.train.checkpoint_every == 0 or info.step == self._try_again
+        if (stops or due) and not last:
             self._save(info.step)
         elif failed:
             self._settle(info.step)
@@ -184,6 +192,7 @@ class _Stage:
         self.watchdog.beat("save")
         committed = self.checkpoints.settle(self.engine)
         if not committed:
+            self._try_again = step + 2**self.checkpoints.failures
             self.log.event("save failed", step, why=self.checkpoints.reason)
         return committed
 
@@ -283,7 +292,8 @@ class _Stage:
             self._told_stall += stall
             figures = self.meter.row(seconds, info.tokens, step.flops, step.data_seconds, stall)
             modes = {f"loss_{mode}": loss for mode, loss in step.modes.items()}
-            row = asdict(info) | modes | figures | {"totals": self.totals, "time": time.time()}
+            counts = {"failed_saves": self.checkpoints.failures, "totals": self.totals}
+            row = asdict(info) | modes | figures | counts | {"time": time.time()}
             self.log.write(METRICS, row)
 
     def _measure(self, step: int) -> None:

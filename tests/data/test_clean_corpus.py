@@ -360,8 +360,12 @@ def test_a_run_that_was_cut_off_goes_on_and_does_nothing_twice(
     done = [task for task in tasks if task[0] != "cut"]
     assert len(done) == len(set(done)) > 10
     assert again == facts
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in out.iterdir()}
-    assert pq.read_table(tmp_path / "reviews.parquet").equals(pq.read_table(out / "reviews.parquet"))
+    parts = sorted(path.name for path in tmp_path.glob("reviews*"))
+    assert len(parts) > 3
+    assert parts == [f"reviews.part-{number:05d}.parquet" for number in range(len(parts))]
+    assert {path.name for path in tmp_path.iterdir()} == {*parts, "bbc.parquet", "removed.parquet"}
+    tables = [pq.read_table(tmp_path / name) for name in parts]
+    assert pa.concat_tables(tables).equals(pq.read_table(out / "reviews.parquet"))
 
 
 @pytest.mark.parametrize("recipe", [PAPER, COPIES_ONLY])
@@ -393,6 +397,20 @@ def test_rows_that_are_no_utf8_and_broken_row_groups_are_told_and_passed_over(
     assert sorted(told) == [("3", "invalid_utf8"), ("row group 2", "unreadable")]
     assert len(facts["unreadable"]["a"]) == 1
     assert pq.read_table(out / "a.parquet").num_rows == 19
+
+
+@pytest.mark.parametrize("recipe", [PAPER, COPIES_ONLY])
+def test_a_row_group_broken_outside_of_its_texts_shifts_no_copy(tmp_path: Path, recipe: CleanRecipe) -> None:
+    texts = [f"{LONG}这是第{number // 2}篇文章里独有的一句话。" for number in range(30)]
+    path = write_source(tmp_path, "a", texts, group=10) / DOCUMENTS
+    column = pq.ParquetFile(path).metadata.row_group(0).column(SCHEMA.get_field_index("language"))
+    content = bytearray(path.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 0x5A
+    path.write_bytes(content)
+    out = tmp_path / "out"
+    out.mkdir()
+    corpus.build(Build(out, CorpusRecipe(sources={"a": recipe}), {"a": tmp_path / "a"}))
+    assert pq.read_table(out / "a.parquet")["id"].to_pylist() == [str(n) for n in range(10, 30, 2)]
 
 
 def test_a_cut_file_is_told(tmp_path: Path) -> None:
