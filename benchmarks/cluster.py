@@ -6,22 +6,95 @@ Owns the faults and what is compared: the exported model, byte for byte, with th
 from __future__ import annotations
 
 import hashlib
+import json
+import sys
+import tempfile
 import time
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.namespaces import wait_for
-from benchmarks.ray_nodes import RayCluster, Training
+from benchmarks.figure import Figure
+from benchmarks.namespaces import Network, missing, wait_for
+from benchmarks.ray_nodes import BIN, RayCluster, Training
+from openba.errors import UserError
 from openba.train.log import METRICS, read_rows
 
 STEPS = 24
 PARTITION_SECONDS = 20.0
 SMALL = (
+    "runtime.train.workers=2",
+    "model={d_model: 32, num_heads: 2, kv_channels: 16, ffn: 96}",
+    "stage1.budget=6 steps",
+    "stage1.evaluate_every=6 steps",
+    "stage1.batch=8",
+    "stage1.heldout_batches=1",
     "sources=[people-daily, bbc-news, python-code]",
     "tokenizer={vocab_size: 4000, train_characters: 300000}",
-    "mixture={stage1: 40k tokens, stage2: 20k tokens, heldout: 8k tokens}",
+    "mixture={stage1: 60k tokens, stage2: 20k tokens, heldout: 8k tokens}",
 )
+
+
+def figures() -> Iterator[Figure]:
+    """The tiny pipeline's data and Stage I on two nodes, then faults on two and on four."""
+    if reason := missing():
+        print(f"cluster: not run: {reason}", file=sys.stderr)
+        return
+    with tempfile.TemporaryDirectory(prefix="oba") as folder:
+        for nodes in (2, 4):
+            place = Path(folder) / str(nodes)
+            place.mkdir()
+            with Network(place) as network:
+                cluster = RayCluster(network, nodes)
+                if nodes == 2:
+                    inputs = yield from _pipeline(cluster, Path(folder) / "home")
+                yield from _faults(cluster, nodes, inputs)
+
+
+def _pipeline(cluster: RayCluster, home: Path) -> Generator[Figure, None, dict[str, Path]]:
+    """`openba run` of a user who sees the cluster and the disk; returns what Stage I was given."""
+    command = [str(BIN / "openba"), "run", "tiny", "--until", "stage1"]
+    for setting in SMALL:
+        command += ["--set", setting]
+    environment = cluster.environment | {"RAY_ADDRESS": cluster.address, "OPENBA_HOME": str(home)}
+    log = cluster.folder / "pipeline.log"
+    began = time.monotonic()
+    if cluster.network.start(command, environment, log).wait(400):
+        raise UserError(f"openba run on a cluster of two nodes failed: {log.read_text()[-2000:]}")
+    yield Figure("cluster of 2: openba run to Stage I", time.monotonic() - began, "s")
+    (manifest,) = (json.loads(file.read_text()) for file in home.glob("store/stage1/*/manifest.json"))
+    found = manifest["identity"]["inputs"]
+    return {
+        name: home / "store" / step / found[name]
+        for name, step in (("tokenizer", "tokenizer"), ("data", "mixture"))
+    }
+
+
+def _faults(cluster: RayCluster, nodes: int, inputs: dict[str, Path]) -> Iterator[Figure]:
+    """The same training three times, a worker a node."""
+    trainings = {
+        name: job(cluster.folder / name, inputs, nodes) for name in ("undisturbed", "partition", "killed")
+    }
+    whole = result(cluster.train("undisturbed", trainings["undisturbed"]))
+    training = cluster.train("partition", trainings["partition"])
+    partition(cluster, training)
+    yield from _compared(f"cluster of {nodes}, partition of 20 s", result(training), whole)
+    training = cluster.train("killed", trainings["killed"])
+    number = kill(cluster, training)
+    began, done = time.monotonic(), len(read_rows(training.out / METRICS))
+    cluster.start(number)
+    reach(training, done + 1)
+    seconds = time.monotonic() - began
+    yield from _compared(f"cluster of {nodes}, node killed and back", result(training), whole)
+    yield Figure(f"cluster of {nodes}, from a killed node to the next step", seconds, "s")
+
+
+def _compared(name: str, found: Result, whole: Result) -> Iterator[Figure]:
+    lost = set(whole.steps) - set(found.steps)
+    twice = len(found.steps) - len(set(found.steps))
+    yield Figure(f"{name}: steps lost or told twice", len(lost) + twice, "", 0)
+    yield Figure(f"{name}: weights differ", float(found.digest != whole.digest), "", 0)
 
 
 @dataclass(frozen=True)
