@@ -114,14 +114,16 @@ class Patience:
 
 def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig
+
+    from tasks.process_group import NodeTorchConfig
 
     train, on_gpu = spec["runtime"]["train"], spec["runtime"]["device"]["kind"] == "cuda"
     return TorchTrainer(
         _worker,
         train_loop_config={"folder": str(folder)},
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=600),
+        torch_config=NodeTorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=600),
         scaling_config=ScalingConfig(num_workers=train["workers"], use_gpu=on_gpu),
         run_config=RunConfig(
             name=name,
