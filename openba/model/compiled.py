@@ -28,6 +28,9 @@ _NUMBERS, _INT = types.Array(types.int64, 1, "C"), types.intp
 _MATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
 _BLOCK = 16
 """Outputs that a thread computes at a time."""
+_WORTH_SHARING = 2**17
+"""Multiplications from which on threads share them. Two threads meet in 1.2 us, in which one multiplies some
+20,000 times; but on a machine with other work one waits for the other until it is given a core again."""
 _one_at_a_time = threading.Lock()
 
 
@@ -80,25 +83,38 @@ def _dot(x: np.ndarray, y: np.ndarray) -> np.floating:
     return total
 
 
-@njit(types.void(_F2, _F2, _F1, _F2), cache=True, fastmath=_MATH, parallel=True, nogil=True)
+@njit(types.void(_F2, _F2, _F1, _F2, _INT), cache=True, fastmath=_MATH)
+def _linear_block(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray, block: int) -> None:
+    rows, first, last = x.shape[0], block * _BLOCK, min(weight.shape[0], (block + 1) * _BLOCK)
+    whole = first + (last - first) // 4 * 4
+    for o in range(first, whole, 4):
+        for r in range(0, rows // 4 * 4, 4):
+            _tile(x, weight, y, r, o)
+        for r in range(rows // 4 * 4, rows):
+            _strip(x, weight, y, r, o)
+    for o in range(whole, last):
+        for r in range(rows):
+            y[r, o] = _dot(x[r], weight[o])
+    if bias.shape[0]:
+        for r in range(rows):
+            for o in range(first, last):
+                y[r, o] += bias[o]
+
+
+@njit(types.void(_F2, _F2, _F1, _F2), cache=True, parallel=True, nogil=True)
+def _linear_shared(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
+    for block in prange((weight.shape[0] + _BLOCK - 1) // _BLOCK):
+        _linear_block(x, weight, bias, y, block)
+
+
+@njit(types.void(_F2, _F2, _F1, _F2), cache=True, nogil=True)
 def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, y: np.ndarray) -> None:
     """`y = x @ weight.T + bias`: `[rows, inputs]` to `[rows, outputs]`; an empty bias is none."""
-    rows, outputs = x.shape[0], weight.shape[0]
-    for block in prange((outputs + _BLOCK - 1) // _BLOCK):
-        first, last = block * _BLOCK, min(outputs, (block + 1) * _BLOCK)
-        whole = first + (last - first) // 4 * 4
-        for o in range(first, whole, 4):
-            for r in range(0, rows // 4 * 4, 4):
-                _tile(x, weight, y, r, o)
-            for r in range(rows // 4 * 4, rows):
-                _strip(x, weight, y, r, o)
-        for o in range(whole, last):
-            for r in range(rows):
-                y[r, o] = _dot(x[r], weight[o])
-        if bias.shape[0]:
-            for r in range(rows):
-                for o in range(first, last):
-                    y[r, o] += bias[o]
+    if x.shape[0] * weight.size >= _WORTH_SHARING:
+        _linear_shared(x, weight, bias, y)
+    else:
+        for block in range((weight.shape[0] + _BLOCK - 1) // _BLOCK):
+            _linear_block(x, weight, bias, y, block)
 
 
 @njit(types.void(_F1, _F2, _F2, _INT, _F1, _F1), cache=True, fastmath=_MATH)
@@ -122,7 +138,25 @@ def _attend_one(
             out[c] += share * values[t, c]
 
 
-@njit(types.void(_F3, _INT, _F6, _INT, _NUMBERS, _F3), cache=True, fastmath=_MATH, parallel=True, nogil=True)
+@njit(types.void(_F3, _INT, _F6, _INT, _NUMBERS, _F3, _INT), cache=True)
+def _attend_head(
+    query: np.ndarray, apart: int, stored: np.ndarray, layer: int, counts: np.ndarray, out: np.ndarray, i: int
+) -> None:
+    r, h = i // out.shape[1], i % out.shape[1]
+    scores = np.empty(counts[r], np.float32)
+    keys, values = stored[layer, 0, r, h], stored[layer, 1, r, h]
+    _attend_one(query[r, h * apart], keys, values, counts[r], scores, out[r, h])
+
+
+@njit(types.void(_F3, _INT, _F6, _INT, _NUMBERS, _F3), cache=True, parallel=True, nogil=True)
+def _attend_shared(
+    query: np.ndarray, apart: int, stored: np.ndarray, layer: int, counts: np.ndarray, out: np.ndarray
+) -> None:
+    for i in prange(out.shape[0] * out.shape[1]):
+        _attend_head(query, apart, stored, layer, counts, out, i)
+
+
+@njit(types.void(_F3, _INT, _F6, _INT, _NUMBERS, _F3), cache=True, nogil=True)
 def _attend(
     query: np.ndarray, apart: int, stored: np.ndarray, layer: int, counts: np.ndarray, out: np.ndarray
 ) -> None:
@@ -130,22 +164,19 @@ def _attend(
 
     `query` is `[rows, heads * apart, kv]`, a head's at each `apart`-th place; `out` `[rows, heads, kv]`.
     """
-    heads, longest = out.shape[1], stored.shape[4]
-    for i in prange(out.shape[0] * heads):
-        r, h = i // heads, i % heads
-        scores = np.empty(longest, np.float32)
-        keys, values = stored[layer, 0, r, h], stored[layer, 1, r, h]
-        _attend_one(query[r, h * apart], keys, values, counts[r], scores, out[r, h])
+    if 2 * counts.sum() * out.shape[1] * out.shape[2] >= _WORTH_SHARING:
+        _attend_shared(query, apart, stored, layer, counts, out)
+    else:
+        for i in range(out.shape[0] * out.shape[1]):
+            _attend_head(query, apart, stored, layer, counts, out, i)
 
 
-@njit(types.void(_F2, _F2), cache=True, fastmath=_MATH, parallel=True, nogil=True)
+@njit(types.void(_F2, _F2), cache=True, fastmath=_MATH, nogil=True)
 def _gate(packed: np.ndarray, out: np.ndarray) -> None:
     """`silu(gate) * up` of `[rows, gate | up]`."""
-    rows, width = out.shape
-    blocks = (width + 63) // 64
-    for i in prange(rows * blocks):
-        r, first = i // blocks, i % blocks * 64
-        for c in range(first, min(width, first + 64)):
+    width = out.shape[1]
+    for r in range(out.shape[0]):
+        for c in range(width):
             gate = packed[r, c]
             out[r, c] = gate / (np.float32(1) + math.exp(-gate)) * packed[r, width + c]
 
