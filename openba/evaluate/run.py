@@ -64,12 +64,12 @@ def evaluated(
         if not todo:
             yield part.name, _scored(part)
     failed: set[str] = set()
-    for place, error in mapper(model, jobs) if jobs else ():
+    for place, wrong in mapper(model, jobs) if jobs else ():
         part = jobs[place][0]
         left[part.name] -= 1
-        if error and part.name not in failed:
+        if wrong and part.name not in failed:
             failed.add(part.name)
-            yield part.name, UserError(error)
+            yield part.name, UserError(wrong)
         if not left[part.name] and part.name not in failed:
             yield part.name, _scored(part)
 
