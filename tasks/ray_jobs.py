@@ -40,6 +40,9 @@ class RayJobs:
         self.environment = environment
         self.running: dict[str, Path] = {}
         """Job -> the folder that it fills, of the jobs that have not ended."""
+        self.pages: dict[str, str] = {}
+        """Step -> its job's page in Ray's dashboard."""
+        self._dashboard = head.dashboard
 
     def run(self, step: Step, build: Build, watch: Callable[[], None]) -> dict[str, Any]:
         """Run or re-attach to the step's job; call `watch` while it runs; return its facts.
@@ -50,6 +53,7 @@ class RayJobs:
         folder = build.out.with_name(f"{build.out.name}.job")
         job = self._attach_or_submit(step, build, folder)
         self.running[job] = build.out
+        self.pages[step.name] = f"{self._dashboard}/#/jobs/{job}"
         while not (status := self.client.get_job_status(job)).is_terminal():
             watch()
             time.sleep(POLL_SECONDS)
