@@ -19,6 +19,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from openba.artifacts import Build, Step
 from openba.errors import UserError
+from openba.home import without_credentials
 from openba.train.log import ATTEMPTS
 from openba.train.stopping import REQUEST
 from tasks.job import ERROR, FACTS, SPEC, STOPPED
@@ -42,7 +43,7 @@ class RayJobs:
         """Job -> the folder that it fills, of the jobs that have not ended."""
         self.pages: dict[str, str] = {}
         """Step -> its job's page in Ray's dashboard."""
-        self._dashboard = head.dashboard
+        self._dashboard = without_credentials(head.dashboard)
 
     def run(self, step: Step, build: Build, watch: Callable[[], None]) -> dict[str, Any]:
         """Run or re-attach to the step's job; call `watch` while it runs; return its facts.

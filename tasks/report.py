@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openba.config import CONFIGS
+from openba.home import without_credentials
 from openba.report.collect import collect
 from openba.report.evolution import evolution_csv
 from openba.report.page import render
@@ -45,12 +46,13 @@ def links(session: Session) -> dict[str, str]:
     home = session.home
     flow_run = f"/runs/flow-run/{session.tracking.flow_run}"
     experiment = f"/#/experiments/{session.tracking.experiment}"
-    return {
+    found = {
         "Report": str(home.report / "report.html"),
         "Prefect run": os.environ["PREFECT_API_URL"].removesuffix("/api") + flow_run,
         "MLflow experiment": _mlflow_link(session.tracking.uri, experiment),
         "Ray dashboard": _ray_link(session),
     }
+    return {label: without_credentials(where) for label, where in found.items()}
 
 
 def _mlflow_link(uri: str, experiment: str) -> str:

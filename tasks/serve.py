@@ -22,7 +22,7 @@ import uvicorn
 
 from openba.artifacts import fetch
 from openba.errors import UserError
-from openba.home import Home
+from openba.home import Home, without_credentials
 from openba.serve.app import Application
 from openba.serve.host import Host
 from openba.serve.limits import Limits, Protocol
@@ -80,7 +80,7 @@ class Source:
             found = MlflowClient(self.uri, self.uri).get_model_version_by_alias(self.name, self.alias or "")
         except MlflowException as error:
             raise UserError(
-                f"{self.asked}: {str(error).splitlines()[0]} (registry {_plain(self.uri)})"
+                f"{self.asked}: {str(error).splitlines()[0]} (registry {without_credentials(self.uri)})"
             ) from None
         return Place(self.name, f"v{found.version}", None)
 
@@ -200,8 +200,3 @@ def _bound(host: str, port: int) -> socket.socket:
             f"--host {host} --port {port}: {error.strerror}; choose another (0: a free port)"
         ) from None
     return listening
-
-
-def _plain(uri: str) -> str:
-    """An address without the user and password in it."""
-    return re.sub(r"//[^/@]*@", "//", uri)

@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from openba.artifacts import Step, Store
 from openba.config import flatten
-from openba.home import Home
+from openba.home import Home, without_credentials
 from openba.train.log import HELDOUT, METRICS, RATES, read_rows
 from tasks import nodes
 
@@ -113,7 +113,8 @@ class StepRun:
             self.ship(folder)
         except (MlflowException, OSError) as error:  # requests' errors are OSErrors
             self._last_shipped, wait = shipped, _SECONDS_AFTER_FAILURE
-            logging.getLogger(__name__).warning("MLflow does not answer (%s); its metrics wait", error)
+            told = without_credentials(str(error))
+            logging.getLogger(__name__).warning("MLflow does not answer (%s); its metrics wait", told)
         self._next = time.monotonic() + wait
 
     def ship(self, folder: Path) -> None:
