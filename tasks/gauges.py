@@ -1,7 +1,7 @@
-"""A training's figures as Prometheus metrics, told by Ray's own metrics agent on the node of the job's driver.
+"""A training's figures as Prometheus metrics, told by Ray's own metrics agent on the driver's node.
 
-Owns their names and labels. Numbers come from the files that a stage writes, as everywhere outside the gang; Ray
-adds the prefix `ray_`, and its list of nodes is what Prometheus scrapes.
+Owns their names and labels. Numbers come from the files that a stage writes, as everywhere outside the gang;
+Ray adds the prefix `ray_`, and its list of nodes is what Prometheus scrapes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ METRICS_TOLD = {
     "openba_data_wait": "share of a step's time that waits for batches",
     "openba_checkpoint_stall_seconds": "that training waited for checkpoints, since the last logged step",
     "openba_device_hours": "of all attempts",
-    "openba_energy_kwh": "method: paper (hours x watts x PUE) or measured (counters, once an attempt has ended)",
+    "openba_energy_kwh": "method: paper (hours x watts x PUE) or measured (counters, after an attempt)",
     "openba_tco2eq": "t CO2eq of that energy; method as there",
 }
 """Every metric and what it counts; labels besides are `name` of the step and its `fingerprint`."""

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from openba.artifacts import Build, full_disk
 from openba.errors import UserError
 from openba.train.stopping import EXIT_PREEMPTED, REQUEST, Preempted
 from tasks.gauges import Gauges
+from tasks.nodes import NodeMeter
 
 SPEC, FACTS, ERROR, STOPPED = "spec.json", "facts.json", "error.json", "stopped.json"
 
@@ -136,6 +138,7 @@ def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
 def _worker(config: dict[str, str]) -> None:
     """One rank. Ray has made the process group; DeepSpeed finds the ranks in the environment."""
     from ray.train import get_context
+    from ray.util import get_node_ip_address
 
     context, folder = get_context(), Path(config["folder"])
     os.environ |= {
@@ -143,8 +146,15 @@ def _worker(config: dict[str, str]) -> None:
         "LOCAL_RANK": str(context.get_local_rank()),
         "WORLD_SIZE": str(context.get_world_size()),
     }
+    spec = json.loads((folder / SPEC).read_text())
+    meter = (
+        NodeMeter(Path(spec["out"]), get_node_ip_address())
+        if context.get_local_rank() == 0
+        else nullcontext()
+    )
     try:
-        run_function(folder, json.loads((folder / SPEC).read_text()))
+        with meter:
+            run_function(folder, spec)
     except Preempted as stopped:  # no failure: the group ends here
         if context.get_world_rank() == 0:
             _leave(folder / STOPPED, {"message": str(stopped)})

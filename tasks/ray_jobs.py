@@ -19,6 +19,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from openba.artifacts import Build, Step
 from openba.errors import UserError
+from openba.home import without_credentials
 from openba.train.log import ATTEMPTS
 from openba.train.stopping import REQUEST
 from tasks.job import ERROR, FACTS, SPEC, STOPPED
@@ -42,6 +43,9 @@ class RayJobs:
         """Seconds without an answer of the cluster; training there goes on meanwhile."""
         self.running: dict[str, Path] = {}
         """Job -> the folder that it fills, of the jobs that have not ended."""
+        self.pages: dict[str, str] = {}
+        """Step -> its job's page in Ray's dashboard."""
+        self._dashboard = without_credentials(head.dashboard)
 
     def run(self, step: Step, build: Build, watch: Callable[[], None]) -> dict[str, Any]:
         """Run or re-attach to the step's job; call `watch` while it runs; return its facts.
@@ -52,6 +56,7 @@ class RayJobs:
         folder = build.out.with_name(f"{build.out.name}.job")
         job = self._attach_or_submit(step, build, folder)
         self.running[job] = build.out
+        self.pages[step.name] = f"{self._dashboard}/#/jobs/{job}"
         while not (status := self._status(job, watch)).is_terminal():
             watch()
             time.sleep(POLL_SECONDS)

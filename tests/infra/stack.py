@@ -1,4 +1,4 @@
-"""The services of infra/compose.yaml as processes of this machine, with the commands and settings of that file.
+"""The services of infra/compose.yaml as processes of this machine, with that file's commands and settings.
 
 Addresses and folders are replaced, nothing else: what runs here is what the file says.
 """
@@ -13,15 +13,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
-import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psycopg2
-import pytest
 import yaml
 
 from tasks.services import LOOPBACK, Service, answers, free_port
@@ -57,7 +53,9 @@ class Stack:
         self.secrets["PREFECT_AUTH"] = f"openba:{self.secrets['PREFECT_AUTH']}"
         known = variables(infra / "versions.env") | self.secrets
         text = (infra / "compose.yaml").read_text()
-        self.compose = yaml.safe_load(NAMED.sub(lambda found: known.get(found[1]) or found[3], text))["services"]
+        self.compose = yaml.safe_load(NAMED.sub(lambda found: known.get(found[1]) or found[3], text))[
+            "services"
+        ]
         self.ports = {name: free_port() for name in _PORTS}
         self.services: dict[str, Service] = {}
         for name in _FOLDERS:
@@ -68,7 +66,9 @@ class Stack:
 
     def environment(self, name: str) -> dict[str, str]:
         """A service's, with this machine's addresses and folders."""
-        return {key: self._here(str(value)) for key, value in self.compose[name].get("environment", {}).items()}
+        return {
+            key: self._here(str(value)) for key, value in self.compose[name].get("environment", {}).items()
+        }
 
     def command(self, name: str) -> list[str]:
         return shlex.split(self.compose[name]["command"].replace("0.0.0.0", LOOPBACK))
@@ -89,7 +89,16 @@ class Stack:
             service.wait(150)
 
     def stop(self) -> None:
-        for name in ("prefect-services", "prefect-server", "mlflow", "ray-head", "prometheus", "store", "redis", "postgres"):
+        for name in (
+            "prefect-services",
+            "prefect-server",
+            "mlflow",
+            "ray-head",
+            "prometheus",
+            "store",
+            "redis",
+            "postgres",
+        ):
             if name in self.services:
                 self.services[name].stop(timeout=2 if name == "ray-head" else 10)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -99,7 +108,14 @@ class Stack:
         binaries, data = postgres_folder(), self.folder / "postgres"
         assert binaries is not None
         # As root the server refuses to run; its kernel signal on our death is set after the change of user.
-        as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups", "--pdeathsig=TERM", "--"]
+        as_user = [
+            "setpriv",
+            "--reuid=postgres",
+            "--regid=postgres",
+            "--init-groups",
+            "--pdeathsig=TERM",
+            "--",
+        ]
         become = as_user if os.getuid() == 0 else []
         if not data.exists():
             data.mkdir()
@@ -108,19 +124,41 @@ class Stack:
             if become:
                 shutil.chown(data, "postgres")
                 shutil.chown(password, "postgres")
-            made = ["initdb", "--pgdata", data, "--username=openba", "--auth=scram-sha-256", "--pwfile", password]
-            subprocess.run([*become, binaries / made[0], *made[1:], "--no-sync"], check=True, capture_output=True)
-        settings = {"listen_addresses": LOOPBACK, "port": self.ports["postgres"], "unix_socket_directories": "",
-                    "fsync": "off", "max_connections": 200}  # fmt: skip
-        options = [f"--{name}={value}" for name, value in settings.items()]
-        self._start("postgres", [*become, str(binaries / "postgres"), "-D", str(data), *options], self._listens("postgres"))
+            made = [
+                "initdb",
+                "--pgdata",
+                data,
+                "--username=openba",
+                "--auth=scram-sha-256",
+                "--pwfile",
+                password,
+            ]
+            subprocess.run(
+                [*become, binaries / made[0], *made[1:], "--no-sync"], check=True, capture_output=True
+            )
+        options = [f"--listen_addresses={LOOPBACK}", f"--port={self.ports['postgres']}", "--fsync=off"]
+        options += ["--unix_socket_directories=", "--max_connections=200"]
+        self._start(
+            "postgres",
+            [*become, str(binaries / "postgres"), "-D", str(data), *options],
+            self._listens("postgres"),
+        )
 
     def redis(self) -> None:
         # The password as in compose: not on the command line.
         file = self.folder / "redis.conf"
         file.write_text(f"requirepass {self.secrets['REDIS_PASSWORD']}\n")
         file.chmod(0o600)
-        options = ["--bind", LOOPBACK, "--port", str(self.ports["redis"]), "--dir", str(self.folder), "--save", ""]
+        options = [
+            "--bind",
+            LOOPBACK,
+            "--port",
+            str(self.ports["redis"]),
+            "--dir",
+            str(self.folder),
+            "--save",
+            "",
+        ]
         self._start("redis", ["redis-server", str(file), *options], self._listens("redis"))
 
     def store(self) -> None:
@@ -129,26 +167,28 @@ class Stack:
         self._start("store", command, self._listens("store"))
 
     def ray(self) -> None:
-        ports = {"port": free_port(), "dashboard-port": self.ports["ray-head"], "metrics-export-port": free_port(),
-                 "ray-client-server-port": free_port(), "dashboard-agent-listen-port": free_port()}  # fmt: skip
+        own = ("port", "metrics-export-port", "ray-client-server-port", "dashboard-agent-listen-port")
+        ports = {name: free_port() for name in own} | {"dashboard-port": self.ports["ray-head"]}
         replaced = [f"--{name}={port}" for name, port in ports.items()]
         replaced += [f"--node-ip-address={LOOPBACK}", "--object-store-memory=104857600"]
         names = {option.split("=")[0] for option in replaced}
         given = [self._here(word) for word in self.command("ray-head") if word.split("=")[0] not in names]
-        ready: Callable[[], bool] = lambda: answers(f"http://{self.address('ray-head')}/api/version")
+        ready = self._answers("ray-head", "/api/version")
         quick = {"RAY_metrics_report_interval_ms": "1000", "RAY_DISABLE_MEMORY_MONITOR": "1"}
         self._start("ray-head", self._python([*given, *replaced]), ready, quick)
 
     def prefect_server(self) -> None:
         command = [*self.command("prefect-server"), "--port", str(self.ports["prefect-server"])]
-        ready: Callable[[], bool] = lambda: answers(f"http://{self.address('prefect-server')}/api/health")
+        ready = self._answers("prefect-server", "/api/health")
         self._start("prefect-server", self._python(command), ready)
 
     def mlflow(self) -> None:
-        command = [word.replace(f"{LOOPBACK}:5000", self.address("mlflow")) for word in self.command("mlflow")]
+        command = [
+            word.replace(f"{LOOPBACK}:5000", self.address("mlflow")) for word in self.command("mlflow")
+        ]
         command[command.index("--workers") + 1] = "1"
         command += ["--port", str(self.ports["mlflow"])]
-        ready: Callable[[], bool] = lambda: answers(f"http://{self.address('mlflow')}/health")
+        ready = self._answers("mlflow", "/health")
         self._start("mlflow", self._python(command), ready)
 
     def prometheus(self) -> None:
@@ -157,9 +197,11 @@ class Stack:
         file.write_text(self._here(config).replace(" 10s", " 1s"))
         command = ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={self.folder / 'prometheus'}",
                    f"--web.listen-address={self.address('prometheus')}"]  # fmt: skip
-        self._start("prometheus", command, lambda: answers(f"http://{self.address('prometheus')}/-/ready"))
+        self._start("prometheus", command, self._answers("prometheus", "/-/ready"))
 
-    def _start(self, name: str, command: list[str], ready: Callable[[], bool], more: dict[str, str] | None = None) -> None:
+    def _start(
+        self, name: str, command: list[str], ready: Callable[[], bool], more: dict[str, str] | None = None
+    ) -> None:
         settings = {"DO_NOT_TRACK": "1", "PREFECT_HOME": str(self.folder / "prefect")}
         # The programs of this Python, as in the image.
         settings["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
@@ -186,9 +228,14 @@ class Stack:
         for name, port in _PORTS.items():
             text = text.replace(f"{name}:{port}", self.address(name))
         for name in _FOLDERS:
-            text = text.replace(f"={name}", f"={self.folder}{name}").replace(f"[{name}/", f"[{self.folder}{name}/")
+            text = text.replace(f"={name}", f"={self.folder}{name}").replace(
+                f"[{name}/", f"[{self.folder}{name}/"
+            )
             text = f"{self.folder}{text}" if text == name else text
         return text
+
+    def _answers(self, name: str, path: str) -> Callable[[], bool]:
+        return lambda: answers(f"http://{self.address(name)}{path}")
 
     def _listens(self, name: str) -> Callable[[], bool]:
         def ready() -> bool:

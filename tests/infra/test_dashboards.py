@@ -28,7 +28,10 @@ def board(root: Path) -> dict[str, Any]:
 def unknown(told: Any, understood: Any, path: str = "") -> list[str]:
     """What Grafana's schema dropped or changed while it read a board."""
     if isinstance(told, dict) and isinstance(understood, dict):
-        deeper = (unknown(v, understood[k], f"{path}/{k}") if k in understood else [f"{path}/{k}"] for k, v in told.items())
+        deeper = (
+            unknown(v, understood[k], f"{path}/{k}") if k in understood else [f"{path}/{k}"]
+            for k, v in told.items()
+        )
         return list(itertools.chain(*deeper))
     if isinstance(told, list) and isinstance(understood, list) and len(told) == len(understood):
         return list(itertools.chain(*(unknown(*pair, path) for pair in zip(told, understood, strict=True))))
@@ -58,7 +61,14 @@ def test_every_metric_is_shown_and_every_shown_one_is_told(board: dict[str, Any]
     shown = set(re.findall(r"ray_(openba_\w+)", json.dumps(board["panels"])))
     assert shown == METRICS_TOLD.keys()
     titles = {panel["title"] for panel in board["panels"]}
-    assert {"Loss against tokens", "MFU", "Tokens per second", "Waiting for data", "Energy", "Carbon"} <= titles
+    assert {
+        "Loss against tokens",
+        "MFU",
+        "Tokens per second",
+        "Waiting for data",
+        "Energy",
+        "Carbon",
+    } <= titles
     assert all(panel["description"] and panel["targets"] for panel in board["panels"])
 
 
