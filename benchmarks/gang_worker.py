@@ -115,7 +115,7 @@ class Trainer:
         model = OpenBAModel(build.recipe.model.architecture(tokenizer.size))
         samples = training_samples(train, build.inputs["data"], "stage1", tokenizer)
         self.engine = Engine(model, train, build.runtime)
-        self.batches = TrainingBatches(samples, train, tokenizer.pad, tokenizer.size)
+        self.batches = TrainingBatches(samples, train, tokenizer.pad, tokenizer.size, self.engine.padded)
         self.size = build.runtime.train.micro_batch
 
     def step(self, step: int, lr: float = 1e-3, usable: bool = True) -> tuple[float, bool]:
@@ -137,12 +137,14 @@ class Trainer:
         return [self.step(step)[0] for step in steps]
 
     def state(self) -> dict[str, str]:
-        """Digest of every whole tensor of the training state, and the scalars."""
+        """Digest of every whole tensor of the training state, and Adam's step."""
         tensors, numbers = self.engine.share()
         own = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
         everyone: list[dict[str, str]] = [{}] * self.engine.world
         dist.all_gather_object(everyone, own)
-        return {name: digest for part in everyone for name, digest in part.items()} | numbers
+        return {name: digest for part in everyone for name, digest in part.items()} | {
+            "adam_step": numbers["adam_step"]
+        }
 
     def save(self, folder: Path, step: int) -> None:
         """A committed checkpoint; two are to stay."""

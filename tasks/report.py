@@ -35,8 +35,8 @@ def write_report(session: Session, registered: list[Registration]) -> str:
     folder = session.home.report
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
-    _replace(folder / "report.html", render(report))
-    session.page.close(report["steps"], report["links"])  # type: ignore[arg-type]
+    _replace(folder / "report.html", render(report))  # type: ignore[arg-type]
+    session.page.close(report["steps"], report["links"])
     write_tables(folder / "tables", report["evaluations"])
     for figure, text in ((5, ablation_csv(report["ablation"])), (6, evolution_csv(report))):
         (folder / "tables" / f"figure-{figure}.csv").write_text(text, encoding="utf-8")

@@ -146,7 +146,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
         "other-world": runs.interrupted("other-world"),
         "alone-twenty": twenty(runs, "alone-twenty"),
         "alone-four": twenty(runs, "alone-four", runtime={"micro_batch": 2}),
-        "alone-bf16": twenty(runs, "alone-bf16", steps=4, precision="bf16"),
+        "alone-bf16": twenty(runs, "alone-bf16", steps=2, precision="bf16"),
         "one-of-tp2": runs.job("one-of-tp2", do="load_state", inputs=saved("saved-tp2")),
         "one-of-two": runs.job("one-of-two", do="load_state", inputs=saved("saved")),
         "one-of-zero3": runs.job("one-of-zero3", do="load_state", inputs=saved("saved-zero3")),
@@ -191,7 +191,7 @@ def parallel(runs: Runs) -> dict[str, Any]:
         "dp2-zero2": twenty(runs, "dp2-zero2", runtime={"micro_batch": 1, "zero_stage": 2}),
         "dp2-zero3": twenty(runs, "dp2-zero3", runtime={"micro_batch": 4, "zero_stage": 3}),
         "tp2-zero1": twenty(runs, "tp2-zero1", tensor_parallel=2),
-        "tp2-bf16": twenty(runs, "tp2-bf16", steps=4, tensor_parallel=2, precision="bf16"),
+        "tp2-bf16": twenty(runs, "tp2-bf16", steps=2, tensor_parallel=2, precision="bf16"),
         "tp2-zero2": twenty(
             runs,
             "tp2-zero2",

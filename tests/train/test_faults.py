@@ -106,7 +106,7 @@ def broken(cases: Cases) -> Cases:
             cases.job("flip", "flip", at=[8], budget="4 steps", runtime={"checkpoint_every": 3}),
             cases.job("small-files", "small_files", at=[3], runtime={"checkpoint_every": 3}),
             cases.job("refused", inputs={"data": str(data)}, runtime=rare),
-            cases.job("slow-disk", "slow_disk", at=[1], budget="4 steps"),
+            cases.job("slow-disk", "slow_disk", at=[9]),
             *(cases.job(name, runtime=rare) for name in disk_jobs),
             cases.job("no-sync", "no_sync", at=[3]),  # the last one: no later file of this group is synced
         ]
@@ -258,8 +258,8 @@ def test_fault_11_saves_do_not_overlap(broken: Cases) -> None:
 def test_fault_11_a_slow_disk_delays_saves_and_hides_what_is_not_whole(broken: Cases) -> None:
     """A save takes longer than a step: the next one waits, as the stall says, and each is committed."""
     stalls = [row["checkpoint_stall"] for row in broken.runs.rows("slow-disk")]
-    assert sum(stalls) > 2 * 0.2
-    assert broken.state("slow-disk", 3) == broken.state("clean", 3)
+    assert sum(stalls[5:]) > 2 * 0.2
+    assert broken.state("slow-disk", 7) == broken.state("clean", 7)
     assert not list((broken.root / "slow-disk-kept").glob("*.tmp"))
 
 
@@ -268,7 +268,7 @@ def test_fault_10_a_full_or_read_only_disk(broken: Cases) -> None:
         pytest.skip("no right to mount a small disk; the limit of the kernel is tested anyway")
     results = [broken.gangs["read-only"].result(rank)["read-only"] for rank in (0, 1)]
     assert all("first checkpoint could not be written" in each["error"] for each in results)
-    assert "Read-only file system" in results[0]["error"]
+    assert all("rank 0: [Errno 30] Read-only file system" in each["error"] for each in results)
     # Failed saves: training goes on to its end and the old checkpoint stays.
     assert broken.facts["full-disk"]["resumed"] == 0
     assert broken.events("full-disk")["save failed"]["step"] in (5, 6, 7, 8)
@@ -279,9 +279,10 @@ def test_fault_10_a_disk_that_syncs_nothing_ends_the_run_after_five_saves(broken
     """The kernel answers fsync with EIO from step 2 on."""
     failed = [r for r in broken.runs.rows("no-sync", "events.jsonl") if r["event"] == "save failed"]
     assert len(failed) >= 4  # the fifth ends it
-    assert "Input/output error" in failed[0]["why"] or "another worker" in failed[0]["why"]
+    assert failed[0]["why"] == "rank 1: [Errno 5] Input/output error"
     errors = [broken.gangs["no-sync"].result(rank)["no-sync"]["error"] for rank in (0, 1)]
-    assert any("Input/output error" in error for error in errors)
+    assert errors[0] == errors[1]
+    assert "5 checkpoints in a row could not be written (rank 1: [Errno 5]" in errors[0]
     assert broken.runs.rows("no-sync")[-1]["failed_saves"] > 0
     committed = sorted((broken.root / "no-sync" / "checkpoints").glob(f"*/{MARKER}"))
     assert [path.parent.name for path in committed][:1] == ["step-000000"]
