@@ -1,10 +1,10 @@
-"""Group `operations`: accounting against the paper and torch, serving under load."""
+"""Group `operations`: accounting against the paper and torch, serving under load, flows on real servers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks import accounting, serving
+from benchmarks import accounting, chain, serving
 from benchmarks.figure import Figure
 
 
@@ -12,3 +12,4 @@ def figures() -> Iterator[Figure]:
     """What is exact first, then times."""
     yield from accounting.figures()
     yield from serving.figures()
+    yield from chain.figures()

@@ -13,9 +13,12 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from openba.artifacts import Build, full_disk
 from openba.errors import UserError
@@ -23,12 +26,14 @@ from openba.train.stopping import EXIT_PREEMPTED, REQUEST, Preempted
 from tasks.gauges import Gauges
 
 SPEC, FACTS, ERROR, STOPPED = "spec.json", "facts.json", "error.json", "stopped.json"
+PROCESS = "process.json"
 
 
 def main() -> None:
     """Entry point of the job; exit code 1 after an error, 75 after a stop that saved first."""
     folder = Path(sys.argv[1])
     spec = json.loads((folder / SPEC).read_text())
+    _leave(folder / PROCESS, {"began": psutil.Process().create_time()})
     try:
         if spec["place"] == "gang":
             _run_gang(folder, spec)
@@ -53,9 +58,10 @@ def run_function(folder: Path, spec: dict[str, Any]) -> None:
         inputs={key: Path(path) for key, path in spec["inputs"].items()},
         runtime=_model(spec["runtime_type"]).model_validate(spec["runtime"]),
     )
+    began = time.time()
     facts = getattr(importlib.import_module(module), name)(build)
     if int(os.environ.get("RANK", "0")) == 0:
-        _leave(folder / FACTS, facts)
+        _leave(folder / FACTS, {"facts": facts, "began": began, "ended": time.time()})
 
 
 def _run_gang(folder: Path, spec: dict[str, Any]) -> None:

@@ -21,8 +21,8 @@ from openba.artifacts import Build, Step
 from openba.errors import UserError
 from openba.train.log import ATTEMPTS
 from openba.train.stopping import REQUEST
-from tasks.job import ERROR, FACTS, SPEC, STOPPED
-from tasks.places import kind_of
+from tasks.job import ERROR, FACTS, PROCESS, SPEC, STOPPED
+from tasks.places import Work, kind_of
 from tasks.services import RayHead
 
 POLL_SECONDS = 0.5
@@ -41,8 +41,8 @@ class RayJobs:
         self.running: dict[str, Path] = {}
         """Job -> the folder that it fills, of the jobs that have not ended."""
 
-    def run(self, step: Step, build: Build, watch: Callable[[], None]) -> dict[str, Any]:
-        """Run or re-attach to the step's job; call `watch` while it runs; return its facts.
+    def run(self, step: Step, build: Build, watch: Callable[[], None]) -> Work:
+        """Run or re-attach to the step's job; call `watch` while it runs.
 
         Raises:
             UserError: the job failed; the message is its own line, or the end of its log.
@@ -57,9 +57,10 @@ class RayJobs:
         watch()
         if status is not JobStatus.SUCCEEDED or not (folder / FACTS).exists():
             raise UserError(f"{step.name}: {self._reason(job, folder, status)}")
-        facts = json.loads((folder / FACTS).read_text())
+        process = json.loads((folder / PROCESS).read_text())["began"]
+        done = Work(process=process, **json.loads((folder / FACTS).read_text()))
         shutil.rmtree(folder)
-        return facts
+        return done
 
     def stop(self) -> None:
         """Stop every job that this process is waiting for; trainings save their state first."""
