@@ -13,11 +13,14 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from contextlib import nullcontext
 from pathlib import Path
 from threading import Event
 from typing import Any
+
+import psutil
 
 from openba.artifacts import Build, full_disk
 from openba.errors import UserError
@@ -27,12 +30,14 @@ from tasks.gauges import Gauges
 from tasks.nodes import NodeMeter
 
 SPEC, FACTS, ERROR, STOPPED = "spec.json", "facts.json", "error.json", "stopped.json"
+PROCESS = "process.json"
 
 
 def main() -> None:
     """Entry point of the job; exit code 1 after an error, 75 after a stop that saved first."""
     folder = Path(sys.argv[1])
     spec = json.loads((folder / SPEC).read_text())
+    _leave(folder / PROCESS, {"began": psutil.Process().create_time()})
     try:
         if spec["place"] == "gang":
             _run_gang(folder, spec)
@@ -57,9 +62,10 @@ def run_function(folder: Path, spec: dict[str, Any]) -> None:
         inputs={key: Path(path) for key, path in spec["inputs"].items()},
         runtime=_model(spec["runtime_type"]).model_validate(spec["runtime"]),
     )
+    began = time.time()
     facts = getattr(importlib.import_module(module), name)(build)
     if int(os.environ.get("RANK", "0")) == 0:
-        _leave(folder / FACTS, facts)
+        _leave(folder / FACTS, {"facts": facts, "began": began, "ended": time.time()})
 
 
 def _run_gang(folder: Path, spec: dict[str, Any]) -> None:

@@ -22,8 +22,8 @@ from openba.errors import UserError
 from openba.home import without_credentials
 from openba.train.log import ATTEMPTS
 from openba.train.stopping import REQUEST
-from tasks.job import ERROR, FACTS, SPEC, STOPPED
-from tasks.places import kind_of
+from tasks.job import ERROR, FACTS, PROCESS, SPEC, STOPPED
+from tasks.places import Work, kind_of
 from tasks.services import RayHead
 
 POLL_SECONDS = 0.5
@@ -47,8 +47,8 @@ class RayJobs:
         """Step -> its job's page in Ray's dashboard."""
         self._dashboard = without_credentials(head.dashboard)
 
-    def run(self, step: Step, build: Build, watch: Callable[[], None]) -> dict[str, Any]:
-        """Run or re-attach to the step's job; call `watch` while it runs; return its facts.
+    def run(self, step: Step, build: Build, watch: Callable[[], None]) -> Work:
+        """Run or re-attach to the step's job; call `watch` while it runs.
 
         Raises:
             UserError: the job failed; the message is its own line, or the end of its log.
@@ -64,9 +64,10 @@ class RayJobs:
         watch()
         if status is not JobStatus.SUCCEEDED or not (folder / FACTS).exists():
             raise UserError(f"{step.name}: {self._reason(job, folder, status)}")
-        facts = json.loads((folder / FACTS).read_text())
+        process = json.loads((folder / PROCESS).read_text())["began"]
+        done = Work(process=process, **json.loads((folder / FACTS).read_text()))
         shutil.rmtree(folder)
-        return facts
+        return done
 
     def _status(self, job: str, watch: Callable[[], None]) -> JobStatus:
         """The job's state. A cluster that does not answer is asked on: the job goes on without us.

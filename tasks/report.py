@@ -30,6 +30,7 @@ def write_report(session: Session, registered: list[Registration]) -> str:
         "started": session.started,
         "seconds": round(time.time() - session.started, 1),
         "links": links(session),
+        "work": {name: list(done[1:]) for name, done in session.work.items()},
         "registry": [_registry_row(row) for row in registered],
     }
     folder = session.home.report

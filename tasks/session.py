@@ -22,7 +22,7 @@ from openba.home import Home
 from openba.recipes.train import TrainStep
 from tasks.local import LocalPool
 from tasks.page import Page
-from tasks.places import kind_of
+from tasks.places import Work, kind_of
 from tasks.progress import ProgressView
 from tasks.services import RayHead
 from tasks.tracking import StepRun, Tracking
@@ -47,6 +47,8 @@ class Session:
         self.store, self.runtime = home.store, pipeline.config.runtime
         self.started = time.time()
         self.states: dict[str, str] = {}
+        self.work: dict[str, Work] = {}
+        """Of the steps that this run has built."""
         self.errors: list[Exception] = []
         self._building: set[str] = set()
         self._stopping = threading.Event()
@@ -142,7 +144,8 @@ class Session:
                 run.link("ray.job", page)
 
         runner = self._ray_jobs() if self._is_job(step) else self._local
-        return runner.run(step, build, watch)
+        self.work[step.name] = done = runner.run(step, build, watch)
+        return done.facts
 
     def _is_job(self, step: Step) -> bool:
         return kind_of(step, self.runtime).place != "flow"
