@@ -28,9 +28,9 @@ _NUMBERS, _INT = types.Array(types.int64, 1, "C"), types.intp
 _MATH = {"reassoc", "contract", "nsz", "arcp", "afn"}
 _BLOCK = 16
 """Outputs that a thread computes at a time."""
-_WORTH_SHARING = 2**17
-"""Multiplications from which on threads share them. Two threads meet in 1.2 us, in which one multiplies some
-20,000 times; but on a machine with other work one waits for the other until it is given a core again."""
+_WORTH_SHARING = 2**19
+"""Multiplications from which on threads share them, 20 us of work or more. Two threads meet in 1.2 us, but
+on a machine with other work one waits for the other until that is given a core again."""
 _one_at_a_time = threading.Lock()
 
 
