@@ -1,4 +1,4 @@
-"""Group `operations`: accounting against the paper and torch, nodes that fail, serving, flows on real servers."""
+"""Group `operations`: accounting against paper and torch, nodes that fail, serving, flows on real servers."""
 
 from __future__ import annotations
 
