@@ -11,22 +11,29 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from openba.artifacts import Step, Store
 from openba.config import flatten
-from openba.home import Home
+from openba.errors import UserError
+from openba.home import Home, without_credentials
 from openba.train.log import HELDOUT, METRICS, RATES, read_rows
+from tasks import nodes
 
 FINGERPRINT = "openba.fingerprint"
 _SHIPPED = ("loss", "loss_R", "loss_S", "loss_X", "lr", "gradient_norm", *RATES)
 _SECONDS_BETWEEN_BATCHES = 3.0
 _SECONDS_AFTER_FAILURE = 30.0
+_PATIENCE = 300.0
+"""Seconds for which a server may be away where a step begins or ends; a restart takes 20 to 60."""
+_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
+"""What MLflow says where nobody listens, and what a server says whose database is away."""
 _MOST_METRICS = 60
 """Metric names of one run; more than a page of MLflow's UI shows, and each is a query."""
 # MLflow's own are 7 tries of 120 s: a watch that waits so long sees no wish to stop.
@@ -34,26 +41,30 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 for _name in ("mlflow", "alembic"):  # a dozen lines about tables that are made at the first run
     logging.getLogger(_name).setLevel(logging.ERROR)
+_MOST_NODES = 4
+"""Whose figures are shipped; those of all nodes are in the output's files and in Ray's dashboard."""
 _MAX_PARAMS = 100  # per log_batch call, and more than a page of MLflow's UI shows
+
+
+T = TypeVar("T")
 
 
 class Tracking:
     """The MLflow experiment of one pipeline."""
 
-    def __init__(self, home: Home, pipeline: str, flow_run: str) -> None:
+    def __init__(
+        self, home: Home, pipeline: str, flow_run: str, stopping: threading.Event | None = None
+    ) -> None:
         self.uri, self.flow_run = home.tracking_uri, flow_run
         self.client = MlflowClient(tracking_uri=self.uri)
+        self._stopping = stopping or threading.Event()
         name = f"openba-{pipeline}"
-        found = self.client.get_experiment_by_name(name)
         # A server has an own place for artifacts; a database file has none but the working directory.
         place = None if self.uri.startswith("http") else str(home.root / "mlartifacts")
-        self.experiment = found.experiment_id if found else self.client.create_experiment(name, place)
+        self.experiment = self.patiently(lambda: self._experiment(name, place))
         self._lock = threading.Lock()
-        self._runs = {
-            run.data.tags[FINGERPRINT]: run
-            for run in self.client.search_runs([self.experiment], max_results=5000)
-            if FINGERPRINT in run.data.tags
-        }
+        found = self.patiently(lambda: self.client.search_runs([self.experiment], max_results=5000))
+        self._runs = {run.data.tags[FINGERPRINT]: run for run in found if FINGERPRINT in run.data.tags}
 
     def run_of(self, step: Step) -> str | None:
         """The id of the step's run, if it has one."""
@@ -63,27 +74,75 @@ class Tracking:
     def begin(self, step: Step) -> StepRun:
         """The step's run, made if it is new, marked RUNNING; a retry or resume goes on in it."""
         with self._lock:
-            run = self._runs.get(step.fingerprint)
-            if run is None:
-                names = {FINGERPRINT: step.fingerprint, "openba.step": step.name, "mlflow.runName": step.name}
-                run = self.client.create_run(self.experiment, tags=names)
-                self._runs[step.fingerprint] = run
-                params = [Param(k, str(v)[:500]) for k, v in sorted(flatten(step.identity["recipe"]).items())]
-                self.client.log_batch(run.info.run_id, params=params[:_MAX_PARAMS])
+            run = self._runs.get(step.fingerprint) or self.patiently(lambda: self._create(step))
+            self._runs[step.fingerprint] = run
         run_id = run.info.run_id
         inputs = {f"openba.input.{key}": parent.key for key, parent in step.inputs.items()}
         tags = [RunTag(k, v) for k, v in {**inputs, "prefect.flow_run_id": self.flow_run}.items()]
-        self.client.log_batch(run_id, tags=tags)
-        self.client.update_run(run_id, status="RUNNING")
-        return StepRun(self.client, run_id)
+        self.patiently(lambda: self.client.log_batch(run_id, tags=tags))
+        self.patiently(lambda: self.client.update_run(run_id, status="RUNNING"))
+        return self.patiently(lambda: StepRun(self.client, run_id))
+
+    def finish(self, run: StepRun, step: Step, record: dict[str, Any], store: Store) -> None:
+        """Ship what is left and mark the run FINISHED.
+
+        The step is complete without it: if the server stays away, the next flow that meets the step does this
+        from its files (`mirror`).
+        """
+        try:
+            self.patiently(lambda: run.ship(store.path(step)))
+            self.patiently(lambda: run.finish(step, record, store))
+        except UserError as error:
+            logging.getLogger(__name__).warning("%s: %s", step.name, error)
+
+    def end(self, run: StepRun, status: str) -> None:
+        """Mark the run FAILED or KILLED; what ended it is told, not that the server is away."""
+        try:
+            self.patiently(lambda: run.end(status), seconds=20)
+        except (UserError, MlflowException) as error:
+            logging.getLogger(__name__).warning("%s", error)
 
     def mirror(self, step: Step, record: dict[str, Any], store: Store) -> None:
         """Make sure that a complete step has a finished run, as after a lost tracking database."""
         run = self._runs.get(step.fingerprint)
         if run is None or run.info.status != "FINISHED":
-            started = self.begin(step)
-            started.ship(store.path(step))
-            started.finish(step, record, store)
+            self.finish(self.begin(step), step, record, store)
+
+    def patiently(self, call: Callable[[], T], seconds: float = _PATIENCE) -> T:
+        """Call again after growing pauses while the server is away. `call` may be done twice.
+
+        Raises:
+            UserError: it stayed away.
+        """
+        end, pause = time.monotonic() + seconds, 0.5
+        while True:
+            try:
+                return call()
+            except (MlflowException, OSError) as error:  # requests' errors are OSErrors
+                if isinstance(error, MlflowException) and error.error_code not in _AWAY:
+                    raise
+                if time.monotonic() + pause > end or self._stopping.wait(pause):
+                    reason = str(error).splitlines()[0][:200]
+                    raise UserError(
+                        f"MLflow at {self.uri} does not answer ({reason}); start it and run again, no metric "
+                        f"is lost"
+                    ) from None
+                pause = min(2 * pause, 5.0)
+
+    def _experiment(self, name: str, place: str | None) -> str:
+        found = self.client.get_experiment_by_name(name)
+        return found.experiment_id if found else self.client.create_experiment(name, place)
+
+    def _create(self, step: Step) -> Run:
+        """A new run; where an earlier try was heard and its answer lost, that one."""
+        wanted = f"tags.`{FINGERPRINT}` = '{step.fingerprint}'"
+        if found := self.client.search_runs([self.experiment], wanted, max_results=1):
+            return found[0]
+        names = {FINGERPRINT: step.fingerprint, "openba.step": step.name, "mlflow.runName": step.name}
+        run = self.client.create_run(self.experiment, tags=names)
+        params = [Param(k, str(v)[:500]) for k, v in sorted(flatten(step.identity["recipe"]).items())]
+        self.client.log_batch(run.info.run_id, params=params[:_MAX_PARAMS])
+        return run
 
 
 class StepRun:
@@ -94,6 +153,7 @@ class StepRun:
         self._last_shipped = {name: self._newest_step(name) for name in ("loss", "heldout/loss")}
         self._next = 0.0
         self._names: set[str] = set()
+        self._links: dict[str, str] = {}
 
     def watch(self, folder: Path) -> None:
         """Ship new metrics if the last batch was a while ago.
@@ -109,7 +169,8 @@ class StepRun:
             self.ship(folder)
         except (MlflowException, OSError) as error:  # requests' errors are OSErrors
             self._last_shipped, wait = shipped, _SECONDS_AFTER_FAILURE
-            logging.getLogger(__name__).warning("MLflow does not answer (%s); its metrics wait", error)
+            told = without_credentials(str(error))
+            logging.getLogger(__name__).warning("MLflow does not answer (%s); its metrics wait", told)
         self._next = time.monotonic() + wait
 
     def ship(self, folder: Path) -> None:
@@ -119,15 +180,16 @@ class StepRun:
         # By denoiser and by language; both at once are in the file only.
         keys = [k for row in newest for k in row if k not in ("step", "tokens") and k.count("_") < 2]
         metrics += self._new_rows(folder / HELDOUT, "heldout/loss", {key: f"heldout/{key}" for key in keys})
+        metrics += self._of_nodes(folder)
         self._names |= {metric.key for metric in metrics}
         for start in range(0, len(metrics), 1000):  # MLflow's limit per call
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
 
     def finish(self, step: Step, record: dict[str, Any], store: Store) -> None:
         """Log the facts and the output's address; mark the run FINISHED."""
-        now = int(time.time() * 1000)
+        now = int(record["finished"] * 1000)  # said twice, it is the same
         numbers = {k: v for k, v in flatten(record["facts"]).items() if type(v) in (int, float)}
-        room = _MOST_METRICS - len(self._names)
+        room = max(0, _MOST_METRICS - len(self._names))
         metrics = [Metric(k, v, now, 0) for k, v in sorted(numbers.items())[:room] if _is_name(k)]
         tags = [RunTag("openba.uri", store.uri(step)), RunTag("openba.seconds", str(record["seconds"]))]
         self.client.log_batch(self.run_id, metrics=metrics, tags=tags)
@@ -136,6 +198,25 @@ class StepRun:
     def end(self, status: str) -> None:
         """Mark the run FAILED or KILLED."""
         self.client.set_terminated(self.run_id, RunStatus.to_string(RunStatus.from_string(status)))
+
+    def link(self, label: str, url: str) -> None:
+        """Name a page about this run: as tag `LABEL`, and in the description, where it can be clicked."""
+        if url in self._links:
+            return
+        self._links[url] = f"[{label}]({url})"
+        told = {label: url, "mlflow.note.content": " · ".join(self._links.values())}
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in told.items()])
+
+    def _of_nodes(self, folder: Path) -> list[Metric]:
+        """As MLflow's own system metrics, by node."""
+        found = []
+        for path in sorted((folder / nodes.FOLDER).glob("*.jsonl"))[:_MOST_NODES]:
+            names = {key: f"system/{path.stem}/{key}" for key in nodes.NAMES}
+            marker = names[nodes.NAMES[0]]
+            if marker not in self._last_shipped:
+                self._last_shipped[marker] = self._newest_step(marker)
+            found += self._new_rows(path, marker, names)
+        return found
 
     def _new_rows(self, path: Path, marker: str, names: dict[str, str]) -> list[Metric]:
         rows = [row for row in read_rows(path) if row["step"] > self._last_shipped[marker]]

@@ -48,14 +48,26 @@ class CleanRuntime(Runtime):
     have to see OPENBA_HOME."""
 
 
+class EvaluateRuntime(Runtime):
+    """How an evaluation shares out its shards."""
+
+    workers: int = Field(default=1, ge=1)
+    """1: in the job's own process. More: by Ray Data, each with the model, where OPENBA_HOME is seen."""
+
+
 class TrainRuntime(Runtime):
     """One gang of workers."""
 
     workers: int
+    expert_workers: int | None = None
+    """Of an expert's gang; several small ones side by side (`parallel_jobs`) wait less. None: `workers`."""
     threads: int = 1
     """torch threads per worker."""
     micro_batch: int
     """Samples per forward pass of one worker; accumulation follows from the recipe's batch."""
+    batches: Literal["packed", "padded"] = "packed"
+    """`packed`: a micro-batch is filled with the tokens of `micro_batch` longest samples, and no padding is
+    computed. `padded`: it has `micro_batch` samples at the recipe's full lengths (paper); for comparison."""
     zero_stage: Literal[1, 2, 3] = 1
     """Stage 0 is out: plain data parallelism in fp32 has no overflow path to skip a bad step with."""
     recompute: Recompute = "none"
@@ -71,6 +83,8 @@ class TrainRuntime(Runtime):
     allow_changes: bool = False
     """Go on from a checkpoint of another model, recipe, tokenizer or data."""
     log_every: Steps = 1
+    profile_after: Steps | None = None
+    """Three steps after this one are traced by torch's profiler, into the output's `profile/`."""
 
 
 class PipelineRuntime(Runtime):
@@ -83,6 +97,7 @@ class PipelineRuntime(Runtime):
     """Workers that share each weight; `train.workers` is a multiple of it, the quotient share the data."""
     train: TrainRuntime
     clean: CleanRuntime = CleanRuntime()
+    evaluate: EvaluateRuntime = EvaluateRuntime()
     ray: RayRuntime = RayRuntime()
     services: ServicesRuntime = ServicesRuntime()
     parallel_jobs: int = 1
@@ -95,6 +110,12 @@ class PipelineRuntime(Runtime):
     """kg CO2eq per kWh (paper equation 2, US average)."""
     price: float | None = Field(default=None, ge=0)
     """Of one device hour, in the currency that you think in; None: no cost is told."""
+
+    def for_expert(self) -> PipelineRuntime:
+        """The runtime of an expert's training."""
+        train = self.train
+        gang = train.model_copy(update={"workers": train.expert_workers or train.workers})
+        return self.model_copy(update={"train": gang})
 
     @model_validator(mode="after")
     def _together(self) -> PipelineRuntime:

@@ -6,11 +6,13 @@ Owns the mapping from facts to the report's sections. It measures nothing and re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from openba.accounting.energy import cost
+from openba.accounting.energy import TrainFacts, cost
 from openba.artifacts import Step, Store
 from openba.graph import Model, Pipeline
+from openba.recipes.train import TrainStep
+from openba.report.ablation import ablation_rows
 from openba.report.paper_tables import evaluation_row
 from openba.train.log import METRICS, read_rows
 
@@ -39,6 +41,13 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
         "contamination": facts("contamination").get("sets", []),
         "tokenizer": facts("tokenizer"),
         "training": [_training(m, pipeline, store) for m in pipeline.models if records[m.name]],
+        "ablation": ablation_rows(
+            {
+                name: _shape(step, facts(step.name))
+                for name, step in zip(pipeline.config.ablation, pipeline.comparison, strict=True)
+                if records[step.name]
+            }
+        ),
         "evaluations": [
             row
             for model in pipeline.models
@@ -92,15 +101,6 @@ def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
     rows = read_rows(store.path(model.training) / METRICS)
     keys = ("step", "loss", "tokens_per_second", "lr")
     every = max(1, len(rows) // _CURVE_POINTS)
-    spent = cost(
-        {
-            "flops": facts["flops"],
-            "seconds": facts["training_seconds"],
-            "devices": facts["workers"],
-            "energy_joules": facts["energy_joules"],
-        },
-        pipeline.config.runtime,
-    )
     is_expert = model.name in pipeline.experts
     return {
         "step": model.name,
@@ -113,8 +113,21 @@ def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
         # An expert starts from Stage III's weights, so its measurement before the first step is
         # Stage III's loss on the expert's held-out data.
         "baseline_heldout": facts["heldout"][0]["loss"] if is_expert else None,
-        "cost": spent,
+        "cost": cost(cast(TrainFacts, facts), pipeline.config.runtime),
         "resumed": facts["resumed"],
+    }
+
+
+def _shape(step: Step, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What Figure 5 needs of one compared training."""
+    recipe = step.recipe
+    assert isinstance(recipe, TrainStep)
+    return {
+        "encoder_layers": recipe.model.encoder_layers,
+        "decoder_layers": recipe.model.decoder_layers,
+        "tokens_per_step": recipe.train.tokens_per_step,
+        "parameters": facts["parameters"],
+        "heldout": facts["heldout"],
     }
 
 

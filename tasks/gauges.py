@@ -1,0 +1,134 @@
+"""A training's figures as Prometheus metrics, told by Ray's own metrics agent on the driver's node.
+
+Owns their names and labels. Numbers come from the files that a stage writes, as everywhere outside the gang;
+Ray adds the prefix `ray_`, and its list of nodes is what Prometheus scrapes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+from openba.accounting.energy import JOULES_PER_KWH, paper_energy
+from openba.recipes.runtime import PipelineRuntime
+from openba.train.log import ATTEMPTS, HELDOUT, METRICS, read_rows
+
+_SECONDS_BETWEEN_READS = 2.0
+
+METRICS_TOLD = {
+    "openba_step": "optimiser steps done",
+    "openba_tokens": "real tokens trained on",
+    "openba_loss": "nats per target token; objective: all, R, S, X",
+    "openba_heldout_loss": "nats per target token of held-out data; objective: all, R, S, X",
+    "openba_learning_rate": "of the last step",
+    "openba_gradient_norm": "of the last step",
+    "openba_tokens_per_second": "count: useful (real tokens) or padded",
+    "openba_mfu": "share of the devices' peak; count: useful or padded",
+    "openba_data_wait": "share of a step's time that waits for batches",
+    "openba_checkpoint_stall_seconds": "that training waited for checkpoints, since the last logged step",
+    "openba_device_hours": "of all attempts",
+    "openba_energy_kwh": "method: paper (hours x watts x PUE) or measured (counters, after an attempt)",
+    "openba_tco2eq": "t CO2eq of that energy; method as there",
+}
+"""Every metric and what it counts; labels besides are `name` of the step and its `fingerprint`."""
+
+
+_LABELS = {
+    "openba_loss": "objective",
+    "openba_heldout_loss": "objective",
+    "openba_tokens_per_second": "count",
+    "openba_mfu": "count",
+    "openba_energy_kwh": "method",
+    "openba_tco2eq": "method",
+}
+
+
+class Figure(NamedTuple):
+    """One value of one metric; `label` is the value of its own label, empty if it has none."""
+
+    metric: str
+    value: float
+    label: str = ""
+
+
+def figures(folder: Path, runtime: PipelineRuntime) -> Iterator[Figure]:
+    """What a stage's folder tells now; nothing before its first logged step."""
+    rows = read_rows(folder / METRICS)
+    if not rows:
+        return
+    row = rows[-1]
+    yield Figure("openba_step", row["step"])
+    yield Figure("openba_tokens", row["totals"]["tokens"])
+    yield from _losses("openba_loss", row, {"loss": "all", "loss_R": "R", "loss_S": "S", "loss_X": "X"})
+    measured = read_rows(folder / HELDOUT)
+    if measured:
+        yield from _losses("openba_heldout_loss", measured[-1], {"loss": "all", "R": "R", "S": "S", "X": "X"})
+    plain = {"lr": "learning_rate", "gradient_norm": "gradient_norm", "data_wait": "data_wait"}
+    plain |= {"checkpoint_stall": "checkpoint_stall_seconds"}
+    yield from (Figure(f"openba_{name}", row[key]) for key, name in plain.items() if row[key] is not None)
+    for count in ("useful", "padded"):
+        rate = "tokens_per_second" if count == "useful" else "padded_tokens_per_second"
+        yield Figure("openba_tokens_per_second", row[rate], count)
+        if f"mfu_{count}" in row:
+            yield Figure("openba_mfu", row[f"mfu_{count}"], count)
+    yield from _energy(read_rows(folder / ATTEMPTS), row["time"], runtime)
+
+
+def _losses(metric: str, row: dict[str, Any], names: dict[str, str]) -> Iterator[Figure]:
+    yield from (
+        Figure(metric, row[key], objective) for key, objective in names.items() if row.get(key) is not None
+    )
+
+
+def _energy(attempts: list[dict[str, Any]], now: float, runtime: PipelineRuntime) -> Iterator[Figure]:
+    seconds = sum(attempt.get("seconds", max(0.0, now - attempt["time"])) for attempt in attempts)
+    hours = seconds * runtime.train.workers / 3600
+    paper = paper_energy(hours, runtime.device.watts, runtime.pue, runtime.carbon_intensity)
+    yield Figure("openba_device_hours", hours)
+    yield Figure("openba_energy_kwh", paper.kwh, "paper")
+    yield Figure("openba_tco2eq", paper.tco2eq, "paper")
+    joules = [j for attempt in attempts for j in attempt.get("joules", {}).values() if j is not None]
+    if joules:
+        kwh = sum(joules) / JOULES_PER_KWH * runtime.pue
+        yield Figure("openba_energy_kwh", kwh, "measured")
+        yield Figure("openba_tco2eq", kwh / 1000 * runtime.carbon_intensity, "measured")
+
+
+class Gauges:
+    """Tells the figures of one stage while the `with` block runs. Ray must be connected."""
+
+    def __init__(self, folder: Path, runtime: PipelineRuntime) -> None:
+        """Args: `work/NAME/FINGERPRINT`, where the stage writes; the runtime it runs under."""
+        from ray.util.metrics import Gauge
+
+        self.folder, self.runtime = folder, runtime
+        self._own = {"name": folder.parent.name, "fingerprint": folder.name}
+        self._gauges = {
+            metric: Gauge(metric, told, (*self._own, *filter(None, [_LABELS.get(metric)])))
+            for metric, told in METRICS_TOLD.items()
+        }
+        self._end = threading.Event()
+        self._teller = threading.Thread(target=self._tell_on, name="gauges", daemon=True)
+
+    def __enter__(self) -> Gauges:
+        self._teller.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._teller.join()
+        self._tell()
+
+    def _tell_on(self) -> None:
+        while not self._end.wait(_SECONDS_BETWEEN_READS):
+            self._tell()
+
+    def _tell(self) -> None:
+        for metric, value, label in figures(self.folder, self.runtime):
+            own = {_LABELS[metric]: label} if label else {}
+            self._gauges[metric].set(value, tags=self._own | own)
