@@ -102,7 +102,7 @@ def find(texts: Texts, among: np.ndarray | None = None) -> np.ndarray:
     """
     edits: list[tuple[int, ...]] = []
     rows = np.ones(len(texts.offsets) - 1, np.bool_) if among is None else among
-    raw, begins = memoryview(texts.codes.view(np.uint8)), texts.offsets.tolist()
+    raw, begins = texts.codes.data.cast("B"), texts.offsets.tolist()
     for row, start, end, sort in _windows(texts.codes, texts.offsets, rows, _table()).tolist():
         first = max(begins[row], start - _CONTEXT)
         ahead = _CONTEXT if sort & _PLUS else _AHEAD
