@@ -35,7 +35,7 @@ def write_report(session: Session, registered: list[Registration]) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
     _replace(folder / "report.html", render(report))  # type: ignore[arg-type]
-    session.page.close(report["steps"], report["links"])  # type: ignore[arg-type]
+    session.page.close(report["steps"], report["links"])
     write_tables(folder / "tables", report["evaluations"])
     (folder / "tables" / "figure-6.csv").write_text(evolution_csv(report), encoding="utf-8")
     return str(folder / "report.html")
