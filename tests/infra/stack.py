@@ -170,7 +170,7 @@ class Stack:
         own = ("port", "metrics-export-port", "ray-client-server-port", "dashboard-agent-listen-port")
         ports = {name: free_port() for name in own} | {"dashboard-port": self.ports["ray-head"]}
         replaced = [f"--{name}={port}" for name, port in ports.items()]
-        replaced += [f"--node-ip-address=127.0.0.1", "--object-store-memory=104857600"]
+        replaced += ["--node-ip-address=127.0.0.1", "--object-store-memory=104857600"]
         names = {option.split("=")[0] for option in replaced}
         given = [self._here(word) for word in self.command("ray-head") if word.split("=")[0] not in names]
         ready = self._answers("ray-head", "/api/version")
