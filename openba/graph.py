@@ -31,14 +31,14 @@ from openba.recipes.pipeline import ExpertConfig, PipelineConfig, expert_files
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainRecipe, TrainStep
 
-SOURCE = Kind("openba.data.sources:build", "2")
+SOURCE = Kind("openba.data.sources:build", "3")
 CORPUS = Kind("openba.data.clean.corpus:build", "4", resumable=True)
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
 MIXTURE = Kind("openba.data.mixture:build", "2")
 CONTAMINATION = Kind("openba.data.contamination:build", "1")
 TASK = Kind("openba.data.tasks:build", "3")
 INSTRUCT = Kind("openba.data.instruct:build", "3")
-TRAIN = Kind("openba.train.stage:build", "3", place="gang", resumable=True)
+TRAIN = Kind("openba.train.stage:build", "4", place="gang", resumable=True)
 EVALUATE = Kind("openba.evaluate.run:build", "4", place="job", resumable=True)
 
 

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -23,6 +24,7 @@ from openba.errors import UserError
 from openba.train.stopping import EXIT_PREEMPTED, REQUEST, Preempted
 from tasks.drain import DrainWatch, stand_on
 from tasks.gauges import Gauges
+from tasks.nodes import NodeMeter
 
 SPEC, FACTS, ERROR, STOPPED = "spec.json", "facts.json", "error.json", "stopped.json"
 
@@ -129,14 +131,16 @@ class Patience:
 
 def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
     from ray.train import RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig
+
+    from tasks.process_group import NodeTorchConfig
 
     train, on_gpu = spec["runtime"]["train"], spec["runtime"]["device"]["kind"] == "cuda"
     return TorchTrainer(
         _worker,
         train_loop_config={"folder": str(folder)},
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=600),
+        torch_config=NodeTorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=600),
         scaling_config=ScalingConfig(num_workers=train["workers"], use_gpu=on_gpu),
         run_config=RunConfig(
             name=name,
@@ -149,6 +153,7 @@ def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
 def _worker(config: dict[str, str]) -> None:
     """One rank. Ray has made the process group; DeepSpeed finds the ranks in the environment."""
     from ray.train import get_context
+    from ray.util import get_node_ip_address
 
     context, folder = get_context(), Path(config["folder"])
     os.environ |= {
@@ -157,8 +162,15 @@ def _worker(config: dict[str, str]) -> None:
         "WORLD_SIZE": str(context.get_world_size()),
     }
     stand_on(folder, context.get_world_rank())
+    spec = json.loads((folder / SPEC).read_text())
+    meter = (
+        NodeMeter(Path(spec["out"]), get_node_ip_address())
+        if context.get_local_rank() == 0
+        else nullcontext()
+    )
     try:
-        run_function(folder, json.loads((folder / SPEC).read_text()))
+        with meter:
+            run_function(folder, spec)
     except Preempted as stopped:  # no failure: the group ends here
         if context.get_world_rank() == 0:
             _leave(folder / STOPPED, {"message": str(stopped)})

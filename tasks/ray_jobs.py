@@ -19,6 +19,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from openba.artifacts import Build, Step
 from openba.errors import UserError
+from openba.home import without_credentials
 from openba.train.log import ATTEMPTS
 from openba.train.stopping import REQUEST
 from tasks.job import ERROR, FACTS, SPEC, STOPPED
@@ -38,8 +39,13 @@ class RayJobs:
         # An own head runs this very Python; a cluster's image has its own.
         self.python = sys.executable if head.embedded else "python"
         self.environment = environment
+        self.patience = 10.0 if head.embedded else 600.0
+        """Seconds without an answer of the cluster; training there goes on meanwhile."""
         self.running: dict[str, Path] = {}
         """Job -> the folder that it fills, of the jobs that have not ended."""
+        self.pages: dict[str, str] = {}
+        """Step -> its job's page in Ray's dashboard."""
+        self._dashboard = without_credentials(head.dashboard)
 
     def run(self, step: Step, build: Build, watch: Callable[[], None]) -> dict[str, Any]:
         """Run or re-attach to the step's job; call `watch` while it runs; return its facts.
@@ -50,7 +56,8 @@ class RayJobs:
         folder = build.out.with_name(f"{build.out.name}.job")
         job = self._attach_or_submit(step, build, folder)
         self.running[job] = build.out
-        while not (status := self.client.get_job_status(job)).is_terminal():
+        self.pages[step.name] = f"{self._dashboard}/#/jobs/{job}"
+        while not (status := self._status(job, watch)).is_terminal():
             watch()
             time.sleep(POLL_SECONDS)
         del self.running[job]
@@ -60,6 +67,28 @@ class RayJobs:
         facts = json.loads((folder / FACTS).read_text())
         shutil.rmtree(folder)
         return facts
+
+    def _status(self, job: str, watch: Callable[[], None]) -> JobStatus:
+        """The job's state. A cluster that does not answer is asked on: the job goes on without us.
+
+        Raises:
+            UserError: no answer for ten minutes, or from an own head for ten seconds.
+        """
+        end = time.monotonic() + self.patience
+        while True:
+            try:
+                return self.client.get_job_status(job)
+            except (
+                OSError,
+                RuntimeError,
+            ) as error:  # RuntimeError: an HTTP status; else OSErrors
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"Ray job {job}: {self.client.get_address()} gives no answer ({error}); it may go on "
+                        "there: run again to wait for it"
+                    ) from None
+            watch()
+            time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
         """Stop every job that this process is waiting for; trainings save their state first."""

@@ -6,9 +6,9 @@ Owns the mapping from facts to the report's sections. It measures nothing and re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from openba.accounting.energy import cost
+from openba.accounting.energy import TrainFacts, cost
 from openba.artifacts import Step, Store
 from openba.graph import Model, Pipeline
 from openba.recipes.train import TrainStep
@@ -101,15 +101,6 @@ def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
     rows = read_rows(store.path(model.training) / METRICS)
     keys = ("step", "loss", "tokens_per_second", "lr")
     every = max(1, len(rows) // _CURVE_POINTS)
-    spent = cost(
-        {
-            "flops": facts["flops"],
-            "seconds": facts["training_seconds"],
-            "devices": facts["workers"],
-            "energy_joules": facts["energy_joules"],
-        },
-        pipeline.config.runtime,
-    )
     is_expert = model.name in pipeline.experts
     return {
         "step": model.name,
@@ -122,7 +113,7 @@ def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
         # An expert starts from Stage III's weights, so its measurement before the first step is
         # Stage III's loss on the expert's held-out data.
         "baseline_heldout": facts["heldout"][0]["loss"] if is_expert else None,
-        "cost": spent,
+        "cost": cost(cast(TrainFacts, facts), pipeline.config.runtime),
         "resumed": facts["resumed"],
     }
 

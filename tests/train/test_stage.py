@@ -10,14 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from openba.accounting.flops import parameters, run_flops
+from openba.accounting.energy import total_joules
+from openba.accounting.flops import parameters, recomputed_flops, run_flops, useful_train_flops
 from openba.data.store import TokenStore
 from openba.data.tokenizer import Tokenizer
 from openba.model.files import load_model
+from openba.model.model import IGNORE
 from openba.recipes.train import TrainStep
 from openba.train.batches import TrainingBatches, training_samples
 from openba.train.log import RATES
-from openba.train.stage import _sum_energy
 
 
 def test_the_output_is_a_model_and_its_logs(runs: Any) -> None:
@@ -83,7 +84,25 @@ def test_facts_count_steps_that_are_not_logged(runs: Any, tokenizer: Tokenizer) 
     ]
     assert facts["tokens"] == sum(batch.tokens for batch in batches)
     assert facts["target_tokens"] == sum(batch.targets for batch in batches)
-    assert rows[-1]["totals"] == {"tokens": facts["tokens"], "targets": facts["target_tokens"], "skipped": 0}
+    lengths = (
+        [n for batch in batches for n in batch.mask.sum(1).tolist()],
+        [n for batch in batches for n in (batch.labels != IGNORE).sum(1).tolist()],
+    )
+    model = TrainStep.model_validate(runs.job("x")["recipe"]).model
+    assert facts["flops_useful"] == useful_train_flops(model, tokenizer.size, *lengths)
+    more = recomputed_flops(model, tokenizer.size, *lengths, "none")
+    assert facts["flops_hardware"] == facts["flops_useful"] + more
+    assert rows[-1]["totals"] == {
+        "tokens": facts["tokens"], "targets": facts["target_tokens"], "skipped": 0,
+        "flops": facts["flops_useful"], "hardware_flops": facts["flops_hardware"],
+    }  # fmt: skip
+
+
+def test_work_before_a_restart_counts_once(runs: Any) -> None:
+    for name in ("flops_useful", "flops_hardware"):
+        assert runs.facts["resumed"][name] == runs.facts["undisturbed"][name] > 0
+    cost = runs.facts["resumed"]["cost"]
+    assert 0 < cost["utilisation_useful"] < cost["utilisation_hardware"] < cost["utilisation"]
 
 
 def test_padded_batches_train_the_same(runs: Any) -> None:
@@ -118,5 +137,5 @@ def test_no_held_out_sample_is_refused(runs: Any) -> None:
 
 
 def test_energy_is_unknown_if_one_attempt_was_not_measured_to_its_end() -> None:
-    assert _sum_energy([{"cpu": 1.0, "gpu": None}, {"cpu": 2.0, "gpu": None}]) == {"cpu": 3.0, "gpu": None}
-    assert _sum_energy([None, {"cpu": 2.0, "gpu": 5.0}]) == {"cpu": None, "gpu": None}
+    assert total_joules([{"cpu": 1.0, "gpu": None}, {"cpu": 2.0, "gpu": None}]) == {"cpu": 3.0, "gpu": None}
+    assert total_joules([None, {"cpu": 2.0, "gpu": 5.0}]) == {"cpu": None, "gpu": None}
