@@ -17,16 +17,17 @@ from pydantic import Field
 from flows.pipeline import RUNNER, build_steps
 from openba.artifacts import Step
 from openba.errors import UserError
-from openba.gate import stage_refusals
+from openba.gate import evaluation_refusals, stage_refusals
 from openba.graph import Pipeline, find_pipeline
 from openba.home import Home
 from tasks import events
 from tasks.cancel import end_flow_run
-from tasks.registry import Registration, Registry
+from tasks.registry import Registry
 from tasks.session import open_session
 
 Overrides = list[str] | None
 Limit = Annotated[float | None, Field(gt=0)]
+APPROVAL_SECONDS = 7 * 86400
 HOOKS: dict[str, Any] = {"on_cancellation": [end_flow_run], "on_crashed": [end_flow_run]}
 
 
@@ -34,6 +35,8 @@ class Approval(RunInput):
     """What a person answers before a model may become champion."""
 
     approve: bool = False
+    by: str = ""
+    """Who answers; goes to the promotion log."""
 
 
 @flow(name="openba-data", task_runner=RUNNER, **HOOKS)
@@ -46,7 +49,7 @@ def build_data(pipeline: str = "tiny", overrides: Overrides = None) -> None:
     """
     graph = _graph(pipeline, overrides)
     _build(graph, graph.data)
-    events.passed("data", pipeline, graph.step("mixture").fingerprint)
+    events.passed("data", pipeline, overrides, graph.step("mixture").fingerprint, graph.after("data"))
 
 
 @flow(name="openba-train", task_runner=RUNNER, **HOOKS)
@@ -66,7 +69,7 @@ def train_step(
     facts = _build(graph, list(trained.walk()))[step]
     if reasons := stage_refusals(facts, max_heldout_loss):
         raise UserError(f"{step}: the gate refuses it: {'; '.join(reasons)}")
-    events.passed(step, pipeline, trained.fingerprint)
+    events.passed(step, pipeline, overrides, trained.fingerprint, graph.after(step))
 
 
 @flow(name="openba-evaluate", task_runner=RUNNER, **HOOKS)
@@ -84,35 +87,34 @@ def evaluate_model(
     """
     graph = _graph(pipeline, overrides)
     step = graph.step(f"evaluate-{model}")
-    _build(graph, [*step.walk(), *graph.step("contamination").walk()])
-    events.passed(step.name, pipeline, step.fingerprint)
+    facts = _build(graph, [*step.walk(), *graph.step("contamination").walk()])[step.name]
+    if reasons := evaluation_refusals(tuple(step.recipe.benchmarks), facts["benchmarks"]):  # type: ignore[attr-defined]
+        raise UserError(f"{step.name}: the gate refuses it: {'; '.join(reasons)}")
+    events.passed(step.name, pipeline, overrides, step.fingerprint, graph.after(step.name))
 
 
 @flow(name="openba-promote", **HOOKS)
-def promote_model(
-    model: str,
-    pipeline: str = "tiny",
-    overrides: Overrides = None,
-    ask: bool = False,
-) -> str:
+def promote_model(model: str, pipeline: str = "tiny", overrides: Overrides = None) -> str:
     """Register a model as candidate, and make it champion if the gate lets it.
 
     Args:
         model: a trained step, such as stage3 or chat.
         pipeline: a name in configs/pipeline, or a YAML file.
-        overrides: such as stage2.optim.lr=3e-5.
-        ask: wait for a person's approval.
+        overrides: such as registry.gate.approval=true, then a person is asked.
     """
-    if ask and not suspend_flow_run(wait_for_input=Approval, timeout=7 * 86400).approve:
-        raise UserError(f"{model}: not approved; the champion stays")
     graph = _graph(pipeline, overrides)
     found = next((m for m in graph.models if model in (m.name, m.register_as)), None)
     if found is None or found.register_as is None:
         raise UserError(f"{model}: no model that {pipeline} registers; see registry.models")
     home = Home.from_environment()
     with open_session(graph, home, [], str(runtime.flow_run.id)) as session:
-        registry = Registry(session.tracking, session.store, home.promotions, graph.step("contamination"))
-        done: Registration = registry.register(found, graph.config.registry.gate)
+        registry = Registry(session.tracking, session.store, home.promotions, graph)
+        done = registry.register(found, graph.config.registry.gate)
+        if done.decision == "waiting":  # the process ends here; when a person answers, the flow runs again
+            answer = suspend_flow_run(wait_for_input=Approval, timeout=APPROVAL_SECONDS)
+            if not answer.approve:
+                raise UserError(f"{done.name} version {done.version}: not approved; the champion stays")
+            done = registry.promote(done, answer.by)
     if done.decision == "refused":
         raise UserError(f"{done.name} version {done.version}: refused: {done.reason}")
     if done.decision == "promoted":

@@ -30,9 +30,11 @@ def evaluate(
         list[str] | None, typer.Option("--set", help="Override, of every benchmark.")
     ] = None,
     prefix: Annotated[str, typer.Option(help="Mode token of the prompts: R, S or X.")] = "S",
+    workers: Annotated[int, typer.Option(min=1, help="Models at once, by Ray; shards are shared out.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Evaluate a model; exit code 1 if a benchmark could not be run."""
+    from openba.evaluate.shards import Mapper, here
     from openba.evaluate.suite import chosen, run_suite
     from openba.report.card import write_card
     from openba.report.paper_tables import evaluations_of, write_tables
@@ -40,7 +42,12 @@ def evaluate(
     benchmarks = chosen(suite or [], names or [], data, overrides)
     if not benchmarks:
         raise UserError("eval: name a benchmark or a suite, such as --suite quick")
-    results = run_suite(model, benchmarks, out, _nothing if as_json else _tell, prefix)
+    mapper: Mapper = here
+    if workers > 1:
+        from tasks.evaluate import on_own_ray
+
+        mapper = on_own_ray(workers)
+    results = run_suite(model, benchmarks, out, _nothing if as_json else _tell, prefix, mapper)
     rows = evaluations_of({"benchmarks": results}, model.name)
     written = [*write_tables(out, rows), *write_card(out, model.name, results)[:1]] if rows else []
     for file in written:

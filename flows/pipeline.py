@@ -34,7 +34,7 @@ def openba_pipeline(
     with open_session(graph, Home.from_environment(), wanted, str(runtime.flow_run.id)) as session:
         phases = (graph.data, graph.pretraining, graph.fine_tuning, graph.evaluations)
         build_steps(session, [step for phase in phases for step in phase if step in wanted])
-        registered = register() if until is None else []
+        registered = register() if until is None and not graph.comparison else []
         return write_report(session, registered)
 
 
@@ -61,11 +61,6 @@ def build_step(name: str) -> str:
 def register() -> list[Registration]:
     """Every registered model gets its version, `candidate`, and `champion` if the gate lets it."""
     session = Session.current()
-    registry = Registry(
-        session.tracking,
-        session.store,
-        session.home.promotions,
-        session.pipeline.step("contamination"),
-    )
+    registry = Registry(session.tracking, session.store, session.home.promotions, session.pipeline)
     gate = session.pipeline.config.registry.gate
     return [registry.register(model, gate) for model in session.pipeline.models if model.register_as]

@@ -29,6 +29,7 @@ SECTIONS = {
     "benchmarks": "benchmark",
     "clean": "clean",
     "flan": "flan",
+    "gate": "gate",
     "model": "model",
     "runtime": "runtime",
 }

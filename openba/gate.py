@@ -1,15 +1,47 @@
-"""Whether a finished training step may go on to the next one. A pure function of facts.
+"""Whether a finished step may go on to the next, and a candidate become champion: pure functions of facts.
 
-Owns the rules for a stage; the rules for becoming champion stand in the registry. A number that
-is missing or not finite is a reason against, never for.
+Owns the rules; who gathers the facts is the registry's matter. A number that is missing or not
+finite is a reason against, never for.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from openba.recipes.pipeline import GateConfig
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is known of a trained model; None stands for what was not built."""
+
+    facts: dict[str, Any]
+    """Of the training step's manifest."""
+    benchmarks: tuple[str, ...] = ()
+    """Names that its evaluation declares."""
+    results: dict[str, Any] | None = None
+    """Benchmark -> result, see `openba.evaluate.run.judged`."""
+    contamination: dict[str, Any] | None = None
+    """Facts of the contamination step."""
+    licences: dict[str, str] = field(default_factory=dict)
+    """What it was trained on, and `weights` -> licence."""
+    logits_apart: float | str | None = None
+    """Largest difference of logits between the export and openba, or why it could not be loaded."""
+    kwh: float | None = None
+    """Energy of its training."""
+
+
+@dataclass(frozen=True)
+class Against:
+    """The champion that a candidate is compared with."""
+
+    version: str
+    heldout_loss: float
+    benchmarks: list[dict[str, Any]]
+    """Rows of `openba.evaluate.compare`, champion first; empty if its evaluation is not there."""
 
 
 def stage_refusals(facts: dict[str, Any], max_heldout_loss: float | None) -> list[str]:
@@ -20,40 +52,105 @@ def stage_refusals(facts: dict[str, Any], max_heldout_loss: float | None) -> lis
         max_heldout_loss: nats per token; None asks only for a finite loss.
     """
     loss = facts.get("heldout_loss")
-    if not isinstance(loss, int | float) or not math.isfinite(loss):
+    if loss is None or not _is_finite(loss):
         return [f"heldout_loss: {loss} is no finite number"]
     if max_heldout_loss is not None and loss > max_heldout_loss:
         return [f"heldout_loss: {loss:.4f} is above {max_heldout_loss:g}"]
     return []
 
 
-def champion_refusals(
-    facts: dict[str, Any],
-    evaluation: dict[str, Any] | None,
-    contamination: dict[str, Any] | None,
-    gate: GateConfig,
-) -> list[str]:
-    """Reasons against making a trained step champion, apart from how it compares with the present one.
+def evaluation_refusals(benchmarks: tuple[str, ...], results: dict[str, Any] | None) -> list[str]:
+    """Reasons why an evaluation is not complete: a benchmark that is missing, or without a finite score."""
+    if results is None:
+        return ["evaluation: not built"]
+    lines = []
+    for name in benchmarks:
+        result = results.get(name)
+        if result is None:
+            lines.append(f"evaluation: {name}: not run")
+        elif "error" in result:
+            lines.append(f"evaluation: {name}: {result['error']}")
+        elif not any(_is_finite(value) for key, value in result["scores"].items() if key != "n"):
+            lines.append(f"evaluation: {name}: no finite score")
+    return lines
+
+
+def champion_refusals(found: Evidence, against: Against | None, gate: GateConfig) -> list[str]:
+    """Reasons against making a model champion; empty if there are none.
 
     Args:
-        facts: of the training step's manifest.
-        evaluation: facts of its evaluation, None if it has not been built.
-        contamination: facts of the contamination step, None if it has not been built.
+        found: what is known of the candidate.
+        against: the present champion; None if there is none.
         gate: the pipeline's rules.
     """
-    reasons = stage_refusals(facts, None)
+    lines = stage_refusals(found.facts, None)
     if gate.evaluation:
-        results = (evaluation or {}).get("benchmarks") or {}
-        reasons += [] if results else ["evaluation: not built"]
-        reasons += [f"evaluation: {name}: {row['error']}" for name, row in results.items() if "error" in row]
-    if gate.contamination and contamination is None:
-        reasons.append("contamination: not built")
-    if gate.energy and not _positive(facts.get("energy_joules")):
-        reasons.append(f"energy: {facts.get('energy_joules')} joules logged")
-    return reasons
+        lines += evaluation_refusals(found.benchmarks, found.results)
+    if against is not None and not lines:
+        lines += _worse(found, against, gate)
+    if gate.contamination is not None:
+        lines += _contaminated(found, gate.contamination)
+    if gate.licences:
+        unstated = sorted(name for name, licence in found.licences.items() if _unstated(licence))
+        lines += [f"licences: {name} states none" for name in unstated]
+    if gate.export:
+        lines += _exported(found.logits_apart)
+    if gate.energy and not (_is_finite(found.kwh) and found.kwh > 0):  # type: ignore[operator]
+        lines.append(f"energy: {found.kwh} kWh known of its training")
+    return lines
 
 
-def _positive(value: Any) -> bool:
-    if isinstance(value, dict):
-        return any(_positive(part) for part in value.values())
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+def not_compared(against: Against | None) -> list[str]:
+    """Benchmarks whose scores do not compare with the champion's, with the reason."""
+    rows = against.benchmarks if against else []
+    lines = [f"{row['benchmark']} (other {', '.join(row['changed'])})" for row in rows if row.get("changed")]
+    return lines + [f"{row['benchmark']} (run for one only)" for row in rows if "difference" not in row]
+
+
+def _worse(found: Evidence, against: Against, gate: GateConfig) -> Iterator[str]:
+    if gate.heldout_loss is not None:
+        loss, best = found.facts["heldout_loss"], against.heldout_loss
+        if loss > best + gate.heldout_loss:
+            yield (
+                f"heldout_loss: {loss:.4f}, champion v{against.version} {best:.4f}, "
+                f"{gate.heldout_loss:g} may be lost"
+            )
+    if gate.standard_errors is not None:
+        for row in against.benchmarks:
+            if "difference" not in row or row["changed"]:
+                continue
+            if row["difference"] < -gate.standard_errors * row["stderr"]:
+                yield (
+                    f"{row['benchmark']}: {row['other']['metric']} {row['other']['score']:.2f}, champion "
+                    f"v{against.version} {row['one']['score']:.2f}; {gate.standard_errors:g} standard errors "
+                    f"are {gate.standard_errors * row['stderr']:.2f}"
+                )
+
+
+def _contaminated(found: Evidence, limit: float) -> Iterator[str]:
+    if found.contamination is None:
+        yield "contamination: not built"
+        return
+    rows = {row["set"]: row for row in found.contamination["sets"]}
+    for name in found.benchmarks:
+        if (row := rows.get(name)) is None:
+            yield f"contamination: {name} was not looked for"
+        elif row["dirty"] > limit * (looked := row["records"] - row["too_short"]):
+            yield f"contamination: {name}: {row['dirty']} of {looked} records stand in the training data"
+
+
+def _exported(apart: float | str | None) -> Iterator[str]:
+    if apart is None:
+        yield "export: was not loaded"
+    elif isinstance(apart, str):
+        yield f"export: {apart}"
+    elif not apart <= 0:
+        yield f"export: logits of the loaded folder differ by up to {apart:g}"
+
+
+def _unstated(licence: str) -> bool:
+    return not licence.strip() or licence.casefold().startswith(("unstated", "unknown"))
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -6,7 +6,7 @@ time, version) of files outside the store; it builds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from openba.artifacts import Kind, Recipe, Step
 from openba.config import CONFIGS, Config, ConfigError
-from openba.data.sources import outside_state
+from openba.data.sources import outside_state, task_state
 from openba.errors import UserError
 from openba.recipes.data import (
     ContaminationRecipe,
@@ -26,19 +26,20 @@ from openba.recipes.data import (
     TaskStep,
 )
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
+from openba.recipes.model import ModelRecipe
 from openba.recipes.pipeline import ExpertConfig, PipelineConfig, expert_files
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainRecipe, TrainStep
 
-SOURCE = Kind("openba.data.sources:build", "2")
-CORPUS = Kind("openba.data.clean.corpus:build", "3", resumable=True)
+SOURCE = Kind("openba.data.sources:build", "3")
+CORPUS = Kind("openba.data.clean.corpus:build", "4", resumable=True)
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
 MIXTURE = Kind("openba.data.mixture:build", "2")
 CONTAMINATION = Kind("openba.data.contamination:build", "1")
 TASK = Kind("openba.data.tasks:build", "3")
 INSTRUCT = Kind("openba.data.instruct:build", "3")
-TRAIN = Kind("openba.train.stage:build", "3", place="gang", resumable=True)
-EVALUATE = Kind("openba.evaluate.run:build", "3", place="job", resumable=True)
+TRAIN = Kind("openba.train.stage:build", "4", place="gang", resumable=True)
+EVALUATE = Kind("openba.evaluate.run:build", "4", place="job", resumable=True)
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,13 @@ class Pipeline:
 
     @property
     def pretraining(self) -> list[Step]:
-        """Stage I, II and III."""
-        return [self.steps[name] for name in ("stage1", "stage2", "stage3")]
+        """Stage I, II and III, and Stage I of every shape that is compared."""
+        return [self.steps[name] for name in ("stage1", "stage2", "stage3")] + self.comparison
+
+    @property
+    def comparison(self) -> list[Step]:
+        """Stage I of every shape of `ablation`."""
+        return [self.steps[_compared(name)] for name in self.config.ablation]
 
     @property
     def fine_tuning(self) -> list[Step]:
@@ -120,11 +126,24 @@ class Pipeline:
         runtime = self.config.runtime
         return runtime.for_expert() if step.name in self.experts else runtime
 
+    def after(self, name: str) -> list[str]:
+        """What may begin after `data`, a training or an evaluation: steps, and `model-NAME` to promote.
+
+        A model whose pipeline has no evaluation of it is promoted after its training.
+        """
+        if name == "data":
+            return ["stage1"]
+        done = self.step(name)
+        steps = [
+            s.name for s in self.steps.values() if s.kind in (TRAIN, EVALUATE) and done in s.inputs.values()
+        ]
+        models = [m for m in self.models if m.register_as and (m.evaluation or m.training) is done]
+        return steps + [f"model-{model.name}" for model in models]
+
     def wanted(self, until: str | None) -> list[Step]:
-        """All steps, or those that `until` needs, inputs first."""
-        return (
-            list(self.step(until).walk()) if until else _unique(step.walk() for step in self.steps.values())
-        )
+        """Those that `until` needs, or the comparison if the pipeline is one, or all; inputs first."""
+        ends = [self.step(until)] if until else self.comparison or list(self.steps.values())
+        return _unique(step.walk() for step in ends)
 
     def _add(
         self, name: str, kind: Kind, recipe: Recipe, config: str, outside: Any = None, **inputs: Step
@@ -136,11 +155,15 @@ class Pipeline:
 
     def _source(self, name: str, source: SourceRecipe, config: str) -> Step:
         recipe = SourceStep(name=name, source=source)
-        return self._add(f"source-{name}", SOURCE, recipe, config, outside=self._outside(source))
+        return self._add(
+            f"source-{name}", SOURCE, recipe, config, outside=self._outside(outside_state, source)
+        )
 
-    def _outside(self, source: SourceRecipe) -> dict[str, Any]:
+    def _outside(
+        self, state: Callable[[Any], dict[str, Any]], recipe: SourceRecipe | TaskRecipe
+    ) -> dict[str, Any]:
         try:
-            return outside_state(source)
+            return state(recipe)
         except UserError as error:
             if self.strict:
                 raise
@@ -199,7 +222,7 @@ class Pipeline:
 
     def _task(self, name: str, task: TaskRecipe, config: str) -> Step:
         step = TaskStep(name=name, task=task)
-        return self._add(f"task-{name}", TASK, step, config, outside=self._outside(task.source))
+        return self._add(f"task-{name}", TASK, step, config, outside=self._outside(task_state, task))
 
     def _pairs(
         self,
@@ -226,17 +249,22 @@ class Pipeline:
         }
         return self._add(name, INSTRUCT, recipe, config, tokenizer=self.steps["tokenizer"], **steps)
 
-    def _train(self, name: str, recipe: TrainRecipe, config: str, **inputs: Step) -> None:
-        longest, positions = max(recipe.encoder_length, recipe.decoder_length), self.config.model.positions
-        if longest > positions:
-            message = f"model.positions: {positions} are fewer than {name}'s {longest} tokens; raise it"
+    def _train(
+        self, name: str, recipe: TrainRecipe, config: str, model: ModelRecipe | None = None, **inputs: Step
+    ) -> None:
+        model = model or self.config.model
+        longest = max(recipe.encoder_length, recipe.decoder_length)
+        if longest > model.positions:
+            message = f"model.positions: {model.positions} are fewer than {name}'s {longest} tokens; raise it"
             raise ConfigError(message)
-        step = TrainStep(model=self.config.model, train=recipe)
+        step = TrainStep(model=model, train=recipe)
         self._add(name, TRAIN, step, config, tokenizer=self.steps["tokenizer"], **inputs)
 
     def _stages(self) -> None:
         config, steps = self.config, self.steps
         self._train("stage1", config.stage1, "stage1", data=steps["mixture"])
+        for name, model in config.ablation.items():
+            self._train(_compared(name), config.stage1, "stage1", model, data=steps["mixture"])
         self._train("stage2", config.stage2, "stage2", data=steps["mixture"], start=steps["stage1"])
         self._train("stage3", config.stage3, "stage3", data=steps["flan"], start=steps["stage2"])
 
@@ -249,16 +277,19 @@ class Pipeline:
 
     def _evaluations(self) -> None:
         for name in self.config.evaluate:
-            self._evaluate(name, self.config.benchmarks, self.config.stage3, "benchmarks")
+            for prefix in self.config.prefixes:
+                self._evaluate(name, self.config.benchmarks, self.config.stage3, "benchmarks", prefix)
         for name, expert in self.experts.items():
             self._evaluate(name, expert.benchmarks, expert.train, f"experts.{name}.benchmarks")
 
-    def _evaluate(self, name: str, benchmarks: Any, lengths: TrainRecipe, config: str) -> None:
-        recipe = EvaluateStep(benchmarks=benchmarks, encoder_length=lengths.encoder_length)
+    def _evaluate(
+        self, name: str, benchmarks: Any, lengths: TrainRecipe, config: str, prefix: Any = "S"
+    ) -> None:
+        recipe = EvaluateStep(benchmarks=benchmarks, encoder_length=lengths.encoder_length, prefix=prefix)
         tasks = {
             f"task-{key}": self._task(key, b.task, f"{config}.{key}.task") for key, b in benchmarks.items()
         }
-        self._add(f"evaluate-{name}", EVALUATE, recipe, config, model=self.step(name), **tasks)
+        self._add(evaluation_name(name, prefix), EVALUATE, recipe, config, model=self.step(name), **tasks)
 
     def _experts(self, overrides: list[str] | None) -> dict[str, ExpertConfig]:
         experts = {}
@@ -270,6 +301,16 @@ class Pipeline:
             experts[name] = config.validate(ExpertConfig)
             self.files.adopt(f"experts.{name}", config)
         return experts
+
+
+def evaluation_name(model: str, prefix: str = "S") -> str:
+    """The step that evaluates a model with prompts that begin with this mode token."""
+    return f"evaluate-{model}" if prefix == "S" else f"evaluate-{model}-{prefix}"
+
+
+def _compared(shape: str) -> str:
+    """The step that trains a shape of `ablation`."""
+    return f"stage1-{shape}"
 
 
 def _unique(walks: Iterator[Iterator[Step]] | Any) -> list[Step]:

@@ -12,12 +12,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from openba.accounting.energy import paper_energy
+from openba.accounting.energy import JOULES_PER_KWH, paper_energy
 from openba.recipes.runtime import PipelineRuntime
 from openba.train.log import ATTEMPTS, HELDOUT, METRICS, read_rows
 
 _SECONDS_BETWEEN_READS = 2.0
-_JOULES_PER_KWH = 3.6e6
 
 METRICS_TOLD = {
     "openba_step": "optimiser steps done",
@@ -93,7 +92,7 @@ def _energy(attempts: list[dict[str, Any]], now: float, runtime: PipelineRuntime
     yield Figure("openba_tco2eq", paper.tco2eq, "paper")
     joules = [j for attempt in attempts for j in attempt.get("joules", {}).values() if j is not None]
     if joules:
-        kwh = sum(joules) / _JOULES_PER_KWH
+        kwh = sum(joules) / JOULES_PER_KWH * runtime.pue
         yield Figure("openba_energy_kwh", kwh, "measured")
         yield Figure("openba_tco2eq", kwh / 1000 * runtime.carbon_intensity, "measured")
 

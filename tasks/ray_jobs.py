@@ -22,8 +22,8 @@ from openba.errors import UserError
 from openba.home import without_credentials
 from openba.train.log import ATTEMPTS
 from openba.train.stopping import REQUEST
-from tasks.job import ERROR, FACTS, SPEC, STOPPED
-from tasks.places import kind_of
+from tasks.job import ERROR, FACTS, PROCESS, SPEC, STOPPED
+from tasks.places import Work, kind_of
 from tasks.services import RayHead
 
 POLL_SECONDS = 0.5
@@ -39,14 +39,16 @@ class RayJobs:
         # An own head runs this very Python; a cluster's image has its own.
         self.python = sys.executable if head.embedded else "python"
         self.environment = environment
+        self.patience = 10.0 if head.embedded else 600.0
+        """Seconds without an answer of the cluster; training there goes on meanwhile."""
         self.running: dict[str, Path] = {}
         """Job -> the folder that it fills, of the jobs that have not ended."""
         self.pages: dict[str, str] = {}
         """Step -> its job's page in Ray's dashboard."""
         self._dashboard = without_credentials(head.dashboard)
 
-    def run(self, step: Step, build: Build, watch: Callable[[], None]) -> dict[str, Any]:
-        """Run or re-attach to the step's job; call `watch` while it runs; return its facts.
+    def run(self, step: Step, build: Build, watch: Callable[[], None]) -> Work:
+        """Run or re-attach to the step's job; call `watch` while it runs.
 
         Raises:
             UserError: the job failed; the message is its own line, or the end of its log.
@@ -55,16 +57,39 @@ class RayJobs:
         job = self._attach_or_submit(step, build, folder)
         self.running[job] = build.out
         self.pages[step.name] = f"{self._dashboard}/#/jobs/{job}"
-        while not (status := self.client.get_job_status(job)).is_terminal():
+        while not (status := self._status(job, watch)).is_terminal():
             watch()
             time.sleep(POLL_SECONDS)
         del self.running[job]
         watch()
         if status is not JobStatus.SUCCEEDED or not (folder / FACTS).exists():
             raise UserError(f"{step.name}: {self._reason(job, folder, status)}")
-        facts = json.loads((folder / FACTS).read_text())
+        process = json.loads((folder / PROCESS).read_text())["began"]
+        done = Work(process=process, **json.loads((folder / FACTS).read_text()))
         shutil.rmtree(folder)
-        return facts
+        return done
+
+    def _status(self, job: str, watch: Callable[[], None]) -> JobStatus:
+        """The job's state. A cluster that does not answer is asked on: the job goes on without us.
+
+        Raises:
+            UserError: no answer for ten minutes, or from an own head for ten seconds.
+        """
+        end = time.monotonic() + self.patience
+        while True:
+            try:
+                return self.client.get_job_status(job)
+            except (
+                OSError,
+                RuntimeError,
+            ) as error:  # RuntimeError: an HTTP status; else OSErrors
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"Ray job {job}: {self.client.get_address()} gives no answer ({error}); it may go on "
+                        "there: run again to wait for it"
+                    ) from None
+            watch()
+            time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
         """Stop every job that this process is waiting for; trainings save their state first."""
@@ -99,9 +124,11 @@ class RayJobs:
             entrypoint=f"{self.python} -m tasks.job {folder}",
             submission_id=f"{prefix}{len(attempts) + 1}",
             # A job's entry point runs on the head; one that computes there itself asks for a device.
-            # Cleaning, whose own place is the flow, needs none.
+            # One that hands its work out needs none.
             entrypoint_num_gpus=1
-            if step.kind.place == "job" and build.runtime.device.kind == "cuda"
+            if step.kind.place == "job"
+            and kind_of(step, build.runtime) is step.kind
+            and build.runtime.device.kind == "cuda"
             else None,
             runtime_env={"env_vars": self.environment},
             metadata={"step": step.name, "fingerprint": step.fingerprint},

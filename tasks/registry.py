@@ -10,8 +10,9 @@ import json
 import os
 import tempfile
 import time
+import warnings
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +21,20 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from openba.artifacts import Step, Store
+from openba.artifacts import Store
 from openba.errors import UserError
-from openba.gate import champion_refusals
-from openba.graph import Model
+from openba.gate import Against, champion_refusals, not_compared
+from openba.graph import Model, Pipeline
 from openba.recipes.pipeline import GateConfig
 from tasks import serve_model
+from tasks.evidence import Witness
 from tasks.tracking import FINGERPRINT, Tracking
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for 300 bytes
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a version
 CANDIDATE, CHAMPION = "candidate", "champion"
+CARD = "README.md"
+"""The model's card, among the artifacts of its training's run."""
 _REQUIREMENTS = ["openba", "torch", "safetensors", "sentencepiece"]
 _SIGNATURE = ModelSignature(
     inputs=Schema([ColSpec(DataType.string)]),
@@ -48,39 +52,40 @@ class Registration:
     aliases: list[str]
     uri: str
     decision: str
+    """`promoted`, `kept` (is the champion already), `refused`, or `waiting` for a person."""
     reason: str
 
 
 class Registry:
     """The registered models of one tracking server."""
 
-    def __init__(
-        self, tracking: Tracking, store: Store, log: Path, contamination: Step | None = None
-    ) -> None:
-        self.contamination = contamination
+    def __init__(self, tracking: Tracking, store: Store, log: Path, pipeline: Pipeline) -> None:
         self.tracking, self.store, self.log = tracking, store, log
         self.client = tracking.client
+        self.witness = Witness(store, pipeline.config, pipeline.steps.get("contamination"))
 
     def register(self, model: Model, gate: GateConfig) -> Registration:
         """Make sure the model has a version with alias candidate; set champion if the gate lets it."""
         assert model.register_as is not None
         name, step = model.register_as, model.training
         record = self.store.manifest(step)
-        assert record is not None
+        if record is None:
+            raise UserError(f"{step.key}: not built; `openba run --until {step.name}` builds it")
         version = str(self._version(name, step.fingerprint) or self._create(model, record))
+        for key, value in self.witness.tags(model).items():
+            self.client.set_model_version_tag(name, version, key, value)
+        self.client.log_text(str(self.tracking.run_of(step)), self.witness.card(model), CARD)
         self.client.set_registered_model_alias(name, CANDIDATE, version)
-        decision, reason = self._decide(name, version, gate, _metric(record["facts"], gate.metric))
-        if decision == "promoted" and (against := self._refusals(model, gate, record["facts"])):
-            decision, reason = "refused", "; ".join(against)
-        if decision == "promoted":
-            self.client.set_registered_model_alias(name, CHAMPION, version)
-            self._note(name, version, reason)
-        aliases = [
-            alias
-            for alias, at in self.client.get_registered_model(name).aliases.items()
-            if str(at) == version
-        ]
-        return Registration(name, version, sorted(aliases), self.store.uri(step), decision, reason)
+        decision, reason = self._decide(model, version, gate)
+        judged = Registration(name, version, [], self.store.uri(step), decision, reason)
+        return self.promote(judged) if decision == "promoted" else self._with_aliases(judged)
+
+    def promote(self, judged: Registration, by: str = "") -> Registration:
+        """Set `champion` to a version that the gate let pass, and note it; `by` is who said yes."""
+        reason = judged.reason + (f"; approved by {by}" if by else "")
+        self.client.set_registered_model_alias(judged.name, CHAMPION, judged.version)
+        self._note(judged.name, judged.version, reason)
+        return self._with_aliases(replace(judged, decision="promoted", reason=reason))
 
     def rollback(self, name: str, reason: str) -> tuple[str, str]:
         """Move `champion` to the version before it in the promotion log; returns (from, to).
@@ -116,13 +121,16 @@ class Registry:
         with tempfile.TemporaryDirectory() as folder, mlflow.start_run(self.tracking.run_of(model.training)):
             path = Path(folder) / "pointer.json"
             path.write_text(json.dumps(pointer, indent=2))
-            logged = mlflow.pyfunc.log_model(
-                name=model.register_as,
-                python_model=serve_model.__file__,
-                artifacts={"pointer": str(path)},
-                pip_requirements=_REQUIREMENTS,
-                signature=_SIGNATURE,
-            )
+            with warnings.catch_warnings(
+                action="ignore", category=UserWarning
+            ):  # an example would load the model
+                logged = mlflow.pyfunc.log_model(
+                    name=model.register_as,
+                    python_model=serve_model.__file__,
+                    artifacts={"pointer": str(path)},
+                    pip_requirements=_REQUIREMENTS,
+                    signature=_SIGNATURE,
+                )
         with suppress(MlflowException):  # it exists since an earlier version
             self.client.create_registered_model(model.register_as)
         # A server takes the source only together with the logged model that it names.
@@ -139,26 +147,33 @@ class Registry:
             self.client.set_model_version_tag(model.register_as, version, key, str(value))
         return version
 
-    def _decide(self, name: str, version: str, gate: GateConfig, value: float) -> tuple[str, str]:
-        self.client.set_model_version_tag(name, version, f"openba.{gate.metric}", str(value))
+    def _decide(self, model: Model, version: str, gate: GateConfig) -> tuple[str, str]:
+        against = self._champion(model)
+        found = self.witness.of(model, gate)
+        loss = f"held-out loss {found.facts['heldout_loss']:.4f}"
+        if against and against.version == version:
+            return "kept", f"is the champion; {loss}"
+        if reasons := champion_refusals(found, against, gate):
+            return "refused", "; ".join(reasons)
+        told = (
+            f"{loss}, champion v{against.version} {against.heldout_loss:.4f}" if against else f"first, {loss}"
+        )
+        if gaps := not_compared(against):
+            told += f"; not compared: {', '.join(gaps)}"
+        return ("waiting" if gate.approval else "promoted"), told
+
+    def _champion(self, model: Model) -> Against | None:
         try:
-            champion = self.client.get_model_version_by_alias(name, CHAMPION)
-        except MlflowException:
-            return "promoted", f"first version; {gate.metric} {value:.4f}"
-        if str(champion.version) == version:
-            return "kept", f"is the champion; {gate.metric} {value:.4f}"
-        best = float(champion.tags[f"openba.{gate.metric}"])
-        worse = value - best if gate.better == "lower" else best - value
-        against = f"champion v{champion.version} {best:.4f}, tolerance {gate.tolerance:g}"
-        compared = f"{gate.metric} {value:.4f}, {against}"
-        return ("promoted" if worse <= gate.tolerance else "refused"), compared
+            champion = self.client.get_model_version_by_alias(str(model.register_as), CHAMPION)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such alias
+                return None
+            raise
+        return self.witness.against(model, champion)
 
-    def _refusals(self, model: Model, gate: GateConfig, facts: dict[str, Any]) -> list[str]:
-        def built(step: Step | None) -> dict[str, Any] | None:
-            record = self.store.manifest(step) if step else None
-            return record["facts"] if record else None
-
-        return champion_refusals(facts, built(model.evaluation), built(self.contamination), gate)
+    def _with_aliases(self, judged: Registration) -> Registration:
+        known = self.client.get_registered_model(judged.name).aliases.items()
+        return replace(judged, aliases=sorted(alias for alias, at in known if str(at) == judged.version))
 
     def _note(self, name: str, version: str, reason: str) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -176,8 +191,3 @@ def _champions_before(rows: list[dict[str, Any]], present: str) -> str | None:
         else:
             stack.append(version)
     return stack[stack.index(present) - 1] if present in stack[1:] else None
-
-
-def _metric(facts: dict[str, Any], name: str) -> float:
-    """`heldout/loss` is the last held-out measurement; other names are facts of the training step."""
-    return float(facts["heldout_loss"] if name == "heldout/loss" else facts[name])

@@ -13,6 +13,7 @@ from typing import Any
 
 from openba.config import CONFIGS
 from openba.home import without_credentials
+from openba.report.ablation import ablation_csv
 from openba.report.collect import collect
 from openba.report.evolution import evolution_csv
 from openba.report.page import render
@@ -29,6 +30,7 @@ def write_report(session: Session, registered: list[Registration]) -> str:
         "started": session.started,
         "seconds": round(time.time() - session.started, 1),
         "links": links(session),
+        "work": {name: list(done[1:]) for name, done in session.work.items()},
         "registry": [_registry_row(row) for row in registered],
     }
     folder = session.home.report
@@ -37,7 +39,8 @@ def write_report(session: Session, registered: list[Registration]) -> str:
     _replace(folder / "report.html", render(report))  # type: ignore[arg-type]
     session.page.close(report["steps"], report["links"])
     write_tables(folder / "tables", report["evaluations"])
-    (folder / "tables" / "figure-6.csv").write_text(evolution_csv(report), encoding="utf-8")
+    for figure, text in ((5, ablation_csv(report["ablation"])), (6, evolution_csv(report))):
+        (folder / "tables" / f"figure-{figure}.csv").write_text(text, encoding="utf-8")
     return str(folder / "report.html")
 
 

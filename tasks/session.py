@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from prefect import runtime
+
 from openba.artifacts import Build, Step, materialize
 from openba.errors import UserError
 from openba.graph import Pipeline
@@ -20,7 +22,7 @@ from openba.home import Home
 from openba.recipes.train import TrainStep
 from tasks.local import LocalPool
 from tasks.page import Page
-from tasks.places import kind_of
+from tasks.places import Work, kind_of
 from tasks.progress import ProgressView
 from tasks.services import RayHead
 from tasks.tracking import StepRun, Tracking
@@ -45,6 +47,8 @@ class Session:
         self.store, self.runtime = home.store, pipeline.config.runtime
         self.started = time.time()
         self.states: dict[str, str] = {}
+        self.work: dict[str, Work] = {}
+        """Of the steps that this run has built."""
         self.errors: list[Exception] = []
         self._building: set[str] = set()
         self._stopping = threading.Event()
@@ -52,7 +56,7 @@ class Session:
         # Started first and awaited at the first job: 4 s that data preparation hides.
         needs_ray = any(self._is_job(step) and self.store.manifest(step) is None for step in steps)
         self.ray = RayHead(home, self.runtime) if needs_ray else None
-        self.tracking = Tracking(home, pipeline.config.name, flow_run)
+        self.tracking = Tracking(home, pipeline.config.name, flow_run, self._stopping)
         self.view = ProgressView(len(steps))
         self.page = Page(pipeline.config.name)
         self._local = LocalPool()
@@ -105,8 +109,7 @@ class Session:
             record = materialize(
                 step, self.store, self.pipeline.runtime(step), lambda step, build: self._run(step, build, run)
             )
-            run.ship(self.store.path(step))
-            run.finish(step, record, self.store)
+            self.tracking.finish(run, step, record, self.store)
             self.page.finish(step.name, self.store.path(step))
             status, state = "FINISHED", "built"
             return self._ended(step, state, record)
@@ -120,10 +123,10 @@ class Session:
             self.errors.append(error)
             raise
         finally:
-            self._building.discard(step.name)
             if status != "FINISHED":
-                run.end(status)
+                self.tracking.end(run, status)
                 self._ended(step, state, None)
+            self._building.discard(step.name)
 
     def _ended(self, step: Step, state: str, record: Any) -> Any:
         self.states[step.name] = state
@@ -141,7 +144,8 @@ class Session:
                 run.link("ray.job", page)
 
         runner = self._ray_jobs() if self._is_job(step) else self._local
-        return runner.run(step, build, watch)
+        self.work[step.name] = done = runner.run(step, build, watch)
+        return done.facts
 
     def _is_job(self, step: Step) -> bool:
         return kind_of(step, self.runtime).place != "flow"
@@ -167,8 +171,10 @@ class Session:
 @contextmanager
 def open_session(pipeline: Pipeline, home: Home, steps: list[Step], flow_run: str) -> Iterator[Session]:
     """The session of this process until the block ends, however it ends."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: shells start background jobs without it
-        signal.signal(number, _interrupt)
+    signal.signal(signal.SIGINT, _interrupt)  # set anew: shells start background jobs without it
+    # In a worker's process SIGTERM is Prefect's: it tells a cancelled flow from one that was killed.
+    if runtime.deployment.id is None:
+        signal.signal(signal.SIGTERM, _interrupt)
     session = Session._current = Session(pipeline, home, steps, flow_run)
     try:
         yield session

@@ -11,15 +11,17 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from openba.artifacts import Step, Store
 from openba.config import flatten
+from openba.errors import UserError
 from openba.home import Home, without_credentials
 from openba.train.log import HELDOUT, METRICS, RATES, read_rows
 from tasks import nodes
@@ -28,6 +30,10 @@ FINGERPRINT = "openba.fingerprint"
 _SHIPPED = ("loss", "loss_R", "loss_S", "loss_X", "lr", "gradient_norm", *RATES)
 _SECONDS_BETWEEN_BATCHES = 3.0
 _SECONDS_AFTER_FAILURE = 30.0
+_PATIENCE = 300.0
+"""Seconds for which a server may be away where a step begins or ends; a restart takes 20 to 60."""
+_AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
+"""What MLflow says where nobody listens, and what a server says whose database is away."""
 _MOST_METRICS = 60
 """Metric names of one run; more than a page of MLflow's UI shows, and each is a query."""
 # MLflow's own are 7 tries of 120 s: a watch that waits so long sees no wish to stop.
@@ -40,23 +46,25 @@ _MOST_NODES = 4
 _MAX_PARAMS = 100  # per log_batch call, and more than a page of MLflow's UI shows
 
 
+T = TypeVar("T")
+
+
 class Tracking:
     """The MLflow experiment of one pipeline."""
 
-    def __init__(self, home: Home, pipeline: str, flow_run: str) -> None:
+    def __init__(
+        self, home: Home, pipeline: str, flow_run: str, stopping: threading.Event | None = None
+    ) -> None:
         self.uri, self.flow_run = home.tracking_uri, flow_run
         self.client = MlflowClient(tracking_uri=self.uri)
+        self._stopping = stopping or threading.Event()
         name = f"openba-{pipeline}"
-        found = self.client.get_experiment_by_name(name)
         # A server has an own place for artifacts; a database file has none but the working directory.
         place = None if self.uri.startswith("http") else str(home.root / "mlartifacts")
-        self.experiment = found.experiment_id if found else self.client.create_experiment(name, place)
+        self.experiment = self.patiently(lambda: self._experiment(name, place))
         self._lock = threading.Lock()
-        self._runs = {
-            run.data.tags[FINGERPRINT]: run
-            for run in self.client.search_runs([self.experiment], max_results=5000)
-            if FINGERPRINT in run.data.tags
-        }
+        found = self.patiently(lambda: self.client.search_runs([self.experiment], max_results=5000))
+        self._runs = {run.data.tags[FINGERPRINT]: run for run in found if FINGERPRINT in run.data.tags}
 
     def run_of(self, step: Step) -> str | None:
         """The id of the step's run, if it has one."""
@@ -66,27 +74,75 @@ class Tracking:
     def begin(self, step: Step) -> StepRun:
         """The step's run, made if it is new, marked RUNNING; a retry or resume goes on in it."""
         with self._lock:
-            run = self._runs.get(step.fingerprint)
-            if run is None:
-                names = {FINGERPRINT: step.fingerprint, "openba.step": step.name, "mlflow.runName": step.name}
-                run = self.client.create_run(self.experiment, tags=names)
-                self._runs[step.fingerprint] = run
-                params = [Param(k, str(v)[:500]) for k, v in sorted(flatten(step.identity["recipe"]).items())]
-                self.client.log_batch(run.info.run_id, params=params[:_MAX_PARAMS])
+            run = self._runs.get(step.fingerprint) or self.patiently(lambda: self._create(step))
+            self._runs[step.fingerprint] = run
         run_id = run.info.run_id
         inputs = {f"openba.input.{key}": parent.key for key, parent in step.inputs.items()}
         tags = [RunTag(k, v) for k, v in {**inputs, "prefect.flow_run_id": self.flow_run}.items()]
-        self.client.log_batch(run_id, tags=tags)
-        self.client.update_run(run_id, status="RUNNING")
-        return StepRun(self.client, run_id)
+        self.patiently(lambda: self.client.log_batch(run_id, tags=tags))
+        self.patiently(lambda: self.client.update_run(run_id, status="RUNNING"))
+        return self.patiently(lambda: StepRun(self.client, run_id))
+
+    def finish(self, run: StepRun, step: Step, record: dict[str, Any], store: Store) -> None:
+        """Ship what is left and mark the run FINISHED.
+
+        The step is complete without it: if the server stays away, the next flow that meets the step does this
+        from its files (`mirror`).
+        """
+        try:
+            self.patiently(lambda: run.ship(store.path(step)))
+            self.patiently(lambda: run.finish(step, record, store))
+        except UserError as error:
+            logging.getLogger(__name__).warning("%s: %s", step.name, error)
+
+    def end(self, run: StepRun, status: str) -> None:
+        """Mark the run FAILED or KILLED; what ended it is told, not that the server is away."""
+        try:
+            self.patiently(lambda: run.end(status), seconds=20)
+        except (UserError, MlflowException) as error:
+            logging.getLogger(__name__).warning("%s", error)
 
     def mirror(self, step: Step, record: dict[str, Any], store: Store) -> None:
         """Make sure that a complete step has a finished run, as after a lost tracking database."""
         run = self._runs.get(step.fingerprint)
         if run is None or run.info.status != "FINISHED":
-            started = self.begin(step)
-            started.ship(store.path(step))
-            started.finish(step, record, store)
+            self.finish(self.begin(step), step, record, store)
+
+    def patiently(self, call: Callable[[], T], seconds: float = _PATIENCE) -> T:
+        """Call again after growing pauses while the server is away. `call` may be done twice.
+
+        Raises:
+            UserError: it stayed away.
+        """
+        end, pause = time.monotonic() + seconds, 0.5
+        while True:
+            try:
+                return call()
+            except (MlflowException, OSError) as error:  # requests' errors are OSErrors
+                if isinstance(error, MlflowException) and error.error_code not in _AWAY:
+                    raise
+                if time.monotonic() + pause > end or self._stopping.wait(pause):
+                    reason = str(error).splitlines()[0][:200]
+                    raise UserError(
+                        f"MLflow at {self.uri} does not answer ({reason}); start it and run again, no metric "
+                        f"is lost"
+                    ) from None
+                pause = min(2 * pause, 5.0)
+
+    def _experiment(self, name: str, place: str | None) -> str:
+        found = self.client.get_experiment_by_name(name)
+        return found.experiment_id if found else self.client.create_experiment(name, place)
+
+    def _create(self, step: Step) -> Run:
+        """A new run; where an earlier try was heard and its answer lost, that one."""
+        wanted = f"tags.`{FINGERPRINT}` = '{step.fingerprint}'"
+        if found := self.client.search_runs([self.experiment], wanted, max_results=1):
+            return found[0]
+        names = {FINGERPRINT: step.fingerprint, "openba.step": step.name, "mlflow.runName": step.name}
+        run = self.client.create_run(self.experiment, tags=names)
+        params = [Param(k, str(v)[:500]) for k, v in sorted(flatten(step.identity["recipe"]).items())]
+        self.client.log_batch(run.info.run_id, params=params[:_MAX_PARAMS])
+        return run
 
 
 class StepRun:
@@ -131,7 +187,7 @@ class StepRun:
 
     def finish(self, step: Step, record: dict[str, Any], store: Store) -> None:
         """Log the facts and the output's address; mark the run FINISHED."""
-        now = int(time.time() * 1000)
+        now = int(record["finished"] * 1000)  # said twice, it is the same
         numbers = {k: v for k, v in flatten(record["facts"]).items() if type(v) in (int, float)}
         room = max(0, _MOST_METRICS - len(self._names))
         metrics = [Metric(k, v, now, 0) for k, v in sorted(numbers.items())[:room] if _is_name(k)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
 
 from openba.graph import Pipeline
 from openba.home import Home
@@ -20,7 +21,7 @@ def serve(pipeline: Pipeline, home: Home) -> None:
     else:
         port = choose_port("MLflow port", None, 5000)
         addresses.append(f"http://{LOOPBACK}:{port}")
-        services.append(_mlflow(home, port))
+        services.append(mlflow_server(home.tracking_uri, port, home.root / "logs" / "mlflow-server.log"))
     try:
         for service in services:
             service.wait()
@@ -34,20 +35,17 @@ def serve(pipeline: Pipeline, home: Home) -> None:
             service.stop()
 
 
-def _mlflow(home: Home, port: int) -> Service:
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "server",
-        "--host",
-        LOOPBACK,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
-    command += ["--backend-store-uri", home.tracking_uri]
+def mlflow_server(store: str, port: int, log: Path, artifacts: Path | None = None) -> Service:
+    """MLflow's server on loopback.
+
+    Args:
+        store: its database, such as sqlite:///mlflow.db.
+        port: where it listens.
+        log: what it prints.
+        artifacts: its folder for files; None: the one that the experiments name.
+    """
+    command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
+    command += ["--workers", "1", "--backend-store-uri", store]
+    command += ["--artifacts-destination", str(artifacts)] if artifacts else []
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its executors outlive the server by seconds
-    log = home.root / "logs" / "mlflow-server.log"
     return Service("MLflow server", command, log, lambda: answers(f"http://{LOOPBACK}:{port}/health"), quiet)

@@ -7,6 +7,8 @@ template and decides nothing about what is kept (openba.data.tasks).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
@@ -39,6 +41,11 @@ class Text(str):
     def after_first_line(self) -> Text:
         """Everything after the first line, on one line."""
         return Text(" ".join(self.strip().partition("\n")[2].split()))
+
+    @property
+    def after_dashes(self) -> Text:
+        """Everything after the first line of dashes, such as the one below BIG-Bench Hard's canary."""
+        return Text(self.partition("\n-----\n")[2].strip())
 
 
 class Items(list[Any]):
@@ -156,6 +163,8 @@ def derive(record: Fields, recipe: TaskRecipe, labels: str, where: str) -> Field
             return None
     if recipe.options is not None:
         fields |= _options(fields, recipe.options, where)
+    for key, template in recipe.beside.items():
+        fields[key] = _beside(template.format_map({**fields, "id": Text(record["id"])}), record, where)
     items = ChineseItems if recipe.source.language == "zh" else Items
     return {key: _wrap(value, items) for key, value in fields.items()}
 
@@ -262,6 +271,18 @@ def _options(fields: Fields, options: Options, where: str) -> Fields:
             f"{len(texts)} options by position, text or letter"
         )
     return {"options": list(texts), "letter": letters[right], "option": texts[right]}
+
+
+@lru_cache(maxsize=256)  # one file serves many records
+def _read(path: str) -> str:
+    return Path(path).read_text(encoding="utf-8")
+
+
+def _beside(path: str, record: Fields, where: str) -> str:
+    try:
+        return _read(path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: record {record['id']}: {path}: {error.__class__.__name__}") from None
 
 
 def _wrap(value: Any, items: type[Items]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import difflib
 import importlib.metadata
+import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
@@ -26,7 +27,14 @@ from openba.data.samples import READERS, Reader
 from openba.data.samples.locate import INSTALL
 from openba.data.schema import DOCUMENTS, SCHEMA, write_documents
 from openba.errors import UserError
-from openba.recipes.data import FileSource, HuggingFaceSource, PackageSource, SourceRecipe, SourceStep
+from openba.recipes.data import (
+    FileSource,
+    HuggingFaceSource,
+    PackageSource,
+    SourceRecipe,
+    SourceStep,
+    TaskRecipe,
+)
 
 _BATCH_DOCUMENTS = 1000
 _BATCH_CHARACTERS = 16 * 2**20  # a batch of books still fits in memory
@@ -94,6 +102,19 @@ def outside_state(recipe: SourceRecipe) -> dict[str, Any]:
     state = {"path": recipe.path, "name": recipe.name, "revision": recipe.revision}
     folder = _local_folder(recipe)
     return state if folder is None else {**state, **files.digest(files.below(folder))}
+
+
+def task_state(task: TaskRecipe) -> dict[str, Any]:
+    """The same of a task: its source's, and that of the files beside it.
+
+    Raises:
+        UserError: see `outside_state`; a file beside is missing.
+    """
+    state = outside_state(task.source)
+    for field, template in task.beside.items():
+        found = files.find(re.sub(r"\{.*?\}", "*", template), "text")
+        state[f"beside.{field}"] = files.digest(found)
+    return state
 
 
 def _batches(name: str, recipe: SourceRecipe, tell: Tell) -> Iterator[pa.RecordBatch]:

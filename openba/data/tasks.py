@@ -12,6 +12,7 @@ import heapq
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -111,14 +112,14 @@ def render(
 
     Raises:
         UserError: a template names a field that a record lacks, a label has no wording, or a target
-            is not one of the choices.
+            is not one of the choices, and the recipe does not count such records.
     """
     where = f"{name} ({path})" if (path := getattr(recipe.source, "path", None)) else name
     seen, discarded = Seen(), Counter[str]()
     pool: Pool = {}
     broken: list[str] = []
     found = _records(recipe, documents, where, discarded, broken)
-    pairs = spill(_pair_batches(recipe, found, where, seen, discarded, pool), scratch, SPILLED)
+    pairs = spill(_pair_batches(recipe, found, where, seen, discarded, pool, broken), scratch, SPILLED)
     rendered = Rendered(recipe, pairs, seen, pool, name)
     rendered.broken = broken[:_NAMED]
     rendered.discarded = dict(discarded + Counter(rendered.discarded))
@@ -156,16 +157,15 @@ def _pair_batches(
     seen: Seen,
     discarded: Counter[str],
     pool: Pool,
+    broken: list[str],
 ) -> Iterator[pa.RecordBatch]:
     """All pairs; fills `seen` with a row for each and `pool` with the candidates for examples."""
     batch: list[_Pair] = []
     for outer, fields in records:
-        heldout = _is_heldout(recipe, outer, where)
-        if heldout is None:
-            discarded["other_part"] += 1
-            continue
-        for pair in _pairs(recipe, fields, where, discarded):
-            rule = RULES.index(_discard(recipe, pair, heldout, where))
+        found: list[tuple[_Pair, bool, int]] = []
+        with _leaving_out(recipe, discarded, broken):
+            found = list(_ruled(recipe, outer, fields, where, discarded))
+        for pair, heldout, rule in found:
             if pair.examples and not heldout and not rule:
                 # A heap of the lowest hashes, so negated.
                 entry = (-digest(f"pool {recipe.seed}", pair.id), len(seen.asks), pair.examples)
@@ -181,6 +181,30 @@ def _pair_batches(
                 yield _batch(batch)
                 batch = []
     yield _batch(batch)
+
+
+def _ruled(
+    recipe: TaskRecipe, outer: Fields, fields: Fields, where: str, discarded: Counter[str]
+) -> Iterator[tuple[_Pair, bool, int]]:
+    """A record's pairs, whether they are held out, and the rule that discards each by itself."""
+    heldout = _is_heldout(recipe, outer, where)
+    if heldout is None:
+        discarded["other_part"] += 1
+        return
+    for pair in _pairs(recipe, fields, where, discarded):
+        yield pair, heldout, RULES.index(_discard(recipe, pair, heldout, where))
+
+
+@contextmanager
+def _leaving_out(recipe: TaskRecipe, discarded: Counter[str], broken: list[str]) -> Iterator[None]:
+    """What is wrong with a record ends the step, or is counted and named, as the recipe says."""
+    try:
+        yield
+    except UserError as error:
+        if recipe.broken == "refuse":
+            raise
+        discarded["broken"] += 1
+        broken.append(str(error))
 
 
 def _batch(pairs: list[_Pair]) -> pa.RecordBatch:
@@ -204,20 +228,23 @@ def _records(
 
     labels = ""
     if any("{labels}" in turn.input for turn in recipe.templates):
-        labels = ", ".join(sorted({kind for record in raw() for kind in kinds_of(record, recipe, where)}))
+        kinds: set[str] = set()
+        for record in raw():
+            with _leaving_out(recipe, Counter(), []):  # told below, where it is left out
+                kinds |= kinds_of(record, recipe, where)
+        labels = ", ".join(sorted(kinds))
     for outer in raw():
-        for record in expand(outer, recipe, where):
-            try:
-                fields = derive(record, recipe, labels, where)
-            except UserError as error:
-                if recipe.broken == "refuse":
-                    raise
-                discarded["broken"] += 1
-                broken.append(str(error))
-                continue
+        elements: list[Fields] = []
+        with _leaving_out(recipe, discarded, broken):
+            elements = list(expand(outer, recipe, where))
+        for record in elements:
+            fields = None
+            with _leaving_out(recipe, discarded, broken):
+                if (fields := derive(record, recipe, labels, where)) is None:
+                    discarded["unlabelled"] += 1
             if fields is None:
-                discarded["unlabelled"] += 1
-            elif (rule := _unwanted(recipe, fields)) is not None:
+                continue
+            if (rule := _unwanted(recipe, fields)) is not None:
                 discarded[rule] += 1
             else:
                 yield outer, fields
@@ -293,6 +320,8 @@ def _pair(
     before, few, after = turn.input.partition("{examples}")
     head = _fill(before, fields, where)
     source = (head + _fill(after, fields, where)) if few else head
+    if turn.starts is not None:
+        turns = tuple(found.start() for found in re.finditer(turn.starts, source, re.MULTILINE))
     return _Pair(
         identifier,
         source.rstrip(),

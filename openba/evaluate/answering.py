@@ -1,17 +1,17 @@
 """How a model answers prompts: the likeliest letter, the likeliest choice, greedy or drawn text.
 
-Owns batches, the decoder's answer prefix and the form of one answer. What the prompts are and how
+Owns the decoder's answer prefix and the form of one answer. What the prompts are and how
 answers are scored stands elsewhere.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import xxhash
 
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
@@ -20,9 +20,6 @@ from openba.model.generate import continuation_losses, generate_ids, next_logits
 from openba.model.seq2seq import Seq2Seq
 from openba.recipes.evaluate import BenchmarkRecipe
 
-BATCH = 16
-"""Prompts answered together."""
-
 
 @dataclass
 class Answer:
@@ -30,7 +27,8 @@ class Answer:
 
     text: str
     scores: list[float] = field(default_factory=list)
-    """Of each choice, higher is likelier: logits of letters, or mean log-likelihoods per token in nats."""
+    """Of each choice, higher is likelier: logits of letters, or mean log-likelihoods per token in nats.
+    Method `likelihood`: loss of the right answer in nats, and its tokens."""
     unfinished: bool = False
     """It was cut off at `max_new_tokens`."""
     attempts: list[str] = field(default_factory=list)
@@ -43,43 +41,33 @@ def answer(
     rows: Sequence[dict[str, Any]],
     benchmark: BenchmarkRecipe,
 ) -> list[Answer]:
-    """Answers in the order of the rows.
+    """Answers of one batch in the order of the rows.
 
     Args:
         model: in evaluation mode.
         tokenizer: the model's.
         sources: wrapped encoder ids of each row's prompt.
-        rows: of the task's held-out part; `choices` is read.
+        rows: of the task's held-out part, all with the same `choices` where those are asked for.
         benchmark: how to answer.
 
     Raises:
         UserError: the method needs choices and a row has none, or a letter is no token.
     """
     if benchmark.method == "generate":
-        return _generate(model, tokenizer, sources, benchmark)
+        return _generate(model, tokenizer, sources, rows, benchmark)
     start = [*start_tokens(tokenizer), *tokenizer.encode(benchmark.answer_prefix)]
+    if benchmark.method == "likelihood":
+        targets = [
+            [*tokenizer.encode(row["target"])[: benchmark.max_new_tokens], tokenizer.eos] for row in rows
+        ]
+        losses = continuation_losses(model, sources, targets, start)
+        return [Answer("", [sum(one), float(len(one))]) for one in losses]
     scored = _letters if benchmark.method == "letters" else _choices
-    answers: list[Answer] = [Answer("")] * len(sources)
-    for chosen in _batches(sources, rows):
-        choices = rows[chosen[0]]["choices"]
-        if not choices:
-            raise UserError(
-                f"record {rows[chosen[0]]['id']} has no choices, so no method {benchmark.method!r}"
-            )
-        found = scored(model, tokenizer, [sources[i] for i in chosen], choices, start)
-        for i, scores in zip(chosen, found, strict=True):
-            answers[i] = Answer(choices[scores.index(max(scores))], scores)
-    return answers
-
-
-def _batches(sources: Sequence[list[int]], rows: Sequence[dict[str, Any]]) -> Iterator[list[int]]:
-    """Positions of rows whose choices are as many, or the same if few: sources of like lengths together."""
-    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        alike[tuple(row["choices"])].append(i)
-    for positions in alike.values():
-        ordered = sorted(positions, key=lambda i: len(sources[i]))
-        yield from (ordered[begin : begin + BATCH] for begin in range(0, len(ordered), BATCH))
+    choices = rows[0]["choices"]
+    if not choices:
+        raise UserError(f"record {rows[0]['id']} has no choices, so no method {benchmark.method!r}")
+    found = scored(model, tokenizer, list(sources), choices, start)
+    return [Answer(choices[scores.index(max(scores))], scores) for scores in found]
 
 
 def _letters(
@@ -104,16 +92,21 @@ def _choices(
 
 
 def _generate(
-    model: Seq2Seq, tokenizer: Tokenizer, sources: Sequence[list[int]], benchmark: BenchmarkRecipe
+    model: Seq2Seq,
+    tokenizer: Tokenizer,
+    sources: Sequence[list[int]],
+    rows: Sequence[dict[str, Any]],
+    benchmark: BenchmarkRecipe,
 ) -> list[Answer]:
-    limit = benchmark.max_new_tokens
-    written = generate_ids(model, tokenizer, sources, limit) if benchmark.attempts == 1 else []
-    answers = [Answer(tokenizer.decode(ids), unfinished=ids[-1] != tokenizer.eos) for ids in written]
-    if benchmark.attempts > 1:
-        for seed, source in enumerate(sources):
-            drawn = _drawn(model, tokenizer, source, benchmark, seed)
-            texts = [tokenizer.decode(ids) for ids in drawn]
-            answers.append(Answer(texts[0], unfinished=drawn[0][-1] != tokenizer.eos, attempts=texts))
+    if benchmark.attempts == 1:
+        written = generate_ids(model, tokenizer, sources, benchmark.max_new_tokens)
+        return [Answer(tokenizer.decode(ids), unfinished=ids[-1] != tokenizer.eos) for ids in written]
+    answers = []
+    for row, source in zip(rows, sources, strict=True):
+        seed = xxhash.xxh32_intdigest(row["id"].encode())
+        drawn = _drawn(model, tokenizer, source, benchmark, seed)
+        texts = [tokenizer.decode(ids) for ids in drawn]
+        answers.append(Answer(texts[0], unfinished=drawn[0][-1] != tokenizer.eos, attempts=texts))
     return answers
 
 

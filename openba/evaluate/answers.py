@@ -6,11 +6,13 @@ there are stands in `metrics.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+
+from openba.errors import UserError
 
 Language = Literal["zh", "en"]
 Scores = dict[str, float | str]
@@ -18,6 +20,10 @@ Scores = dict[str, float | str]
 BOOTSTRAP = 1000
 """Resamples of the items behind the standard error of a corpus score (sacreBLEU's default)."""
 SEED = 12345  # sacreBLEU's own
+
+
+class NotRunError(UserError):
+    """A metric lacks something of its own; the others go on."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,11 @@ class Answers:
     attempts: Sequence[Sequence[str]] = ()
     """All answers of each item, where there are several."""
     k: Sequence[int] = (1,)
+    prompts: list[str] = field(default_factory=list)
+    losses: Sequence[Sequence[float]] = ()
+    """Method `likelihood`: nats and tokens of each right answer."""
+    models: Mapping[str, str] = field(default_factory=dict)
+    """Metric -> folder of the model that it compares texts by."""
 
     @property
     def first(self) -> list[str]:

@@ -25,13 +25,20 @@ def compare(one: Path, other: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: a folder has no results.
     """
-    results = [read_results(folder)["benchmarks"] for folder in (one, other)]
+    return compare_results(*((read_results(folder)["benchmarks"], folder) for folder in (one, other)))
+
+
+def compare_results(
+    one: tuple[dict[str, Any], Path], other: tuple[dict[str, Any], Path]
+) -> list[dict[str, Any]]:
+    """The rows of `compare` from results by benchmark, with the folder of each one's answers."""
+    results = (one[0], other[0])
     rows = []
     for name in dict.fromkeys([*results[0], *results[1]]):
         scores = [_score(found.get(name)) for found in results]
         row: dict[str, Any] = {"benchmark": name, "one": scores[0], "other": scores[1]}
         if scores[0] is not None and scores[1] is not None:
-            paired = _paired(one / f"{name}.parquet", other / f"{name}.parquet")
+            paired = _paired(one[1] / f"{name}.parquet", other[1] / f"{name}.parquet")
             independent = (scores[0]["stderr"] ** 2 + scores[1]["stderr"] ** 2) ** 0.5
             row |= {
                 "difference": round(scores[1]["score"] - scores[0]["score"], 4),

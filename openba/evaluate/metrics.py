@@ -10,8 +10,14 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from openba.errors import UserError
-from openba.evaluate import entity_metrics, label_metrics, program_metrics, text_metrics
-from openba.evaluate.answers import Answers, Language, Scores, mean
+from openba.evaluate import (
+    embedding_metrics,
+    entity_metrics,
+    label_metrics,
+    program_metrics,
+    text_metrics,
+)
+from openba.evaluate.answers import Answers, Language, NotRunError, Scores, mean
 from openba.recipes.evaluate import Metric
 
 _OF_ITEMS: dict[Metric, Callable[[Answers], list[float]]] = {
@@ -23,6 +29,7 @@ _OF_ITEMS: dict[Metric, Callable[[Answers], list[float]]] = {
     "rouge_1": partial(text_metrics.rouge, "rouge1"),
     "rouge_2": partial(text_metrics.rouge, "rouge2"),
     "rouge_l": partial(text_metrics.rouge, "rougeL"),
+    "sim": embedding_metrics.similarity,
     "token_f1": text_metrics.token_f1,
 }
 """Means of what each item gets, 0 to 1."""
@@ -36,7 +43,9 @@ _OF_ALL: dict[Metric, Callable[[Answers], Scores]] = {
     "f1": label_metrics.f1,
     "gender_parity": label_metrics.gender_parity,
     "matthews": label_metrics.matthews,
+    "mauve": embedding_metrics.mauve,
     "pass_at_k": program_metrics.pass_at_k,
+    "perplexity": label_metrics.perplexity,
     "question_exact_match": label_metrics.question_exact_match,
 }
 
@@ -63,10 +72,10 @@ def score_answers(metrics: Sequence[Metric], answers: Answers) -> Scores:
     """All metrics of the answers.
 
     Returns:
-        For each metric its value (0 to 100) and `METRIC_stderr`: of the mean where the score is a
-        mean over items, from a bootstrap over items otherwise. `METRIC_signature` says how sacreBLEU
+        For each metric its value (0 to 100, but perplexity) and `METRIC_stderr`: of the mean where the score
+        is a mean over items, from a bootstrap over items otherwise. `METRIC_signature` says how sacreBLEU
         computed it, `entity_f1_unreadable` is the share of predictions that are no entity list, `n`
-        the number of items.
+        the number of items. `METRIC_not_run` says why there is no value.
 
     Raises:
         UserError: there are no items.
@@ -75,10 +84,13 @@ def score_answers(metrics: Sequence[Metric], answers: Answers) -> Scores:
         raise UserError("nothing to score: the benchmark has no held-out records; raise its task's `heldout`")
     scores: Scores = {"n": len(answers.references)}
     for metric in metrics:
-        if metric in _OF_ITEMS:
-            scores |= mean(metric, _OF_ITEMS[metric](answers))
-        else:
-            scores |= _OF_ALL[metric](answers)
+        try:
+            if metric in _OF_ITEMS:
+                scores |= mean(metric, _OF_ITEMS[metric](answers))
+            else:
+                scores |= _OF_ALL[metric](answers)
+        except NotRunError as error:
+            scores[f"{metric}_not_run"] = str(error)
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in scores.items()}
 
 

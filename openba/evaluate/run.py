@@ -1,8 +1,8 @@
 """Step `evaluate-*`: one model answers several benchmarks, and libraries score the answers.
 
-Owns how held-out records become prompts, the shards that make an evaluation resumable, and what is
-told of one. Which records, prompts, choices and metrics there are stands in the benchmarks' YAML; how
-a model answers in `answering.py`, scores in `metrics.py`.
+Owns what is done until a benchmark has its result, and what is told of it. Which records, prompts, choices
+and metrics there are stands in the benchmarks' YAML; how items are divided in `shards.py`, how a model
+answers in `answering.py`, scores in `metrics.py`.
 """
 
 from __future__ import annotations
@@ -10,91 +10,82 @@ from __future__ import annotations
 import json
 import re
 from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from openba.artifacts import Build
-from openba.data.instruct import encode_fitting
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
-from openba.evaluate.answering import answer
 from openba.evaluate.answers import Answers
 from openba.evaluate.grouping import Score, grouped
 from openba.evaluate.metrics import score_answers, verdicts
-from openba.model.files import load_model
-from openba.model.model import OpenBAModel
+from openba.evaluate.shards import SAMPLES, Job, Mapper, Part, divided, here, merged
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep, Metric
 
-SHARD = 512
-"""Items answered between two files; an evaluation that was cut off goes on after the last."""
 
-SAMPLES = pa.schema(
-    {
-        "id": pa.string(),
-        "category": pa.string(),
-        "input": pa.string(),
-        "target": pa.string(),
-        "references": pa.list_(pa.string()),
-        "choices": pa.list_(pa.string()),
-        "output": pa.string(),
-        "answer": pa.string(),
-        "scores": pa.list_(pa.float32()),
-        "attempts": pa.list_(pa.string()),
-        "examples_left_out": pa.int32(),
-        "cut": pa.bool_(),
-        "unfinished": pa.bool_(),
-        "verdict": pa.float32(),
-    }
-)
-"""One row an item: `output` as it was written, `answer` as it was scored, `scores` of the choices, `verdict`
-(0 to 1) where the first metric is a mean over items. `input` is the whole prompt; `examples_left_out` of its
-solved examples, the oldest, did not fit, and `cut` says that its end did not."""
-
-
-def build(build: Build) -> dict[str, Any]:
-    """Answer and score every benchmark; answers go to `<benchmark>.parquet`, scores are facts."""
-    recipe: EvaluateStep = build.recipe
-    model, tokenizer = load_model(build.inputs["model"] / "model")
-    if torch.cuda.is_available():
-        model = model.cuda()
-    results = {}
-    for name in recipe.benchmarks:
-        results[name] = evaluate(model, tokenizer, build.inputs[f"task-{name}"], name, recipe, build.out)
-    return {"benchmarks": results}
-
-
-def evaluate(
-    model: OpenBAModel, tokenizer: Tokenizer, task: Path, name: str, recipe: EvaluateStep, out: Path
-) -> dict[str, Any]:
-    """One benchmark: its result, with `NAME.parquet` beside it.
+def build(build: Build, mapper: Mapper = here) -> dict[str, Any]:
+    """Answer and score every benchmark; answers go to `<benchmark>.parquet`, scores are facts.
 
     Raises:
-        UserError: the task holds no record out, or see `answer`.
+        UserError: a benchmark cannot be evaluated, named.
     """
-    benchmark = recipe.benchmarks[name]
-    rows = _records(task, benchmark, name)
-    shards = []
-    for number, begin in enumerate(range(0, len(rows), SHARD)):
-        path = out / f"{name}.{number:05d}.shard"
-        if not path.exists():
-            try:
-                answered = _shard(model, tokenizer, rows[begin : begin + SHARD], benchmark, recipe)
-            except UserError as error:
-                raise UserError(f"benchmark {name}: {error}") from None
-            partial = path.with_suffix(".partial")
-            pq.write_table(pa.Table.from_pylist(answered, SAMPLES), partial)
-            partial.replace(path)
-        shards.append(path)
-    items = pa.concat_tables([pq.read_table(path) for path in shards]).to_pylist()
-    result = judged(benchmark, items, recipe.samples) | _left_out(task)
-    pq.write_table(pa.Table.from_pylist(items, SAMPLES), out / f"{name}.parquet", compression="zstd")
-    for path in shards:
-        path.unlink()
+    recipe: EvaluateStep = build.recipe
+    parts = [Part(name, recipe, build.inputs[f"task-{name}"], build.out) for name in recipe.benchmarks]
+    results: dict[str, Any] = {}
+    for name, result in evaluated(build.inputs["model"] / "model", parts, mapper):
+        if isinstance(result, UserError):
+            raise UserError(f"benchmark {name}: {result}")
+        results[name] = result
+    return {"benchmarks": {name: results[name] for name in recipe.benchmarks}}
+
+
+def evaluated(
+    model: Path, parts: Sequence[Part], mapper: Mapper
+) -> Iterator[tuple[str, dict[str, Any] | UserError]]:
+    """Each benchmark's name and result, or why there is none, as soon as its last shard is answered.
+
+    Shards that lie there already are not answered again. `NAME.parquet` is written in the part's folder.
+    """
+    jobs: list[Job] = []
+    left: dict[str, int] = {}
+    for part in parts:
+        try:
+            numbers = range(len(divided(part)))
+        except UserError as error:
+            yield part.name, error
+            continue
+        todo = [(part, number) for number in numbers if not part.shard(number).exists()]
+        left[part.name] = len(todo)
+        jobs += todo
+        if not todo:
+            yield part.name, _scored(part)
+    failed: set[str] = set()
+    for place, wrong in mapper(model, jobs) if jobs else ():
+        part = jobs[place][0]
+        left[part.name] -= 1
+        if wrong and part.name not in failed:
+            failed.add(part.name)
+            yield part.name, UserError(wrong)
+        if not left[part.name] and part.name not in failed:
+            yield part.name, _scored(part)
+
+
+def _scored(part: Part) -> dict[str, Any] | UserError:
+    """The result of a benchmark whose shards are all there; its one file takes their place."""
+    items = merged(part)
+    try:
+        result = judged(part.benchmark, items, part.step.samples) | _left_out(part.task)
+    except UserError as error:  # such as a machine without a sandbox
+        return error
+    pq.write_table(
+        pa.Table.from_pylist(items, SAMPLES), part.out / f"{part.name}.parquet", compression="zstd"
+    )
+    for number in range(len(divided(part))):
+        part.shard(number).unlink()
     return result
 
 
@@ -115,7 +106,7 @@ def judged(benchmark: BenchmarkRecipe, items: list[dict[str, Any]], samples: int
         "paper": benchmark.paper.model_dump() if benchmark.paper else None,
         "n": len(items),
         "scores": scores,
-        "counts": _counts(items),
+        "counts": _counts(items, benchmark.method == "likelihood"),
         "samples": [
             {key: row[key][:400] for key in ("input", "target", "output")} for row in items[:samples]
         ],
@@ -128,39 +119,12 @@ def judged(benchmark: BenchmarkRecipe, items: list[dict[str, Any]], samples: int
     return result
 
 
-def _records(task: Path, benchmark: BenchmarkRecipe, name: str) -> list[dict[str, Any]]:
-    rows = pq.read_table(task / "heldout.parquet").slice(0, benchmark.items).to_pylist()
-    if not rows:
-        raise UserError(f"benchmark {name}: its task has no held-out record; raise task.heldout or add data")
-    return rows
-
-
 def _left_out(task: Path) -> dict[str, Any]:
     """Records that the task could not read: how many, and the first of them named."""
     told = pq.read_schema(task / "heldout.parquet").metadata or {}
     broken = json.loads(told.get(b"broken", b"[]"))
     count = json.loads(told.get(b"discarded", b"{}")).get("broken", 0)
     return {"broken": {"records": count, "first": broken}} if count else {}
-
-
-def _shard(
-    model: OpenBAModel,
-    tokenizer: Tokenizer,
-    rows: list[dict[str, Any]],
-    benchmark: BenchmarkRecipe,
-    recipe: EvaluateStep,
-) -> list[dict[str, Any]]:
-    fitted = [encode_fitting(tokenizer, row["input"], row["turns"], recipe.encoder_length) for row in rows]
-    mode = tokenizer.mode(recipe.prefix)
-    sources = [[mode, *ids[1:]] for ids, _, _ in fitted]
-    found = answer(model, tokenizer, sources, rows, benchmark)
-    kept = ("id", "category", "input", "target", "references", "choices")
-    return [
-        {key: row[key] for key in kept}
-        | {"output": one.text, "scores": one.scores, "attempts": one.attempts, "unfinished": one.unfinished}
-        | {"examples_left_out": left_out, "cut": cut}
-        for row, one, (_, left_out, cut) in zip(rows, found, fitted, strict=True)
-    ]
 
 
 def _answers(benchmark: BenchmarkRecipe, items: list[dict[str, Any]]) -> Answers:
@@ -172,6 +136,9 @@ def _answers(benchmark: BenchmarkRecipe, items: list[dict[str, Any]]) -> Answers
         benchmark.positive,
         [item["attempts"] or [item["answer"]] for item in items],
         benchmark.k,
+        [item["input"] for item in items],
+        [item["scores"] for item in items] if benchmark.method == "likelihood" else (),
+        {str(metric): folder for metric, folder in benchmark.models.items()},
     )
 
 
@@ -207,19 +174,21 @@ def _part(metric: Metric, answers: Answers, chosen: list[int]) -> Score:
         references=[answers.references[i] for i in chosen],
         categories=[answers.categories[i] for i in chosen],
         attempts=[answers.attempts[i] for i in chosen],
+        prompts=[answers.prompts[i] for i in chosen],
+        losses=[answers.losses[i] for i in chosen] if answers.losses else (),
     )
     scores = score_answers([metric], part)
     return Score(float(scores[metric]), len(chosen), float(scores.get(f"{metric}_stderr", 0.0)))
 
 
-def _counts(items: list[dict[str, Any]]) -> dict[str, int]:
-    """What went other than planned, by name, where there is any."""
+def _counts(items: list[dict[str, Any]], silent: bool) -> dict[str, int]:
+    """What went other than planned, by name, where there is any. `silent`: no answer was asked for."""
     counts = {
         "prompts cut": sum(item["cut"] for item in items),
         "prompts with fewer examples": sum(item["examples_left_out"] > 0 for item in items),
         "examples left out": sum(item["examples_left_out"] for item in items),
         "answers without end": sum(item["unfinished"] for item in items),
-        "empty answers": sum(not item["output"].strip() for item in items),
+        "empty answers": sum(not item["output"].strip() for item in items if not silent),
         "answers not readable": sum(bool(item["output"]) and not item["answer"] for item in items),
     }
     return {name: count for name, count in counts.items() if count}

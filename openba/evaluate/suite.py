@@ -12,14 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from openba.artifacts import Build
 from openba.config import CONFIGS, Config, ConfigError, load
 from openba.data import tasks
 from openba.errors import UserError
-from openba.evaluate.run import evaluate
-from openba.model.files import load_model
+from openba.evaluate.run import evaluated
+from openba.evaluate.shards import Mapper, Part, here
+from openba.model.files import load_architecture
 from openba.recipes.data import TaskStep
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep, SuiteRecipe
 
@@ -37,7 +36,7 @@ def chosen(
 
     Args:
         suites: names of configs/suite.
-        names: names of configs/benchmark, of its folder paper, or files.
+        names: names of configs/benchmark, of its folders paper and expert, or files.
         data: the folder that stands for `data/eval` in paths.
         overrides: `key.path=value`, for every benchmark.
 
@@ -59,8 +58,9 @@ def run_suite(
     out: Path,
     tell: Callable[[str, Result], None] = lambda name, result: None,
     prefix: str = "S",
+    mapper: Mapper = here,
 ) -> dict[str, Result]:
-    """Evaluate, one benchmark after the other; those done before, on the same weights and data, stay.
+    """Evaluate; benchmarks done before, on the same weights and data, stay.
 
     Returns:
         Benchmark -> result, or `{"error": line}`. `NAME.json` and `NAME.parquet` lie in `out`, and
@@ -70,22 +70,33 @@ def run_suite(
         UserError: the model cannot be loaded.
     """
     out.mkdir(parents=True, exist_ok=True)
-    loaded, tokenizer = load_model(model)
-    if torch.cuda.is_available():
-        loaded = loaded.cuda()
-    length = loaded.architecture.max_seq_length
+    length = load_architecture(model).max_seq_length
     results: dict[str, Result] = {}
+
+    def done(name: str, result: Result) -> None:
+        results[name] = result
+        tell(name, result)
+        kept = {name: results[name] for name in benchmarks if name in results}
+        _write(out / RESULTS, {"model": str(model), "prefix": prefix, "benchmarks": kept})
+
+    parts: dict[str, Part] = {}
     for name, benchmark in benchmarks.items():
         step = EvaluateStep.model_validate(
             {"benchmarks": {name: benchmark}, "encoder_length": length, "prefix": prefix}
         )
         try:
-            results[name] = _one(loaded, tokenizer, model, name, step, out)
+            found = _prepared(model, name, step, out)
         except UserError as error:
-            results[name] = {"error": str(error)}
-        tell(name, results[name])
-        _write(out / RESULTS, {"model": str(model), "prefix": prefix, "benchmarks": results})
-    return results
+            found = {"error": str(error)}
+        if isinstance(found, Part):
+            parts[name] = found
+        else:
+            done(name, found)
+    for name, result in evaluated(model, list(parts.values()), mapper):
+        done(
+            name, {"error": str(result)} if isinstance(result, UserError) else _kept(parts[name], out, result)
+        )
+    return {name: results[name] for name in benchmarks}
 
 
 def read_results(folder: Path) -> dict[str, Any]:
@@ -100,11 +111,11 @@ def read_results(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def _one(loaded: Any, tokenizer: Any, model: Path, name: str, step: EvaluateStep, out: Path) -> Result:
-    """A benchmark's result, from before where recipe, weights and data are those of then."""
-    from openba.data.sources import outside_state
+def _prepared(model: Path, name: str, step: EvaluateStep, out: Path) -> Part | Result:
+    """A benchmark with its records rendered, or its result on the same recipe, weights and data."""
+    from openba.data.sources import task_state
 
-    state = [step.model_dump(mode="json"), outside_state(step.benchmarks[name].task.source), *_weights(model)]
+    state = [step.model_dump(mode="json"), task_state(step.benchmarks[name].task), *_weights(model)]
     key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
     path, work = out / f"{name}.json", out / "work" / f"{name}-{key}"
     if path.is_file() and (known := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
@@ -113,12 +124,16 @@ def _one(loaded: Any, tokenizer: Any, model: Path, name: str, step: EvaluateStep
     if not (work / "done").exists():
         tasks.build(Build(work, TaskStep(name=name, task=step.benchmarks[name].task), {}))
         (work / "done").touch()
-    result = evaluate(loaded, tokenizer, work, name, step, work)
-    (work / f"{name}.parquet").replace(out / f"{name}.parquet")
-    _write(path, {"key": key, "result": result})
-    for left in work.iterdir():
+    return Part(name, step, work, work)
+
+
+def _kept(part: Part, out: Path, result: Result) -> Result:
+    """The result, its files moved to `out` and the rest of its work taken away."""
+    (part.out / f"{part.name}.parquet").replace(out / f"{part.name}.parquet")
+    _write(out / f"{part.name}.json", {"key": part.out.name.rpartition("-")[2], "result": result})
+    for left in part.out.iterdir():
         left.unlink()
-    work.rmdir()
+    part.out.rmdir()
     return result
 
 
@@ -131,16 +146,19 @@ def _weights(model: Path) -> Iterator[list[Any]]:
 def _changed(recipe: BenchmarkRecipe, data: Path | None, overrides: list[str]) -> BenchmarkRecipe:
     config = Config(Path("--set"))
     config.data = recipe.model_dump(mode="json", exclude_unset=True)
-    path = getattr(recipe.task.source, "path", "")
-    if data is not None and path.startswith(DATA):
-        config.data["task"]["source"]["path"] = str(data / path.removeprefix(DATA))
+    task = config.data["task"]
+    places = (task["source"], task.get("beside", {}), config.data.get("models", {}))
+    for place in places if data is not None else ():
+        for key, path in place.items():
+            if str(path).startswith(DATA):
+                place[key] = str(data / path.removeprefix(DATA))
     for text in overrides:
         config.override(text)
     return config.validate(BenchmarkRecipe)
 
 
 def _file(kind: str, name: str) -> Path:
-    shipped = [CONFIGS / kind / f"{name}.yaml", CONFIGS / kind / "paper" / f"{name}.yaml"]
+    shipped = [CONFIGS / kind / folder / f"{name}.yaml" for folder in ("", "paper", "expert")]
     own = [Path(name)] if Path(name).suffix in (".yaml", ".yml") else []
     for path in (*own, *shipped):
         if path.is_file():

@@ -7,6 +7,8 @@ precision (paper section 3.4; `tests/model/test_attention.py` compares it with f
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -29,6 +31,7 @@ def attend(
     *,
     causal: bool = False,
     dropout: float = 0.0,
+    stream: int | None = None,
     recompute: bool = False,
 ) -> Tensor:
     """Each query attends to the real tokens of its own row.
@@ -41,19 +44,29 @@ def attend(
         memory: Rows of keys and values, as many.
         causal: Hide later positions; `rows` and `memory` are the same then.
         dropout: Share of attention probabilities set to zero.
+        stream: Whose random numbers are drawn, of several ranks that hold a layer's heads together; their
+            common generator moves on by as much on each. None: the common generator's.
         recompute: Keep nothing of it for the backward pass, which does it again.
 
     Returns:
         `[tokens, heads, kv]`. A query whose row has no real key gets zeros, and so do its gradients.
     """
     if recompute:
-        return checkpoint(
-            attend, query, key, value, rows, memory, causal=causal, dropout=dropout, use_reentrant=False
-        )
+        options: dict[str, Any] = {"causal": causal, "dropout": dropout, "stream": stream}
+        return checkpoint(attend, query, key, value, rows, memory, use_reentrant=False, **options)
     grids = rows.width is not None and memory.width is not None
-    if grids and (query.device.type != "cpu" or (rows.full and memory.full)):
-        return _by_grid(query, key, value, rows, memory, causal, dropout)
-    return _by_row(query, key, value, rows, memory, causal, dropout)
+    whole = grids and (query.device.type != "cpu" or (rows.full and memory.full))
+    with nullcontext() if stream is None or not dropout else _numbers_of(stream, query.device):
+        return (_by_grid if whole else _by_row)(query, key, value, rows, memory, causal, dropout)
+
+
+@contextmanager
+def _numbers_of(stream: int, device: torch.device) -> Iterator[None]:
+    """Other random numbers on each rank, found by the common generator, so that recomputation finds them."""
+    seed = int(torch.randint(2**62, ()))
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed + stream)
+        yield
 
 
 def _by_grid(

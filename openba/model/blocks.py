@@ -34,10 +34,17 @@ class FullAttention:
     """All positions at once: training and scoring."""
 
     def __init__(
-        self, rows: Rows, encoded: Tensor, memory: Rows, dropout: float, recompute: bool = False
+        self,
+        rows: Rows,
+        encoded: Tensor,
+        memory: Rows,
+        dropout: float,
+        stream: int | None = None,
+        recompute: bool = False,
     ) -> None:
+        """Rows of queries and of the encoder's output `encoded`; the others are `attend`'s."""
         self.rows, self.encoded, self.memory = rows, encoded, memory
-        self.options: dict[str, Any] = {"dropout": dropout, "recompute": recompute}
+        self.options: dict[str, Any] = {"dropout": dropout, "stream": stream, "recompute": recompute}
 
     def own(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Causal attention within each row."""
@@ -62,13 +69,17 @@ class EncoderBlock(nn.Module):
             architecture.attention_dropout,
         )
         self.recompute_attention = False
+        self.stream: int | None = None
 
     def forward(self, x: Tensor, rotary: Tensor, rows: Rows) -> Tensor:
         """`[tokens, hidden]` to the same."""
         query, key, value = self.self_attn.project(self.input_layernorm(x), rotary)
         dropout = self.attention_dropout if self.training else 0.0
-        recompute = self.recompute_attention and self.training
-        mixed = attend(query, key, value, rows, rows, dropout=dropout, recompute=recompute)
+        options: dict[str, Any] = {
+            "stream": self.stream,
+            "recompute": self.recompute_attention and self.training,
+        }
+        mixed = attend(query, key, value, rows, rows, dropout=dropout, **options)
         x = x + self.dropout(self.self_attn_norm(self.self_attn.o(mixed.flatten(1))))
         return x + self.dropout(self.mlp(self.post_attn_layernorm(x)))
 

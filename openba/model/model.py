@@ -30,6 +30,7 @@ class OpenBAModel(Seq2Seq):
         self._build(architecture, tied_head_is_shared=False)
         self.initialise()
         self.recompute_attention = False
+        self.stream: int | None = None
         self.cross_entropy: Callable[..., Tensor] = linear_cross_entropy
         """Of hidden states and labels; another where the vocabulary lies on several ranks."""
         self.each = torch.zeros(2, 0)
@@ -76,8 +77,14 @@ class OpenBAModel(Seq2Seq):
         encoded = self.encode(source.flat(encoder_ids), source)
         dropout = self.architecture.attention_dropout if self.training else 0.0
         recompute = self.recompute_attention and self.training
-        attention = FullAttention(target, encoded, source, dropout, recompute)
+        attention = FullAttention(target, encoded, source, dropout, self.stream, recompute)
         return self.decode(target.flat(decoder_ids), target, attention)
+
+    def share_heads(self, rank: int | None) -> None:
+        """Heads lie on several ranks: attention's dropout draws the numbers of this one (see `attend`)."""
+        self.stream = rank
+        for block in self.encoder.block:
+            cast(EncoderBlock, block).stream = rank
 
     def recompute(self, kind: Recompute) -> None:
         """What the backward pass computes again instead of keeping it; gradients stay the same bit by bit.

@@ -3,8 +3,9 @@
 Owns how a weight is cut and put together again, the layers that compute with a part, and their collectives.
 Attention is cut by heads, SwiGLU by channels, embedding and head by words of the vocabulary; norms and output
 biases are whole on every rank. Each attention or feed-forward layer costs one all-reduce forward and one
-backward. Ranks of a group see the same batches and draw the same dropout. Which ranks form a group is
-`openba.train.groups`'; the loss is `parallel_loss.py`'s.
+backward. Ranks of a group see the same batches and draw the same dropout for what is whole on all of them,
+but each its own within its heads, so dropout is another one for another number of ranks. Which ranks form a
+group is `openba.train.groups`'; the loss is `parallel_loss.py`'s.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ def split_model(model: OpenBAModel, group: TensorGroup) -> None:
     if group.size == 1:
         return
     _check(model.architecture, group.size)
+    model.share_heads(group.rank)
     for module in list(model.modules()):
         if isinstance(module, MLP):
             _put(module, fc_in=ColumnLinear(module.fc_in, group, Split(0, 2)))

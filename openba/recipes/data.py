@@ -194,6 +194,9 @@ class Turn(Recipe):
     """So many solved examples, drawn by the task's seed from records of the training part."""
     example: str | None = None
     """Template of one solved example."""
+    starts: str | None = None
+    """A regular expression that finds, in the input, where each solved example and, last, the question
+    begins: for data sets that bring their examples as text. If the encoder is too short the oldest go."""
     rationale: str | None = None
     """Field with the reasoning that the target spells out; the template serves records that have it."""
 
@@ -206,6 +209,8 @@ class Turn(Recipe):
     def _examples(self) -> Turn:
         if not (self.shots > 0) == (self.example is not None) == ("{examples}" in self.input):
             raise ValueError("shots, example and {examples} in the input go together")
+        if self.shots and self.starts:
+            raise ValueError("examples are drawn (shots) or stand in the input (starts), not both")
         return self
 
 
@@ -292,6 +297,8 @@ class TaskRecipe(Recipe):
     options: Options | None = None
     joined: dict[str, Joined] = {}
     """New field -> the list it is written from."""
+    beside: dict[str, str] = {}
+    """New field -> template of the text file that holds it, such as `data/prompts/{id.file}.txt`."""
     tagged: Tagged | None = None
     labels: Literal["task", "record"] = "task"
     """What `{labels}` lists: all entity types of the task, or those of the record (Pile-NER has 13,000)."""

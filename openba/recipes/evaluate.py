@@ -22,13 +22,16 @@ Metric = Literal[
     "f1",
     "gender_parity",
     "matthews",
+    "mauve",
     "pass_at_k",
+    "perplexity",
     "python_syntax",
     "question_exact_match",
     "repetition_2",
     "rouge_1",
     "rouge_2",
     "rouge_l",
+    "sim",
     "token_f1",
 ]
 
@@ -48,9 +51,10 @@ class BenchmarkRecipe(Recipe):
     """To be raised when prompt, items or scoring change under the same name; told with every score."""
     task: TaskRecipe
     language: Literal["zh", "en"]
-    method: Literal["letters", "choice", "generate"]
+    method: Literal["letters", "choice", "generate", "likelihood"]
     """`letters`: the likeliest of the bare letters as the next token after `answer_prefix` in the decoder
-    (the release's way). `choice`: likelihood of each choice as continuation. `generate`: greedy decoding."""
+    (the release's way). `choice`: likelihood of each choice as continuation. `generate`: greedy decoding.
+    `likelihood`: of the right answer, up to `max_new_tokens`; nothing is written."""
     answer_prefix: str = ""
     """What the decoder is given after `<extra_id_0>`, before the answer."""
     metrics: tuple[Metric, ...] = Field(min_length=1)
@@ -70,11 +74,17 @@ class BenchmarkRecipe(Recipe):
     """Answers a record, drawn at `temperature`; `pass_at_k` says how many of them must be tried."""
     temperature: float = Field(default=0.8, gt=0)
     k: tuple[int, ...] = (1,)
+    models: dict[Literal["mauve", "sim"], str] = {}
+    """Metric -> folder of the transformers model that it compares texts by."""
     paper: PaperValue | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> BenchmarkRecipe:
-        if self.method != "generate" and not (self.task.choices or self.task.options):
+        if (self.method == "likelihood") != ("perplexity" in self.metrics) or (
+            self.method == "likelihood" and len(self.metrics) > 1
+        ):
+            raise ValueError("method 'likelihood' and metric 'perplexity', alone, go together")
+        if self.method in ("letters", "choice") and not (self.task.choices or self.task.options):
             raise ValueError(
                 f"method {self.method!r} needs the task's choices or options; name them or use 'generate'"
             )
@@ -88,6 +98,10 @@ class BenchmarkRecipe(Recipe):
             raise ValueError("groups and average 'category' need the task's category")
         if ("pass_at_k" in self.metrics) != (self.task.check is not None):
             raise ValueError("metric 'pass_at_k' and the task's check go together")
+        if lacking := sorted({"mauve", "sim"} & set(self.metrics) - self.models.keys()):
+            raise ValueError(
+                f"metric {lacking[0]!r} compares by a model; name its folder as models.{lacking[0]}"
+            )
         if max(self.k) > self.attempts:
             raise ValueError(f"k {max(self.k)} needs as many attempts; there are {self.attempts}")
         return self

@@ -60,24 +60,33 @@ class ExpertsConfig(Recipe):
 
 
 class GateConfig(Recipe):
-    """When a candidate becomes champion: it is not worse than the present one by more than the tolerance."""
+    """configs/gate/*.yaml: when a candidate becomes champion. None or False leaves a rule out."""
 
-    metric: str = "heldout/loss"
-    better: Literal["lower", "higher"] = "lower"
-    tolerance: float = 0.0
-    evaluation: bool = False
-    """Every benchmark of the model's evaluation has run."""
-    contamination: bool = False
-    """The contamination report was built."""
-    energy: bool = False
-    """The training logged its energy."""
+    heldout_loss: float | None = Field(ge=0)
+    """Nats per token that its held-out loss may be above the champion's."""
+    evaluation: bool
+    """Every benchmark that its evaluation declares has run."""
+    standard_errors: float | None = Field(ge=0)
+    """No benchmark may be worse than the champion's by more of them, of the difference of both scores."""
+    contamination: float | None = Field(ge=0, le=1)
+    """Largest share of a benchmark's records that stand in the training data (`dirty` of the report)."""
+    licences: bool
+    """All that it was trained on states a licence, and so do the weights; the card names both."""
+    export: bool
+    """transformers loads the exported folder in a clean process and computes the logits that openba does."""
+    energy: bool
+    """The energy and carbon of its training are known, from hours and watts at least."""
+    approval: bool
+    """A person says yes before it becomes champion."""
 
 
 class RegisterConfig(Recipe):
     """Registered name -> step whose weights it holds; the experts add themselves."""
 
     models: dict[str, str]
-    gate: GateConfig = GateConfig()
+    licence: str = ""
+    """Of the weights."""
+    gate: GateConfig
 
 
 class PipelineConfig(Recipe):
@@ -98,8 +107,12 @@ class PipelineConfig(Recipe):
     """What the base stages are evaluated on."""
     evaluate: tuple[str, ...] = ("stage2", "stage3")
     """Base stages to evaluate."""
+    prefixes: tuple[Literal["R", "S", "X"], ...] = ("S",)
+    """Mode tokens that the base stages' prompts begin with, each an evaluation (Figure 6(d))."""
     registry: RegisterConfig
     runtime: PipelineRuntime
+    ablation: dict[str, ModelRecipe] = {}
+    """Shapes to compare by Stage I alone (section 5.1); a pipeline that has any builds these and no more."""
     report_banner: str = ""
     """Shown on top of the report, such as a warning that the scores are of a toy."""
 

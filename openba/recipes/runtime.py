@@ -48,6 +48,13 @@ class CleanRuntime(Runtime):
     have to see OPENBA_HOME."""
 
 
+class EvaluateRuntime(Runtime):
+    """How an evaluation shares out its shards."""
+
+    workers: int = Field(default=1, ge=1)
+    """1: in the job's own process. More: by Ray Data, each with the model, where OPENBA_HOME is seen."""
+
+
 class TrainRuntime(Runtime):
     """One gang of workers."""
 
@@ -58,6 +65,9 @@ class TrainRuntime(Runtime):
     """torch threads per worker."""
     micro_batch: int
     """Samples per forward pass of one worker; accumulation follows from the recipe's batch."""
+    batches: Literal["packed", "padded"] = "packed"
+    """`packed`: a micro-batch is filled with the tokens of `micro_batch` longest samples, and no padding is
+    computed. `padded`: it has `micro_batch` samples at the recipe's full lengths (paper); for comparison."""
     zero_stage: Literal[1, 2, 3] = 1
     """Stage 0 is out: plain data parallelism in fp32 has no overflow path to skip a bad step with."""
     recompute: Recompute = "none"
@@ -73,6 +83,8 @@ class TrainRuntime(Runtime):
     allow_changes: bool = False
     """Go on from a checkpoint of another model, recipe, tokenizer or data."""
     log_every: Steps = 1
+    profile_after: Steps | None = None
+    """Three steps after this one are traced by torch's profiler, into the output's `profile/`."""
 
 
 class PipelineRuntime(Runtime):
@@ -85,6 +97,7 @@ class PipelineRuntime(Runtime):
     """Workers that share each weight; `train.workers` is a multiple of it, the quotient share the data."""
     train: TrainRuntime
     clean: CleanRuntime = CleanRuntime()
+    evaluate: EvaluateRuntime = EvaluateRuntime()
     ray: RayRuntime = RayRuntime()
     services: ServicesRuntime = ServicesRuntime()
     parallel_jobs: int = 1

@@ -7,22 +7,37 @@ was not run is not in it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-_TASKS = {"letters": "question-answering", "choice": "question-answering", "generate": "text-generation"}
+_TASKS = {"letters": "question-answering", "choice": "question-answering", "generate": "text-generation",
+          "likelihood": "text-generation"}  # fmt: skip
 FOLDER = ".eval_results"
 
 
-def model_card(name: str, results: Mapping[str, Any]) -> str:
+@dataclass(frozen=True)
+class Made:
+    """How a model was made, where that is known."""
+
+    licences: Mapping[str, str]
+    """What it was trained on -> licence; `weights` is the licence of the model itself."""
+    kwh: float
+    tco2eq: float
+    how: str
+    """Where both figures are from."""
+
+
+def model_card(name: str, results: Mapping[str, Any], made: Made | None = None) -> str:
     """The card as Markdown with metadata.
 
     Args:
         name: the model's.
         results: benchmark -> result of `openba eval`; those with an `error` are left out.
+        made: what its registry knows of its training.
     """
     rows = [(key, value) for key, value in results.items() if "error" not in value]
     found = [
@@ -39,7 +54,8 @@ def model_card(name: str, results: Mapping[str, Any]) -> str:
     ]
     data = ModelCardData(
         language=["zh", "en"], library_name="transformers", tags=["openba", "encoder-decoder"],
-        model_name=name, eval_results=found or None,
+        model_name=name, eval_results=found or None, license=made.licences["weights"] if made else None,
+        co2_eq_emissions={"emissions": made.tco2eq * 1e6, "source": made.how} if made else None,
     )  # fmt: skip
     heads = ("benchmark", "method", "metric", "score ± standard error", "n", "licence of the data")
     lines = [
@@ -48,7 +64,21 @@ def model_card(name: str, results: Mapping[str, Any]) -> str:
         for metric, value, error in _numbers(result)
     ]
     table = "\n".join(f"| {' | '.join(map(str, line))} |" for line in (heads, ["---"] * len(heads), *lines))
-    return f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n## Evaluation\n\n{table if lines else 'Not run.'}\n"
+    evaluation = f"## Evaluation\n\n{table if lines else 'Not run.'}\n"
+    return f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n{evaluation}{_made(made) if made else ''}"
+
+
+def _made(made: Made) -> str:
+    """Licences and cost, for people."""
+    rows = "\n".join(
+        f"| {name} | {licence} |" for name, licence in made.licences.items() if name != "weights"
+    )
+    weights = made.licences["weights"] or "none stated"
+    return (
+        f"\n## Licences\n\nWeights: {weights}. It was made from:\n\n"
+        f"| data | licence |\n| --- | --- |\n{rows}\n"
+        f"\n## Energy\n\n{made.kwh:.3g} kWh, {made.tco2eq:.3g} t CO2eq ({made.how}).\n"
+    )
 
 
 def write_card(out: Path, name: str, results: Mapping[str, Any]) -> list[Path]:

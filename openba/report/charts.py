@@ -153,8 +153,8 @@ def heldout_chart(title: str, points: Sequence[HeldoutPoint]) -> str:
     return _svg(f"Held-out loss of {title}", draw) if series["loss"] else ""
 
 
-Series = tuple[str, Sequence[tuple[float, float, float]]]
-"""A name and its points: place, value, standard error."""
+Series = tuple[str, Sequence[tuple[float, float, float | None]]]
+"""A name and its points: place, value, standard error or none."""
 
 
 def lines_chart(title: str, series: Sequence[Series], across: str, up: str) -> str:
@@ -164,8 +164,9 @@ def lines_chart(title: str, series: Sequence[Series], across: str, up: str) -> s
         for index, (name, points) in enumerate(series):
             colour, dashes = _SERIES[index % len(_SERIES)], ("-", "--", ":", "-.")[index // len(_SERIES) % 4]
             places, values, errors = zip(*points, strict=True)
+            bars = None if None in errors else errors
             axes.errorbar(
-                places, values, errors, color=colour, linestyle=dashes, marker="o", markersize=3,
+                places, values, bars, color=colour, linestyle=dashes, marker="o", markersize=3,
                 capsize=2, elinewidth=0.8, label=_short(name),
             )  # fmt: skip
         axes.grid(axis="y")

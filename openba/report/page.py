@@ -19,6 +19,7 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from openba.accounting import carbon_table
+from openba.report.ablation import ablation_charts
 from openba.report.evolution import evolution_chart
 from openba.report.paper_tables import paper_tables
 from openba.report.schema import Example, Report, StepState, Training
@@ -47,6 +48,7 @@ def render(report: Report) -> str:
         totals=_totals(training),
         carbon_table=carbon_table.ROWS,
         charts=_charts(report, stages, experts),
+        ablation=[(told, Markup(svg)) for told, svg in ablation_charts(report.get("ablation") or [])],  # noqa: S704
         tables=paper_tables(report.get("evaluations") or []),
     )
 
@@ -67,7 +69,10 @@ def _verdict(steps: list[StepState]) -> dict[str, str]:
 
 def _totals(training: list[Training]) -> dict[str, float | None]:
     """Sums of the runs' costs; None where a run lacks the figure, as a part is not a total."""
-    names = ("flops", "device_hours", "energy_kwh_paper", "tco2eq_paper", "energy_joules_measured", "money")
+    names = (
+        "flops", "flops_useful", "flops_hardware", "device_hours", "energy_kwh_paper", "tco2eq_paper",
+        "energy_joules_measured", "energy_kwh_measured", "tco2eq_measured", "money",
+    )  # fmt: skip
     costs: list[dict[str, Any]] = [run.get("cost") or {} for run in training]
     figures: dict[str, list[Any]] = {name: [cost.get(name) for cost in costs] for name in names}
     return {name: sum(column) if column and None not in column else None for name, column in figures.items()}

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from openba.data.denoise import Denoising, shuffled
@@ -23,7 +24,7 @@ from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.model import IGNORE
 from openba.recipes.train import DenoiserRecipe, InstructionRecipe, PrefixRecipe, TrainRecipe, UL2Recipe
-from openba.train.packing import packed
+from openba.train.packing import counted, packed
 
 HELDOUT_SEED = 20231008
 """Held-out samples are corrupted the same way at every measurement and in every run."""
@@ -137,26 +138,39 @@ def collate(pairs: list[Pair], pad: int) -> Batch:
 class TrainingBatches:
     """The batches of one run."""
 
-    def __init__(self, samples: Samples, recipe: TrainRecipe, pad: int, vocab: int) -> None:
+    def __init__(
+        self, samples: Samples, recipe: TrainRecipe, pad: int, vocab: int, padded: bool = False
+    ) -> None:
+        """`padded`: micro-batches have a number of samples, each padded to the recipe's lengths."""
         if len(samples) == 0:
             raise UserError("training data: no sample is long enough; lower data.length or add data")
         self.samples, self.recipe, self.pad, self.vocab = samples, recipe, pad, vocab
+        self.padded = padded
         self.refused: list[int] = []
         """Windows or pairs that were passed over since the caller last took them from here."""
 
     def micro(self, step: int, rank: int, world: int, size: int) -> Iterator[Batch]:
         """This rank's micro-batches of optimiser step `step`, as many as every other rank's.
 
-        Each has at most the tokens of `size` samples of the recipe's greatest lengths, on either side.
+        Each has at most the tokens of `size` samples of the recipe's greatest lengths, on either side; or, if
+        they are padded, `size` samples of these lengths.
         """
         samples = np.arange(step * self.recipe.batch, (step + 1) * self.recipe.batch, dtype=np.int64)
         items, seed = self._order(samples), self.recipe.seed
-        room = (size * self.recipe.encoder_length, size * self.recipe.decoder_length)
-        for chosen in packed(self.samples.lengths(items, samples, seed), world, room)[rank]:
+        for chosen in self._shares(items, samples, world, size)[rank]:
             # Workers wait for each other in every micro-batch: one with nothing left joins in, unlabelled.
             rows = np.array(chosen or [0])
             batch = self.samples.batch(items[rows], samples[rows], seed, self.pad)
+            if self.padded:
+                batch = _widened(batch, self.recipe.encoder_length, self.recipe.decoder_length, self.pad)
             yield self._sound(batch, items[rows]) if chosen else _unlabelled(batch)
+
+    def _shares(self, items: np.ndarray, samples: np.ndarray, world: int, size: int) -> list[list[list[int]]]:
+        """Places in the step's batch by worker and micro-batch."""
+        if self.padded:
+            return counted(len(samples), world, size)
+        room = (size * self.recipe.encoder_length, size * self.recipe.decoder_length)
+        return packed(self.samples.lengths(items, samples, self.recipe.seed), world, room)
 
     def _sound(self, batch: Batch, items: np.ndarray) -> Batch:
         """The batch without samples that would break a step: an id of no vocabulary, or an empty side."""
@@ -229,6 +243,17 @@ def heldout_batches(
 
 def _unlabelled(batch: Batch) -> Batch:
     return replace(batch, labels=torch.full_like(batch.labels, IGNORE))
+
+
+def _widened(batch: Batch, source: int, target: int, pad: int) -> Batch:
+    """The batch with so many places on either side."""
+    left, right = source - batch.mask.shape[1], target - batch.labels.shape[1]
+    return Batch(
+        F.pad(batch.encoder_ids, (0, left), value=pad),
+        F.pad(batch.mask, (0, left), value=False),
+        F.pad(batch.decoder_ids, (0, right), value=pad),
+        F.pad(batch.labels, (0, right), value=IGNORE),
+    )
 
 
 def _padded(rows: list[np.ndarray], fill: int) -> Tensor:

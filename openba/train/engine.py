@@ -84,7 +84,7 @@ class Engine:
         split_model(model, self.groups.tensor)
         model.recompute(gang.recompute)
         self.begin(accumulation_steps(recipe, gang, self.data_world))
-        self.zero_stage = gang.zero_stage
+        self.zero_stage, self.padded = gang.zero_stage, gang.batches == "padded"
         self.meetings = 0
         """How often this worker came to `sum`; one that came less often than the others is the late one."""
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
@@ -111,7 +111,7 @@ class Engine:
     def forward(self, batch: Batch) -> Tensor:
         """This micro-batch's loss, summed over its target tokens: a scalar with a gradient."""
         tensors = (batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
-        return self.engine(*(tensor.to(self.device) for tensor in tensors))
+        return self.engine(*(tensor.to(self.device) for tensor in tensors), padded=self.padded)
 
     def backward(self, loss: Tensor, targets: int, usable: bool = True) -> None:
         """Accumulate gradients of loss / `targets`.

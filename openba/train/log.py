@@ -21,7 +21,7 @@ METRICS, HELDOUT, ATTEMPTS, EVENTS = "metrics.jsonl", "heldout.jsonl", "attempts
 
 RATES = (
     "tokens_per_second", "padded_tokens_per_second", "tflops", "mfu_useful", "mfu_padded", "data_wait",
-    "checkpoint_stall", "memory_gb",
+    "checkpoint_stall", "failed_saves", "memory_gb",
 )  # fmt: skip
 """Figures of speed and memory in a row of `metrics.jsonl`, see `meter.py`."""
 

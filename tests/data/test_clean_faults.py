@@ -38,7 +38,7 @@ def source(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Reviews in row groups of 200, some seven shards."""
     folder = tmp_path_factory.mktemp("source")
     table = pq.read_table(corpus / "reviews.parquet")
-    write_documents(folder / DOCUMENTS, table.to_batches(max_chunksize=200))
+    write_documents(folder / DOCUMENTS, table.to_batches(max_chunksize=200), 0)
     return folder
 
 
@@ -71,7 +71,8 @@ def counting(done: list[tuple[str, int]]) -> passes.Mapper:
     return mapper
 
 
-# Runs the step and kills its own process, as kill -9 does, at the given moment of the pass `first`.
+# Runs the step and kills its own process, as kill -9 does, at the given moment of the pass `first`, or while
+# the finished files are moved to where they stay.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -86,7 +87,8 @@ def dies(function):
         global calls
         path = Path(arguments[0])
         calls += path.name.lstrip(".").startswith("first-") and path.suffix != ".json"
-        if calls == 6:
+        placed = moment == "placing" and path.name == "join-00002.parquet"
+        if placed or calls == 6 and moment != "placing":
             if moment == "mid-shard":  # half of a file's bytes are there
                 Path(arguments[0]).write_bytes(b"half")
             os.kill(os.getpid(), signal.SIGKILL)
@@ -95,13 +97,13 @@ def dies(function):
 
 if moment == "mid-shard":
     shards.write_arrow = dies(shards.write_arrow)
-else:  # written and synced, not renamed
+else:  # written and synced, not renamed or not placed
     Path.replace = dies(Path.replace)
 run(Path(source), Path(out), passes.here)
 """
 
 
-@pytest.mark.parametrize("moment", ["mid-shard", "between write and rename"])
+@pytest.mark.parametrize("moment", ["mid-shard", "between write and rename", "placing"])
 def test_a_killed_run_goes_on_and_does_only_what_is_missing(
     source: Path, undisturbed: dict[str, bytes], tmp_path: Path, moment: str
 ) -> None:
@@ -110,7 +112,9 @@ def test_a_killed_run_goes_on_and_does_only_what_is_missing(
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
     (plan,) = (tmp_path / "shards").iterdir()
-    assert any(path.name.startswith(".first") for path in plan.iterdir()), "a partial file is left"
+    left = [path.name for path in plan.iterdir() if path.name.startswith(".first")]
+    assert bool(left) == (moment != "placing"), "a partial file is left"
+    assert len(list(tmp_path.glob("a.part-*"))) == (2 if moment == "placing" else 0)
     ready = {path.stem for path in plan.glob("*.json")}
     assert "scan-00000" in ready
     again: list[tuple[str, int]] = []

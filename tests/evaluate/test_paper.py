@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import random
 from pathlib import Path
@@ -34,6 +35,7 @@ REAL = {
     "ceval-5shot": ("eval_ceval/*.jsonl", 933),
     "ceval-cot": ("eval_ceval/*.jsonl", 933),
     "bbh": ("eval_bbh/bbh/*.json", 4261),
+    "bbh-cot": ("eval_bbh/bbh/*.json", 4261),
     "belebele-en": ("eval_belebele_en/eng_Latn.jsonl", 447),
     "superglue-boolq": ("eval_superglue/BoolQ/val.jsonl", 200),
     "superglue-cb": ("eval_superglue/CB/val.jsonl", 26),
@@ -59,7 +61,17 @@ REAL = {
 WITHOUT = {"belebele-zh-hans", "belebele-zh-hant", "superglue-axb", "superglue-axg"} | {
     "ner-crossner-ai", "ner-crossner-literature",
 }  # fmt: skip
-LARGE = {"bbh": 0.2, "qqp": 0.1, "flores-zh-en": 0.2, "flores-en-zh": 0.2, "roc": 0.2}  # share, for speed
+LARGE = {"bbh": 0.2, "bbh-cot": 0.2, "qqp": 0.1, "flores-zh-en": 0.2, "flores-en-zh": 0.2, "roc": 0.2}
+"""Share of the items that an oracle answers, for speed."""
+
+
+SAID = {
+    "mmlu-cot": "Think. So the answer is ",
+    "bbh-cot": "Think.\nSo the answer is ",
+    "ceval-cot": "想。答案是",
+    "cmmlu-cot": "答案是：",
+}
+"""What an oracle says before a chain of thought's answer."""
 
 
 def recipe_of(name: str, *overrides: str) -> BenchmarkRecipe:
@@ -81,7 +93,10 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
     def get(name: str) -> tuple[BenchmarkRecipe, list[dict[str, Any]]]:
         if name not in known:
-            recipe = recipe_of(name, f"task.source.path={shared / 'data' / REAL[name][0]}")
+            paths = [f"task.source.path={shared / 'data' / REAL[name][0]}"]
+            if name == "bbh-cot":
+                paths.append(f"task.beside.prompt={shared / 'data' / 'eval_bbh'}/cot-prompts/{{id.file}}.txt")
+            recipe = recipe_of(name, *paths)
             known[name] = recipe, rendered(recipe, tmp_path_factory.mktemp(name), name)
         return known[name]
 
@@ -103,15 +118,13 @@ def test_an_oracle_scores_100_on_the_whole_test_set(name: str, real: Any) -> Non
     if (count := REAL[name][1]) is not None:
         assert len(rows) == count
     rows = rows[: int(LARGE.get(name, 1.0) * len(rows))]
-    said = {"mmlu-cot": "Think. So the answer is ", "ceval-cot": "想。答案是", "cmmlu-cot": "答案是："}.get(
-        name, ""
-    )
+    said = SAID.get(name, "")
     result = judged(recipe, answered(rows, [said + row["target"] for row in rows]), 1)
     assert result["counts"].keys() <= ({"empty answers"} if name.startswith("ner-") else set())
     assert result["version"] == 1
     assert len(result["licence"]) > 2
     for metric in recipe.metrics:
-        if metric not in ("distinct_2", "repetition_2"):
+        if metric not in ("distinct_2", "repetition_2", "mauve", "sim"):
             assert result["scores"][metric] == pytest.approx(100), metric
     for group in result.get("groups", {}).values():
         assert group.get("score", 100) == pytest.approx(100)
@@ -151,6 +164,27 @@ def test_examples_are_five_of_the_subject_and_never_of_the_test(
             assert ids == bare  # the newest examples stay, whole, and so does the question
     assert len({row["category"] for row in rows}) > 30
     assert recipe.groups == plain.groups
+
+
+def test_bbh_has_the_data_sets_own_three_chains_and_drops_the_oldest_first(
+    real: Any, tokenizer: Tokenizer
+) -> None:
+    _, rows = real("bbh-cot")
+    _, plain = real("bbh")
+    asked = {row["id"]: row["input"].removesuffix("Answer:").strip() for row in plain}
+    for row in random.Random(3).sample(rows, 60):
+        turns, text = row["turns"], row["input"]
+        assert len(turns) == 4
+        assert "canary" not in text
+        question = text[turns[3] :].removeprefix("Q: ").removesuffix("A: Let's think step by step.").strip()
+        assert question == asked[row["id"]]
+        for begin, end in itertools.pairwise(turns):
+            assert "So the answer is" in text[begin:end]
+        ids, left_out, cut = encode_fitting(tokenizer, text, turns, 700)
+        if left_out and not cut:
+            kept = text[: turns[0]] + text[turns[left_out] :]
+            assert ids == encode_fitting(tokenizer, kept, (), 10_000)[0]
+    assert any(encode_fitting(tokenizer, row["input"], row["turns"], 700)[1] for row in rows[:60])
 
 
 def test_prompts_and_prefixes_are_the_releases(real: Any) -> None:
@@ -298,3 +332,42 @@ def test_broken_records_are_left_out_counted_and_named(shared: Path, tmp_path: P
     assert left_out["records"] == 2
     assert "agronomy.jsonl:11: answer 'E' is none of its 4 options" in left_out["first"][0]
     assert "has no field 'C'" in left_out["first"][1]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda row: row.pop("question"), "has no field 'question'"),
+        (lambda row: row.pop("split"), "has no field 'split'"),
+        (lambda row: row.pop("B"), "has no field 'B'"),
+        (lambda row: row.update(subject="agronmy"), "wording.subject has no word for 'agronmy'"),
+        (lambda row: row.update(answer=7), "answer 7 is none of its 4 options"),
+    ],
+)
+def test_what_a_template_misses_is_counted_and_the_rest_is_asked(
+    change: Any, told: str, shared: Path, tmp_path: Path
+) -> None:
+    lines = (shared / "data" / "eval_cmmlu" / "agronomy.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    whole = sum(row["split"] == "test" for row in rows)
+    change(next(row for row in rows if row["split"] == "test"))
+    (tmp_path / "agronomy.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    found = rendered(recipe_of("cmmlu", f"task.source.path={tmp_path}/*.jsonl"), tmp_path / "out")
+    assert len(found) == whole - 1
+    left_out = _left_out(tmp_path / "out")["broken"]
+    assert left_out["records"] == 1
+    assert told in left_out["first"][0]
+    with pytest.raises(UserError, match=r"agronomy\.jsonl"):
+        rendered(
+            recipe_of("cmmlu", f"task.source.path={tmp_path}/*.jsonl", "task.broken=refuse"),
+            tmp_path / "refused",
+        )
+
+
+def test_sentences_with_broken_tags_do_not_hide_the_others_labels(tmp_path: Path) -> None:
+    rows = [{"tokens": ["a", "b"], "tags": ["B-x", "O"]}, {"tokens": ["a"], "tags": ["O", "O"]}, {"tags": []}]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    found = rendered(recipe_of("ner-mit-movie", f"task.source.path={tmp_path}/*.jsonl"), tmp_path / "out")
+    assert [row["target"] for row in found] == ["[a](x)"]
+    assert "tags: x. Sentence" in found[0]["input"]
+    assert _left_out(tmp_path / "out")["broken"]["records"] == 2

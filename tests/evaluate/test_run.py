@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from openba.data import tasks
 from openba.data.instruct import encode_input
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
-from openba.evaluate import answering, run, suite
+from openba.evaluate import answering, run, shards, suite
 from openba.evaluate.compare import compare
 from openba.evaluate.metrics import score
 from openba.model.files import load_model, save_model
@@ -154,7 +155,7 @@ def test_a_suite_goes_on_past_what_it_cannot_run_and_does_nothing_twice(
     told: list[str] = []
     model = inputs["model"] / "model"
     first = suite.run_suite(model, benchmarks, tmp_path / "out", lambda name, result: told.append(name))
-    assert told == names
+    assert sorted(told) == sorted(names)  # what cannot be run is told at once
     assert "belebele/zho_Hans.jsonl: no such file" in first["belebele-zh-hans"]["error"]
     for name in set(names) - {"belebele-zh-hans"}:
         assert first[name]["n"] == 8
@@ -187,27 +188,30 @@ def test_a_suite_goes_on_past_what_it_cannot_run_and_does_nothing_twice(
 def test_an_evaluation_that_was_cut_off_goes_on(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "SHARD", 5)
-    whole = evaluate(inputs, tmp_path / "whole", **{"review-sentiment": benchmark("review-sentiment")})
+    monkeypatch.setattr(shards, "SHARD", 16)
     (tmp_path / "cut").mkdir()
-    asked: list[int] = []
-    answer = run.answer
-
-    def counted(*arguments: Any) -> Any:
-        asked.append(len(arguments[2]))
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        return answer(*arguments)
-
-    monkeypatch.setattr(run, "answer", counted)
     recipe = EvaluateStep(
-        benchmarks={"review-sentiment": benchmark("review-sentiment")}, encoder_length=96, samples=3
+        benchmarks={"review-sentiment": benchmark("review-sentiment", "items=40")}, encoder_length=96
     )
+
+    def cut_off(model: Path, jobs: Sequence[shards.Job]) -> Iterator[tuple[int, str]]:
+        yield from shards.here(model, jobs[:1])
+        raise KeyboardInterrupt
+
+    answered: list[int] = []
+
+    def told(model: Path, jobs: Sequence[shards.Job]) -> Iterator[tuple[int, str]]:
+        answered.extend(number for _, number in jobs)
+        yield from shards.here(model, jobs)
+
     with pytest.raises(KeyboardInterrupt):
-        run.build(Build(tmp_path / "cut", recipe, inputs))
-    facts = run.build(Build(tmp_path / "cut", recipe, inputs))
-    assert asked == [5, 5, 5, 2]  # the first shard is not asked again
-    assert facts["benchmarks"] == whole
+        run.build(Build(tmp_path / "cut", recipe, inputs), cut_off)
+    run.build(Build(tmp_path / "cut", recipe, inputs), told)
+    assert answered == [1]  # the first shard is not asked again
+    (tmp_path / "again").mkdir()
+    run.build(Build(tmp_path / "again", recipe, inputs))
+    files = [(tmp_path / name / "review-sentiment.parquet").read_bytes() for name in ("cut", "again")]
+    assert files[0] == files[1]
 
 
 def test_a_letter_that_is_no_token_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
@@ -227,7 +231,44 @@ def test_drawn_answers_are_as_many_as_asked_and_the_same_again(inputs: dict[str,
     model, tokenizer = load_model(inputs["model"] / "model")
     recipe = benchmark("translate-zh-en", "attempts=5", "temperature=1.0")
     sources = [encode_input(tokenizer, text, [], 96) for text in ("打开文件", "退出")]
-    first, second = (answering.answer(model, tokenizer, sources, [{}, {}], recipe) for _ in range(2))
+    first, second = (
+        answering.answer(model, tokenizer, sources, [{"id": "a"}, {"id": "b"}], recipe) for _ in range(2)
+    )
     assert [one.attempts for one in first] == [one.attempts for one in second]
     assert all(len(one.attempts) == 5 for one in first)
     assert len({*first[0].attempts, *first[1].attempts}) > 2
+
+
+def test_an_eleventh_benchmark_is_one_file_and_what_goes_wrong_is_counted(
+    inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    questions = [
+        {"id": "plain", "ask": "Who?", "reply": "Rome"},
+        {"id": "long", "ask": "word " * 500, "reply": "Rome"},
+        {"id": "nothing", "ask": "Where?", "reply": "Paris"},
+        {"id": "broken", "ask": "Where?"},
+    ]
+    lines = "".join(json.dumps(row) + "\n" for row in questions)
+    (tmp_path / "capitals.jsonl").write_text(lines, encoding="utf-8")
+    (tmp_path / "capitals.yaml").write_text(
+        "language: en\nmethod: generate\nmetrics: [exact_match]\nmax_new_tokens: 5\n"
+        "task:\n  broken: count\n  heldout: 1.0\n"
+        f"  source: {{adapter: jsonl, path: {tmp_path}/capitals.jsonl, text_field: null, id_field: id, "
+        "language: en, licence: own}\n"
+        "  templates: [{input: '{ask}', target: '{reply}'}]\n",
+        encoding="utf-8",
+    )
+    chosen = suite.chosen([], [str(tmp_path / "capitals.yaml")])
+    assert list(chosen) == ["capitals"]
+    result = suite.run_suite(inputs["model"] / "model", chosen, tmp_path / "out")["capitals"]
+    assert result["n"] == 3
+    assert result["broken"]["records"] == 1
+    assert "record broken has no field 'reply'" in result["broken"]["first"][0]
+    assert result["counts"]["prompts cut"] == 1
+    assert result["counts"]["answers without end"] == 3  # a model of random weights never stops
+    assert result["scores"]["exact_match"] == 0
+    rows = {row["id"]: row for row in answers(tmp_path / "out", "capitals")}
+    assert rows["long"]["cut"]
+    assert not rows["plain"]["cut"]
+    silent = [{**row, "output": "", "unfinished": False, "cut": False} for row in rows.values()]
+    assert run.judged(chosen["capitals"], silent, 0)["counts"] == {"empty answers": 3}

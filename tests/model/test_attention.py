@@ -187,3 +187,18 @@ def test_the_whole_layer_is_its_formula() -> None:
     everything = torch.ones(7, 7, dtype=torch.bool)
     expected = layer.o(eager(turned(query), turned(key), value, everything).flatten(1))
     torch.testing.assert_close(found, expected)
+
+
+def test_ranks_that_share_heads_draw_other_dropout_and_go_on_alike() -> None:
+    query = key = value = torch.ones(6, 2, 16)
+    rows = Rows.padded(torch.ones(1, 6, dtype=torch.bool))
+
+    def drawn(stream: int | None) -> tuple[Tensor, Tensor]:
+        torch.manual_seed(7)
+        mixed = attend(query, key, value, rows, rows, dropout=0.5, stream=stream)
+        return mixed, torch.rand(4)
+
+    found = [drawn(stream) for stream in (0, 1, 0)]
+    assert not torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][0], found[2][0])
+    assert torch.equal(found[0][1], found[1][1])  # dropout of what is whole on both stays the same

@@ -1,19 +1,9 @@
-"""Real worker groups for the tests: a fork server, a few groups of many runs, and groups to be killed.
-
-DeepSpeed's import costs seconds, a run of this model tenths: so workers are forked from a process that has
-imported it, runs are made once and the tests look at what they left.
-"""
+"""Runs of real worker groups (see `benchmarks.gangs`): made once, the tests look at what they left."""
 
 from __future__ import annotations
 
-import json
-import multiprocessing
-import os
 import shutil
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -22,34 +12,18 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks import gangs
+from benchmarks.gangs import Gang
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
 from openba.data import instruct, tasks
 from openba.recipes.data import InstructRecipe, TaskRecipe, TaskStep
 from openba.train.checkpoint import MARKER
 from openba.train.log import read_rows
-from tests.train import gang
 
 torch.set_num_threads(1)
 
-ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 600.0
-_FORKS = multiprocessing.get_context("forkserver")
-
-MODEL = {
-    "d_model": 32, "num_heads": 2, "kv_channels": 16, "ffn": 64, "ffn_multiple": 16,
-    "encoder_layers": 1, "decoder_layers": 2, "positions": 192,
-}  # fmt: skip
-UL2 = {
-    "objective": "ul2",
-    "length": 64,
-    "denoisers": [
-        {"mode": "R", "mean_span": 3, "ratio": 0.15},
-        {"mode": "S", "ratio": 0.25},
-        {"mode": "X", "mean_span": 8, "ratio": 0.5},
-    ],
-}
-STEPS = 16
+STEPS = 10
 """Of the runs that are interrupted; the group is killed after six."""
 
 
@@ -61,51 +35,19 @@ class Runs:
     inputs: dict[str, str]
     facts: dict[str, Any] = field(default_factory=dict)
 
-    def job(
-        self,
-        name: str,
-        do: str = "run_stage",
-        model: dict[str, Any] | None = None,
-        runtime: dict[str, Any] | None = None,
-        inputs: dict[str, str] | None = None,
-        tensor_parallel: int = 1,
-        **train: Any,
-    ) -> dict[str, Any]:
+    def job(self, name: str, do: str = "run_stage", **change: Any) -> dict[str, Any]:
         """A tiny Stage I but for what is given."""
-        recipe = {
-            "data": UL2, "encoder_length": 66, "decoder_length": 66, "batch": 8, "budget": "4 steps",
-            "optim": {"lr": 1e-3}, "precision": "fp32", "heldout_batches": 1, "evaluate_every": 4,
-        }  # fmt: skip
-        device = {
-            "name": "core",
-            "kind": "cpu",
-            "peak_tflops": 0.05,
-            "watts": 15,
-            "memory": "1GiB",
-            "utilisation": 0.3,
-        }
-        gang = {"workers": 2, "micro_batch": 4, "checkpoint_every": 100, **(runtime or {})}
-        return {
-            "do": do,
-            "out": str(self.root / name),
-            "recipe": {"model": {**MODEL, **(model or {})}, "train": {**recipe, **train}},
-            "runtime": {
-                "device": device,
-                "devices": 2,
-                "train": gang,
-                "tensor_parallel": tensor_parallel,
-            },
-            "inputs": {**self.inputs, **(inputs or {})},
-        }
+        module = "tests.train.gang" if do in ("stopped_stage", "skip_a_step") else gangs.WORKER
+        inputs = {**self.inputs, **change.pop("inputs", {})}
+        return gangs.job(self.root / name, inputs, do if ":" in do else f"{module}:{do}", **change)
 
     def interrupted(self, name: str, **options: Any) -> dict[str, Any]:
         """A run with dropout and a checkpoint every second step."""
         return self.job(
             name,
             model={"dropout": 0.1},
-            budget=f"{STEPS} steps",
-            runtime={"checkpoint_every": 2, "keep_checkpoints": 3},
-            **options,
+            runtime={"checkpoint_every": 2, "keep_checkpoints": 3, **options.pop("runtime", {})},
+            **{"budget": f"{STEPS} steps", **options},
         )
 
     def rows(self, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -121,75 +63,10 @@ class Runs:
         return (self.root / name / "model" / "model.safetensors").read_bytes()
 
 
-class Gang:
-    """The processes of one worker group."""
-
-    def __init__(self, folder: Path, world: int, jobs: dict[str, Any]) -> None:
-        folder.mkdir()
-        self.folder = folder
-        self.exits: list[int | None] = []
-        """Exit codes after `wait`; None: it was still there."""
-        self.workers = [
-            _FORKS.Process(target=gang.work, args=(rank, world, folder, jobs)) for rank in range(world)
-        ]
-        for worker in self.workers:
-            worker.start()
-
-    def results(self) -> dict[str, Any]:
-        """Wait for the end; rank 0's results by job."""
-        self.wait()
-        assert [worker.exitcode for worker in self.workers] == [0] * len(self.workers), self.logs()
-        return self.result(0)
-
-    def result(self, rank: int) -> dict[str, Any]:
-        """What a worker has left."""
-        return json.loads((self.folder / f"results-{rank}.json").read_text())
-
-    def wait(self, seconds: float = SECONDS) -> list[int | None]:
-        """Until all have ended, or one has failed and the others had two seconds; the exit codes."""
-        end = time.monotonic() + seconds
-        while any(worker.exitcode is None for worker in self.workers) and time.monotonic() < end:
-            if any(worker.exitcode for worker in self.workers):
-                end = min(end, time.monotonic() + 2)  # the others would wait for it
-            time.sleep(0.02)
-        self.exits = [worker.exitcode for worker in self.workers]
-        self.kill()
-        return self.exits
-
-    def logs(self) -> str:
-        """The ends of the workers' outputs."""
-        return "\n".join(f"{log}:\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
-
-    def kill(self) -> None:
-        """kill -9 all workers at once, as a node that loses its power."""
-        for worker in self.workers:
-            worker.kill()
-        for worker in self.workers:
-            worker.join()
-
-    def wait_for(self, there: Callable[[], bool]) -> None:
-        """Until something has happened."""
-        end = time.monotonic() + SECONDS
-        while not there() and time.monotonic() < end and all(w.exitcode is None for w in self.workers):
-            time.sleep(0.001)
-        if not there():
-            self.kill()
-            raise AssertionError(self.logs())
-
-    def kill_at(self, file: Path) -> None:
-        """Kill as soon as the file is there."""
-        self.wait_for(file.exists)
-        self.kill()
-
-
 @pytest.fixture(scope="session", autouse=True)
 def fork_server() -> None:
-    """Started before the first worker is needed: it imports DeepSpeed meanwhile."""
-    _FORKS.set_forkserver_preload(["tests.train.gang"])
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(ROOT)
-    forkserver.ensure_running()
-    os.environ["PYTHONPATH"] = before or ""
+    """Its imports go on while the first tests run."""
+    gangs.start_server("tests.train.gang", "tests.train.faults")
 
 
 def pairs(root: Path, tokenizer_folder: Path) -> Path:
@@ -222,9 +99,12 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
 
     start = {"data": str(pairs(root, tokenizer_folder)), "start": str(root / "reference")}
     two = {
+        "saved": runs.job("saved", do="save_state"),
+        "saved-zero3": runs.job("saved-zero3", do="save_state", runtime={"zero_stage": 3}),
+        "saved-bf16": runs.job("saved-bf16", do="save_state", runtime={"zero_stage": 2}, precision="bf16"),
+        "saved-tp2": runs.job("saved-tp2", do="save_state", tensor_parallel=2, runtime={"zero_stage": 2}),
         "reference": runs.job("reference"),
-        "micro": runs.job("micro", runtime={"micro_batch": 2}),
-        "zero2": runs.job("zero2", runtime={"micro_batch": 2, "zero_stage": 2}),
+        "padded": runs.job("padded", runtime={"batches": "padded", "micro_batch": 2}),
         "zero3": runs.job(
             "zero3",
             runtime={"zero_stage": 3, "micro_batch": 46},
@@ -232,7 +112,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
             heldout_batches=99,
             budget="2 steps",
         ),
-        "undisturbed": runs.interrupted("undisturbed"),
+        "undisturbed": runs.interrupted("undisturbed", runtime={"profile_after": 4}),
         "resumed": runs.interrupted("killed"),
         "damaged": runs.interrupted("damaged"),
         "all-skipped": runs.job("all-skipped", skip_loss_above=1.0, precision="bf16", budget="2 steps"),
@@ -246,27 +126,27 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
             runtime={"log_every": 3},
         ),
         "uneven": runs.job("uneven", batch=5),
-        "saved": runs.job("saved", do="save_state"),
-        "saved-zero3": runs.job("saved-zero3", do="save_state", runtime={"zero_stage": 3}),
-        "saved-bf16": runs.job("saved-bf16", do="save_state", runtime={"zero_stage": 2}, precision="bf16"),
         **parallel(runs),
-        "saved-tp2": runs.job("saved-tp2", do="save_state", tensor_parallel=2, runtime={"zero_stage": 2}),
+        **{name: halves(runs, name, *kind) for name, kind in HALVES.items()},
         "tp2-of-zero1": runs.job("tp2-of-zero1", do="load_state", inputs=saved("saved"), tensor_parallel=2),
-        "tp2": runs.interrupted("tp2", tensor_parallel=2),
-        "tp2-stopped": runs.interrupted("tp2-stopped", do="stopped_stage", tensor_parallel=2),
+        "tp2": runs.interrupted("tp2", tensor_parallel=2, budget="3 steps"),
+        "tp2-stopped": runs.interrupted(
+            "tp2-stopped", do="stopped_stage", tensor_parallel=2, budget="3 steps"
+        ),
         "tp2-uneven": runs.job(
             "tp2-uneven", do="run_stage", model={"num_heads": 3}, tensor_parallel=2, budget="1 steps"
         ),
         "zero3-of-zero1": runs.job(
             "zero3-of-zero1", do="load_state", inputs=saved("saved"), runtime={"zero_stage": 3}
         ),
+        "two-of-one": runs.job("two-of-one", do="load_state", inputs=saved("one-of-two")),
     }
     one = {
         "one": runs.job("one", runtime={"workers": 1}),
         "other-world": runs.interrupted("other-world"),
-        "alone": runs.interrupted("alone"),
         "alone-twenty": twenty(runs, "alone-twenty"),
         "alone-four": twenty(runs, "alone-four", runtime={"micro_batch": 2}),
+        "alone-bf16": twenty(runs, "alone-bf16", steps=2, precision="bf16"),
         "one-of-tp2": runs.job("one-of-tp2", do="load_state", inputs=saved("saved-tp2")),
         "one-of-two": runs.job("one-of-two", do="load_state", inputs=saved("saved")),
         "one-of-zero3": runs.job("one-of-zero3", do="load_state", inputs=saved("saved-zero3")),
@@ -282,19 +162,26 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
     four = {
         "tp2-dp2": twenty(runs, "tp2-dp2", tensor_parallel=2, runtime={"zero_stage": 2, "micro_batch": 4}),
     }
-    groups = {"two": (2, two), "one": (1, one), "four": (4, four)}
-    gangs = [Gang(root / f"gang-{name}", workers, jobs) for name, (workers, jobs) in groups.items()]
-    try:
-        runs.facts = {name: facts for gang in gangs for name, facts in gang.results().items()}
-    finally:
-        for gang in gangs:
-            gang.kill()
+    runs.facts = gangs.results(root, {"two": (2, two), "one": (1, one), "four": (4, four)})
     return runs
 
 
-def twenty(runs: Runs, name: str, **options: Any) -> dict[str, Any]:
+def twenty(runs: Runs, name: str, steps: int = 20, **options: Any) -> dict[str, Any]:
     """Twenty steps in one micro-batch a worker, but for what is given."""
-    return runs.job(name, do="twenty_steps", **{"runtime": {"micro_batch": 8}, **options})
+    job = runs.job(name, do="some_steps", **{"runtime": {"micro_batch": 8}, **options})
+    return {**job, "with": {"steps": steps}}
+
+
+HALVES = {"zero1-bf16": (1, "bf16"), "zero2-fp32": (2, "fp32"), "zero3-bf16": (3, "bf16")}
+"""ZeRO stages and precisions that are stopped and resumed between two steps; others: `interrupted`."""
+
+
+def halves(runs: Runs, name: str, zero: int, precision: str) -> dict[str, Any]:
+    """Two steps, straight and in halves, with dropout."""
+    job = runs.job(
+        name, do="halves", model={"dropout": 0.1}, precision=precision, runtime={"zero_stage": zero}
+    )
+    return {**job, "with": {"steps": 1}}
 
 
 def parallel(runs: Runs) -> dict[str, Any]:
@@ -304,6 +191,7 @@ def parallel(runs: Runs) -> dict[str, Any]:
         "dp2-zero2": twenty(runs, "dp2-zero2", runtime={"micro_batch": 1, "zero_stage": 2}),
         "dp2-zero3": twenty(runs, "dp2-zero3", runtime={"micro_batch": 4, "zero_stage": 3}),
         "tp2-zero1": twenty(runs, "tp2-zero1", tensor_parallel=2),
+        "tp2-bf16": twenty(runs, "tp2-bf16", steps=2, tensor_parallel=2, precision="bf16"),
         "tp2-zero2": twenty(
             runs,
             "tp2-zero2",

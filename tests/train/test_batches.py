@@ -92,6 +92,16 @@ def test_any_workers_and_micro_batches_see_the_same_samples(
     assert len(every) <= world * -(-8 // (world * size))
 
 
+def test_padded_micro_batches_are_the_same_samples_at_full_length(make: Any, tokenizer: Tokenizer) -> None:
+    packed = make(UL2)
+    padded = TrainingBatches(packed.samples, packed.recipe, tokenizer.pad, tokenizer.size, padded=True)
+    split = [batch for rank in range(2) for batch in padded.micro(3, rank, 2, 3)]
+    assert [(batch.encoder_ids.shape, batch.labels.shape) for batch in split] == [
+        ((rows, 66), (rows, 66)) for rows in (3, 1, 3, 1)
+    ]
+    assert Counter(rows(split)) == Counter(rows(packed.micro(3, 0, 1, 8)))
+
+
 def test_seed_and_step_choose_the_samples(make: Any) -> None:
     first = rows(make(UL2).micro(3, 0, 1, 8))
     assert rows(make(UL2).micro(3, 0, 1, 8)) == first

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openba.train.packing import packed
+from openba.train.packing import counted, packed
 
 lengths = st.lists(st.tuples(st.integers(1, 60), st.integers(1, 40)), min_size=1, max_size=40)
 
@@ -37,3 +37,11 @@ def test_workers_get_equal_work_and_micro_batches_are_full() -> None:
     assert max(work) - min(work) < 500
     full = [sizes[:, samples].sum(1).max() / 4000 for bins in shares for samples in bins]
     assert np.mean(full) > 0.85
+
+
+@given(st.integers(1, 5), st.integers(1, 9), st.integers(1, 4))
+def test_padded_micro_batches_have_a_number_of_samples(workers: int, each: int, size: int) -> None:
+    shares = counted(workers * each, workers, size)
+    assert [n for bins in shares for samples in bins for n in samples] == list(range(workers * each))
+    assert [len(bins) for bins in shares] == [-(-each // size)] * workers
+    assert max(len(samples) for bins in shares for samples in bins) <= size

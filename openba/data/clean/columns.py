@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numba import njit
 
 ROW, START, END, RULE, FIRST, SECOND, SURVIVOR = range(7)
@@ -95,6 +96,12 @@ def invalid(texts: pa.Array) -> np.ndarray:
     except pa.ArrowInvalid:
         return decode(texts)[1]
     return np.zeros(len(texts), np.bool_)
+
+
+def lengths(texts: pa.Array) -> np.ndarray:
+    """Offsets of valid texts in characters, as `decode` gives them, without the characters."""
+    sizes = pc.utf8_length(texts).to_numpy()
+    return np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
 
 
 def encode(texts: Texts) -> pa.Array:

@@ -21,7 +21,7 @@ import xxhash
 from openba.artifacts import Build
 from openba.data.clean import passes, shards, stages
 from openba.data.clean.passes import Mapper
-from openba.data.clean.shards import Outcome, Plan, Shard
+from openba.data.clean.shards import Plan, Shard
 from openba.data.schema import DOCUMENTS
 from openba.errors import UserError
 from openba.recipes.data import CleanRecipe, CorpusRecipe
@@ -37,7 +37,8 @@ _MOST_SHARDS, _MOST_PARTITIONS = 4096, 1024
 def build(build: Build, mapper: Mapper | None = None) -> dict[str, Any]:
     """Step `corpus`: inputs are source directories by name; sources go in the order of their names.
 
-    Writes `NAME.parquet` per source (`openba.data.schema.SCHEMA`; of filtered sources `extra` is
+    Writes `NAME.parquet` per source, of more than one shard `NAME.part-00000.parquet` and on
+    (`openba.data.schema.SCHEMA`; of filtered sources `extra` is
     emptied, since no filter has looked at it) and removed.parquet (`stages.REMOVED_SCHEMA`), which holds
     spans and never text. What is between lies in `out/shards` until the step ends.
 
@@ -65,13 +66,12 @@ def build(build: Build, mapper: Mapper | None = None) -> dict[str, Any]:
         passes.run(plan, chosen)
     report = _Report(build.out / f"{REMOVED}.parquet", plan)
     for source in sorted(recipe.sources):
-        target = build.out / f"{source}.parquet"
         if source in filtered:
-            documents = passes.join(plan, source, target, report.add_joined)
-            report.close_source(source)
-            if not documents:
+            report.cleaned(source)
+            if not _place(plan, source, build.out):
                 raise UserError(f"source {source}: nothing is left after cleaning; {report.worst(source)}")
         else:
+            target = build.out / f"{source}.parquet"
             shutil.copyfile(build.inputs[source] / DOCUMENTS, target)
             report.passed(source, target)
     facts = report.facts([name for name in _ORDER if any(name in stages.names(c) for c in filtered.values())])
@@ -80,6 +80,18 @@ def build(build: Build, mapper: Mapper | None = None) -> dict[str, Any]:
 
 
 _ORDER = stages.names(CleanRecipe())
+
+
+def _place(plan: Plan, source: str, out: Path) -> int:
+    """Move a source's files to where they stay, those without documents left out; how many there are."""
+    mine = [shard.number for shard in plan.shards if shard.source == source]
+    full = [number for number in mine if (plan.done("join", number) or {})["documents"]]
+    for part, number in enumerate(full):
+        name = f"{source}.parquet" if len(mine) == 1 else f"{source}.part-{part:05d}.parquet"
+        path = plan.file("join", number, "parquet")
+        if path.exists():  # or a run before has moved it
+            path.replace(out / name)
+    return len(full)
 
 
 def make_plan(build: Build, filtered: dict[str, CleanRecipe]) -> tuple[Plan, int]:
@@ -136,31 +148,21 @@ class _Report:
     def __init__(self, path: Path, plan: Plan) -> None:
         self._writer = pq.ParquetWriter(path, stages.REMOVED_SCHEMA, compression="zstd")
         self._plan = plan
-        self._joined: list[Outcome] = []
         self._funnel: dict[tuple[str, str], list[int]] = {}
         self._removed: Counter[str] = Counter()
         self._examples: dict[str, list[dict[str, str]]] = {}
         self._unreadable: dict[str, list[str]] = {}
 
-    def add_joined(self, outcome: Outcome) -> None:
-        """What a shard lost in the last pass."""
-        self._joined.append(outcome)
-
-    def close_source(self, source: str) -> None:
+    def cleaned(self, source: str) -> None:
         """Take over what the tasks of a source left, shard by shard, stages in order."""
-        for outcome in self._joined:
-            number = outcome.shard.number
-            for task in ("first", "second"):
+        for number in (shard.number for shard in self._plan.shards if shard.source == source):
+            for task in ("first", "second", "join"):
                 if (left := self._plan.done(task, number)) is None:
                     continue  # a source of which only copies go has no such pass
                 self._add(source, left["counts"], left["examples"])
                 self._tell_unreadable(source, left.get("unreadable", []))
                 reader = shards.read_arrow(self._plan.file(task, number, "removed.arrow"))
                 self._write([reader.get_batch(i) for i in range(reader.num_record_batches)])
-            self._add(source, outcome.counts, outcome.examples)
-            self._tell_unreadable(source, outcome.unreadable)
-            self._write(outcome.removed)
-        self._joined = []
 
     def passed(self, source: str, path: Path) -> None:
         """An unfiltered source: one row, the same in and out."""

@@ -3,7 +3,7 @@
 Owns what one task does to its shard and the order of the passes: `scan` gives keys of raw documents; `first`
 takes copies out, filters characters and gives keys of sentence runs; `second` takes repeated runs out, drops
 short sentences and other languages, and gives keys of what is left; `join` takes the last copies out and
-writes a source's file. Between two passes the keys are searched by partition. Each task is a function of the
+writes Parquet. Between two passes the keys are searched by partition. Each task is a function of the
 plan and a number, so any machine that sees the folder can do it, in any order, once or twice.
 """
 
@@ -32,11 +32,10 @@ Mapper = Callable[[Task, Plan, Sequence[int]], None]
 """Does a task for each number: in this process, in several, or on a cluster."""
 ATTEMPTS = 3
 """How often a task is begun whose process dies."""
-_KEYED = pa.schema([SCHEMA.field(name) for name in ("id", "text")])
 
 
 def run(plan: Plan, mapper: Mapper) -> None:
-    """All passes but the last; what is done already is not done again."""
+    """All passes; what is done already is not done again."""
     raw = [s.number for s in plan.shards if plan.recipes[s.source].document_dedup]
     looked_into = [s.number for s in plan.shards if not _copies_only(plan.recipes[s.source])]
     partitions = range(plan.partitions)
@@ -47,6 +46,7 @@ def run(plan: Plan, mapper: Mapper) -> None:
         ("copies-first", search_first, partitions),
         ("second", second, looked_into),
         ("copies-second", search_second, partitions),
+        ("join", join, [shard.number for shard in plan.shards]),
     ]
     left = [[n for n in numbers if plan.done(name, n) is None] for name, _, numbers in order]
     told = zip(order, left, strict=True)
@@ -66,10 +66,11 @@ def scan(plan: Plan, number: int) -> None:
     shard = plan.shards[number]
     recipe = plan.recipes[shard.source]
     out = Outcome(plan, "scan", shard)
-    for work in _documents(plan, number, recipe, out, _KEYED):
+    sound = True
+    for work in _documents(plan, number, recipe, out):
+        sound &= not work.removed
         _add_documents(out, work.rest)
-    out.removed = []
-    out.write()
+    out.write(sound=sound)
 
 
 def first(plan: Plan, number: int) -> None:
@@ -78,7 +79,7 @@ def first(plan: Plan, number: int) -> None:
     recipe = plan.recipes[shard.source]
     out, batches = Outcome(plan, "first", shard), []
     found = _Copies(plan, "scan", number) if recipe.document_dedup else None
-    for work in _documents(plan, number, recipe, out):
+    for work in _documents(plan, number, recipe, out, checked=_is_sound(plan, number)):
         if found:
             found.remove_documents(work, DOCUMENT_DEDUP)
         work.run(stages.on_characters(recipe))
@@ -99,7 +100,7 @@ def second(plan: Plan, number: int) -> None:
     out, batches = Outcome(plan, "second", shard), []
     found = _Copies(plan, "first", number) if recipe.paragraph_dedup else None
     for batch in shards.read(plan.file("first", number, "arrow")):
-        work = Batch(shard.source, batch, out.examples)
+        work = Batch(shard.source, batch, out.examples, checked=True)
         if found:
             found.remove_sentences(work, _windows(work, recipe))
         work.run(stages.on_documents(recipe))
@@ -110,34 +111,34 @@ def second(plan: Plan, number: int) -> None:
     _write(out, batches)
 
 
-def join(plan: Plan, source: str, path: Path, removed: Callable[[Outcome], None]) -> int:
-    """Write a source's file from its shards, the last copies taken out; number of documents.
+def join(plan: Plan, number: int) -> None:
+    """Task: the last copies out, the shard's documents as Parquet."""
+    out = Outcome(plan, "join", plan.shards[number])
+    documents = 0
 
-    `removed` is given what each shard lost in this pass.
-    """
+    def write(path: Path) -> None:
+        nonlocal documents
+        documents, _ = write_documents(path, _last(plan, number, out))
+
+    shards.whole(plan.file("join", number, "parquet"), write)
+    out.write(unreadable=out.unreadable, documents=documents)
+
+
+def _last(plan: Plan, number: int, out: Outcome) -> Iterator[pa.RecordBatch]:
+    source = plan.shards[number].source
     recipe = plan.recipes[source]
     direct, again = _copies_only(recipe), DOCUMENT_DEDUP_AGAIN in stages.names(recipe)
-    stage = DOCUMENT_DEDUP if direct else DOCUMENT_DEDUP_AGAIN
-
-    def documents() -> Iterator[pa.RecordBatch]:
-        for shard in plan.shards:
-            if shard.source != source:
-                continue
-            out = Outcome(plan, "join", shard)
-            found = _Copies(plan, "scan" if direct else "second", shard.number) if direct or again else None
-            if direct:
-                works = _documents(plan, shard.number, recipe, out)
-            else:
-                batches = shards.read(plan.file("second", shard.number, "arrow"))
-                works = (Batch(source, batch, out.examples) for batch in batches)
-            for work in works:
-                if found:
-                    found.remove_documents(work, stage)
-                    out.add(work)
-                yield work.batch()
-            removed(out)
-
-    return write_documents(path, stages.gathered(documents(), shards.PIECE))[0]
+    found = _Copies(plan, "scan" if direct else "second", number) if direct or again else None
+    if direct:
+        works = _documents(plan, number, recipe, out, checked=_is_sound(plan, number))
+    else:
+        batches = shards.read(plan.file("second", number, "arrow"))
+        works = (Batch(source, batch, out.examples, checked=True) for batch in batches)
+    for work in works:
+        if found:
+            found.remove_documents(work, DOCUMENT_DEDUP if direct else DOCUMENT_DEDUP_AGAIN)
+            out.add(work)
+        yield work.batch()
 
 
 class _Copies:
@@ -169,14 +170,20 @@ class _Copies:
 
 
 def _documents(
-    plan: Plan, number: int, recipe: CleanRecipe, out: Outcome, schema: pa.Schema = SCHEMA
+    plan: Plan, number: int, recipe: CleanRecipe, out: Outcome, checked: bool = False
 ) -> Iterator[Batch]:
     shard = plan.shards[number]
     order = stages.names(recipe)
-    for batch in shards.read_shard(shard, out.unreadable.append, schema):
-        work = Batch(shard.source, batch, out.examples)
-        work.drop_blank(order[0])
+    for batch in shards.read_shard(shard, out.unreadable.append):
+        work = Batch(shard.source, batch, out.examples, checked)
+        if not checked:
+            work.drop_blank(order[0])
         yield work
+
+
+def _is_sound(plan: Plan, number: int) -> bool:
+    """Whether the scan found every text UTF-8 and none blank: looking again would cost a tenth of a pass."""
+    return bool((plan.done("scan", number) or {}).get("sound"))
 
 
 def _add_documents(out: Outcome, batch: pa.RecordBatch) -> None:
@@ -262,7 +269,7 @@ def killed(plan: Plan, task: Task, numbers: Sequence[int]) -> str:
     """The line for a user whose workers die at this task; names what is not done yet."""
     name = getattr(task, "__name__", "").replace("search_", "copies-")
     left = [number for number in numbers if plan.done(name, number) is None]
-    of_shards = name in ("scan", "first", "second")
+    of_shards = name in ("scan", "first", "second", "join")
     told = ", ".join(f"{plan.shards[n].source} ({n})" if of_shards else str(n) for n in left[:3])
     part = "shard" if of_shards else "partition"
     return f"cleaning: a process was killed {ATTEMPTS} times at {part} {told}; is there enough memory?"

@@ -7,7 +7,7 @@ but the text. The two searches for copies are `dedup`'s; `shards` brings them th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -96,8 +96,18 @@ def names(recipe: CleanRecipe) -> list[str]:
 class Batch:
     """Documents on their way through stages: columns, texts, and what was done to them."""
 
-    def __init__(self, source: str, batch: pa.RecordBatch, shown: Examples = MappingProxyType({})) -> None:
-        """Args: `shown`, examples that there are already: no more than `EXAMPLES` are made with them."""
+    def __init__(
+        self,
+        source: str,
+        batch: pa.RecordBatch,
+        shown: Examples = MappingProxyType({}),
+        checked: bool = False,
+    ) -> None:
+        """Documents of a source.
+
+        Args: `shown`, examples that there are already: no more than `EXAMPLES` are made with them;
+        `checked`, the texts are known to be UTF-8.
+        """
         self.source, self._shown = source, shown
         self.rest = batch
         self._texts: Texts | None = None  # decoded when a filter wants characters, which copies alone do not
@@ -107,7 +117,7 @@ class Batch:
         self.examples: dict[str, list[dict[str, str]]] = {}
         self._changed = np.zeros(batch.num_rows, np.bool_)
         self._bytes: int | None = None
-        if (bad := columns.invalid(batch["text"])).any():
+        if not checked and (bad := columns.invalid(batch["text"])).any():
             self._take_out("input", np.flatnonzero(bad), "invalid_utf8", None)
 
     @property
@@ -115,7 +125,7 @@ class Batch:
         """The texts as code points."""
         if self._texts is None:
             self._texts, _ = columns.decode(self.rest["text"])
-            self.rest = self.rest.select([name for name in SCHEMA.names if name != "text"])
+            self.rest = self.rest.select([name for name in self.rest.schema.names if name != "text"])
         return self._texts
 
     def run(self, stages: list[Stage]) -> None:
@@ -187,7 +197,12 @@ class Batch:
         gone = self.rest.take(pa.array(rows))
         keep = np.ones(self.rows, np.bool_)
         keep[rows] = False
-        texts = columns.decode(gone["text"])[0] if self._texts is None else self._texts.take(~keep)
+        if self._texts is not None:
+            texts = self._texts.take(~keep)
+        elif survivors is None or len(self._shown.get(stage, ())) < EXAMPLES:
+            texts, _ = columns.decode(gone["text"])
+        else:  # no example is wanted: lengths are enough
+            texts = Texts(np.zeros(0, np.uint32), columns.lengths(gone["text"]))
         edits = columns.whole(texts, np.arange(len(rows)), RULE_CODE[rule])
         self._record(stage, texts, edits, gone["id"], survivors)
         if survivors is not None:
@@ -266,23 +281,6 @@ def pieces(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
         end = min(max(end, start + 1), batch.num_rows)
         yield batch.slice(start, end - start)
         start = end
-
-
-def gathered(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    """The other way: batches of at least so many bytes of text.
-
-    As row groups of a file small ones cost: writer and every reader hold 5 to 9 KiB for each.
-    """
-    held: list[pa.RecordBatch] = []
-    total = 0
-    for batch in batches:
-        held.append(batch)
-        total += text_bytes(batch)
-        if total >= size:
-            yield pa.concat_batches(held)
-            held, total = [], 0
-    if held:
-        yield pa.concat_batches(held)
 
 
 def add_examples(known: list[dict[str, str]], found: list[dict[str, str]]) -> None:

@@ -1,0 +1,103 @@
+"""Evaluation on Ray: the shards of one process, handed out by Ray Data to workers that hold the model.
+
+Owns the mapper. What Ray carries is a number a shard: a worker reads the records from the shared folder and
+writes the shard's file there, and what Ray does twice after a lost worker gives the same file twice. Runs
+inside a Ray job (`job.py`), or for `openba eval --workers` on a Ray of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from openba.artifacts import Build
+from openba.errors import UserError
+from openba.evaluate import run
+from openba.evaluate.shards import Job, Mapper, Worker
+
+ATTEMPTS = 3
+"""How often a shard is begun whose worker dies."""
+
+
+def build(build: Build) -> dict[str, Any]:
+    """Step `evaluate-*` as `run.build` does it, on the cluster that this process is connected to."""
+    return run.build(build, on_ray(build.runtime.evaluate.workers, build.runtime.device.kind == "cuda"))
+
+
+def on_ray(workers: int, on_gpu: bool) -> Mapper:
+    """A mapper with so many workers, each of one CPU and, if asked, one GPU."""
+
+    def mapper(model: Path, jobs: Sequence[Job]) -> Iterator[tuple[int, str]]:
+        import ray.data
+        from ray.data import ActorPoolStrategy, DataContext
+        from ray.exceptions import RayError
+
+        DataContext.get_current().enable_progress_bars = False
+        # One block a shard, so that a shard is one task of a worker. Blocks from items need no task that
+        # reads them: it waited for ever for a CPU on a cluster whose workers held all.
+        numbers = [{"id": place} for place in range(len(jobs))]
+        work = ray.data.from_items(numbers, override_num_blocks=len(jobs)).map_batches(
+            _RayWorker,
+            fn_constructor_args=(model.resolve(), list(jobs)),
+            compute=ActorPoolStrategy(size=min(workers, len(jobs)), max_tasks_in_flight_per_actor=1),
+            batch_size=None,
+            batch_format="pyarrow",
+            num_gpus=1 if on_gpu else 0,
+            num_cpus=1,
+            max_task_retries=ATTEMPTS - 1,  # Ray Data's own default is for ever
+        )
+        try:
+            for row in work.iter_rows():
+                yield row["job"], row["error"]
+        except RayError as error:
+            raise UserError(
+                f"{model}: a worker did not start, or died {ATTEMPTS} times on one shard (memory?): "
+                f"{str(error).strip().splitlines()[-1]}"
+            ) from None
+
+    return mapper
+
+
+def on_own_ray(workers: int) -> Mapper:
+    """The same on the cluster that RAY_ADDRESS names, or on a Ray of this machine that ends with the work."""
+
+    def mapper(model: Path, jobs: Sequence[Job]) -> Iterator[tuple[int, str]]:
+        import ray
+
+        own = os.environ.get("RAY_ADDRESS") is None
+        about: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if own else {}
+        ray.init(address="local" if own else None, log_to_driver=False, logging_level=logging.ERROR, **about)
+        try:
+            on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
+            yield from on_ray(workers, on_gpu)(model, jobs)
+        finally:
+            ray.shutdown()
+
+    return mapper
+
+
+class _RayWorker:
+    """One model; its batches are numbers of jobs."""
+
+    def __init__(self, model: Path, jobs: list[Job]) -> None:
+        if not model.is_dir():
+            raise UserError(f"{model}: not there on a worker; it has to lie on a shared folder")
+        self.worker, self.jobs = Worker(model), jobs
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """What goes wrong comes back as a row: Ray Data wraps exceptions and loses what they carried."""
+        rows = []
+        for place in batch["id"].to_pylist():
+            part, number = self.jobs[place]
+            error = ""
+            try:
+                self.worker(part, number)
+            except UserError as told:
+                error = str(told)
+            rows.append({"job": place, "error": error})
+        return pa.Table.from_pylist(rows)

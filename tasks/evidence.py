@@ -1,0 +1,135 @@
+"""What the registry's gate is shown of a candidate and of the present champion.
+
+Owns where each fact is found: manifests of the store, tags of the champion's version, a clean process
+for the export. The rules are `openba.gate`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import fsspec
+from mlflow.entities.model_registry import ModelVersion
+
+from openba.accounting.energy import Carbon, Cost, cost
+from openba.artifacts import MANIFEST, Step, Store, fetched
+from openba.errors import UserError
+from openba.evaluate.compare import compare_results
+from openba.gate import Against, Evidence
+from openba.graph import Model
+from openba.recipes.data import SourceStep, TaskStep
+from openba.recipes.pipeline import GateConfig, PipelineConfig
+from openba.report.card import Made, model_card
+
+LOSS, EVALUATION = "openba.heldout_loss", "openba.evaluation"
+"""Tags of a version: what a later candidate is compared with."""
+
+
+class Witness:
+    """Facts of one pipeline's models."""
+
+    def __init__(self, store: Store, config: PipelineConfig, contamination: Step | None) -> None:
+        self.store, self.config, self.contamination = store, config, contamination
+
+    def of(self, model: Model, gate: GateConfig) -> Evidence:
+        """All that the gate asks for; an export is loaded only if it asks for that."""
+        facts = self._facts(model.training) or {}
+        evaluation = model.evaluation
+        return Evidence(
+            facts=facts,
+            benchmarks=tuple(evaluation.recipe.benchmarks) if evaluation else (),  # type: ignore[attr-defined]
+            results=self._results(evaluation),
+            contamination=self._facts(self.contamination),
+            licences=self.licences(model),
+            logits_apart=self._logits_apart(model) if gate.export else None,
+            kwh=_spent(self.cost(model)).kwh,
+        )
+
+    def tags(self, model: Model) -> dict[str, str]:
+        """What a version says of its model, for people and for later candidates."""
+        kwh, carbon = _spent(self.cost(model))
+        tags = {
+            LOSS: str((self._facts(model.training) or {}).get("heldout_loss")),
+            "openba.kwh": f"{kwh:.6g}",
+            "openba.tco2eq": f"{carbon:.6g}",
+            "openba.licence": self.config.registry.licence,
+        }
+        if model.evaluation and self._facts(model.evaluation) is not None:
+            tags[EVALUATION] = self.store.uri(model.evaluation)
+        return tags
+
+    def card(self, model: Model) -> str:
+        """The model's card."""
+        spent, results = self.cost(model), self._results(model.evaluation) or {}
+        how = "measured" if spent["energy_joules_measured"] else "from device hours and watts"
+        made = Made(self.licences(model), *_spent(spent), how)
+        return model_card(str(model.register_as), results, made)
+
+    def licences(self, model: Model) -> dict[str, str]:
+        """Source or task -> licence, of all that the model was made from, and of the weights."""
+        found = {"weights": self.config.registry.licence}
+        for step in model.training.walk():
+            if isinstance(step.recipe, SourceStep):
+                found[step.recipe.name] = step.recipe.source.licence
+            elif isinstance(step.recipe, TaskStep):
+                found[f"task {step.recipe.name}"] = step.recipe.task.source.licence
+        return found
+
+    def cost(self, model: Model) -> Cost:
+        """Of the model's own training."""
+        record = self.store.manifest(model.training)
+        assert record is not None
+        return cost(record["facts"], self.config.runtime)
+
+    def against(self, model: Model, champion: ModelVersion) -> Against:
+        """The champion, its scores beside the candidate's where both evaluations are there."""
+        results, rows = self._results(model.evaluation), []
+        with _evaluation(champion.tags.get(EVALUATION)) as theirs:
+            if theirs and results and model.evaluation:
+                rows = compare_results(theirs, (results, self.store.path(model.evaluation)))
+        return Against(str(champion.version), float(champion.tags.get(LOSS, "nan")), rows)
+
+    def _facts(self, step: Step | None) -> dict[str, Any] | None:
+        record = self.store.manifest(step) if step else None
+        return record["facts"] if record else None
+
+    def _results(self, evaluation: Step | None) -> dict[str, Any] | None:
+        facts = self._facts(evaluation)
+        return facts["benchmarks"] if facts else None
+
+    def _logits_apart(self, model: Model) -> float | str:
+        from openba.model.reload import logits_apart  # loads torch, which no other rule needs
+
+        try:
+            return logits_apart(self.store.path(model.training) / "model")
+        except UserError as error:
+            return str(error)
+
+
+@contextmanager
+def _evaluation(uri: str | None) -> Iterator[tuple[dict[str, Any], Path] | None]:
+    """Results and folder of an evaluation in a store; None if it is not there any more."""
+    if uri is None:
+        yield None
+        return
+    fs, base = fsspec.core.url_to_fs(uri)
+    with ExitStack() as stack:
+        try:
+            record = json.loads(fs.cat_file(f"{base}/{MANIFEST}"))
+            answers = {name: entry for name, entry in record["files"].items() if name.endswith(".parquet")}
+            folder = stack.enter_context(fetched(uri, answers))
+            found = record["facts"]["benchmarks"], folder
+        except (FileNotFoundError, UserError):
+            found = None
+        yield found
+
+
+def _spent(cost: Cost) -> Carbon:
+    """As measured if there was a meter, else the paper's estimate."""
+    if cost["energy_kwh_measured"] and cost["tco2eq_measured"]:
+        return Carbon(cost["energy_kwh_measured"], cost["tco2eq_measured"])
+    return Carbon(cost["energy_kwh_paper"], cost["tco2eq_paper"])
