@@ -31,7 +31,10 @@ from openba.train.log import METRICS, read_rows
 
 _SECONDS_BETWEEN_UPDATES = 10.0
 # The report's charts take their colours from its page; a picture brings them along.
-_COLOURS = "svg{--ink:#22262b;--muted:#68707a;--rule:#dcdad3;--c1:#2b6cb0;--c2:#c8702a;background:#fff;font-family:sans-serif}"
+_COLOURS = (
+    "svg{--ink:#22262b;--muted:#68707a;--rule:#dcdad3;--c1:#2b6cb0;--c2:#c8702a;"
+    "background:#fff;font-family:sans-serif}"
+)
 
 
 class Page:
