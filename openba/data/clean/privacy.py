@@ -94,9 +94,9 @@ def find(texts: Texts, among: np.ndarray | None = None) -> np.ndarray:
     """Edits: what has to go; each rule is one of `RULES`.
 
     A kernel marks windows that could hold something: the characters around @, //, www. and .com, and runs
-    of what phone numbers are made of with ten digits, or seven after a word that says so. Only they meet the long pattern, and every match
-    lies whole in one of them, so the result is that of the pattern over the whole text. A window of one sort
-    that touches none of the other meets its half of the pattern.
+    of what phone numbers are made of with ten digits, or seven after a word that says so. Only they meet the
+    long pattern, and every match lies whole in one of them, so the result is that of the pattern over the
+    whole text. A window of one sort that touches none of the other meets its half of the pattern.
 
     Args: `among`, true for the texts to look at; none: all.
     """
@@ -248,7 +248,7 @@ def _run(codes: np.ndarray, begin: int, at: int, end: int, bit: int, table: np.n
 
 @njit(cache=True, nogil=True)
 def _phone_sort(codes: np.ndarray, table: np.ndarray) -> int:
-    """2 if there are ten digits, or seven and perhaps a word such as 电话; 6 if one follows a plus sign; else 0.
+    """2 if there are ten digits, or seven and perhaps a word as 电话; 6 if one follows a plus sign; else 0.
 
     No rule takes fewer than ten digits but those that need such a word, and that behind a plus sign.
     """
