@@ -98,8 +98,9 @@ def _approved(running: Site) -> Iterator[Figure]:
 
 
 def _suspended(running: Site) -> str | None:
-    """The flow run that waits for an answer, if one does."""
-    return next((run["id"] for run in running.runs() if run["state_type"] == "PAUSED"), None)
+    """The flow run that waits for an answer on Stage III, if one does."""
+    waiting = (run for run in running.runs() if run["state_type"] == "PAUSED")
+    return next((run["id"] for run in waiting if run["parameters"]["model"] == "stage3"), None)
 
 
 def _word(answer: bool) -> str:
