@@ -29,6 +29,9 @@ POLL_SECONDS = 0.5
 SECONDS_TO_SAVE = 10.0
 """How long a training that is asked to stop may take to finish its step and save."""
 
+SECONDS_AWAY = 120.0
+"""How long the head may not answer while a job is waited for."""
+
 
 class RayJobs:
     """The jobs of one pipeline on one cluster."""
@@ -50,7 +53,7 @@ class RayJobs:
         folder = build.out.with_name(f"{build.out.name}.job")
         job = self._attach_or_submit(step, build, folder)
         self.running[job] = build.out
-        while not (status := self.client.get_job_status(job)).is_terminal():
+        while not (status := self._status(job)).is_terminal():
             watch()
             time.sleep(POLL_SECONDS)
         del self.running[job]
@@ -79,6 +82,17 @@ class RayJobs:
             if not saves or time.monotonic() > end:
                 return
             time.sleep(POLL_SECONDS)
+
+    def _status(self, job: str) -> JobStatus:
+        """Asked again while the head does not answer, as on a node that is out of breath: the job goes on."""
+        end = time.monotonic() + SECONDS_AWAY
+        while True:
+            try:
+                return self.client.get_job_status(job)
+            except (RuntimeError, OSError):  # another answer than 200; requests' errors are OSErrors
+                if time.monotonic() > end:
+                    raise
+                time.sleep(2)
 
     def _attach_or_submit(self, step: Step, build: Build, folder: Path) -> str:
         prefix = f"{step.name}-{step.fingerprint}-"
