@@ -28,7 +28,6 @@ from tasks.services import RayHead
 POLL_SECONDS = 0.5
 SECONDS_TO_SAVE = 10.0
 """How long a training that is asked to stop may take to finish its step and save."""
-
 SECONDS_AWAY = 120.0
 """How long the head may not answer while a job is waited for."""
 
@@ -53,7 +52,7 @@ class RayJobs:
         folder = build.out.with_name(f"{build.out.name}.job")
         job = self._attach_or_submit(step, build, folder)
         self.running[job] = build.out
-        while not (status := self._status(job)).is_terminal():
+        while not (status := self._status(job, watch)).is_terminal():
             watch()
             time.sleep(POLL_SECONDS)
         del self.running[job]
@@ -83,7 +82,7 @@ class RayJobs:
                 return
             time.sleep(POLL_SECONDS)
 
-    def _status(self, job: str) -> JobStatus:
+    def _status(self, job: str, watch: Callable[[], None]) -> JobStatus:
         """Asked again while the head does not answer, as on a node that is out of breath: the job goes on."""
         end = time.monotonic() + SECONDS_AWAY
         while True:
@@ -92,6 +91,7 @@ class RayJobs:
             except (RuntimeError, OSError):  # another answer than 200; requests' errors are OSErrors
                 if time.monotonic() > end:
                     raise
+                watch()
                 time.sleep(2)
 
     def _attach_or_submit(self, step: Step, build: Build, folder: Path) -> str:
