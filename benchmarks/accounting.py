@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.figure import Figure
 from openba.accounting.carbon_table import ROWS, difference
 from openba.accounting.flops import train_flops
+from openba.model.architecture import Recompute
 from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe
 
@@ -45,9 +46,12 @@ def figures() -> Iterator[Figure]:
 BASE: dict[str, Any] = {"d_model": 48, "num_heads": 3, "kv_channels": 8, "ffn": 50, "ffn_multiple": 8}
 
 
-def counted(recipe: ModelRecipe, batch: int = 2, source: int = 7, target: int = 5) -> tuple[int, int]:
-    """FLOPs of forward and backward by the formula and by torch's counter on the eager model."""
+def counted(
+    recipe: ModelRecipe, batch: int = 2, source: int = 7, target: int = 5, recompute: Recompute = "none"
+) -> tuple[int, int]:
+    """The model's FLOPs of forward and backward by the formula; all by torch's counter on the eager model."""
     model = OpenBAModel(recipe.architecture(VOCAB))
+    model.recompute(recompute)
     ids, written = torch.ones(batch, source, dtype=torch.long), torch.ones(batch, target, dtype=torch.long)
     # The CPU's fused attention is not in torch's counter; the math backend is, product by product.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):

@@ -220,11 +220,12 @@ def _place(config: str, key: str, graph: Pipeline) -> str:
 
 def _print_plan(planned: dict[str, Any]) -> None:
     table = Table(
-        "step", "state", "steps", "tokens", "FLOPs", "device h", "kWh", "tCO2eq", "GiB/device", box=None
-    )
+        "step", "state", "steps", "tokens", "FLOPs", "real", "hardware", "device h", "kWh", "tCO2eq",
+        "GiB/device", box=None,
+    )  # fmt: skip
     for row in planned["steps"]:
         training = row.get("training")
-        cells = _training_cells(training) if training else [""] * 7
+        cells = _training_cells(training) if training else [""] * 9
         table.add_row(f"{row['name']}@{row['fingerprint']}", row["state"], *cells)
     console.print(table)
     console.print(_mixture_table(planned["mixture"]))
@@ -254,6 +255,8 @@ def _training_cells(training: dict[str, Any]) -> list[str]:
         f"{training['steps']:,}",
         human(training["tokens"]),
         f"{training['flops']:.3g}",
+        "?" if training["flops_useful"] is None else f"{training['flops_useful']:.3g}",
+        f"{training['flops_hardware_padded']:.3g}",
         f"{training['gpu_hours']:,.3g}",
         f"{training['kwh']:,.3g}",
         f"{training['tco2eq']:.3g}",

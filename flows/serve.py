@@ -21,14 +21,25 @@ def serve(
     patience: Annotated[float, typer.Option(min=0.1, help="Seconds for a request to arrive.")] = 10.0,
     answer: Annotated[float, typer.Option(min=0.1, help="Seconds for an answer.")] = 300.0,
     poll: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at the alias.")] = 5.0,
+    cluster: Annotated[bool, typer.Option("--cluster", help="On the Ray cluster of RAY_ADDRESS.")] = False,
+    replicas: Annotated[int, typer.Option(min=0, help="On the cluster; 0 ends them.")] = 1,
 ) -> None:
-    """Serve a model: OpenAI's API, a chat page, /health and /metrics, until Ctrl-C."""
+    """Serve a model: OpenAI's API, a chat page, /health and /metrics, until Ctrl-C, or on a Ray cluster."""
     import torch
 
     from openba.serve.limits import Limits
     from tasks import serve as process
 
+    home = Home.from_environment()
+    limits = Limits(rows=rows, queue=queue, body=body, patience=patience, answer=answer)
+    if cluster:
+        from tasks.serve_cluster import deploy
+
+        deploy(
+            model, home, limits, replicas=replicas, host=host, port=port, device=device, poll=poll,
+            threads=threads or 1,
+        )  # fmt: skip
+        return
     if threads:
         torch.set_num_threads(threads)
-    limits = Limits(rows=rows, queue=queue, body=body, patience=patience, answer=answer)
-    process.serve(model, Home.from_environment(), limits, host=host, port=port, device=device, poll=poll)
+    process.serve(model, home, limits, host=host, port=port, device=device, poll=poll)

@@ -24,7 +24,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -204,32 +204,40 @@ class Store:
             return None
 
 
-def fetch(uri: str, files: Mapping[str, Mapping[str, Any]]) -> Path:
+@contextmanager
+def fetched(uri: str, files: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
     """A local directory with these files of an output, each checked against its digest.
+
+    Of a remote store it is a copy, which is gone after the block.
 
     Raises:
         UserError: a file is missing or is not what its manifest says.
     """
     fs, base = fsspec.core.url_to_fs(uri)
-    local = (
-        Path(base)
-        if fs.protocol in ("file", ("file", "local"))
-        else Path(tempfile.mkdtemp(prefix="openba-model-"))
-    )
-    for name, entry in files.items():
-        target = local / name
-        try:
-            if not Path(base).is_dir():
-                target.parent.mkdir(parents=True, exist_ok=True)
+    if fs.protocol in ("file", ("file", "local")):
+        _check(uri, Path(base), files)
+        yield Path(base)
+        return
+    with tempfile.TemporaryDirectory(prefix="openba-model-") as copy:
+        for name in files:
+            target = Path(copy) / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # told by the check
                 fs.get_file(f"{base}/{name}", str(target))
-            digest = _sha256(target)
+        _check(uri, Path(copy), files)
+        yield Path(copy)
+
+
+def _check(uri: str, local: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, entry in files.items():
+        try:
+            digest = _sha256(local / name)
         except FileNotFoundError:
             raise UserError(f"{uri}/{name}: missing; run the pipeline again to rebuild it") from None
         if digest != entry["sha256"]:
             raise UserError(
                 f"{uri}/{name}: damaged (digest differs from the manifest); delete {uri} and run again"
             )
-    return local
 
 
 def drift(step: Step, store: Store) -> dict[str, tuple[Any, Any]]:

@@ -29,7 +29,7 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
             row["training"] = plan_training(step.recipe, pipeline.runtime(step), vocab)
         steps.append(row)
     trainings = [row["training"] for row in steps if "training" in row]
-    keys = ("tokens", "steps", "flops", "gpu_hours", "wall_hours", "kwh", "tco2eq")
+    keys = ("tokens", "steps", "flops", "flops_hardware_padded", "gpu_hours", "wall_hours", "kwh", "tco2eq")
     return {
         "pipeline": pipeline.config.name,
         "device": pipeline.config.runtime.device.name,

@@ -7,14 +7,16 @@ for the export. The rules are `openba.gate`'s.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import fsspec
 from mlflow.entities.model_registry import ModelVersion
 
-from openba.accounting.energy import Cost, TrainFacts, cost
-from openba.artifacts import MANIFEST, Step, Store, fetch
+from openba.accounting.energy import Carbon, Cost, cost
+from openba.artifacts import MANIFEST, Step, Store, fetched
 from openba.errors import UserError
 from openba.evaluate.compare import compare_results
 from openba.gate import Against, Evidence
@@ -44,16 +46,16 @@ class Witness:
             contamination=self._facts(self.contamination),
             licences=self.licences(model),
             logits_apart=self._logits_apart(model) if gate.export else None,
-            kwh=_kwh(self.cost(model)),
+            kwh=_spent(self.cost(model)).kwh,
         )
 
     def tags(self, model: Model) -> dict[str, str]:
         """What a version says of its model, for people and for later candidates."""
-        spent = self.cost(model)
+        kwh, carbon = _spent(self.cost(model))
         tags = {
             LOSS: str((self._facts(model.training) or {}).get("heldout_loss")),
-            "openba.kwh": f"{_kwh(spent):.6g}",
-            "openba.tco2eq": f"{_carbon(spent, self.config.runtime.carbon_intensity):.6g}",
+            "openba.kwh": f"{kwh:.6g}",
+            "openba.tco2eq": f"{carbon:.6g}",
             "openba.licence": self.config.registry.licence,
         }
         if model.evaluation and self._facts(model.evaluation) is not None:
@@ -64,8 +66,7 @@ class Witness:
         """The model's card."""
         spent, results = self.cost(model), self._results(model.evaluation) or {}
         how = "measured" if spent["energy_joules_measured"] else "from device hours and watts"
-        carbon = _carbon(spent, self.config.runtime.carbon_intensity)
-        made = Made(self.licences(model), _kwh(spent), carbon, how)
+        made = Made(self.licences(model), *_spent(spent), how)
         return model_card(str(model.register_as), results, made)
 
     def licences(self, model: Model) -> dict[str, str]:
@@ -80,21 +81,16 @@ class Witness:
 
     def cost(self, model: Model) -> Cost:
         """Of the model's own training."""
-        facts = self._facts(model.training) or {}
-        spent: TrainFacts = {
-            "flops": facts["flops"],
-            "seconds": facts["training_seconds"],
-            "devices": facts["workers"],
-            "energy_joules": facts["energy_joules"],
-        }
-        return cost(spent, self.config.runtime)
+        record = self.store.manifest(model.training)
+        assert record is not None
+        return cost(record["facts"], self.config.runtime)
 
     def against(self, model: Model, champion: ModelVersion) -> Against:
         """The champion, its scores beside the candidate's where both evaluations are there."""
-        theirs = _evaluation(champion.tags.get(EVALUATION))
         results, rows = self._results(model.evaluation), []
-        if theirs and results and model.evaluation:
-            rows = compare_results(theirs, (results, self.store.path(model.evaluation)))
+        with _evaluation(champion.tags.get(EVALUATION)) as theirs:
+            if theirs and results and model.evaluation:
+                rows = compare_results(theirs, (results, self.store.path(model.evaluation)))
         return Against(str(champion.version), float(champion.tags.get(LOSS, "nan")), rows)
 
     def _facts(self, step: Step | None) -> dict[str, Any] | None:
@@ -114,24 +110,26 @@ class Witness:
             return str(error)
 
 
-def _evaluation(uri: str | None) -> tuple[dict[str, Any], Path] | None:
+@contextmanager
+def _evaluation(uri: str | None) -> Iterator[tuple[dict[str, Any], Path] | None]:
     """Results and folder of an evaluation in a store; None if it is not there any more."""
     if uri is None:
-        return None
+        yield None
+        return
     fs, base = fsspec.core.url_to_fs(uri)
-    try:
-        record = json.loads(fs.cat_file(f"{base}/{MANIFEST}"))
-        answers = {name: entry for name, entry in record["files"].items() if name.endswith(".parquet")}
-        return record["facts"]["benchmarks"], fetch(uri, answers)
-    except (FileNotFoundError, UserError):
-        return None
+    with ExitStack() as stack:
+        try:
+            record = json.loads(fs.cat_file(f"{base}/{MANIFEST}"))
+            answers = {name: entry for name, entry in record["files"].items() if name.endswith(".parquet")}
+            folder = stack.enter_context(fetched(uri, answers))
+            found = record["facts"]["benchmarks"], folder
+        except (FileNotFoundError, UserError):
+            found = None
+        yield found
 
 
-def _kwh(spent: Cost) -> float:
+def _spent(cost: Cost) -> Carbon:
     """As measured if there was a meter, else the paper's estimate."""
-    joules = spent["energy_joules_measured"]
-    return joules / 3.6e6 if joules else spent["energy_kwh_paper"]
-
-
-def _carbon(spent: Cost, intensity: float) -> float:
-    return _kwh(spent) * intensity / 1000
+    if cost["energy_kwh_measured"] and cost["tco2eq_measured"]:
+        return Carbon(cost["energy_kwh_measured"], cost["tco2eq_measured"])
+    return Carbon(cost["energy_kwh_paper"], cost["tco2eq_paper"])

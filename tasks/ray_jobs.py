@@ -19,6 +19,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from openba.artifacts import Build, Step
 from openba.errors import UserError
+from openba.home import without_credentials
 from openba.train.log import ATTEMPTS
 from openba.train.stopping import REQUEST
 from tasks.job import ERROR, FACTS, PROCESS, SPEC, STOPPED
@@ -28,8 +29,6 @@ from tasks.services import RayHead
 POLL_SECONDS = 0.5
 SECONDS_TO_SAVE = 10.0
 """How long a training that is asked to stop may take to finish its step and save."""
-SECONDS_AWAY = 120.0
-"""How long the head may not answer while a job is waited for."""
 
 
 class RayJobs:
@@ -40,8 +39,13 @@ class RayJobs:
         # An own head runs this very Python; a cluster's image has its own.
         self.python = sys.executable if head.embedded else "python"
         self.environment = environment
+        self.patience = 10.0 if head.embedded else 600.0
+        """Seconds without an answer of the cluster; training there goes on meanwhile."""
         self.running: dict[str, Path] = {}
         """Job -> the folder that it fills, of the jobs that have not ended."""
+        self.pages: dict[str, str] = {}
+        """Step -> its job's page in Ray's dashboard."""
+        self._dashboard = without_credentials(head.dashboard)
 
     def run(self, step: Step, build: Build, watch: Callable[[], None]) -> Work:
         """Run or re-attach to the step's job; call `watch` while it runs.
@@ -52,6 +56,7 @@ class RayJobs:
         folder = build.out.with_name(f"{build.out.name}.job")
         job = self._attach_or_submit(step, build, folder)
         self.running[job] = build.out
+        self.pages[step.name] = f"{self._dashboard}/#/jobs/{job}"
         while not (status := self._status(job, watch)).is_terminal():
             watch()
             time.sleep(POLL_SECONDS)
@@ -63,6 +68,28 @@ class RayJobs:
         done = Work(process=process, **json.loads((folder / FACTS).read_text()))
         shutil.rmtree(folder)
         return done
+
+    def _status(self, job: str, watch: Callable[[], None]) -> JobStatus:
+        """The job's state. A cluster that does not answer is asked on: the job goes on without us.
+
+        Raises:
+            UserError: no answer for ten minutes, or from an own head for ten seconds.
+        """
+        end = time.monotonic() + self.patience
+        while True:
+            try:
+                return self.client.get_job_status(job)
+            except (
+                OSError,
+                RuntimeError,
+            ) as error:  # RuntimeError: an HTTP status; else OSErrors
+                if time.monotonic() > end:
+                    raise UserError(
+                        f"Ray job {job}: {self.client.get_address()} gives no answer ({error}); it may go on "
+                        "there: run again to wait for it"
+                    ) from None
+            watch()
+            time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
         """Stop every job that this process is waiting for; trainings save their state first."""
@@ -81,18 +108,6 @@ class RayJobs:
             if not saves or time.monotonic() > end:
                 return
             time.sleep(POLL_SECONDS)
-
-    def _status(self, job: str, watch: Callable[[], None]) -> JobStatus:
-        """Asked again while the head does not answer, as on a node that is out of breath: the job goes on."""
-        end = time.monotonic() + SECONDS_AWAY
-        while True:
-            try:
-                return self.client.get_job_status(job)
-            except (RuntimeError, OSError):  # another answer than 200; requests' errors are OSErrors
-                if time.monotonic() > end:
-                    raise
-                watch()
-                time.sleep(2)
 
     def _attach_or_submit(self, step: Step, build: Build, folder: Path) -> str:
         prefix = f"{step.name}-{step.fingerprint}-"

@@ -14,21 +14,22 @@ import re
 import socket
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import uvicorn
 
-from openba.artifacts import fetch
+from openba.artifacts import fetched
 from openba.errors import UserError
-from openba.home import Home
+from openba.home import Home, without_credentials
 from openba.serve.app import Application
-from openba.serve.host import Host
+from openba.serve.host import Host, Served
 from openba.serve.limits import Limits, Protocol
 from openba.serve.metrics import Metrics
 
-_LOOPBACK = ("127.0.0.1", "localhost")
+LOOPBACK = ("127.0.0.1", "localhost")
 _REGISTERED = re.compile(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))")
 
 
@@ -80,18 +81,20 @@ class Source:
             found = MlflowClient(self.uri, self.uri).get_model_version_by_alias(self.name, self.alias or "")
         except MlflowException as error:
             raise UserError(
-                f"{self.asked}: {str(error).splitlines()[0]} (registry {_plain(self.uri)})"
+                f"{self.asked}: {str(error).splitlines()[0]} (registry {without_credentials(self.uri)})"
             ) from None
         return Place(self.name, f"v{found.version}", None)
 
-    def fetch(self, place: Place) -> Path:
-        """The model's folder, its digests checked.
+    @contextmanager
+    def fetched(self, place: Place) -> Iterator[Path]:
+        """The model's folder, its digests checked; of a remote store a copy for this block.
 
         Raises:
             UserError: the registry does not know the version, or a file is missing or damaged.
         """
         if place.folder is not None:
-            return place.folder
+            yield place.folder
+            return
         import mlflow
         from mlflow.exceptions import MlflowException
 
@@ -106,7 +109,36 @@ class Source:
                 raise UserError(
                     f"{address}: no readable pointer.json: {str(error).splitlines()[0]}"
                 ) from None
-        return fetch(pointer["uri"], pointer["files"]) / "model"
+        with fetched(pointer["uri"], pointer["files"]) as output:
+            yield output / "model"
+
+    def load(self, place: Place, models: Host) -> Served:
+        """The model, loaded; takes its time, in any thread.
+
+        Raises:
+            UserError: see `fetched` and `load_model`.
+        """
+        with self.fetched(place) as folder:
+            return models.load(folder, place.name, place.version)
+
+
+async def begin(source: Source, models: Host) -> Place:
+    """Load the model that is asked for now and let it answer.
+
+    Raises:
+        UserError: see `Source`.
+    """
+    place = await asyncio.to_thread(source.now)
+    models.replace(await asyncio.to_thread(source.load, place, models))
+    return place
+
+
+def names(host: str) -> tuple[str, ...]:
+    """Names by which a server on this address may be asked.
+
+    On loopback only its own: a page elsewhere whose name leads here (DNS rebinding) is refused.
+    """
+    return LOOPBACK if host in LOOPBACK else ("*",)
 
 
 def serve(asked: str, home: Home, limits: Limits, *, host: str, port: int, device: str, poll: float) -> None:
@@ -125,7 +157,7 @@ def serve(asked: str, home: Home, limits: Limits, *, host: str, port: int, devic
         UserError: no such model, no key, or the port is in use.
     """
     key = os.environ.get("OPENBA_API_KEY") or None
-    if host not in _LOOPBACK and key is None:
+    if host not in LOOPBACK and key is None:
         raise UserError(
             f"--host {host}: set OPENBA_API_KEY to a secret first, or whoever reaches this machine may ask"
         )
@@ -139,17 +171,13 @@ async def _serve(
 ) -> None:
     listening = _bound(host, port)
     models = Host(limits, Metrics(), device)
-    place = await asyncio.to_thread(source.now)
-    folder = await asyncio.to_thread(source.fetch, place)
-    models.replace(await asyncio.to_thread(models.load, folder, place.name, place.version))
-    # On loopback only its own names: a page elsewhere whose name leads here (DNS rebinding) is refused.
-    names = _LOOPBACK if host in _LOOPBACK else ("*",)
+    place = await begin(source, models)
 
     class Patient(Protocol):
         patience = limits.patience
 
     config = uvicorn.Config(
-        Application(models, key).asgi(names), http=Patient, ws="none", lifespan="off",
+        Application(models, key).asgi(names(host)), http=Patient, ws="none", lifespan="off",
         log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=30,
     )  # fmt: skip
     address = f"http://{host}:{listening.getsockname()[1]}"
@@ -173,8 +201,7 @@ async def watch(source: Source, models: Host, poll: float) -> None:
             if models.present is not None and place.version == models.present.version:
                 models.failed("")
                 continue
-            folder = await asyncio.to_thread(source.fetch, place)
-            models.replace(await asyncio.to_thread(models.load, folder, place.name, place.version))
+            models.replace(await asyncio.to_thread(source.load, place, models))
             print(f"{place.name} {place.version} answers now", flush=True)
         except Exception as error:  # whatever it is must not end the following
             if str(error) != models.trouble:
@@ -200,8 +227,3 @@ def _bound(host: str, port: int) -> socket.socket:
             f"--host {host} --port {port}: {error.strerror}; choose another (0: a free port)"
         ) from None
     return listening
-
-
-def _plain(uri: str) -> str:
-    """An address without the user and password in it."""
-    return re.sub(r"//[^/@]*@", "//", uri)

@@ -21,11 +21,12 @@ class OpenBA(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Fetch the weights if they are remote, check their digests, load them."""
-        from openba.artifacts import fetch
+        from openba.artifacts import fetched
         from openba.model.files import load_model
 
         pointer = json.loads(Path(context.artifacts["pointer"]).read_text())
-        self.model, self.tokenizer = load_model(fetch(pointer["uri"], pointer["files"]) / "model")
+        with fetched(pointer["uri"], pointer["files"]) as folder:
+            self.model, self.tokenizer = load_model(folder / "model")
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None

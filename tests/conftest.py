@@ -29,14 +29,18 @@ settings.register_profile("openba", deadline=None)  # a busy machine is no error
 settings.load_profile("openba")
 
 
+_APART = {"flows": ("tests/flows/", "tests/cluster/"), "train": ("tests/train/",)}
+"""Groups of tests that mostly wait, by the beginnings of their ids."""
+
+
 class _Groups(LoadScopeScheduling):
-    """`flows`, which waits for servers, and `train`, whose workers wait for each other, run beside the rest.
+    """What waits for servers, nodes and other workers runs beside the rest.
 
     pytest-xdist's own groups are without effect under pytest 9.2, whose node ids it cannot change.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((name for name in ("flows", "train") if nodeid.startswith(f"tests/{name}/")), "rest")
+        return next((name for name, folders in _APART.items() if nodeid.startswith(folders)), "rest")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from openba import artifacts
-from openba.artifacts import Build, Kind, Recipe, Runtime, Step, Store, drift, fetch, materialize
+from openba.artifacts import Build, Kind, Recipe, Runtime, Step, Store, drift, fetched, materialize
 from openba.errors import UserError
 
 CALLS: list[str] = []
@@ -188,14 +188,22 @@ def test_a_remote_store_is_complete_only_with_its_manifest(tmp_path: Path) -> No
     assert store.manifest(first) is None
 
 
-def test_fetch_refuses_a_damaged_file(store: Store) -> None:
+@pytest.mark.parametrize("root", ["store", "memory://fetched"])
+def test_fetch_refuses_a_damaged_file(root: str, tmp_path: Path) -> None:
+    store = Store(root if ":" in root else tmp_path / root, tmp_path / "work")
     first, _ = two()
     record = materialize(first, store)
-    folder = fetch(store.uri(first), record["files"])
-    assert (folder / "number.txt").read_text() == "1"
-    (store.path(first) / "number.txt").write_text("7")  # same size, other content
-    with pytest.raises(UserError, match="damaged"):
-        fetch(store.uri(first), record["files"])
+    with fetched(store.uri(first), record["files"]) as folder:
+        assert (folder / "number.txt").read_text() == "1"
+    # A local store's own files stay, a remote one's copy does not.
+    assert folder.exists() is not store.remote
+    with store.fs.open(f"{store.base}/{first.key}/number.txt", "w") as file:
+        file.write("7")  # same size, other content
+    with pytest.raises(UserError, match="damaged"), fetched(store.uri(first), record["files"]):
+        pass
+    store.fs.rm(f"{store.base}/{first.key}/number.txt")
+    with pytest.raises(UserError, match="missing"), fetched(store.uri(first), record["files"]):
+        pass
 
 
 def test_manifest_records_size_and_digest(store: Store) -> None:

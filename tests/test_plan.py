@@ -25,6 +25,8 @@ def test_the_papers_pipeline_costs_what_the_paper_says(store: Store) -> None:
     assert [stages[name]["tokens"] for name in stages] == pytest.approx([300e9, 40e9, 40e9], rel=1e-3)
     assert stages["stage1"]["flops"] == pytest.approx(1.23e22, rel=2e-3)
     assert sum(stage["flops"] for stage in stages.values()) == pytest.approx(1.55e22, rel=2e-3)
+    assert stages["stage1"]["flops_useful"] / stages["stage1"]["flops"] == pytest.approx(0.605, abs=1e-3)
+    assert stages["stage3"]["flops_useful"] is None  # pairs, whose lengths are not known yet
     assert stages["stage1"]["parameters"] == pytest.approx(14.6e9, rel=5e-3)
     # 91.7 model TFLOP/s on each GPU (the paper's 120 count recomputation).
     hours = sum(stage["gpu_hours"] for stage in stages.values())

@@ -21,6 +21,7 @@ from openba.recipes.runtime import PipelineRuntime
 
 POWERCAP = Path("/sys/class/powercap")
 
+JOULES_PER_KWH = 3.6e6
 # An Intel package counter wraps at 262 kJ: after 11 minutes at 400 W. Reads must come more often.
 _SECONDS_BETWEEN_READS = 30.0
 
@@ -33,22 +34,29 @@ class Carbon(NamedTuple):
 
 
 class TrainFacts(TypedDict):
-    """What `cost` needs to know of a finished training step."""
+    """What `cost` needs to know of a finished training step, as the step's facts have it."""
 
     flops: float
-    """Model FLOPs done, at padded lengths."""
-    seconds: float
-    """Time in training, over all attempts."""
-    devices: int
+    """The model's, at padded lengths."""
+    flops_useful: float
+    """The model's, each sample at its own lengths."""
+    flops_hardware: float
+    """The same with what was computed again."""
+    training_seconds: float
+    """Over all attempts."""
+    workers: int
     """Devices that were busy for that time."""
     energy_joules: dict[str, float | None] | None
-    """`EnergyMeter.joules()`, summed over nodes; None where no meter ran."""
+    """`EnergyMeter.joules()`, summed over nodes and attempts; None where no meter ran."""
 
 
 class Cost(TypedDict):
     """Cost of one training step, by the paper's method and as measured."""
 
     flops: float
+    flops_useful: float
+    flops_hardware: float
+    """These three as in `TrainFacts`."""
     device_hours: float
     energy_kwh_paper: float
     tco2eq_paper: float
@@ -56,9 +64,17 @@ class Cost(TypedDict):
     """Sum of the domains that the machine could tell; None if it could tell none."""
     energy_domains: list[str]
     """Which domains those are: `cpu`, `gpu`."""
+    energy_kwh_measured: float | None
+    """The same in kWh times PUE."""
+    tco2eq_measured: float | None
     tflops_per_device: float | None
+    """Padded, as the paper counts; None for a step that took no time, as are the three below."""
     utilisation: float | None
-    """Share of the device's peak; this and TFLOP/s are None for a step that took no time."""
+    """MFU at padded lengths: share of the device's peak."""
+    utilisation_useful: float | None
+    """MFU of real tokens."""
+    utilisation_hardware: float | None
+    """HFU of real tokens."""
     money: float | None
     """Device hours at the runtime's price; None where it states none."""
 
@@ -77,20 +93,45 @@ def paper_energy(
 def cost(facts: TrainFacts, runtime: PipelineRuntime) -> Cost:
     """Cost of one training step on the runtime's devices."""
     device = runtime.device
-    device_seconds = facts["seconds"] * facts["devices"]
-    carbon = paper_energy(device_seconds / 3600, device.watts, runtime.pue, runtime.carbon_intensity)
+    seconds = facts["training_seconds"] * facts["workers"]
+    hours = seconds / 3600
+    carbon = paper_energy(hours, device.watts, runtime.pue, runtime.carbon_intensity)
     measured = {domain: j for domain, j in (facts["energy_joules"] or {}).items() if j is not None}
-    tflops = facts["flops"] / device_seconds / 1e12 if device_seconds else None
+    joules = sum(measured.values()) if measured else None
+    kwh = None if joules is None else joules / JOULES_PER_KWH * runtime.pue
+
+    def rate(flops: float) -> float | None:
+        return flops / seconds / 1e12 if seconds else None
+
+    def share(flops: float) -> float | None:
+        return flops / seconds / 1e12 / device.peak_tflops if seconds else None
+
     return {
         "flops": facts["flops"],
-        "device_hours": device_seconds / 3600,
+        "flops_useful": facts["flops_useful"],
+        "flops_hardware": facts["flops_hardware"],
+        "device_hours": hours,
         "energy_kwh_paper": carbon.kwh,
         "tco2eq_paper": carbon.tco2eq,
-        "energy_joules_measured": sum(measured.values()) if measured else None,
+        "energy_joules_measured": joules,
         "energy_domains": sorted(measured),
-        "tflops_per_device": tflops,
-        "utilisation": None if tflops is None else tflops / device.peak_tflops,
-        "money": None if runtime.price is None else device_seconds / 3600 * runtime.price,
+        "energy_kwh_measured": kwh,
+        "tco2eq_measured": None if kwh is None else kwh / 1000 * runtime.carbon_intensity,
+        "tflops_per_device": rate(facts["flops"]),
+        "utilisation": share(facts["flops"]),
+        "utilisation_useful": share(facts["flops_useful"]),
+        "utilisation_hardware": share(facts["flops_hardware"]),
+        "money": None if runtime.price is None else hours * runtime.price,
+    }
+
+
+def total_joules(parts: list[dict[str, float | None] | None]) -> dict[str, float | None]:
+    """Joules by domain over nodes or attempts; None where one of them has no figure: a part is no total."""
+    domains = sorted({domain for joules in parts for domain in joules or {}})
+    read = {domain: [(joules or {}).get(domain) for joules in parts] for domain in domains}
+    return {
+        domain: None if None in values else sum(value for value in values if value is not None)
+        for domain, values in read.items()
     }
 
 

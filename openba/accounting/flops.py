@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from openba.model.architecture import Recompute
 from openba.recipes.model import ModelRecipe
-from openba.recipes.train import TrainStep
+from openba.recipes.train import InstructionRecipe, TrainStep, UL2Recipe
 
 TRAIN_PER_FORWARD = 3
 """The backward pass multiplies each product's output gradient with both of its operands."""
@@ -59,6 +60,36 @@ def run_flops(step: TrainStep, vocab: int) -> int:
     return train.steps * train.batch * per_sequence
 
 
+def run_hardware_flops(step: TrainStep, vocab: int, recompute: Recompute) -> int:
+    """The same with what is computed again."""
+    train = step.train
+    more = recomputed_flops(step.model, vocab, [train.encoder_length], [train.decoder_length], recompute)
+    return run_flops(step, vocab) + train.steps * train.batch * more
+
+
+def useful_run_flops(step: TrainStep, vocab: int, recompute: Recompute) -> tuple[float, float] | None:
+    """Expected FLOPs of a run on real tokens, the model's and the hardware's; None for instruction data.
+
+    Lengths of denoised samples follow from the recipe (paper Table 3), those of pairs from the data.
+    """
+    data = step.train.data
+    if isinstance(data, InstructionRecipe):
+        return None
+    kinds = (
+        [denoiser.sizes(data.length, data.s_length) for denoiser in data.denoisers]
+        if isinstance(data, UL2Recipe)
+        else [[data.longest]]
+    )
+    samples = step.train.steps * step.train.batch
+    model, more = 0.0, 0.0
+    for sizes in kinds:
+        sources, targets = ([size[side] for size in sizes] for side in (0, 1))
+        share = samples / len(kinds) / len(sizes)
+        model += share * useful_train_flops(step.model, vocab, sources, targets)
+        more += share * recomputed_flops(step.model, vocab, sources, targets, recompute)
+    return model, model + more
+
+
 def useful_train_flops(
     model: ModelRecipe, vocab: int, encoder_lengths: Sequence[int], decoder_lengths: Sequence[int]
 ) -> int:
@@ -79,6 +110,37 @@ def useful_train_flops(
     # The count is linear in s, t, s^2, t^2 and st, so their sums replace a loop over sequences.
     sums = (int(moment.sum()) for moment in (s, t, s * s, t * t, s * t))
     return TRAIN_PER_FORWARD * sum(_forward(model, vocab, *sums).values())
+
+
+def recomputed_flops(
+    model: ModelRecipe,
+    vocab: int,
+    encoder_lengths: Sequence[int],
+    decoder_lengths: Sequence[int],
+    recompute: Recompute,
+) -> int:
+    """FLOPs of a training step beyond the model's: what the hardware does more, hence HFU above MFU.
+
+    Fused attention multiplies queries and keys once more in its backward pass, half of attention's forward
+    FLOPs. `recompute` adds all of attention's for `attention`, those of both stacks but for each block's last
+    product for `full`, and nothing for `none` and `selective`, which keeps every product
+    (`OpenBAModel.recompute`). The loss adds nothing.
+
+    Args: as `useful_train_flops`.
+    """
+    s, t = np.asarray(encoder_lengths, np.int64), np.asarray(decoder_lengths, np.int64)
+    ss, tt, st = (int(moment.sum()) for moment in (s * s, t * t, s * t))
+    width = model.num_heads * model.kv_channels
+    attention = 4 * width * (model.encoder_layers * ss + model.decoder_layers * (tt + st))
+    again = {"attention": attention, "none": 0, "selective": 0}
+    if recompute != "full":
+        return attention // 2 + again[recompute]
+    sources, targets = int(s.sum()), int(t.sum())
+    forward = _forward(model, vocab, sources, targets, ss, tt, st)
+    tokens = model.encoder_layers * sources + model.decoder_layers * targets
+    # torch stops when it has what the backward pass needs, and nobody needs a block's output.
+    last = 2 * tokens * model.d_model * model.ffn_inner
+    return attention // 2 + forward["encoder"] + forward["decoder"] - last
 
 
 def _forward(model: ModelRecipe, vocab: int, s: int, t: int, ss: int, tt: int, st: int) -> dict[str, int]:

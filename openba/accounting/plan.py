@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TypedDict
 
 from openba.accounting.energy import paper_energy
-from openba.accounting.flops import parameters, run_flops
+from openba.accounting.flops import parameters, run_flops, run_hardware_flops, useful_run_flops
 from openba.accounting.memory import activation_bytes, checkpoint_bytes, loss_bytes, state_bytes
 from openba.errors import UserError
 from openba.model.architecture import Recompute
@@ -38,6 +38,13 @@ class TrainingPlan(TypedDict):
     """Padded, encoder and decoder."""
     steps: int
     flops: int
+    """The model's, at padded lengths."""
+    flops_hardware_padded: int
+    """With what the backward pass computes again."""
+    flops_useful: float | None
+    """The model's on real tokens; None for instruction data, whose lengths nobody knows before."""
+    flops_hardware: float | None
+    """The same with what is computed again."""
     gpu_hours: float
     wall_hours: float
     kwh: float
@@ -67,11 +74,16 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
     gpu_hours = flops / (device.peak_tflops * 1e12 * device.utilisation) / 3600
     carbon = paper_energy(gpu_hours, device.watts, runtime.pue, runtime.carbon_intensity)
     memory = _memory(recipe, runtime, vocab, count)
+    recompute = runtime.train.recompute
+    useful = useful_run_flops(recipe, vocab, recompute)
     return {
         "parameters": count,
         "tokens": train.steps * train.tokens_per_step,
         "steps": train.steps,
         "flops": flops,
+        "flops_hardware_padded": run_hardware_flops(recipe, vocab, recompute),
+        "flops_useful": useful and useful[0],
+        "flops_hardware": useful and useful[1],
         "gpu_hours": gpu_hours,
         "wall_hours": gpu_hours / runtime.devices,
         "kwh": carbon.kwh,

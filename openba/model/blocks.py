@@ -75,7 +75,10 @@ class EncoderBlock(nn.Module):
         """`[tokens, hidden]` to the same."""
         query, key, value = self.self_attn.project(self.input_layernorm(x), rotary)
         dropout = self.attention_dropout if self.training else 0.0
-        options: dict[str, Any] = {"stream": self.stream, "recompute": self.recompute_attention and self.training}
+        options: dict[str, Any] = {
+            "stream": self.stream,
+            "recompute": self.recompute_attention and self.training,
+        }
         mixed = attend(query, key, value, rows, rows, dropout=dropout, **options)
         x = x + self.dropout(self.self_attn_norm(self.self_attn.o(mixed.flatten(1))))
         return x + self.dropout(self.mlp(self.post_attn_layernorm(x)))

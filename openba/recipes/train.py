@@ -42,6 +42,13 @@ class DenoiserRecipe(Recipe):
         fewest = 1 if self.mean_span is None and s_length == "uniform" else masked
         return length - fewest + spans + 2, masked + spans + 1
 
+    def sizes(self, length: int, s_length: str) -> list[tuple[int, int]]:
+        """Encoder and target tokens of its samples, each of these as likely as the others."""
+        masked, spans = self.masked(length), self.spans(length)
+        uniform = self.mean_span is None and s_length == "uniform"
+        drawn = range(1, masked + 1) if uniform else [masked]
+        return [(length - each + spans + 2, each + spans + 1) for each in drawn]
+
 
 class UL2Recipe(Recipe):
     """Stage I: a mixture of denoisers, one per sample (paper section 3.3, Table 3)."""

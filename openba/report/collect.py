@@ -6,11 +6,11 @@ Owns the mapping from facts to the report's sections. It measures nothing and re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
-from openba.accounting.energy import cost
+from openba.accounting.energy import TrainFacts, cost
 from openba.artifacts import Step, Store
-from openba.graph import Model, Pipeline
+from openba.graph import Model, Pipeline, evaluation_name
 from openba.recipes.train import TrainStep
 from openba.report.ablation import ablation_rows
 from openba.report.paper_tables import evaluation_row
@@ -51,8 +51,12 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
         "evaluations": [
             row
             for model in pipeline.models
+            for prefix in "SRX"
             for row in _evaluations(
-                model, facts(f"evaluate-{model.name}"), facts("contamination").get("sets", [])
+                model,
+                prefix,
+                facts(evaluation_name(model.name, prefix)),
+                facts("contamination").get("sets", []),
             )
         ],
         "not_run": [
@@ -101,15 +105,6 @@ def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
     rows = read_rows(store.path(model.training) / METRICS)
     keys = ("step", "loss", "tokens_per_second", "lr")
     every = max(1, len(rows) // _CURVE_POINTS)
-    spent = cost(
-        {
-            "flops": facts["flops"],
-            "seconds": facts["training_seconds"],
-            "devices": facts["workers"],
-            "energy_joules": facts["energy_joules"],
-        },
-        pipeline.config.runtime,
-    )
     is_expert = model.name in pipeline.experts
     return {
         "step": model.name,
@@ -122,7 +117,7 @@ def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
         # An expert starts from Stage III's weights, so its measurement before the first step is
         # Stage III's loss on the expert's held-out data.
         "baseline_heldout": facts["heldout"][0]["loss"] if is_expert else None,
-        "cost": spent,
+        "cost": cost(cast(TrainFacts, facts), pipeline.config.runtime),
         "resumed": facts["resumed"],
     }
 
@@ -141,8 +136,10 @@ def _shape(step: Step, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluations(
-    model: Model, facts: dict[str, Any], contamination: list[dict[str, Any]]
+    model: Model, prefix: str, facts: dict[str, Any], contamination: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
+    """Rows of one evaluation; with prompts of another mode than the release's they say so in their name."""
     found = {row["set"]: row for row in contamination}
     rows = [evaluation_row(model.name, name, result) for name, result in facts.get("benchmarks", {}).items()]
-    return [{**row, "contamination": found.get(row["benchmark"])} for row in rows]
+    told = [{**row, "contamination": found.get(row["benchmark"])} for row in rows]
+    return told if prefix == "S" else [{**row, "benchmark": f"{row['benchmark']} <{prefix}>"} for row in told]

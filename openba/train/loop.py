@@ -43,7 +43,9 @@ class Step:
     data_seconds: float
     """Time until its batches were there."""
     flops: float
-    """`cost` of all workers."""
+    """The model's FLOPs on all workers, real tokens only."""
+    hardware_flops: float
+    """With what is computed again."""
     signals: list[float]
     """Sum of `signals` over all workers."""
     modes: dict[str, float]
@@ -57,7 +59,7 @@ def training_steps(
     micro_batch: int,
     start: int,
     guard: Guard,
-    cost: Callable[[list[Batch]], float],
+    cost: Callable[[list[Batch]], tuple[float, float]],
     signals: Callable[[], list[float]],
     modes: Mapping[str, int],
 ) -> Iterator[Step]:
@@ -70,7 +72,7 @@ def training_steps(
         micro_batch: a forward pass has at most the tokens of so many samples of the greatest length.
         start: steps that are done.
         guard: decides which steps are taken.
-        cost: FLOPs of a worker's batches; asked before the workers meet for the first time in a step.
+        cost: FLOPs of a worker's batches, the model's and the hardware's; asked before they first meet.
         signals: what a worker has to tell the others; asked as late in a step as possible.
         modes: first encoder id of each denoiser's samples; their losses are told apart.
     """
@@ -81,7 +83,7 @@ def training_steps(
         micro = list(batches.micro(data, engine.data_rank, engine.data_world, micro_batch))
         waited = time.perf_counter() - begin
         counts = [sum(b.tokens for b in micro), sum(b.targets for b in micro)]
-        tokens, targets, flops = engine.sum([*counts, cost(micro)])
+        tokens, targets, flops, hardware = engine.sum([*counts, *cost(micro)])
         lr = learning_rate(recipe.optim, step, recipe.steps)
         verdict, applied = _one_step(engine, micro, int(targets), lr, guard, list(modes.values()), signals)
         reason = guard.taken(step + 1, verdict, applied, partial(batches.items, data))
@@ -95,7 +97,8 @@ def training_steps(
             skipped=bool(reason),
         )
         by_mode = _by_mode(modes, verdict.parts)
-        yield Step(info, micro, verdict, waited, flops, verdict.parts[2 * len(modes) :], by_mode)
+        signalled = verdict.parts[2 * len(modes) :]
+        yield Step(info, micro, verdict, waited, flops, hardware, signalled, by_mode)
 
 
 def _one_step(

@@ -12,9 +12,9 @@ from typing import Any
 import psutil
 import torch
 
-from openba.accounting.flops import train_flops, useful_train_flops
+from openba.accounting.flops import recomputed_flops, train_flops, useful_train_flops
 from openba.model.model import IGNORE
-from openba.recipes.runtime import DeviceRuntime
+from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep
 from openba.train.batches import Batch
 
@@ -22,21 +22,24 @@ from openba.train.batches import Batch
 class Meter:
     """Figures of one run's steps, from what all workers did and what one waited."""
 
-    def __init__(self, recipe: TrainStep, vocab: int, device: DeviceRuntime, world: int) -> None:
-        self.model, self.vocab, self.kind = recipe.model, vocab, device.kind
+    def __init__(self, recipe: TrainStep, vocab: int, runtime: PipelineRuntime, world: int) -> None:
+        self.model, self.vocab, self.kind = recipe.model, vocab, runtime.device.kind
+        self.recompute = runtime.train.recompute
         train = recipe.train
-        self.peak = device.peak_tflops * 1e12 * world
+        self.peak = runtime.device.peak_tflops * 1e12 * world
         self.padded_tokens = train.tokens_per_step
         self.padded_flops = train.batch * train_flops(
             self.model, vocab, train.encoder_length, train.decoder_length
         )
         self._process = psutil.Process()
 
-    def flops(self, batches: list[Batch]) -> float:
-        """FLOPs that training on this worker's batches takes, each sample at its own lengths."""
+    def flops(self, batches: list[Batch]) -> tuple[float, float]:
+        """FLOPs of this worker's batches, each sample at its own lengths: the model's, the hardware's."""
         sources = [n for batch in batches for n in batch.mask.sum(1).tolist()]
         targets = [n for batch in batches for n in (batch.labels != IGNORE).sum(1).tolist()]
-        return float(useful_train_flops(self.model, self.vocab, sources, targets))
+        model = useful_train_flops(self.model, self.vocab, sources, targets)
+        more = recomputed_flops(self.model, self.vocab, sources, targets, self.recompute)
+        return float(model), float(model + more)
 
     def row(
         self, seconds: float, tokens: int, flops: float, data_seconds: float, stall: float
@@ -46,7 +49,7 @@ class Meter:
         Args:
             seconds: from the end of the step before to the end of this one, saves and measurements left out.
             tokens: real tokens of all workers.
-            flops: sum of `flops` over all workers.
+            flops: the model's, over all workers.
             data_seconds: of them, what this worker waited for its batches.
             stall: seconds that training has waited for checkpoints since the last logged step.
         """

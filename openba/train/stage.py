@@ -11,18 +11,20 @@ begin from), absent for Stage I. Output: `model/`, `metrics.jsonl`, `heldout.jso
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 import torch.distributed as dist
 
-from openba.accounting.energy import EnergyMeter
-from openba.accounting.flops import parameters, run_flops
+from openba.accounting.energy import EnergyMeter, TrainFacts, cost, total_joules
+from openba.accounting.flops import parameters, run_flops, run_hardware_flops
 from openba.artifacts import Build
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
@@ -46,6 +48,7 @@ from openba.train.replicas import differing
 from openba.train.stopping import Preempted, StopRequest
 from openba.train.watchdog import Watchdog
 
+_WORK = ("flops", "hardware_flops")
 _LEASE_SECONDS = 10.0
 """How long a group waits for the one before it to be gone."""
 
@@ -74,7 +77,8 @@ class _Stage:
         micro = self.runtime.train.micro_batch
         self.heldout = HeldOut(self.train, build.inputs["data"], self.tokenizer, micro)
         self.log = StageLog(self.out, enabled=self.engine.rank == 0)
-        self.totals = {"tokens": 0, "targets": 0, "skipped": 0}  # of every step, logged or not
+        # Of every step, logged or not.
+        self.totals: dict[str, float] = dict.fromkeys(("tokens", "targets", "skipped", *_WORK), 0)
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.runtime.train.keep_checkpoints)
         self._told_stall = 0.0
         self._try_again = -1
@@ -82,7 +86,7 @@ class _Stage:
         self.profile = Profile(self.out, self.engine.rank, self.runtime.train.profile_after)
         self.identity = identity(self.recipe, build.inputs)
         self.guard = Guard(self.train, self.log)
-        self.meter = Meter(self.recipe, self.tokenizer.size, self.runtime.device, self.engine.world)
+        self.meter = Meter(self.recipe, self.tokenizer.size, self.runtime, self.engine.world)
         ul2 = isinstance(self.train.data, UL2Recipe)
         self.modes = {mode: self.tokenizer.mode(mode) for mode in "RSX"} if ul2 else {}
         self.stop = StopRequest(self.out)
@@ -114,14 +118,17 @@ class _Stage:
 
     def _run(self) -> dict[str, Any]:
         start: int | None = self._resume()
-        with EnergyMeter() as meter:
+        first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"  # one meter a node
+        with EnergyMeter() if first_of_node else nullcontext() as meter:
             if start == 0:
                 self._rehearse()
                 self._measure(0)
             while start is not None:
                 start = self._train(start)
         self._settle(self.train.steps)
-        self.log.end(meter.joules())
+        nodes: list[dict[str, float | None] | None] = [None] * self.engine.world
+        dist.all_gather_object(nodes, meter and meter.joules())
+        self.log.end(total_joules([joules for joules in nodes if joules is not None]))
         return self._finish()
 
     def _train(self, start: int) -> int | None:
@@ -152,7 +159,7 @@ class _Stage:
             clock = time.perf_counter()
         return None
 
-    def _cost(self, micro: list[Batch]) -> float:
+    def _cost(self, micro: list[Batch]) -> tuple[float, float]:
         self.watchdog.beat("step")
         return self.meter.flops(micro)
 
@@ -275,7 +282,9 @@ class _Stage:
 
     def _log(self, step: Step, seconds: float) -> None:
         info = step.info
-        self.totals = {key: total + getattr(info, key) for key, total in self.totals.items()}
+        self.totals = {
+            key: total + getattr(step if key in _WORK else info, key) for key, total in self.totals.items()
+        }
         # At every checkpoint too, so that a resumed run's rows have no gap there.
         cadence = (self.runtime.train.log_every, self.runtime.train.checkpoint_every, self.train.steps)
         if any(info.step % steps == 0 for steps in cadence):
@@ -304,7 +313,8 @@ class _Stage:
 
     def _facts(self) -> dict[str, Any]:
         steps, heldout, attempts = (self.log.rows(name) for name in (METRICS, HELDOUT, ATTEMPTS))
-        return {
+        recompute = self.runtime.train.recompute
+        facts = {
             "parameters": sum(parameters(self.recipe.model, self.tokenizer.size).values()),
             "vocab": self.model.architecture.vocab_size,
             "steps": self.train.steps,
@@ -320,14 +330,9 @@ class _Stage:
             "resumed": len(attempts) - 1,
             "rolled_back": self.guard.roll_backs,
             "flops": run_flops(self.recipe, self.tokenizer.size),
-            "energy_joules": _sum_energy([row.get("joules") for row in attempts]),
+            "flops_hardware_padded": run_hardware_flops(self.recipe, self.tokenizer.size, recompute),
+            "flops_useful": self.totals["flops"],
+            "flops_hardware": self.totals["hardware_flops"],
+            "energy_joules": total_joules([row.get("joules") for row in attempts]),
         }
-
-
-def _sum_energy(attempts: list[dict[str, float | None] | None]) -> dict[str, float | None]:
-    """Joules per domain over all attempts; None where one of them was not measured to its end."""
-    domains = {domain for joules in attempts for domain in joules or {}}
-    read = {domain: [(joules or {}).get(domain) for joules in attempts] for domain in sorted(domains)}
-    return {
-        d: None if None in values else sum(v for v in values if v is not None) for d, values in read.items()
-    }
+        return facts | {"cost": cost(cast(TrainFacts, facts), self.runtime)}

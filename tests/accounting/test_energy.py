@@ -7,7 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openba.accounting.carbon_table import ROWS, difference
-from openba.accounting.energy import POWERCAP, Counter, EnergyMeter, cost, paper_energy
+from openba.accounting.energy import (
+    POWERCAP,
+    Counter,
+    EnergyMeter,
+    TrainFacts,
+    cost,
+    paper_energy,
+    total_joules,
+)
 from openba.recipes.runtime import DeviceRuntime, PipelineRuntime, TrainRuntime
 
 A100 = DeviceRuntime(
@@ -46,29 +54,43 @@ def test_table_5_follows_from_its_hours_but_for_bloom() -> None:
     assert bloom.mwh == 475
 
 
+def finished(
+    flops: float, seconds: float, workers: int, joules: dict[str, float | None] | None = None
+) -> TrainFacts:
+    return {
+        "flops": flops, "flops_useful": 0.6 * flops, "flops_hardware": 0.7 * flops,
+        "training_seconds": seconds, "workers": workers, "energy_joules": joules,
+    }  # fmt: skip
+
+
 def test_money_is_device_hours_at_the_users_price() -> None:
-    facts = {"flops": 1e15, "seconds": 1800.0, "devices": 4, "energy_joules": None}
+    facts = finished(1e15, 1800.0, 4)
     assert cost(facts, CLUSTER)["money"] is None
     assert cost(facts, CLUSTER.model_copy(update={"price": 2.5}))["money"] == pytest.approx(5.0)
 
 
 def test_cost_of_the_papers_run() -> None:
     """1.551e22 FLOPs in 38,214 h are 112.7 TFLOP/s per GPU, 36 % of an A100."""
-    facts = {"flops": 1.551e22, "seconds": 38_214 * 3600 / 32, "devices": 32, "energy_joules": None}
+    facts = finished(1.551e22, 38_214 * 3600 / 32, 32)
     result = cost(facts, CLUSTER)
     assert result["device_hours"] == pytest.approx(38_214)
     assert result["energy_kwh_paper"] == pytest.approx(16_814, rel=1e-4)
     assert result["tco2eq_paper"] == pytest.approx(6.47, rel=1e-3)
     assert result["tflops_per_device"] == pytest.approx(112.7, abs=0.1)
     assert result["utilisation"] == pytest.approx(0.361, abs=1e-3)
+    assert result["utilisation_useful"] == pytest.approx(0.6 * result["utilisation"])
+    assert result["utilisation_hardware"] == pytest.approx(0.7 * result["utilisation"])
     assert result["energy_joules_measured"] is None
+    assert result["energy_kwh_measured"] is None
     assert result["energy_domains"] == []
 
 
 def test_cost_sums_the_domains_that_were_measured() -> None:
-    facts = {"flops": 1e12, "seconds": 0.0, "devices": 2, "energy_joules": {"gpu": None, "cpu": 120.5}}
+    facts = finished(1e12, 0.0, 2, {"gpu": None, "cpu": 3.6e6})
     result = cost(facts, CLUSTER)
-    assert (result["energy_joules_measured"], result["energy_domains"]) == (120.5, ["cpu"])
+    assert (result["energy_joules_measured"], result["energy_domains"]) == (3.6e6, ["cpu"])
+    assert result["energy_kwh_measured"] == pytest.approx(1.1)  # times PUE
+    assert result["tco2eq_measured"] == pytest.approx(1.1e-3 * 0.385)
     assert result["tflops_per_device"] is None
     assert result["utilisation"] is None
 
@@ -142,3 +164,10 @@ def test_meter_on_this_machine_never_invents() -> None:
     assert all(joules is None or joules >= 0 for joules in meter.joules().values())
     if not POWERCAP.exists():
         assert meter.joules()["cpu"] is None
+
+
+def test_a_part_of_the_nodes_is_no_total() -> None:
+    both: list[dict[str, float | None] | None] = [{"cpu": 5.0, "gpu": 1.0}, {"cpu": 7.0, "gpu": None}]
+    assert total_joules(both) == {"cpu": 12.0, "gpu": None}
+    assert total_joules([{"cpu": 5.0}, None]) == {"cpu": None}
+    assert total_joules([]) == {}

@@ -1,5 +1,7 @@
 """Parameter and FLOP counts: the published totals, and what torch itself counts on the real model."""
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +13,12 @@ from benchmarks.accounting import BASE, SHAPES, counted
 from openba.accounting.flops import (
     forward_flops,
     parameters,
+    recomputed_flops,
     run_flops,
     train_flops,
     useful_train_flops,
 )
+from openba.model.architecture import Recompute
 from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe
 from openba.recipes.train import InstructionRecipe, OptimRecipe, TrainRecipe, TrainStep
@@ -158,3 +162,22 @@ def test_padding_takes_two_fifths_of_stage_ones_flops() -> None:
     encoder, decoder = [513, 496, 429, 381, 322, 486, 290], [114, 97, 144, 380, 321, 87, 289]
     useful = useful_train_flops(PAPER, VOCAB, encoder, decoder)
     assert useful / (7 * train_flops(PAPER, VOCAB, 570, 380)) == pytest.approx(0.605, abs=5e-4)
+
+
+def test_what_is_computed_again_is_what_torch_counts() -> None:
+    """The counter sees the math backend: no scores again in a backward pass, and other products to keep."""
+    recipe = ModelRecipe(**BASE | SHAPES["1+3, as OpenBA"])
+    more = {kind: recomputed_flops(recipe, 40, [7, 7], [5, 5], kind) for kind in get_args(Recompute)}
+    torchs = {}
+    for kind in more:
+        model, counter = counted(recipe, recompute=kind)
+        torchs[kind] = counter - model
+    scores = more["none"]  # half of attention's forward FLOPs: queries times keys
+    assert scores > 0
+    assert torchs["none"] == 0
+    assert torchs["full"] == more["full"] - scores
+    # Fused attention is one operation, so its second product is done again, too.
+    assert torchs["attention"] == more["attention"] - scores - scores
+    # ... and is kept whole as a product is; the math backend's two products are not known as attention.
+    assert more["selective"] == scores
+    assert torchs["selective"] == 2 * scores

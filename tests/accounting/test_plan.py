@@ -2,6 +2,7 @@
 
 import pytest
 
+from openba.accounting.flops import train_flops
 from openba.accounting.plan import plan_training
 from openba.errors import UserError
 from openba.recipes.model import ModelRecipe
@@ -45,6 +46,11 @@ def test_stage_one_of_the_paper() -> None:
     assert plan["gpu_hours"] == pytest.approx(32 * plan["wall_hours"])
     assert plan["kwh"] == pytest.approx(plan["gpu_hours"] * 0.44)
     assert plan["tco2eq"] == pytest.approx(plan["kwh"] / 1000 * 0.385)
+    # Stage II's form has one length; nothing is computed again, but fused attention's scores are.
+    real, padded = (train_flops(STEP.model, 250_368, *lengths) for lengths in ((378, 377), (570, 380)))
+    assert plan["flops_useful"] / plan["flops"] == pytest.approx(real / padded)
+    assert 1 < plan["flops_hardware"] / plan["flops_useful"] < 1.01
+    assert 1 < plan["flops_hardware_padded"] / plan["flops"] < 1.01
     assert plan["checkpoint_bytes"] == 14 * plan["parameters"]
 
 

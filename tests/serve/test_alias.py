@@ -8,12 +8,17 @@ import threading
 import time
 from pathlib import Path
 
+import fsspec
 import pytest
 from mlflow import MlflowClient
 
+from openba.artifacts import fetched
+from openba.data.instruct import encode_input
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.home import Home
+from openba.model.files import load_model
+from openba.model.generate import generate
 from openba.serve.limits import Limits
 from tasks.serve import Source, serve
 from tests.serve.conftest import KEY, start, write_model
@@ -92,6 +97,21 @@ def test_a_new_champion_answers_and_no_request_is_lost(
     assert {version for _, version, _ in answers} == {"v1", "v2"}
     assert len({text for _, _, text in answers}) == 2
     assert len({(version, text) for _, version, text in answers}) == 2  # each version its own answer
+
+
+def test_a_model_of_a_remote_store_needs_no_copy_once_it_is_loaded(model_folder: Path) -> None:
+    remote = fsspec.filesystem("memory")
+    remote.put(f"{model_folder}/", "/served/model/", recursive=True)
+    files = {
+        f"model/{path.name}": {"sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        for path in model_folder.iterdir()
+    }
+    with fetched("memory://served", files) as folder:
+        model, tokenizer = load_model(folder / "model")
+    assert not folder.exists()
+    sources = [encode_input(tokenizer, "房间很干净", [], 128)]
+    own = load_model(model_folder)
+    assert generate(model, tokenizer, sources, 20) == generate(*own, sources, 20)
 
 
 def test_what_cannot_be_served_is_one_line(

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from openba.accounting.flops import parameters, run_flops
+from openba.accounting.energy import total_joules
+from openba.accounting.flops import parameters, recomputed_flops, run_flops, useful_train_flops
 from openba.data.store import TokenStore
 from openba.data.tokenizer import Tokenizer
 from openba.model.files import load_model
+from openba.model.model import IGNORE
 from openba.recipes.train import TrainStep
 from openba.train.batches import TrainingBatches, training_samples
-from openba.train.stage import _sum_energy
+from openba.train.log import RATES
 
 
 def test_the_output_is_a_model_and_its_logs(runs: Any) -> None:
@@ -47,7 +51,7 @@ def test_facts_add_up(runs: Any) -> None:
 
 
 def test_held_out_loss_is_measured_before_between_and_after_by_mode(runs: Any) -> None:
-    assert [row["step"] for row in runs.rows("undisturbed", "heldout.jsonl")] == [0, 4, 8, 12, 16]
+    assert [row["step"] for row in runs.rows("undisturbed", "heldout.jsonl")] == [0, 4, 8, 10]
     for row in runs.rows("reference", "heldout.jsonl"):
         modes = [row[name] for name in "RSX"]
         assert min(modes) < row["loss"] < max(modes)
@@ -80,7 +84,50 @@ def test_facts_count_steps_that_are_not_logged(runs: Any, tokenizer: Tokenizer) 
     ]
     assert facts["tokens"] == sum(batch.tokens for batch in batches)
     assert facts["target_tokens"] == sum(batch.targets for batch in batches)
-    assert rows[-1]["totals"] == {"tokens": facts["tokens"], "targets": facts["target_tokens"], "skipped": 0}
+    lengths = (
+        [n for batch in batches for n in batch.mask.sum(1).tolist()],
+        [n for batch in batches for n in (batch.labels != IGNORE).sum(1).tolist()],
+    )
+    model = TrainStep.model_validate(runs.job("x")["recipe"]).model
+    assert facts["flops_useful"] == useful_train_flops(model, tokenizer.size, *lengths)
+    more = recomputed_flops(model, tokenizer.size, *lengths, "none")
+    assert facts["flops_hardware"] == facts["flops_useful"] + more
+    assert rows[-1]["totals"] == {
+        "tokens": facts["tokens"], "targets": facts["target_tokens"], "skipped": 0,
+        "flops": facts["flops_useful"], "hardware_flops": facts["flops_hardware"],
+    }  # fmt: skip
+
+
+def test_work_before_a_restart_counts_once(runs: Any) -> None:
+    for name in ("flops_useful", "flops_hardware"):
+        assert runs.facts["resumed"][name] == runs.facts["undisturbed"][name] > 0
+    cost = runs.facts["resumed"]["cost"]
+    assert 0 < cost["utilisation_useful"] < cost["utilisation_hardware"] < cost["utilisation"]
+
+
+def test_padded_batches_train_the_same(runs: Any) -> None:
+    assert runs.losses("padded") == pytest.approx(runs.losses("reference"), rel=1e-6)
+    counts = [[(row["tokens"], row["targets"]) for row in runs.rows(n)] for n in ("reference", "padded")]
+    assert counts[0] == counts[1]
+
+
+def test_a_look_into_three_steps_leaves_a_trace_and_the_same_state(runs: Any) -> None:
+    """The state: `undisturbed` was looked at, runs that end as it does were not."""
+    for rank in (0, 1):
+        trace = runs.root / "undisturbed" / "profile" / f"trace-0000{rank}.json.gz"
+        events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+        products = sum(event["name"] == "aten::mm" for event in events)
+        assert products >= 3 * 20  # three steps of three blocks
+        assert any(event["name"] == "[memory]" for event in events)
+
+
+def test_every_step_tells_its_figures(runs: Any) -> None:
+    row = runs.rows("reference")[-1]
+    told = {"loss", "loss_R", "loss_S", "loss_X", "lr", "gradient_norm", *RATES}
+    assert told <= row.keys()
+    assert all(row[name] >= 0 for name in told)
+    assert row["padded_tokens_per_second"] > row["tokens_per_second"] > 0
+    assert row["mfu_padded"] > row["mfu_useful"] > 0
 
 
 def test_no_held_out_sample_is_refused(runs: Any) -> None:
@@ -90,5 +137,5 @@ def test_no_held_out_sample_is_refused(runs: Any) -> None:
 
 
 def test_energy_is_unknown_if_one_attempt_was_not_measured_to_its_end() -> None:
-    assert _sum_energy([{"cpu": 1.0, "gpu": None}, {"cpu": 2.0, "gpu": None}]) == {"cpu": 3.0, "gpu": None}
-    assert _sum_energy([None, {"cpu": 2.0, "gpu": 5.0}]) == {"cpu": None, "gpu": None}
+    assert total_joules([{"cpu": 1.0, "gpu": None}, {"cpu": 2.0, "gpu": None}]) == {"cpu": 3.0, "gpu": None}
+    assert total_joules([None, {"cpu": 2.0, "gpu": 5.0}]) == {"cpu": None, "gpu": None}

@@ -1,0 +1,45 @@
+"""The network interface of a gang's process group: the one whose address Ray knows a worker's node by.
+
+Owns that choice. Left alone, gloo takes the address that the host's name leads to, which Debian writes into
+/etc/hosts as 127.0.1.1: workers of other nodes then find nobody. NCCL chooses for itself.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import psutil
+import ray
+from ray.train.torch import TorchConfig
+from ray.train.torch.config import _TorchBackend
+
+INTERFACE = "GLOO_SOCKET_IFNAME"
+
+
+class NodeTorchConfig(TorchConfig):
+    """Ray's, with each worker told its node's interface before the group is made."""
+
+    @property
+    def backend_cls(self) -> type[_TorchBackend]:
+        """Asked for by Ray Train."""
+        return _NodeBackend
+
+
+class _NodeBackend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Called in the controller when all workers are there."""
+        worker_group.execute(choose_interface)
+        super().on_start(worker_group, backend_config)
+
+
+def choose_interface() -> None:
+    """Set the interface of this node's address, unless somebody has set one."""
+    address = ray.util.get_node_ip_address()
+    found = (
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if address in [entry.address for entry in addresses]
+    )
+    if name := next(found, None):
+        os.environ.setdefault(INTERFACE, name)

@@ -1,0 +1,130 @@
+"""`openba serve --cluster`: replicas of the server on the Ray cluster that RAY_ADDRESS names.
+
+Owns the talk with Ray Serve's REST API; this process is no Ray driver, and the deployment goes on without it.
+Other applications of that cluster stay as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from dataclasses import asdict
+from typing import Any
+
+from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
+
+from openba.errors import UserError
+from openba.home import Home, without_credentials
+from openba.serve.limits import Limits
+from tasks.serve import LOOPBACK, Source
+
+NAME = "openba"
+_POLL_SECONDS = 0.5
+_SECONDS_TO_START = 600.0
+
+
+def deploy(
+    asked: str,
+    home: Home,
+    limits: Limits,
+    *,
+    replicas: int,
+    host: str,
+    port: int,
+    device: str,
+    threads: int,
+    poll: float,
+) -> None:
+    """Put so many replicas in place of those that are there, and wait until they answer; 0 ends them.
+
+    Args: as `tasks.serve.serve`.
+
+    Raises:
+        UserError: no cluster, no such model, Serve listens elsewhere, or a replica does not come up.
+    """
+    client = _client()
+    present = client.get_serve_details()
+    if replicas == 0:
+        client.deploy_applications(_config(present, None))
+        print(f"{NAME} is no longer served on {client.get_address()}")
+        return
+    _check_address(present, host, port)
+    source = Source(asked, home)  # a mistake in it is told here
+    registry = home.tracking_uri
+    settings: dict[str, Any] = {
+        "asked": str(source.folder.resolve()) if source.folder else asked,
+        "home": str(home.root),
+        "registry": registry if without_credentials(registry) == registry else None,
+        "limits": asdict(limits),
+        "host": host,
+        "device": device,
+        "threads": threads,
+        "poll": poll,
+        "replicas": replicas,
+    }
+    place = "HeadOnly" if host in LOOPBACK else "EveryNode"
+    http = {"host": host, "port": port}
+    client.deploy_applications(_config(present, settings) | {"http_options": http, "proxy_location": place})
+    _wait(client, present)
+    print(f"{asked} on http://{host}:{port} of {client.get_address()}'s cluster, {replicas} replica(s)")
+
+
+def _client() -> ServeSubmissionClient:
+    address = os.environ.get("RAY_ADDRESS")
+    if not address:
+        raise UserError("--cluster: set RAY_ADDRESS to the dashboard of a Ray cluster, as http://head:8265")
+    try:
+        return ServeSubmissionClient(address)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from None
+
+
+def _config(present: dict[str, Any], settings: dict[str, Any] | None) -> dict[str, Any]:
+    """All applications of the cluster, ours with these settings or not at all."""
+    others = [
+        found["deployed_app_config"]
+        for name, found in present["applications"].items()
+        if name != NAME and found.get("deployed_app_config")
+    ]
+    if settings is None:
+        return {"applications": others}
+    ours = {
+        "name": NAME,
+        "route_prefix": "/",
+        "import_path": "tasks.serve_replica:application",
+        "args": settings,
+    }
+    return {"applications": [*others, ours]}
+
+
+def _check_address(present: dict[str, Any], host: str, port: int) -> None:
+    running = present.get("http_options") or {}
+    there = running.get("host"), running.get("port")
+    if present["applications"] and there != (host, port):
+        raise UserError(
+            f"Ray Serve listens on {there[0]}:{there[1]} already; ask for that with --host and --port, or "
+            "end it with `serve shutdown`"
+        )
+
+
+def _wait(client: ServeSubmissionClient, before: dict[str, Any]) -> None:
+    end = time.monotonic() + _SECONDS_TO_START
+    while True:
+        found = client.get_serve_details()["applications"].get(NAME, {})
+        if found.get("status") == "RUNNING":
+            return
+        if found.get("status") in ("DEPLOY_FAILED", "UNHEALTHY") or time.monotonic() > end:
+            client.deploy_applications(_config(before, None))
+            raise UserError(f"{NAME} did not come up: {_reason(found)}")
+        time.sleep(_POLL_SECONDS)
+
+
+def _reason(application: dict[str, Any]) -> str:
+    """The line of a user's mistake in what Serve tells, else its first line."""
+    deployments = application.get("deployments") or {}
+    told = [application.get("message") or "", *(each.get("message") or "" for each in deployments.values())]
+    for text in told:
+        if found := re.search(r"UserError: (.*)", text):
+            return found[1]
+    return next((text.strip().splitlines()[-1] for text in told if text.strip()), "no reason given")
