@@ -5,6 +5,7 @@ Everything goes through Prefect's own command and API on a site of its own (`ben
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,12 +17,13 @@ from mlflow.entities import Run
 
 from benchmarks.figure import ROOT, Figure
 from benchmarks.site import JOB_ENDED, Site, site, until
+from openba.graph import Pipeline
 from openba.train.log import METRICS, read_rows
 from tasks.doctor import AUTOMATION, ZOMBIES
 
 FLOWS = 10
 """Of the small pipeline: data, three stages, one expert, two evaluations, three promotions."""
-LONG = 'overrides=["stage3.budget=100000 steps","stage3.evaluate_every=100000 steps"]'
+LONG = '["stage3.budget=100000 steps","stage3.evaluate_every=100000 steps"]'
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -98,8 +100,9 @@ def _approved(running: Site) -> Iterator[Figure]:
 
 
 def _suspended(running: Site) -> str | None:
-    """The flow run that waits for an answer, if one does."""
-    return next((run["id"] for run in running.runs() if run["state_type"] == "PAUSED"), None)
+    """The flow run that waits for an answer on Stage III, if one does."""
+    waiting = (run for run in running.runs() if run["state_type"] == "PAUSED")
+    return next((run["id"] for run in waiting if run["parameters"]["model"] == "stage3"), None)
 
 
 def _word(answer: bool) -> str:
@@ -108,8 +111,7 @@ def _word(answer: bool) -> str:
 
 def _cancelled(running: Site) -> Iterator[Figure]:
     """`prefect flow-run cancel` in the middle of a training; the next in the queue waits for its place."""
-    flow_run = _start(running, "openba-train/stage3", LONG, "step=stage3")
-    _steps(running, 20)
+    flow_run, _ = _train(running, LONG)
     waiting = _start(running, "openba-train/stage2", "step=stage2")
     began = time.monotonic()
     running.prefect("flow-run", "cancel", flow_run)
@@ -126,9 +128,8 @@ def _cancelled(running: Site) -> Iterator[Figure]:
 def _restarts(running: Site) -> Iterator[Figure]:
     """Both servers away in the middle of a training, one after the other."""
     steps = 1500
-    short = f'overrides=["stage3.budget={steps} steps","stage3.evaluate_every={steps} steps"]'
-    flow_run = _start(running, "openba-train/stage3", short, "step=stage3")
-    folder = _steps(running, 20)
+    short = f'["stage3.budget={steps} steps","stage3.evaluate_every={steps} steps"]'
+    flow_run, folder = _train(running, short)
     for name, away in (("prefect", 20), ("mlflow", 40)):
         running.services[name].stop()
         before = len(read_rows(folder / METRICS))
@@ -149,8 +150,7 @@ def _restarts(running: Site) -> Iterator[Figure]:
 
 def _dead(running: Site) -> Iterator[Figure]:
     """A kill -9 of a flow's process, then of a flow's process and its worker: what is left of them."""
-    flow_run = _start(running, "openba-train/stage3", LONG, "step=stage3")
-    _steps(running, 20)
+    flow_run, _ = _train(running, LONG)
     _flow_process(running).kill()
     began = time.monotonic()
     until(lambda: _state(running, flow_run) == "CRASHED", 120, "CRASHED")
@@ -158,8 +158,7 @@ def _dead(running: Site) -> Iterator[Figure]:
     until(lambda: set(running.jobs()) <= JOB_ENDED, 120, "the job's end")
     yield Figure("operations/killed_flow_cleared", time.monotonic() - began, "s", 60)
     _soon(running)
-    flow_run = _start(running, "openba-train/stage3", LONG, "step=stage3")
-    until(lambda: not set(running.jobs()) <= JOB_ENDED, 180, "its job")
+    flow_run, _ = _train(running, LONG)
     process = _flow_process(running)
     running.services["worker"].process.kill()
     process.kill()
@@ -168,7 +167,7 @@ def _dead(running: Site) -> Iterator[Figure]:
     yield Figure("operations/dead_worker_run_marked_crashed", time.monotonic() - began, "s", 180)
     jobs = len(running.jobs())
     running.start_worker()
-    again = _start(running, "openba-train/stage3", LONG, "step=stage3")
+    again = _start(running, "openba-train/stage3", f"overrides={LONG}", "step=stage3")
     until(lambda: again in _running_flows(running), 180, "a flow that goes on with the job")
     yield Figure("operations/dead_worker_job_started_twice", len(running.jobs()) - jobs, "", 0)
     running.prefect("flow-run", "cancel", again)
@@ -199,14 +198,17 @@ def _start(running: Site, deployment: str, *parameters: str) -> str:
     return next(run["id"] for run in running.runs() if run["id"] not in before)
 
 
-def _steps(running: Site, count: int) -> Path:
-    """Wait until the training that is being built has done so many steps; its folder."""
+def _train(running: Site, overrides: str) -> tuple[str, Path]:
+    """Begin Stage III by hand and wait until it has done 20 steps; the flow run and the stage's folder."""
+    step = Pipeline(running.pipeline, json.loads(overrides)).step("stage3")
+    folder, began = running.home.work / step.key, time.time()
+    flow_run = _start(running, "openba-train/stage3", f"overrides={overrides}", "step=stage3")
 
-    def newest() -> Path | None:
-        found = running.home.work.glob(f"stage3/*/{METRICS}")
-        return next((path.parent for path in found if len(read_rows(path)) >= count), None)
+    def steps() -> int:
+        return sum(row["time"] > began for row in read_rows(folder / METRICS))
 
-    return until(newest, 180, f"{count} steps")
+    until(lambda: steps() >= 20, 300, "20 steps of Stage III")
+    return flow_run, folder
 
 
 def _flow_process(running: Site) -> psutil.Process:

@@ -146,8 +146,7 @@ class Site:
 
     def runs(self) -> list[dict[str, Any]]:
         """All flow runs, oldest first: deployment's flow, parameters, state, times."""
-        answer = httpx.post(f"{self.api}/flow_runs/filter", json={"sort": "EXPECTED_START_TIME_ASC"})
-        return answer.raise_for_status().json()
+        return self._post("flow_runs/filter", {"sort": "EXPECTED_START_TIME_ASC"})
 
     def champion(self, name: str) -> str | None:
         """The version that is champion."""
@@ -156,10 +155,9 @@ class Site:
 
     def resume(self, flow_run: str, answers: dict[str, Any]) -> None:
         """What the form of a suspended flow run sends."""
-        url = f"{self.api}/flow_runs/{flow_run}/resume"
-        answer = httpx.post(url, json={"run_input": answers}).raise_for_status().json()
+        answer = self._post(f"flow_runs/{flow_run}/resume", {"run_input": answers})
         if answer["status"] != "ACCEPT":
-            raise RuntimeError(f"{url}: {answer}")
+            raise RuntimeError(f"{flow_run}: {answer}")
 
     def jobs(self) -> list[str]:
         """The states of all jobs that the Ray head has had.
@@ -174,6 +172,15 @@ class Site:
     def client(self) -> MlflowClient:
         """MLflow's own client."""
         return MlflowClient(tracking_uri=self.tracking)
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        """Prefect's answer; 503 is its busy SQLite database, which its own clients ask again as well."""
+        for pause in (0.5, 1, 2, 4, 8, 0):
+            answer = httpx.post(f"{self.api}/{path}", json=body, timeout=30)
+            if answer.status_code != 503:
+                break
+            time.sleep(pause)
+        return answer.raise_for_status().json()
 
     def _start(self, name: str, command: list[str], ready: Callable[[], bool]) -> None:
         self.services[name] = Service(name, command, self.folder / f"{name}.log", ready, self.environment)

@@ -74,6 +74,8 @@ class Shelf:
                 "training_seconds": 60.0,
                 "workers": 1,
                 "flops": 1e9,
+                "flops_useful": 1e9,
+                "flops_hardware": 1e9,
                 "energy_joules": None,
             }
             return facts | quality.get("facts", {})
