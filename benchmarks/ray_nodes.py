@@ -24,11 +24,11 @@ BIN = Path(sys.executable).parent
 
 
 class RayCluster:
-    """Ray on machines; the head is machine 1."""
+    """Ray with one CPU a node; the head is machine 1."""
 
-    def __init__(self, network: Network, nodes: int, cpus: int = 1) -> None:
-        """Start them all, with so many CPUs each; returns when they have joined."""
-        self.network, self.folder, self.cpus = network, network.folder, cpus
+    def __init__(self, network: Network, nodes: int) -> None:
+        """Start them all; returns when they have joined."""
+        self.network, self.folder = network, network.folder
         token = self.folder / "token"
         token.write_text(secrets.token_hex(16))
         token.chmod(0o600)

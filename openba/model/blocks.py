@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from .architecture import Architecture
 from .attention import attend
+from .functions import PRODUCT
 from .layers import MLP, CrossAttention, SelfAttention, make_norm, make_out_norm
 from .rows import Rows
 
@@ -113,6 +114,7 @@ def _products_kept() -> tuple[Any, Any]:
         *(aten.mm.default, aten.addmm.default, aten._scaled_dot_product_flash_attention_for_cpu.default),
         *(aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_cudnn_attention.default),
         aten._scaled_dot_product_efficient_attention.default,
+        *([] if PRODUCT is None else [PRODUCT]),
     ]
     return create_selective_checkpoint_contexts(kept)
 

@@ -121,6 +121,9 @@ class _Faulty(_Stage):
     def _flip(self, module: Any, loss: torch.Tensor) -> None:
         self.flip = True
 
+    def _sleep_in_save(self, module: Any, loss: torch.Tensor) -> None:
+        checkpoint._sync = lambda path: time.sleep(120)
+
     def _sleep_in_data(self, module: Any, loss: torch.Tensor) -> None:
         samples = self.batches.samples
         self.batches.samples = _Slow(samples)

@@ -324,6 +324,8 @@ def stalled(killed: Cases) -> Cases:
         killed.job(fault, fault, at=[11], evaluate_every=1, runtime=quick)
         for fault in ("sleep", "stop_itself", "sleep_in_data", "sleep_in_evaluation")
     ]
+    often = {**quick, "checkpoint_every": 2}  # so that the watchdog knows how long a save takes
+    jobs.append(killed.job("sleep_in_save", "sleep_in_save", at=[11], runtime=often))
     gangs = [killed.start(job) for job in jobs]
     held = killed.start(killed.job("held", "stop_itself", at=[1]))
     held.wait_for((killed.root / "held" / "attempts.jsonl").exists)
@@ -341,6 +343,7 @@ def stalled(killed: Cases) -> Cases:
         ("stop_itself", "rank 1 gives no sign of life"),
         ("sleep_in_data", "rank 1 is still at `data`"),
         ("sleep_in_evaluation", "rank 1 is still at `evaluate`"),
+        ("sleep_in_save", "rank 1 is still at `save`"),
     ],
 )
 def test_faults_14_15_16_the_watchdog_names_who_stands_still(stalled: Cases, name: str, told: str) -> None:
