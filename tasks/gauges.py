@@ -30,7 +30,7 @@ METRICS_TOLD = {
     "openba_data_wait": "share of a step's time that waits for batches",
     "openba_checkpoint_stall_seconds": "that training waited for checkpoints, since the last logged step",
     "openba_device_hours": "of all attempts",
-    "openba_energy_kwh": "method: paper (hours x watts x PUE) or measured (counters, after an attempt)",
+    "openba_energy_kwh": "method: paper (hours x watts x PUE) or measured (counters x PUE, after an attempt)",
     "openba_tco2eq": "t CO2eq of that energy; method as there",
 }
 """Every metric and what it counts; labels besides are `name` of the step and its `fingerprint`."""
