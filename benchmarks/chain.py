@@ -5,7 +5,6 @@ Everything goes through Prefect's own command and API on a site of its own (`ben
 
 from __future__ import annotations
 
-import signal
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,11 +12,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import psutil
-from ray.job_submission import JobSubmissionClient
+from mlflow.entities import Run
 
-from benchmarks.figure import Figure
-from benchmarks.site import Site, site, until
+from benchmarks.figure import ROOT, Figure
+from benchmarks.site import JOB_ENDED, Site, site, until
 from openba.train.log import METRICS, read_rows
+from tasks.doctor import AUTOMATION, ZOMBIES
 
 FLOWS = 10
 """Of the small pipeline: data, three stages, one expert, two evaluations, three promotions."""
@@ -30,6 +30,7 @@ def figures() -> Iterator[Figure]:
     with tempfile.TemporaryDirectory(prefix="openba-") as folder, site(Path(folder) / "site") as running:
         yield from _chain(running)
         yield from _refused(running)
+        yield from _approved(running)
         yield from _cancelled(running)
         yield from _restarts(running)
         yield from _dead(running)
@@ -66,6 +67,45 @@ def _refused(running: Site) -> Iterator[Figure]:
     until(lambda: _idle(running), 300, "the end of what followed")
 
 
+def _approved(running: Site) -> Iterator[Figure]:
+    """A better Stage III through the chain with a person asked: no leaves the champion, yes moves it."""
+    better = (
+        'overrides=["stage3.budget=40 steps","stage3.evaluate_every=40 steps","registry.gate.approval=true"]'
+    )
+    _start(running, "openba-train/stage3", better, "step=stage3")
+    before = running.champion("openba-flan")
+    for answer in (False, True):
+        if answer:
+            _start(running, "openba-promote/promote", better, "model=stage3")
+        asked = until(lambda: _suspended(running), 400, "a flow that waits for a person")
+        yield Figure(
+            f"operations/champion_moved_before_{_word(answer)}",
+            running.champion("openba-flan") != before,
+            "",
+            0,
+        )
+        running.resume(asked, {"approve": answer, "by": "a person"})
+        until(lambda asked=asked: _state(running, asked) in ENDED, 240, "the answer's end")  # type: ignore[misc]
+        moved = running.champion("openba-flan") != before
+        yield Figure(
+            f"operations/champion_moved_after_{_word(answer)}",
+            moved,
+            "",
+            float(answer),
+            "higher" if answer else "lower",
+        )
+    until(lambda: _idle(running), 400, "what follows")
+
+
+def _suspended(running: Site) -> str | None:
+    """The flow run that waits for an answer, if one does."""
+    return next((run["id"] for run in running.runs() if run["state_type"] == "PAUSED"), None)
+
+
+def _word(answer: bool) -> str:
+    return "yes" if answer else "no"
+
+
 def _cancelled(running: Site) -> Iterator[Figure]:
     """`prefect flow-run cancel` in the middle of a training; the next in the queue waits for its place."""
     flow_run = _start(running, "openba-train/stage3", LONG, "step=stage3")
@@ -73,8 +113,7 @@ def _cancelled(running: Site) -> Iterator[Figure]:
     waiting = _start(running, "openba-train/stage2", "step=stage2")
     began = time.monotonic()
     running.prefect("flow-run", "cancel", flow_run)
-    jobs = JobSubmissionClient(running.ray.dashboard if running.ray else "")
-    until(lambda: all(job.status.is_terminal() for job in jobs.list_jobs()), 120, "the job's end")
+    until(lambda: set(running.jobs()) <= JOB_ENDED, 120, "the job's end")
     yield Figure("operations/cancel_job_stopped", time.monotonic() - began, "s", 60)
     until(lambda: _runs_of(running, flow_run) == {"KILLED"}, 120, "KILLED")
     yield Figure("operations/cancel_mlflow_run_killed", time.monotonic() - began, "s", 60)
@@ -102,21 +141,54 @@ def _restarts(running: Site) -> Iterator[Figure]:
     yield Figure(
         "operations/restart_flow_completed", _state(running, flow_run) == "COMPLETED", "", 1, "higher"
     )
-    client, run = running.client(), _mlflow_runs(running, flow_run)[0]
+    client, run = running.client(), flow_runs_of(running, flow_run)[0]
     shipped = {metric.step for metric in client.get_metric_history(run.info.run_id, "loss")}
     yield Figure("operations/restart_metrics_lost", len(set(range(1, steps + 1)) - shipped), "steps", 0)
     until(lambda: _idle(running), 300, "what follows")
 
 
 def _dead(running: Site) -> Iterator[Figure]:
-    """A kill -9 of a flow's process, and of the worker with it: what is left of them."""
+    """A kill -9 of a flow's process, then of a flow's process and its worker: what is left of them."""
     flow_run = _start(running, "openba-train/stage3", LONG, "step=stage3")
     _steps(running, 20)
-    _kill(_flow_process(running))
+    _flow_process(running).kill()
     began = time.monotonic()
     until(lambda: _state(running, flow_run) == "CRASHED", 120, "CRASHED")
     until(lambda: _runs_of(running, flow_run) == {"KILLED"}, 120, "KILLED")
+    until(lambda: set(running.jobs()) <= JOB_ENDED, 120, "the job's end")
     yield Figure("operations/killed_flow_cleared", time.monotonic() - began, "s", 60)
+    _soon(running)
+    flow_run = _start(running, "openba-train/stage3", LONG, "step=stage3")
+    until(lambda: not set(running.jobs()) <= JOB_ENDED, 180, "its job")
+    process = _flow_process(running)
+    running.services["worker"].process.kill()
+    process.kill()
+    began = time.monotonic()
+    until(lambda: _state(running, flow_run) == "CRASHED", 300, "CRASHED by the automation")
+    yield Figure("operations/dead_worker_run_marked_crashed", time.monotonic() - began, "s", 180)
+    jobs = len(running.jobs())
+    running.start_worker()
+    again = _start(running, "openba-train/stage3", LONG, "step=stage3")
+    until(lambda: again in _running_flows(running), 180, "a flow that goes on with the job")
+    yield Figure("operations/dead_worker_job_started_twice", len(running.jobs()) - jobs, "", 0)
+    running.prefect("flow-run", "cancel", again)
+    until(lambda: set(running.jobs()) <= JOB_ENDED, 120, "the job's end")
+
+
+def _soon(running: Site) -> None:
+    """The shipped automation with a minute for its ten; heartbeats come every 30 s here."""
+    shipped = (ROOT / ZOMBIES).read_text()
+    path = running.folder / "zombies.yaml"
+    path.write_text(shipped.replace("within: 600", "within: 60").replace(AUTOMATION, f"{AUTOMATION}-soon"))
+    running.prefect("automation", "create", "--from-file", str(path))
+
+
+def _running_flows(running: Site) -> set[str]:
+    """Flow runs that MLflow has a running run of."""
+    client = running.client()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    found = client.search_runs(experiments, "attributes.status = 'RUNNING'")
+    return {run.data.tags["prefect.flow_run_id"] for run in found}
 
 
 def _start(running: Site, deployment: str, *parameters: str) -> str:
@@ -142,10 +214,6 @@ def _flow_process(running: Site) -> psutil.Process:
     return next(child for child in worker.children(recursive=True) if "prefect" in " ".join(child.cmdline()))
 
 
-def _kill(process: psutil.Process) -> None:
-    process.send_signal(signal.SIGKILL)
-
-
 def _state(running: Site, flow_run: str) -> str:
     return next(run["state_type"] for run in running.runs() if run["id"] == flow_run)
 
@@ -164,11 +232,12 @@ def _causes(run: dict[str, Any]) -> list[str]:
     return [run["created_by"]["type"].lower().replace("automation", "auto-")] if run["created_by"] else []
 
 
-def _mlflow_runs(running: Site, flow_run: str) -> list[Any]:
+def flow_runs_of(running: Site, flow_run: str) -> list[Run]:
+    """MLflow's runs of a flow run."""
     client = running.client()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     return client.search_runs(experiments, f"tags.`prefect.flow_run_id` = '{flow_run}'")
 
 
 def _runs_of(running: Site, flow_run: str) -> set[str]:
-    return {run.info.status for run in _mlflow_runs(running, flow_run) if run.info.status != "FINISHED"}
+    return {run.info.status for run in flow_runs_of(running, flow_run) if run.info.status != "FINISHED"}

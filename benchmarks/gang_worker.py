@@ -1,8 +1,8 @@
-"""One worker of a real process group, and what it can do. A fork server imports this module once (12 s) and
-makes a worker in milliseconds.
+"""One worker of a real process group, and what it can do.
 
-`jobs` names what to do one after the other; rank R leaves FOLDER/results-R.json. The group is gloo's, as
-under Ray Train on CPUs; nothing of DeepSpeed or of the stage is replaced.
+A fork server imports this module once (12 s) and makes a worker in milliseconds. `jobs` names what to do one
+after the other; rank R leaves FOLDER/results-R.json. The group is gloo's, as under Ray Train on CPUs; nothing
+of DeepSpeed or of the stage is replaced.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Trainer:
         model = OpenBAModel(build.recipe.model.architecture(tokenizer.size))
         samples = training_samples(train, build.inputs["data"], "stage1", tokenizer)
         self.engine = Engine(model, train, build.runtime)
-        self.batches = TrainingBatches(samples, train, tokenizer.pad, tokenizer.size)
+        self.batches = TrainingBatches(samples, train, tokenizer.pad, tokenizer.size, self.engine.padded)
         self.size = build.runtime.train.micro_batch
 
     def step(self, step: int, lr: float = 1e-3, usable: bool = True) -> tuple[float, bool]:
@@ -137,12 +137,14 @@ class Trainer:
         return [self.step(step)[0] for step in steps]
 
     def state(self) -> dict[str, str]:
-        """Digest of every whole tensor of the training state, and the scalars."""
+        """Digest of every whole tensor of the training state, and Adam's step."""
         tensors, numbers = self.engine.share()
         own = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
         everyone: list[dict[str, str]] = [{}] * self.engine.world
         dist.all_gather_object(everyone, own)
-        return {name: digest for part in everyone for name, digest in part.items()} | numbers
+        return {name: digest for part in everyone for name, digest in part.items()} | {
+            "adam_step": numbers["adam_step"]
+        }
 
     def save(self, folder: Path, step: int) -> None:
         """A committed checkpoint; two are to stay."""
@@ -191,10 +193,10 @@ def halves(build: Build, steps: int = 3) -> dict[str, Any]:
     return {"states": [straight.state(), resumed.state()], "losses": [losses, again]}
 
 
-def twenty_steps(build: Build) -> dict[str, Any]:
-    """Loss and gradient norm of twenty steps, the state after them, rows of the embedding, odd copies."""
+def some_steps(build: Build, steps: int = 20) -> dict[str, Any]:
+    """Loss and gradient norm of each step, the state after them, rows of the embedding, odd copies."""
     trainer, rows = Trainer(build), []
-    for step in range(20):
+    for step in range(steps):
         loss, _ = trainer.step(step, lr=2e-4)
         rows.append((loss, trainer.engine.gradient_norm()))
     held = len(trainer.engine.engine.module.shared_embedding.weight)

@@ -1,6 +1,6 @@
-"""Real worker groups on this machine: a fork server, groups of processes, and tiny trainings for them to run.
+"""Real worker groups on this machine: a fork server, groups of processes, and tiny trainings for them.
 
-DeepSpeed's import costs seconds, a tiny run tenths: so workers are forked from a process that has imported it,
+DeepSpeed's import costs seconds, a tiny run tenths: so workers are forked from a process that has it,
 and a case may kill its group. Owns the groups; what a worker does is `gang_worker.py`'s.
 """
 
@@ -113,7 +113,7 @@ class Gang:
         return "\n".join(f"{log}:\n{log.read_text()[-3000:]}" for log in sorted(self.folder.glob("*.log")))
 
     def kill(self) -> None:
-        """kill -9 all workers at once, as a node that loses its power."""
+        """End all with kill -9 at once, as a node that loses its power."""
         for worker in self.workers:
             worker.kill()
         for worker in self.workers:

@@ -1,10 +1,10 @@
-"""Group `operations`: accounting against the paper and torch, nodes that fail, serving under load."""
+"""Group `operations`: accounting against paper and torch, nodes that fail, serving, flows on real servers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks import accounting, cluster, serving
+from benchmarks import accounting, chain, cluster, serving
 from benchmarks.figure import Figure
 
 
@@ -13,3 +13,4 @@ def figures() -> Iterator[Figure]:
     yield from accounting.figures()
     yield from cluster.figures()
     yield from serving.figures()
+    yield from chain.figures()

@@ -1,8 +1,9 @@
 """Cleaning at size: the peak memory for 0.5 and for 4 GB of text, and two processes against one.
 
-Memory: anonymous bytes of the step's process and its workers together, sampled every tenth of a second.
-Pages of mapped files are left out: the kernel drops them whenever it needs the room. The text is that of
-`benchmarks.corpora` in copies that differ in every sentence.
+Both pools are started alike; beside them stands what two processes give that only count: cores that others
+use, too, are not twice one. Memory: anonymous bytes of the step's process and its workers together, sampled
+every tenth of a second. Pages of mapped files are left out: the kernel drops them whenever it needs the room.
+The text is that of `benchmarks.corpora` in copies that differ in every sentence.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from openba.data.schema import DOCUMENTS
 _GB, _MIB = 10**9, 2**20
 _SMALL, _LARGE = _GB // 2, 4 * _GB
 _SPEED = _GB
+_COUNT = 100_000_000
 
 
 def figures() -> Iterator[Figure]:
@@ -36,6 +38,7 @@ def figures() -> Iterator[Figure]:
     """
     yield memory(_SMALL, _LARGE)
     require_quiet()
+    yield counting()
     yield processes(_SPEED)
 
 
@@ -81,16 +84,39 @@ def _anonymous(process: psutil.Process) -> int:
     return int(rest.split()[0]) * 1024 if rest else 0
 
 
+def counting() -> Figure:
+    """Wall time of two loops one after the other over that of both at once, in processes that stand ready."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_count, [1000] * 8))  # both are there
+        started = time.perf_counter()
+        for _ in range(2):
+            pool.submit(_count, _COUNT).result()
+        one_by_one = time.perf_counter() - started
+        started = time.perf_counter()
+        list(pool.map(_count, [_COUNT] * 2))
+        ratio = one_by_one / (time.perf_counter() - started)
+    return Figure(
+        "data/two_processes_that_count", ratio, "x", None, "higher", f"{one_by_one / 2:.1f} s each", ratio
+    )
+
+
+def _count(limit: int) -> int:
+    number = 0
+    while number < limit:
+        number += 1
+    return number
+
+
 def processes(size: int) -> Figure:
-    """Wall time of the step in one process and in two, on one source."""
+    """Wall time of the step in a pool of one process and in one of two, start included."""
     seconds = {}
-    with tempfile.TemporaryDirectory(prefix="openba-scale-") as folder, passes.Processes(2) as two:
+    with tempfile.TemporaryDirectory(prefix="openba-scale-") as folder:
         root = Path(folder)
         corpora.write(root / "text" / DOCUMENTS, corpora.prose(), size)
-        cases: dict[int, passes.Mapper] = {1: passes.here, 2: two}
-        for number, mapper in cases.items():
+        for number in (1, 2):
             started = time.perf_counter()
-            cleaning.clean(root / "text", cleaning.paper(), root / str(number), mapper)
+            with passes.Processes(number) as pool:
+                cleaning.clean(root / "text", cleaning.paper(), root / str(number), pool)
             seconds[number] = time.perf_counter() - started
     ratio = seconds[1] / seconds[2]
     told = f"one process: {seconds[1]:.1f} s; two: {seconds[2]:.1f} s, of {size / _GB:g} GB"

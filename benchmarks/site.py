@@ -53,6 +53,7 @@ tasks: [bbc-title]
 benchmarks: [bbc-title]
 train: {extends: ../../pretrain/finetune}
 """
+JOB_ENDED = {"STOPPED", "SUCCEEDED", "FAILED"}
 LOCAL = ("PREFECT_", "RAY_", "MLFLOW_", "OPENBA_")
 
 
@@ -78,6 +79,7 @@ class Site:
             "PREFECT_API_URL": self.api,
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
             "DO_NOT_TRACK": "1",
             "MLFLOW_TRACKING_URI": self.tracking,
             "PYTHONPATH": str(ROOT),
@@ -146,6 +148,28 @@ class Site:
         """All flow runs, oldest first: deployment's flow, parameters, state, times."""
         answer = httpx.post(f"{self.api}/flow_runs/filter", json={"sort": "EXPECTED_START_TIME_ASC"})
         return answer.raise_for_status().json()
+
+    def champion(self, name: str) -> str | None:
+        """The version that is champion."""
+        version = self.client().get_registered_model(name).aliases.get("champion")
+        return None if version is None else str(version)
+
+    def resume(self, flow_run: str, answers: dict[str, Any]) -> None:
+        """What the form of a suspended flow run sends."""
+        url = f"{self.api}/flow_runs/{flow_run}/resume"
+        answer = httpx.post(url, json={"run_input": answers}).raise_for_status().json()
+        if answer["status"] != "ACCEPT":
+            raise RuntimeError(f"{url}: {answer}")
+
+    def jobs(self) -> list[str]:
+        """The states of all jobs that the Ray head has had.
+
+        By HTTP: Ray reads its token when it is first imported, which may have been before this site.
+        """
+        assert self.ray
+        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"]).read_text()
+        answer = httpx.get(f"{self.ray.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {token}"})
+        return [job["status"] for job in answer.raise_for_status().json()]
 
     def client(self) -> MlflowClient:
         """MLflow's own client."""

@@ -1,27 +1,26 @@
-"""Group `train`: what is computed on padding, and what a tensor-parallel rank holds of the vocabulary.
+"""Group `train`: that all ways of sharing and resuming a training are one, and what training wastes.
 
-Owns these figures only. That all ways of sharing a model compute the same is asked in
-`tests/train/test_parallel.py`.
+Owns the order. Exact figures and errors come from groups of processes (`gangs.py`), then memory, then a real
+Stage I and II, then times, which want a quiet machine.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
+from benchmarks import gangs, sharing, stages
 from benchmarks.figure import ROOT, Figure
+from benchmarks.padding import padding_figures
 from benchmarks.speed import SHAPE, stage1_batch
 from benchmarks.timing import medians
-from openba.accounting.flops import train_flops, useful_train_flops
-from openba.config import load
-from openba.graph import find_config
 from openba.model.model import IGNORE, OpenBAModel
-from openba.recipes.model import ModelRecipe
-from openba.recipes.train import TrainRecipe, UL2Recipe
 
 VOCAB, TOKENS, WIDTH = 250_368, 2_048, 512
 """As in `loss_memory`."""
@@ -29,23 +28,15 @@ ROUNDS = 7
 
 
 def figures() -> Iterator[Figure]:
-    """Shares, memory, then times."""
-    yield _padding_share()
-    one, two = (_peak(size) for size in (1, 2))
-    told = f"all words on one rank: {one / 2**20:.0f} MiB"
-    yield Figure("train/vocabulary_memory_of_tp2", 100 * two / one, "%", 55, peer=told, ratio=two / one)
+    """Errors, shares, memory, a real training, times."""
+    gangs.start_server()
+    with tempfile.TemporaryDirectory(prefix="openba-train-") as folder:
+        inputs = stages.make_inputs(Path(folder))
+        yield from sharing.figures(Path(folder) / "sharing", inputs)
+        yield from padding_figures(inputs)
+        yield _vocabulary_memory()
+        yield from stages.figures(Path(folder) / "stages", inputs)
     yield _ragged_against_padded()
-
-
-def _padding_share() -> Figure:
-    """Useful share of the FLOPs of Stage I's mix at full size, every row padded to 570/380."""
-    train = load(find_config("pretrain", "stage1"), TrainRecipe)
-    model = load(find_config("model", "openba-15b"), ModelRecipe)
-    assert isinstance(train.data, UL2Recipe)
-    sizes = np.array([d.longest(train.data.length, train.data.s_length) for d in train.data.denoisers])
-    useful = useful_train_flops(model, VOCAB, sizes[:, 0].tolist(), sizes[:, 1].tolist())
-    whole = len(sizes) * train_flops(model, VOCAB, train.encoder_length, train.decoder_length)
-    return Figure("train/useful_flops_padded", 100 * useful / whole, "%")
 
 
 def _ragged_against_padded() -> Figure:
@@ -61,6 +52,12 @@ def _ragged_against_padded() -> Figure:
     seconds = medians({"padded": lambda: step(True), "ragged": lambda: step(False)}, ROUNDS)
     ratio = seconds["padded"] / seconds["ragged"]
     return Figure("train/ragged_against_padded", ratio, "x", 1.4, "higher", "padded layout", ratio)
+
+
+def _vocabulary_memory() -> Figure:
+    one, two = (_peak(size) for size in (1, 2))
+    told = f"all words on one rank: {one / 2**20:.0f} MiB"
+    return Figure("train/vocabulary_memory_of_tp2", 100 * two / one, "%", 55, peer=told, ratio=two / one)
 
 
 def _peak(size: int) -> int:
@@ -80,7 +77,7 @@ def _run(size: int) -> int:
     from openba.model.parallel_loss import TensorGroup, VocabularySoftmax
 
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    softmax = VocabularySoftmax(TensorGroup(dist.group.WORLD, 0, size))
+    softmax: Any = VocabularySoftmax(TensorGroup(dist.group.WORLD, 0, size))
     hidden = torch.empty(TOKENS, WIDTH).normal_().requires_grad_()
     labels = torch.randint(VOCAB // size, (TOKENS,))
     before = peak()

@@ -49,7 +49,7 @@ def build_data(pipeline: str = "tiny", overrides: Overrides = None) -> None:
     """
     graph = _graph(pipeline, overrides)
     _build(graph, graph.data)
-    events.passed("data", pipeline, graph.step("mixture").fingerprint, graph.after("data"))
+    events.passed("data", pipeline, overrides, graph.step("mixture").fingerprint, graph.after("data"))
 
 
 @flow(name="openba-train", task_runner=RUNNER, **HOOKS)
@@ -69,7 +69,7 @@ def train_step(
     facts = _build(graph, list(trained.walk()))[step]
     if reasons := stage_refusals(facts, max_heldout_loss):
         raise UserError(f"{step}: the gate refuses it: {'; '.join(reasons)}")
-    events.passed(step, pipeline, trained.fingerprint, graph.after(step))
+    events.passed(step, pipeline, overrides, trained.fingerprint, graph.after(step))
 
 
 @flow(name="openba-evaluate", task_runner=RUNNER, **HOOKS)
@@ -90,7 +90,7 @@ def evaluate_model(
     facts = _build(graph, [*step.walk(), *graph.step("contamination").walk()])[step.name]
     if reasons := evaluation_refusals(tuple(step.recipe.benchmarks), facts["benchmarks"]):  # type: ignore[attr-defined]
         raise UserError(f"{step.name}: the gate refuses it: {'; '.join(reasons)}")
-    events.passed(step.name, pipeline, step.fingerprint, graph.after(step.name))
+    events.passed(step.name, pipeline, overrides, step.fingerprint, graph.after(step.name))
 
 
 @flow(name="openba-promote", **HOOKS)

@@ -34,7 +34,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a model; exit code 1 if a benchmark could not be run."""
-    from openba.evaluate.shards import here
+    from openba.evaluate.shards import Mapper, here
     from openba.evaluate.suite import chosen, run_suite
     from openba.report.card import write_card
     from openba.report.paper_tables import evaluations_of, write_tables
@@ -42,7 +42,7 @@ def evaluate(
     benchmarks = chosen(suite or [], names or [], data, overrides)
     if not benchmarks:
         raise UserError("eval: name a benchmark or a suite, such as --suite quick")
-    mapper = here
+    mapper: Mapper = here
     if workers > 1:
         from tasks.evaluate import on_own_ray
 

@@ -91,7 +91,7 @@ def champion_refusals(found: Evidence, against: Against | None, gate: GateConfig
     if gate.contamination is not None:
         lines += _contaminated(found, gate.contamination)
     if gate.licences:
-        unstated = sorted(name for name, licence in found.licences.items() if not licence.strip())
+        unstated = sorted(name for name, licence in found.licences.items() if _unstated(licence))
         lines += [f"licences: {name} states none" for name in unstated]
     if gate.export:
         lines += _exported(found.logits_apart)
@@ -146,6 +146,10 @@ def _exported(apart: float | str | None) -> Iterator[str]:
         yield f"export: {apart}"
     elif not apart <= 0:
         yield f"export: logits of the loaded folder differ by up to {apart:g}"
+
+
+def _unstated(licence: str) -> bool:
+    return not licence.strip() or licence.casefold().startswith(("unstated", "unknown"))
 
 
 def _is_finite(value: Any) -> bool:

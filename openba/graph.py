@@ -31,7 +31,7 @@ from openba.recipes.pipeline import ExpertConfig, PipelineConfig, expert_files
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainRecipe, TrainStep
 
-SOURCE = Kind("openba.data.sources:build", "2")
+SOURCE = Kind("openba.data.sources:build", "3")
 CORPUS = Kind("openba.data.clean.corpus:build", "4", resumable=True)
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
 MIXTURE = Kind("openba.data.mixture:build", "2")
@@ -277,16 +277,19 @@ class Pipeline:
 
     def _evaluations(self) -> None:
         for name in self.config.evaluate:
-            self._evaluate(name, self.config.benchmarks, self.config.stage3, "benchmarks")
+            for prefix in self.config.prefixes:
+                self._evaluate(name, self.config.benchmarks, self.config.stage3, "benchmarks", prefix)
         for name, expert in self.experts.items():
             self._evaluate(name, expert.benchmarks, expert.train, f"experts.{name}.benchmarks")
 
-    def _evaluate(self, name: str, benchmarks: Any, lengths: TrainRecipe, config: str) -> None:
-        recipe = EvaluateStep(benchmarks=benchmarks, encoder_length=lengths.encoder_length)
+    def _evaluate(
+        self, name: str, benchmarks: Any, lengths: TrainRecipe, config: str, prefix: Any = "S"
+    ) -> None:
+        recipe = EvaluateStep(benchmarks=benchmarks, encoder_length=lengths.encoder_length, prefix=prefix)
         tasks = {
             f"task-{key}": self._task(key, b.task, f"{config}.{key}.task") for key, b in benchmarks.items()
         }
-        self._add(f"evaluate-{name}", EVALUATE, recipe, config, model=self.step(name), **tasks)
+        self._add(evaluation_name(name, prefix), EVALUATE, recipe, config, model=self.step(name), **tasks)
 
     def _experts(self, overrides: list[str] | None) -> dict[str, ExpertConfig]:
         experts = {}
@@ -298,6 +301,11 @@ class Pipeline:
             experts[name] = config.validate(ExpertConfig)
             self.files.adopt(f"experts.{name}", config)
         return experts
+
+
+def evaluation_name(model: str, prefix: str = "S") -> str:
+    """The step that evaluates a model with prompts that begin with this mode token."""
+    return f"evaluate-{model}" if prefix == "S" else f"evaluate-{model}-{prefix}"
 
 
 def _compared(shape: str) -> str:

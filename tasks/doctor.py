@@ -33,7 +33,7 @@ class Check:
 
 def examine(home: Home) -> list[Check]:
     """All checks, in the order in which a run would meet them."""
-    return [*_python(), *_packages(), *_machine(home), *_ports(), *_zombies()]
+    return [*_python(), *_packages(), *_machine(home), *_ports(), *zombies()]
 
 
 def _python() -> Iterator[Check]:
@@ -86,7 +86,7 @@ def _ports() -> Iterator[Check]:
         )
 
 
-def _zombies() -> Iterator[Check]:
+def zombies() -> Iterator[Check]:
     """The automation that frees the place of a flow run whose process died, on a server of one's own."""
     url = os.environ.get("PREFECT_API_URL")
     if not url:

@@ -7,6 +7,7 @@ inside a Ray job (`job.py`), or for `openba eval --workers` on a Ray of its own.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def on_own_ray(workers: int) -> Mapper:
 
         own = os.environ.get("RAY_ADDRESS") is None
         about: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if own else {}
-        ray.init(address="local" if own else None, log_to_driver=False, logging_level="ERROR", **about)
+        ray.init(address="local" if own else None, log_to_driver=False, logging_level=logging.ERROR, **about)
         try:
             on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
             yield from on_ray(workers, on_gpu)(model, jobs)

@@ -81,7 +81,9 @@ class Witness:
 
     def cost(self, model: Model) -> Cost:
         """Of the model's own training."""
-        return cost(self._facts(model.training) or {}, self.config.runtime)  # type: ignore[arg-type]
+        record = self.store.manifest(model.training)
+        assert record is not None
+        return cost(record["facts"], self.config.runtime)
 
     def against(self, model: Model, champion: ModelVersion) -> Against:
         """The champion, its scores beside the candidate's where both evaluations are there."""

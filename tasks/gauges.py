@@ -1,7 +1,7 @@
-"""A training's figures as Prometheus metrics, told by Ray's own metrics agent on the node of the job's driver.
+"""A training's figures as Prometheus metrics, told by Ray's own metrics agent on the driver's node.
 
-Owns their names and labels. Numbers come from the files that a stage writes, as everywhere outside the gang; Ray
-adds the prefix `ray_`, and its list of nodes is what Prometheus scrapes.
+Owns their names and labels. Numbers come from the files that a stage writes, as everywhere outside the gang;
+Ray adds the prefix `ray_`, and its list of nodes is what Prometheus scrapes.
 """
 
 from __future__ import annotations
@@ -30,10 +30,20 @@ METRICS_TOLD = {
     "openba_data_wait": "share of a step's time that waits for batches",
     "openba_checkpoint_stall_seconds": "that training waited for checkpoints, since the last logged step",
     "openba_device_hours": "of all attempts",
-    "openba_energy_kwh": "method: paper (hours x watts x PUE) or measured (counters, once an attempt has ended)",
+    "openba_energy_kwh": "method: paper (hours x watts x PUE) or measured (counters, after an attempt)",
     "openba_tco2eq": "t CO2eq of that energy; method as there",
 }
 """Every metric and what it counts; labels besides are `name` of the step and its `fingerprint`."""
+
+
+_LABELS = {
+    "openba_loss": "objective",
+    "openba_heldout_loss": "objective",
+    "openba_tokens_per_second": "count",
+    "openba_mfu": "count",
+    "openba_energy_kwh": "method",
+    "openba_tco2eq": "method",
+}
 
 
 class Figure(NamedTuple):
@@ -90,9 +100,6 @@ def _energy(attempts: list[dict[str, Any]], now: float, runtime: PipelineRuntime
 class Gauges:
     """Tells the figures of one stage while the `with` block runs. Ray must be connected."""
 
-    _LABELS = {"openba_loss": "objective", "openba_heldout_loss": "objective", "openba_mfu": "count",
-               "openba_tokens_per_second": "count", "openba_energy_kwh": "method", "openba_tco2eq": "method"}  # fmt: skip
-
     def __init__(self, folder: Path, runtime: PipelineRuntime) -> None:
         """Args: `work/NAME/FINGERPRINT`, where the stage writes; the runtime it runs under."""
         from ray.util.metrics import Gauge
@@ -100,7 +107,7 @@ class Gauges:
         self.folder, self.runtime = folder, runtime
         self._own = {"name": folder.parent.name, "fingerprint": folder.name}
         self._gauges = {
-            metric: Gauge(metric, told, (*self._own, *filter(None, [self._LABELS.get(metric)])))
+            metric: Gauge(metric, told, (*self._own, *filter(None, [_LABELS.get(metric)])))
             for metric, told in METRICS_TOLD.items()
         }
         self._end = threading.Event()
@@ -123,5 +130,5 @@ class Gauges:
 
     def _tell(self) -> None:
         for metric, value, label in figures(self.folder, self.runtime):
-            own = {self._LABELS[metric]: label} if label else {}
+            own = {_LABELS[metric]: label} if label else {}
             self._gauges[metric].set(value, tags=self._own | own)

@@ -13,22 +13,31 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Event
 from typing import Any
+
+import psutil
 
 from openba.artifacts import Build, full_disk
 from openba.errors import UserError
 from openba.train.stopping import EXIT_PREEMPTED, REQUEST, Preempted
+from tasks.drain import DrainWatch, stand_on
 from tasks.gauges import Gauges
+from tasks.nodes import NodeMeter
 
 SPEC, FACTS, ERROR, STOPPED = "spec.json", "facts.json", "error.json", "stopped.json"
+PROCESS = "process.json"
 
 
 def main() -> None:
     """Entry point of the job; exit code 1 after an error, 75 after a stop that saved first."""
     folder = Path(sys.argv[1])
     spec = json.loads((folder / SPEC).read_text())
+    _leave(folder / PROCESS, {"began": psutil.Process().create_time()})
     try:
         if spec["place"] == "gang":
             _run_gang(folder, spec)
@@ -53,41 +62,55 @@ def run_function(folder: Path, spec: dict[str, Any]) -> None:
         inputs={key: Path(path) for key, path in spec["inputs"].items()},
         runtime=_model(spec["runtime_type"]).model_validate(spec["runtime"]),
     )
+    began = time.time()
     facts = getattr(importlib.import_module(module), name)(build)
     if int(os.environ.get("RANK", "0")) == 0:
-        _leave(folder / FACTS, facts)
+        _leave(folder / FACTS, {"facts": facts, "began": began, "ended": time.time()})
 
 
 def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
     """Groups of workers one after the other until one ends well, or too many bring nothing forward.
 
     Ray's own count of failures is for the whole run and tries mistakes of the user again; this one starts
-    anew with each new checkpoint, and a user's mistake or a stop ends it.
+    anew with each new checkpoint, and a user's mistake or a stop ends it. A group that saved and stopped
+    because its node is taken away is no failure.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
+    from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     out = Path(spec["out"])
     ray.init()
     with Gauges(out, _model(spec["runtime_type"]).model_validate(spec["runtime"])):
-        _try_gangs(folder, spec, out, TrainingFailedError)
+        _try_gangs(folder, spec, out, (TrainingFailedError, RayActorError))  # workers; their controller
     if (folder / STOPPED).exists():
         raise Preempted(json.loads((folder / STOPPED).read_text())["message"])
 
 
-def _try_gangs(folder: Path, spec: dict[str, Any], out: Path, failed: type[Exception]) -> None:
-    request = out / REQUEST
-    signal.signal(signal.SIGTERM, lambda number, frame: request.touch())
+def _try_gangs(folder: Path, spec: dict[str, Any], out: Path, failed: tuple[type[Exception], ...]) -> None:
+    stop = Event()
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        (out / REQUEST).touch()
+
+    signal.signal(signal.SIGTERM, ask)
     patience = Patience(out, spec["runtime"]["train"]["max_failures"])
     for attempt in itertools.count(1):
+        (folder / STOPPED).unlink(missing_ok=True)
+        watch = DrainWatch(folder, out)
         try:
             _trainer(folder, spec, f"gang-{attempt}").fit()
-            break
+            if not (watch.noticed and (folder / STOPPED).exists()) or stop.is_set():
+                break
+            print("the workers saved and left a node that is taken away; started again", file=sys.stderr)
         except failed:
             if (folder / ERROR).exists() or not patience.lasts():
                 raise
             print(f"the workers died after step {patience.reached}; started again", file=sys.stderr)
+        finally:
+            watch.end()
 
 
 class Patience:
@@ -136,6 +159,7 @@ def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
 def _worker(config: dict[str, str]) -> None:
     """One rank. Ray has made the process group; DeepSpeed finds the ranks in the environment."""
     from ray.train import get_context
+    from ray.util import get_node_ip_address
 
     context, folder = get_context(), Path(config["folder"])
     os.environ |= {
@@ -143,8 +167,16 @@ def _worker(config: dict[str, str]) -> None:
         "LOCAL_RANK": str(context.get_local_rank()),
         "WORLD_SIZE": str(context.get_world_size()),
     }
+    stand_on(folder, context.get_world_rank())
+    spec = json.loads((folder / SPEC).read_text())
+    meter = (
+        NodeMeter(Path(spec["out"]), get_node_ip_address())
+        if context.get_local_rank() == 0
+        else nullcontext()
+    )
     try:
-        run_function(folder, json.loads((folder / SPEC).read_text()))
+        with meter:
+            run_function(folder, spec)
     except Preempted as stopped:  # no failure: the group ends here
         if context.get_world_rank() == 0:
             _leave(folder / STOPPED, {"message": str(stopped)})

@@ -9,13 +9,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
 from openba.artifacts import Build, Kind, Step
 from openba.errors import UserError
+from tasks.places import Work
 from tasks.services import die_with_parent
 
 POLL_SECONDS = 0.5
@@ -31,7 +32,7 @@ class LocalPool:
             initializer=_start_worker,
         )
 
-    def run(self, step: Step, build: Build, watch: Callable[[], None]) -> Any:
+    def run(self, step: Step, build: Build, watch: Callable[[], None]) -> Work:
         """The step's function in a worker; `watch` is called while it runs.
 
         Raises:
@@ -56,8 +57,10 @@ class LocalPool:
             worker.join()
 
 
-def _call(function: str, build: Build) -> Any:
-    return Kind(function, "").load()(build)
+def _call(function: str, build: Build) -> Work:
+    began = time.time()
+    facts = Kind(function, "").load()(build)
+    return Work(facts, began, began, time.time())
 
 
 def _start_worker() -> None:

@@ -19,10 +19,11 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from openba.artifacts import Build, Step
 from openba.errors import UserError
+from openba.home import without_credentials
 from openba.train.log import ATTEMPTS
 from openba.train.stopping import REQUEST
-from tasks.job import ERROR, FACTS, SPEC, STOPPED
-from tasks.places import kind_of
+from tasks.job import ERROR, FACTS, PROCESS, SPEC, STOPPED
+from tasks.places import Work, kind_of
 from tasks.services import RayHead
 
 POLL_SECONDS = 0.5
@@ -42,9 +43,12 @@ class RayJobs:
         """Seconds without an answer of the cluster; training there goes on meanwhile."""
         self.running: dict[str, Path] = {}
         """Job -> the folder that it fills, of the jobs that have not ended."""
+        self.pages: dict[str, str] = {}
+        """Step -> its job's page in Ray's dashboard."""
+        self._dashboard = without_credentials(head.dashboard)
 
-    def run(self, step: Step, build: Build, watch: Callable[[], None]) -> dict[str, Any]:
-        """Run or re-attach to the step's job; call `watch` while it runs; return its facts.
+    def run(self, step: Step, build: Build, watch: Callable[[], None]) -> Work:
+        """Run or re-attach to the step's job; call `watch` while it runs.
 
         Raises:
             UserError: the job failed; the message is its own line, or the end of its log.
@@ -52,6 +56,7 @@ class RayJobs:
         folder = build.out.with_name(f"{build.out.name}.job")
         job = self._attach_or_submit(step, build, folder)
         self.running[job] = build.out
+        self.pages[step.name] = f"{self._dashboard}/#/jobs/{job}"
         while not (status := self._status(job, watch)).is_terminal():
             watch()
             time.sleep(POLL_SECONDS)
@@ -59,9 +64,10 @@ class RayJobs:
         watch()
         if status is not JobStatus.SUCCEEDED or not (folder / FACTS).exists():
             raise UserError(f"{step.name}: {self._reason(job, folder, status)}")
-        facts = json.loads((folder / FACTS).read_text())
+        process = json.loads((folder / PROCESS).read_text())["began"]
+        done = Work(process=process, **json.loads((folder / FACTS).read_text()))
         shutil.rmtree(folder)
-        return facts
+        return done
 
     def _status(self, job: str, watch: Callable[[], None]) -> JobStatus:
         """The job's state. A cluster that does not answer is asked on: the job goes on without us.

@@ -10,6 +10,7 @@ import json
 import os
 import tempfile
 import time
+import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -120,13 +121,16 @@ class Registry:
         with tempfile.TemporaryDirectory() as folder, mlflow.start_run(self.tracking.run_of(model.training)):
             path = Path(folder) / "pointer.json"
             path.write_text(json.dumps(pointer, indent=2))
-            logged = mlflow.pyfunc.log_model(
-                name=model.register_as,
-                python_model=serve_model.__file__,
-                artifacts={"pointer": str(path)},
-                pip_requirements=_REQUIREMENTS,
-                signature=_SIGNATURE,
-            )
+            with warnings.catch_warnings(
+                action="ignore", category=UserWarning
+            ):  # an example would load the model
+                logged = mlflow.pyfunc.log_model(
+                    name=model.register_as,
+                    python_model=serve_model.__file__,
+                    artifacts={"pointer": str(path)},
+                    pip_requirements=_REQUIREMENTS,
+                    signature=_SIGNATURE,
+                )
         with suppress(MlflowException):  # it exists since an earlier version
             self.client.create_registered_model(model.register_as)
         # A server takes the source only together with the logged model that it names.

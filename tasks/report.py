@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openba.config import CONFIGS
+from openba.home import without_credentials
 from openba.report.ablation import ablation_csv
 from openba.report.collect import collect
 from openba.report.evolution import evolution_csv
@@ -29,12 +30,14 @@ def write_report(session: Session, registered: list[Registration]) -> str:
         "started": session.started,
         "seconds": round(time.time() - session.started, 1),
         "links": links(session),
+        "work": {name: list(done[1:]) for name, done in session.work.items()},
         "registry": [_registry_row(row) for row in registered],
     }
     folder = session.home.report
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
     _replace(folder / "report.html", render(report))  # type: ignore[arg-type]
+    session.page.close(report["steps"], report["links"])
     write_tables(folder / "tables", report["evaluations"])
     for figure, text in ((5, ablation_csv(report["ablation"])), (6, evolution_csv(report))):
         (folder / "tables" / f"figure-{figure}.csv").write_text(text, encoding="utf-8")
@@ -46,12 +49,13 @@ def links(session: Session) -> dict[str, str]:
     home = session.home
     flow_run = f"/runs/flow-run/{session.tracking.flow_run}"
     experiment = f"/#/experiments/{session.tracking.experiment}"
-    return {
+    found = {
         "Report": str(home.report / "report.html"),
         "Prefect run": os.environ["PREFECT_API_URL"].removesuffix("/api") + flow_run,
         "MLflow experiment": _mlflow_link(session.tracking.uri, experiment),
         "Ray dashboard": _ray_link(session),
     }
+    return {label: without_credentials(where) for label, where in found.items()}
 
 
 def _mlflow_link(uri: str, experiment: str) -> str:

@@ -23,7 +23,7 @@ import uvicorn
 
 from openba.artifacts import fetched
 from openba.errors import UserError
-from openba.home import Home
+from openba.home import Home, without_credentials
 from openba.serve.app import Application
 from openba.serve.host import Host, Served
 from openba.serve.limits import Limits, Protocol
@@ -81,7 +81,7 @@ class Source:
             found = MlflowClient(self.uri, self.uri).get_model_version_by_alias(self.name, self.alias or "")
         except MlflowException as error:
             raise UserError(
-                f"{self.asked}: {str(error).splitlines()[0]} (registry {without_password(self.uri)})"
+                f"{self.asked}: {str(error).splitlines()[0]} (registry {without_credentials(self.uri)})"
             ) from None
         return Place(self.name, f"v{found.version}", None)
 
@@ -227,8 +227,3 @@ def _bound(host: str, port: int) -> socket.socket:
             f"--host {host} --port {port}: {error.strerror}; choose another (0: a free port)"
         ) from None
     return listening
-
-
-def without_password(uri: str) -> str:
-    """An address without the user and password in it."""
-    return re.sub(r"//[^/@]*@", "//", uri)

@@ -15,9 +15,9 @@ from typing import Any
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from openba.errors import UserError
-from openba.home import Home
+from openba.home import Home, without_credentials
 from openba.serve.limits import Limits
-from tasks.serve import LOOPBACK, Source, without_password
+from tasks.serve import LOOPBACK, Source
 
 NAME = "openba"
 _POLL_SECONDS = 0.5
@@ -54,7 +54,7 @@ def deploy(
     settings: dict[str, Any] = {
         "asked": str(source.folder.resolve()) if source.folder else asked,
         "home": str(home.root),
-        "registry": registry if without_password(registry) == registry else None,
+        "registry": registry if without_credentials(registry) == registry else None,
         "limits": asdict(limits),
         "host": host,
         "device": device,

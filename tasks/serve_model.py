@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas as pd
 from mlflow.pyfunc import PythonModel
 
 
@@ -28,14 +29,17 @@ class OpenBA(PythonModel):
             self.model, self.tokenizer = load_model(folder / "model")
 
     def predict(
-        self, context: Any, model_input: list[str], params: dict[str, Any] | None = None
+        self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[str]:
-        """One answer per prompt. `params`: max_new_tokens (default 64)."""
+        """One answer per prompt, given as a list or as a column. `params`: max_new_tokens (default 64).
+
+        A hint of `list[str]` would make MLflow put an own signature in place of ours, which has no params.
+        """
         from openba.data.instruct import encode_input
         from openba.model.generate import generate
 
         limit = self.model.architecture.max_seq_length
-        sources = [encode_input(self.tokenizer, prompt, (), limit) for prompt in model_input]
+        sources = [encode_input(self.tokenizer, prompt, (), limit) for prompt in model_input.iloc[:, 0]]
         return generate(self.model, self.tokenizer, sources, (params or {}).get("max_new_tokens", 64))
 
 

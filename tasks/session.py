@@ -21,7 +21,8 @@ from openba.graph import Pipeline
 from openba.home import Home
 from openba.recipes.train import TrainStep
 from tasks.local import LocalPool
-from tasks.places import kind_of
+from tasks.page import Page
+from tasks.places import Work, kind_of
 from tasks.progress import ProgressView
 from tasks.services import RayHead
 from tasks.tracking import StepRun, Tracking
@@ -46,6 +47,8 @@ class Session:
         self.store, self.runtime = home.store, pipeline.config.runtime
         self.started = time.time()
         self.states: dict[str, str] = {}
+        self.work: dict[str, Work] = {}
+        """Of the steps that this run has built."""
         self.errors: list[Exception] = []
         self._building: set[str] = set()
         self._stopping = threading.Event()
@@ -55,6 +58,7 @@ class Session:
         self.ray = RayHead(home, self.runtime) if needs_ray else None
         self.tracking = Tracking(home, pipeline.config.name, flow_run, self._stopping)
         self.view = ProgressView(len(steps))
+        self.page = Page(pipeline.config.name)
         self._local = LocalPool()
         self._jobs: RayJobs | None = None
         self._jobs_lock = threading.Lock()
@@ -98,13 +102,15 @@ class Session:
         self._building.add(step.name)
         status, state = "FAILED", "failed"
         try:
-            self.view.start(
-                step.name, step.recipe.train.steps if isinstance(step.recipe, TrainStep) else None
-            )
+            steps = step.recipe.train.steps if isinstance(step.recipe, TrainStep) else None
+            self.view.start(step.name, steps)
+            if steps is not None:
+                self.page.start(step.name)
             record = materialize(
                 step, self.store, self.pipeline.runtime(step), lambda step, build: self._run(step, build, run)
             )
             self.tracking.finish(run, step, record, self.store)
+            self.page.finish(step.name, self.store.path(step))
             status, state = "FINISHED", "built"
             return self._ended(step, state, record)
         except (Stopped, KeyboardInterrupt):
@@ -132,9 +138,14 @@ class Session:
             self._check_stop()
             run.watch(build.out)
             self.view.advance(step.name, build.out)
+            if isinstance(step.recipe, TrainStep):
+                self.page.advance(step.name, build.out, step.recipe.train.steps)
+            if self._jobs is not None and (page := self._jobs.pages.get(step.name)):
+                run.link("ray.job", page)
 
         runner = self._ray_jobs() if self._is_job(step) else self._local
-        return runner.run(step, build, watch)
+        self.work[step.name] = done = runner.run(step, build, watch)
+        return done.facts
 
     def _is_job(self, step: Step) -> bool:
         return kind_of(step, self.runtime).place != "flow"

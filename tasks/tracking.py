@@ -22,8 +22,9 @@ from mlflow.tracking import MlflowClient
 from openba.artifacts import Step, Store
 from openba.config import flatten
 from openba.errors import UserError
-from openba.home import Home
+from openba.home import Home, without_credentials
 from openba.train.log import HELDOUT, METRICS, RATES, read_rows
+from tasks import nodes
 
 FINGERPRINT = "openba.fingerprint"
 _SHIPPED = ("loss", "loss_R", "loss_S", "loss_X", "lr", "gradient_norm", *RATES)
@@ -40,6 +41,8 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 for _name in ("mlflow", "alembic"):  # a dozen lines about tables that are made at the first run
     logging.getLogger(_name).setLevel(logging.ERROR)
+_MOST_NODES = 4
+"""Whose figures are shipped; those of all nodes are in the output's files and in Ray's dashboard."""
 _MAX_PARAMS = 100  # per log_batch call, and more than a page of MLflow's UI shows
 
 
@@ -150,6 +153,7 @@ class StepRun:
         self._last_shipped = {name: self._newest_step(name) for name in ("loss", "heldout/loss")}
         self._next = 0.0
         self._names: set[str] = set()
+        self._links: dict[str, str] = {}
 
     def watch(self, folder: Path) -> None:
         """Ship new metrics if the last batch was a while ago.
@@ -165,7 +169,8 @@ class StepRun:
             self.ship(folder)
         except (MlflowException, OSError) as error:  # requests' errors are OSErrors
             self._last_shipped, wait = shipped, _SECONDS_AFTER_FAILURE
-            logging.getLogger(__name__).warning("MLflow does not answer (%s); its metrics wait", error)
+            told = without_credentials(str(error))
+            logging.getLogger(__name__).warning("MLflow does not answer (%s); its metrics wait", told)
         self._next = time.monotonic() + wait
 
     def ship(self, folder: Path) -> None:
@@ -175,6 +180,7 @@ class StepRun:
         # By denoiser and by language; both at once are in the file only.
         keys = [k for row in newest for k in row if k not in ("step", "tokens") and k.count("_") < 2]
         metrics += self._new_rows(folder / HELDOUT, "heldout/loss", {key: f"heldout/{key}" for key in keys})
+        metrics += self._of_nodes(folder)
         self._names |= {metric.key for metric in metrics}
         for start in range(0, len(metrics), 1000):  # MLflow's limit per call
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
@@ -183,7 +189,7 @@ class StepRun:
         """Log the facts and the output's address; mark the run FINISHED."""
         now = int(record["finished"] * 1000)  # said twice, it is the same
         numbers = {k: v for k, v in flatten(record["facts"]).items() if type(v) in (int, float)}
-        room = _MOST_METRICS - len(self._names)
+        room = max(0, _MOST_METRICS - len(self._names))
         metrics = [Metric(k, v, now, 0) for k, v in sorted(numbers.items())[:room] if _is_name(k)]
         tags = [RunTag("openba.uri", store.uri(step)), RunTag("openba.seconds", str(record["seconds"]))]
         self.client.log_batch(self.run_id, metrics=metrics, tags=tags)
@@ -192,6 +198,25 @@ class StepRun:
     def end(self, status: str) -> None:
         """Mark the run FAILED or KILLED."""
         self.client.set_terminated(self.run_id, RunStatus.to_string(RunStatus.from_string(status)))
+
+    def link(self, label: str, url: str) -> None:
+        """Name a page about this run: as tag `LABEL`, and in the description, where it can be clicked."""
+        if url in self._links:
+            return
+        self._links[url] = f"[{label}]({url})"
+        told = {label: url, "mlflow.note.content": " · ".join(self._links.values())}
+        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in told.items()])
+
+    def _of_nodes(self, folder: Path) -> list[Metric]:
+        """As MLflow's own system metrics, by node."""
+        found = []
+        for path in sorted((folder / nodes.FOLDER).glob("*.jsonl"))[:_MOST_NODES]:
+            names = {key: f"system/{path.stem}/{key}" for key in nodes.NAMES}
+            marker = names[nodes.NAMES[0]]
+            if marker not in self._last_shipped:
+                self._last_shipped[marker] = self._newest_step(marker)
+            found += self._new_rows(path, marker, names)
+        return found
 
     def _new_rows(self, path: Path, marker: str, names: dict[str, str]) -> list[Metric]:
         rows = [row for row in read_rows(path) if row["step"] > self._last_shipped[marker]]

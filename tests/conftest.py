@@ -34,7 +34,7 @@ _APART = {"flows": ("tests/flows/", "tests/cluster/"), "train": ("tests/train/",
 
 
 class _Groups(LoadScopeScheduling):
-    """`flows`, which waits for servers and nodes, and `train`, whose workers wait for each other, are apart.
+    """What waits for servers, nodes and other workers runs beside the rest.
 
     pytest-xdist's own groups are without effect under pytest 9.2, whose node ids it cannot change.
     """

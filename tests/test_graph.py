@@ -78,3 +78,11 @@ def test_a_sixth_expert_is_one_file(with_sixth: Path) -> None:
     assert model.register_as == "openba-headline"
     assert model.evaluation is after.steps["evaluate-headline"]
     assert all(after.steps[name].fingerprint == step.fingerprint for name, step in before.steps.items())
+
+
+def test_prompts_of_the_three_modes_are_evaluations_of_their_own() -> None:
+    before, after = Pipeline(TINY), Pipeline(TINY, ["prefixes=[R, S, X]"])
+    added = set(after.steps) - set(before.steps)
+    assert added == {f"evaluate-{stage}-{mode}" for stage in ("stage2", "stage3") for mode in "RX"}
+    assert {getattr(after.steps[name].recipe, "prefix") for name in added} == {"R", "X"}  # noqa: B009
+    assert all(after.steps[name].fingerprint == step.fingerprint for name, step in before.steps.items())

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 import xxhash
 
 from openba.artifacts import Build
+from openba.data.schema import read_batches
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.recipes.data import InstructRecipe
@@ -167,7 +167,7 @@ def _tokenise(
     start = np.array([tokenizer.sentinel(0)], dtype=np.int32)
     end = np.array([tokenizer.eos], dtype=np.int32)
     tail = np.concatenate([start, end])
-    for batch in pq.ParquetFile(path).iter_batches(_BATCH, columns=["id", "input", "turns", "target"]):
+    for batch in read_batches(path, _BATCH, ["id", "input", "turns", "target"]):
         sources, targets = (tokenizer.encode_arrow(batch[key]) for key in ("input", "target"))
         identifiers, turns = batch["id"].to_pylist(), batch["turns"].to_pylist()
         kept: dict[str, list[np.ndarray]] = {"source": [], "target": []}

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib import format as npy
 
+from openba.data.schema import read_batches
 from openba.errors import UserError
 
 DOCUMENTS = pa.schema(
@@ -172,11 +173,11 @@ def read_parquet(path: Path, writer: TokenWriter) -> None:
     Raises:
         UserError: the column is not there, or a list or an id in it is null.
     """
-    file = pq.ParquetFile(path)
-    if IDS not in file.schema_arrow.names:
-        raise UserError(f"{path}: no column {IDS!r}; there are {', '.join(file.schema_arrow.names)}")
+    names = pq.read_schema(path).names
+    if IDS not in names:
+        raise UserError(f"{path}: no column {IDS!r}; there are {', '.join(names)}")
     row = 0
-    for batch in file.iter_batches(10_000):
+    for batch in read_batches(path, 10_000):
         lists = batch[IDS].cast(pa.large_list(pa.int32()))
         if lists.null_count or lists.flatten().null_count:
             raise UserError(f"{path}: rows {row:,} to {row + len(batch):,}: a list or an id is null")

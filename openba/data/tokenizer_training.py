@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import sentencepiece as spm
 
 from openba.artifacts import Build
+from openba.data.catalogue import corpus_files
+from openba.data.schema import read_batches
 from openba.data.tokenizer import CONFIG_FILE, SWITCH, Tokenizer
 from openba.errors import UserError
 from openba.model.pieces_openba import MODEL_FILE, WHITESPACE
 from openba.recipes.data import TokenizerRecipe
+
+_BATCH = 1000
 
 
 def build(build: Build) -> dict[str, Any]:
@@ -70,20 +74,45 @@ def _train(recipe: TokenizerRecipe, corpus: Path, target: Path) -> None:
 
 def _lines(corpus: Path, characters: int, seed: int) -> Iterator[str]:
     """Lines of a random sample of documents: one third of the characters per language."""
-    texts: dict[str, list[str]] = {}
-    for path in sorted(corpus.glob("*.parquet")):
-        if path.stem != "removed":
-            table = pq.read_table(path, columns=["text", "language"])
-            for text, language in zip(table["text"].to_pylist(), table["language"].to_pylist(), strict=True):
-                texts.setdefault(language, []).append(text)
+    sizes: dict[str, list[np.ndarray]] = {}
+    for language, texts in _by_language(corpus):
+        without = pc.subtract(pc.utf8_length(texts), pc.count_substring(texts, "\n"))
+        sizes.setdefault(language, []).append(without.to_numpy())
+    wanted: dict[str, np.ndarray] = {}
     random = np.random.default_rng(seed)
-    for language in sorted(texts):
-        left = characters // len(texts)
-        for index in random.permutation(len(texts[language])):
-            for line in texts[language][index].split("\n"):
+    for language in sorted(sizes):
+        known = np.concatenate(sizes[language])
+        order = random.permutation(len(known))
+        enough = np.searchsorted(np.cumsum(known[order], dtype=np.int64), characters // len(sizes))
+        wanted[language] = order[: enough + 1]
+    for chosen in _texts_at(corpus, wanted):
+        left = characters // len(sizes)
+        for text in chosen:
+            for line in text.split("\n"):
                 if line and left > 0:
                     left -= len(line)
                     yield line[:2000]
+
+
+def _by_language(corpus: Path) -> Iterator[tuple[str, pa.Array]]:
+    for path in corpus_files(corpus):
+        for batch in read_batches(path, _BATCH, ["text", "language"]):
+            for language in pc.unique(batch["language"]).to_pylist():
+                yield language, batch["text"].filter(pc.equal(batch["language"], language))
+
+
+def _texts_at(corpus: Path, wanted: dict[str, np.ndarray]) -> Iterator[list[str]]:
+    """Per language its documents of these numbers, in their order: the corpus passes, only these are held."""
+    found: dict[str, dict[int, str]] = {language: {} for language in wanted}
+    begin = dict.fromkeys(wanted, 0)
+    among = {language: np.sort(numbers) for language, numbers in wanted.items()}
+    for language, texts in _by_language(corpus):
+        first, last = np.searchsorted(among[language], [begin[language], begin[language] + len(texts)])
+        for number in among[language][first:last].tolist():
+            found[language][number] = texts[number - begin[language]].as_py()
+        begin[language] += len(texts)
+    for language, numbers in wanted.items():
+        yield [found[language][number] for number in numbers.tolist()]
 
 
 def _fit(tokenizer: Tokenizer, corpus: Path) -> dict[str, Any]:
@@ -91,10 +120,10 @@ def _fit(tokenizer: Tokenizer, corpus: Path) -> dict[str, Any]:
     pieces = tokenizer.pieces.model
     odd_ids = [tokenizer.unknown, *(i for i in range(tokenizer.base) if pieces.is_byte(i))]
     counts: dict[str, np.ndarray] = {}
-    for path in sorted(corpus.glob("*.parquet")):
-        if path.stem == "removed":
+    for path in corpus_files(corpus):
+        if ".part-" in path.name and not path.name.endswith(".part-00000.parquet"):
             continue
-        for batch in pq.ParquetFile(path).iter_batches(200, columns=["text", "language"]):
+        for batch in read_batches(path, 200, ["text", "language"]):
             heads = pc.utf8_slice_codeunits(batch["text"], 0, 5000)
             ids = tokenizer.encode_arrow(heads).ids
             sizes = [pc.sum(count(heads)).as_py() for count in (pc.utf8_length, pc.binary_length)]

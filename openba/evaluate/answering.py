@@ -27,7 +27,8 @@ class Answer:
 
     text: str
     scores: list[float] = field(default_factory=list)
-    """Of each choice, higher is likelier: logits of letters, or mean log-likelihoods per token in nats."""
+    """Of each choice, higher is likelier: logits of letters, or mean log-likelihoods per token in nats.
+    Method `likelihood`: loss of the right answer in nats, and its tokens."""
     unfinished: bool = False
     """It was cut off at `max_new_tokens`."""
     attempts: list[str] = field(default_factory=list)
@@ -55,6 +56,12 @@ def answer(
     if benchmark.method == "generate":
         return _generate(model, tokenizer, sources, rows, benchmark)
     start = [*start_tokens(tokenizer), *tokenizer.encode(benchmark.answer_prefix)]
+    if benchmark.method == "likelihood":
+        targets = [
+            [*tokenizer.encode(row["target"])[: benchmark.max_new_tokens], tokenizer.eos] for row in rows
+        ]
+        losses = continuation_losses(model, sources, targets, start)
+        return [Answer("", [sum(one), float(len(one))]) for one in losses]
     scored = _letters if benchmark.method == "letters" else _choices
     choices = rows[0]["choices"]
     if not choices:

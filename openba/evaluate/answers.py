@@ -40,6 +40,8 @@ class Answers:
     """All answers of each item, where there are several."""
     k: Sequence[int] = (1,)
     prompts: list[str] = field(default_factory=list)
+    losses: Sequence[Sequence[float]] = ()
+    """Method `likelihood`: nats and tokens of each right answer."""
     models: Mapping[str, str] = field(default_factory=dict)
     """Metric -> folder of the model that it compares texts by."""
 

@@ -32,13 +32,9 @@ def mauve(answers: Answers) -> Scores:
         from mauve import compute_mauve
     except ImportError:
         raise NotRunError("mauve-text is not installed; pip install mauve-text (GPL-3.0)") from None
-    found = compute_mauve(
-        p_text=[text or " " for text in answers.first],
-        q_text=[text or " " for text in answers.predictions],
-        featurize_model_name=str(folder),
-        max_text_length=_TOKENS,
-        verbose=False,
-    )
+    model, tokenizer = _encoder(folder)
+    right, given = (_embedded(model, tokenizer, side, True) for side in (answers.first, answers.predictions))
+    found = compute_mauve(p_features=right.numpy(), q_features=given.numpy(), verbose=False)
     return {"mauve": 100 * float(found.mauve), "mauve_model": folder.name}
 
 
@@ -49,7 +45,9 @@ def similarity(answers: Answers) -> list[float]:
         NotRunError: there is no model.
     """
     model, tokenizer = _encoder(_folder(answers, "sim"))
-    texts, prompts = (_embedded(model, tokenizer, side) for side in (answers.predictions, answers.prompts))
+    texts, prompts = (
+        _embedded(model, tokenizer, side, False) for side in (answers.predictions, answers.prompts)
+    )
     return F.cosine_similarity(texts, prompts).tolist()
 
 
@@ -65,17 +63,34 @@ def _encoder(folder: Path) -> tuple[Any, Any]:
     from transformers import AutoModel, AutoTokenizer
 
     model = AutoModel.from_pretrained(folder, use_safetensors=True, local_files_only=True).eval()
-    return model, AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, padding_side="right")
+    if tokenizer.pad_token is None:  # GPT-2 has none
+        tokenizer.pad_token = tokenizer.eos_token
+    return model, tokenizer
 
 
 @torch.inference_mode()
-def _embedded(model: Any, tokenizer: Any, texts: list[str]) -> torch.Tensor:
-    """`[texts, width]`: the last layer's mean over a text's tokens."""
-    rows = []
-    for begin in range(0, len(texts), _BATCH):
-        chosen = [text or " " for text in texts[begin : begin + _BATCH]]
-        given = tokenizer(chosen, padding=True, truncation=True, max_length=_TOKENS, return_tensors="pt")
+def _embedded(model: Any, tokenizer: Any, texts: list[str], last: bool) -> torch.Tensor:
+    """`[texts, width]` of the last layer: the last token's state, as MAUVE has it, or the mean over tokens.
+
+    Of an empty text zeros, which are like nothing.
+    """
+    found = torch.zeros(len(texts), model.config.hidden_size)
+    told = [i for i, text in enumerate(texts) if text.strip()]
+    for begin in range(0, len(told), _BATCH):
+        chosen = told[begin : begin + _BATCH]
+        given = tokenizer(
+            [texts[i] for i in chosen],
+            padding=True,
+            truncation=True,
+            max_length=_TOKENS,
+            return_tensors="pt",
+        )
         mask = given["attention_mask"].unsqueeze(-1).float()
         states = model(**given).last_hidden_state
-        rows.append((states * mask).sum(1) / mask.sum(1).clamp(min=1))
-    return torch.cat(rows)
+        if last:
+            ends = mask.squeeze(-1).sum(1).long() - 1
+            found[chosen] = states[torch.arange(len(chosen)), ends]
+        else:
+            found[chosen] = (states * mask).sum(1) / mask.sum(1).clamp(min=1)
+    return found

@@ -66,6 +66,21 @@ def gender_parity(answers: Answers) -> Scores:
     }
 
 
+def perplexity(answers: Answers) -> Scores:
+    """Of the right answers, a token: less is better. The error is a bootstrap over the answers."""
+    table = np.array(answers.losses, dtype=np.float64)
+
+    def of(rows: np.ndarray) -> float:
+        nats, tokens = table[rows].sum(0)
+        return float(np.exp(nats / tokens))
+
+    return {
+        "perplexity": of(np.arange(len(table))),
+        "perplexity_stderr": resampled(of, len(table)),
+        "perplexity_tokens": int(table[:, 1].sum()),
+    }
+
+
 def _resampled(name: str, statistic: Callable[[np.ndarray], float], items: int) -> Scores:
     return {
         name: 100 * statistic(np.arange(items)),

@@ -45,6 +45,7 @@ _OF_ALL: dict[Metric, Callable[[Answers], Scores]] = {
     "matthews": label_metrics.matthews,
     "mauve": embedding_metrics.mauve,
     "pass_at_k": program_metrics.pass_at_k,
+    "perplexity": label_metrics.perplexity,
     "question_exact_match": label_metrics.question_exact_match,
 }
 
@@ -71,8 +72,8 @@ def score_answers(metrics: Sequence[Metric], answers: Answers) -> Scores:
     """All metrics of the answers.
 
     Returns:
-        For each metric its value (0 to 100) and `METRIC_stderr`: of the mean where the score is a
-        mean over items, from a bootstrap over items otherwise. `METRIC_signature` says how sacreBLEU
+        For each metric its value (0 to 100, but perplexity) and `METRIC_stderr`: of the mean where the score
+        is a mean over items, from a bootstrap over items otherwise. `METRIC_signature` says how sacreBLEU
         computed it, `entity_f1_unreadable` is the share of predictions that are no entity list, `n`
         the number of items. `METRIC_not_run` says why there is no value.
 

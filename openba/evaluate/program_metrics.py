@@ -17,14 +17,12 @@ def python_syntax(answers: Answers) -> list[float]:
 
 
 def call_arguments(answers: Answers) -> list[float]:
-    """1 where the answer is a call with the right arguments, whatever its quotes and spaces; never run."""
+    """1 where the answer is a call with the right arguments, whatever its quotes and spaces; never run.
+
+    The right text is right also where it is no Python, as one of MOSS's calls is not.
+    """
     pairs = zip(answers.predictions, answers.references, strict=True)
-    return [
-        float(
-            (given := _arguments(text)) is not None and given in [_arguments(right) for right in references]
-        )
-        for text, references in pairs
-    ]
+    return [float(any(_same_call(text, right) for right in references)) for text, references in pairs]
 
 
 def pass_at_k(answers: Answers) -> Scores:
@@ -52,6 +50,11 @@ def pass_at_k(answers: Answers) -> Scores:
 def estimate(attempts: int, right: int, k: int) -> float:
     """Chance that k attempts drawn from these hold a right one."""
     return 1 - comb(attempts - right, k) / comb(attempts, k)
+
+
+def _same_call(text: str, right: str) -> bool:
+    given = _arguments(text)
+    return text.strip() == right.strip() or (given is not None and given == _arguments(right))
 
 
 def _arguments(text: str) -> tuple[str, ...] | None:

@@ -64,12 +64,12 @@ def evaluated(
         if not todo:
             yield part.name, _scored(part)
     failed: set[str] = set()
-    for place, error in mapper(model, jobs) if jobs else ():
+    for place, wrong in mapper(model, jobs) if jobs else ():
         part = jobs[place][0]
         left[part.name] -= 1
-        if error and part.name not in failed:
+        if wrong and part.name not in failed:
             failed.add(part.name)
-            yield part.name, UserError(error)
+            yield part.name, UserError(wrong)
         if not left[part.name] and part.name not in failed:
             yield part.name, _scored(part)
 
@@ -106,7 +106,7 @@ def judged(benchmark: BenchmarkRecipe, items: list[dict[str, Any]], samples: int
         "paper": benchmark.paper.model_dump() if benchmark.paper else None,
         "n": len(items),
         "scores": scores,
-        "counts": _counts(items),
+        "counts": _counts(items, benchmark.method == "likelihood"),
         "samples": [
             {key: row[key][:400] for key in ("input", "target", "output")} for row in items[:samples]
         ],
@@ -137,6 +137,7 @@ def _answers(benchmark: BenchmarkRecipe, items: list[dict[str, Any]]) -> Answers
         [item["attempts"] or [item["answer"]] for item in items],
         benchmark.k,
         [item["input"] for item in items],
+        [item["scores"] for item in items] if benchmark.method == "likelihood" else (),
         {str(metric): folder for metric, folder in benchmark.models.items()},
     )
 
@@ -174,19 +175,20 @@ def _part(metric: Metric, answers: Answers, chosen: list[int]) -> Score:
         categories=[answers.categories[i] for i in chosen],
         attempts=[answers.attempts[i] for i in chosen],
         prompts=[answers.prompts[i] for i in chosen],
+        losses=[answers.losses[i] for i in chosen] if answers.losses else (),
     )
     scores = score_answers([metric], part)
     return Score(float(scores[metric]), len(chosen), float(scores.get(f"{metric}_stderr", 0.0)))
 
 
-def _counts(items: list[dict[str, Any]]) -> dict[str, int]:
-    """What went other than planned, by name, where there is any."""
+def _counts(items: list[dict[str, Any]], silent: bool) -> dict[str, int]:
+    """What went other than planned, by name, where there is any. `silent`: no answer was asked for."""
     counts = {
         "prompts cut": sum(item["cut"] for item in items),
         "prompts with fewer examples": sum(item["examples_left_out"] > 0 for item in items),
         "examples left out": sum(item["examples_left_out"] for item in items),
         "answers without end": sum(item["unfinished"] for item in items),
-        "empty answers": sum(not item["output"].strip() for item in items),
+        "empty answers": sum(not item["output"].strip() for item in items if not silent),
         "answers not readable": sum(bool(item["output"]) and not item["answer"] for item in items),
     }
     return {name: count for name, count in counts.items() if count}

@@ -36,7 +36,7 @@ def chosen(
 
     Args:
         suites: names of configs/suite.
-        names: names of configs/benchmark, of its folder paper, or files.
+        names: names of configs/benchmark, of its folders paper and expert, or files.
         data: the folder that stands for `data/eval` in paths.
         overrides: `key.path=value`, for every benchmark.
 
@@ -158,7 +158,7 @@ def _changed(recipe: BenchmarkRecipe, data: Path | None, overrides: list[str]) -
 
 
 def _file(kind: str, name: str) -> Path:
-    shipped = [CONFIGS / kind / f"{name}.yaml", CONFIGS / kind / "paper" / f"{name}.yaml"]
+    shipped = [CONFIGS / kind / folder / f"{name}.yaml" for folder in ("", "paper", "expert")]
     own = [Path(name)] if Path(name).suffix in (".yaml", ".yml") else []
     for path in (*own, *shipped):
         if path.is_file():

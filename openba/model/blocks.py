@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_conte
 
 from .architecture import Architecture
 from .attention import attend
+from .functions import PRODUCT
 from .layers import MLP, CrossAttention, SelfAttention, make_norm, make_out_norm
 from .rows import Rows
 
@@ -75,7 +76,10 @@ class EncoderBlock(nn.Module):
         """`[tokens, hidden]` to the same."""
         query, key, value = self.self_attn.project(self.input_layernorm(x), rotary)
         dropout = self.attention_dropout if self.training else 0.0
-        options: dict[str, Any] = {"stream": self.stream, "recompute": self.recompute_attention and self.training}
+        options: dict[str, Any] = {
+            "stream": self.stream,
+            "recompute": self.recompute_attention and self.training,
+        }
         mixed = attend(query, key, value, rows, rows, dropout=dropout, **options)
         x = x + self.dropout(self.self_attn_norm(self.self_attn.o(mixed.flatten(1))))
         return x + self.dropout(self.mlp(self.post_attn_layernorm(x)))
@@ -110,6 +114,7 @@ def _products_kept() -> tuple[Any, Any]:
         *(aten.mm.default, aten.addmm.default, aten._scaled_dot_product_flash_attention_for_cpu.default),
         *(aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_cudnn_attention.default),
         aten._scaled_dot_product_efficient_attention.default,
+        *([] if PRODUCT is None else [PRODUCT]),
     ]
     return create_selective_checkpoint_contexts(kept)
 

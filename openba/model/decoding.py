@@ -19,7 +19,7 @@ from openba.model.blocks import DecoderBlock
 from openba.model.layers import CrossAttention
 from openba.model.rows import Rows, first
 from openba.model.seq2seq import Seq2Seq, check_ids
-from openba.model.step import Step, few_rows_linear
+from openba.model.step import hide, make_step
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,18 @@ class Written:
 
 
 class StaticAttention:
-    """A decoder's attention over caches of fixed size. Keys and values are `[rows, heads, positions, kv]`."""
+    """A decoder's attention over caches of fixed size, `[layers, 2, rows, heads, positions, kv]` each."""
 
     def __init__(self, model: Seq2Seq, encoded: Tensor, source: Rows, width: int, positions: int) -> None:
         """Args: the encoder's output `[tokens, hidden]`, its rows, their width, decoder positions at most."""
         shape, count = model.architecture, len(source.lengths)
-        self.memory: list[tuple[Tensor, Tensor]] = []
-        for block in model.decoder.block:
-            pair = cast(DecoderBlock, block).inter_attn.memory(encoded)
-            key, value = (source.grid(x, width).transpose(1, 2).contiguous() for x in pair)
-            self.memory.append((key, value))
-        lengths = torch.tensor(source.lengths, device=encoded.device)
-        self.lengths, self.bias = lengths, self._bias(lengths, width, encoded.dtype)
-        size = (shape.num_decoder_layers, 2, count, shape.num_heads, positions, shape.kv_channels)
-        self.cache = torch.empty(size, dtype=encoded.dtype, device=encoded.device)
+        layers, heads, kv = shape.num_decoder_layers, shape.num_heads, shape.kv_channels
+        self.memory = encoded.new_empty((layers, 2, count, heads, width, kv))
+        for into, block in zip(self.memory, model.decoder.block, strict=True):
+            for part, x in zip(into, cast(DecoderBlock, block).inter_attn.memory(encoded), strict=True):
+                part.copy_(source.grid(x, width).transpose(1, 2))
+        self.lengths = list(source.lengths)
+        self.cache = encoded.new_empty((layers, 2, count, heads, positions, kv))
         self.filled, self.new = 0, 0
 
     def own(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -60,25 +58,14 @@ class StaticAttention:
 
     def cross(self, layer: int, query: Tensor, projection: CrossAttention) -> Tensor:
         """Attend to the stored keys and values of the source."""
-        return self._attend(query, *self.memory[layer], self.bias, False)
+        keys, values = self.memory[layer]
+        return self._attend(query, keys, values, hide(self.lengths, keys), False)
 
     def keep(self, rows: Tensor) -> None:
         """Forget all but these rows, and the padding that only the others needed."""
-        self.lengths = self.lengths[rows]
-        width = int(self.lengths.max())
-        self.memory = [(k[rows, :, :width], v[rows, :, :width]) for k, v in self.memory]
-        self.bias = self._bias(self.lengths, width, self.cache.dtype)
-        self.cache = self.cache[:, :, rows]
-
-    @staticmethod
-    def _bias(lengths: Tensor, width: int, dtype: torch.dtype) -> Tensor | None:
-        """Added to cross-attention's scores, `[rows, 1, 1, width]`; None where no row has padding."""
-        mask = first(lengths, width)
-        if bool(mask.all()):
-            return None
-        return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, -torch.inf)[
-            :, None, None
-        ]
+        self.lengths = [self.lengths[row] for row in rows.tolist()]
+        self.memory = self.memory[..., : max(self.lengths), :].index_select(2, rows)
+        self.cache = self.cache.index_select(2, rows)
 
     def _attend(
         self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, causal: bool
@@ -115,14 +102,15 @@ class Session:
         rows = Rows.ragged(mask)
         encoded = model.encode(rows.flat(ids), rows)
         self.model, self.attention = model, StaticAttention(model, encoded, rows, ids.shape[1], positions)
-        self.step = Step(model)
+        self.step = make_step(model)
 
     def advance(self, ids: Tensor) -> Tensor:
         """Feed int64 `[rows, new]`; returns hidden states `[rows, new, hidden]`."""
         count, new = ids.shape
         attention = self.attention
         if new == 1 and attention.filled:
-            hidden = self.step(ids[:, 0], attention.filled, attention.cache, attention.memory, attention.bias)
+            places = [attention.filled] * count
+            hidden = self.step(ids[:, 0], places, attention.cache, attention.memory, attention.lengths)
             attention.filled += 1
             return hidden[:, None]
         end = attention.filled + new
@@ -134,8 +122,7 @@ class Session:
 
     def logits(self, ids: Tensor) -> Tensor:
         """Feed int64 `[rows, new]`; returns fp32 logits `[rows, vocab]` of what follows."""
-        hidden, model = self.advance(ids)[:, -1], self.model
-        return few_rows_linear(hidden, model.head_weight, model.lm_head.bias).float()
+        return self.step.logits(self.advance(ids)[:, -1])
 
 
 @torch.inference_mode()

@@ -30,6 +30,7 @@ CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.
 SHARD = "5GB"
 RELEASED_SHARD = "10GB"
 ENTRY_MODULES = ("configuration_openba.py", "modeling_openba.py")
+EMBEDDING, HEAD = "shared_embedding.weight", "lm_head.weight"
 IGNORED = re.compile(r"(encoder|decoder)\.embed_tokens\.weight")
 """Copies of the embedding that the released class, though not the release, puts into its state dict."""
 
@@ -46,7 +47,7 @@ def save_model(
         tokenizer: its files go into the folder as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    dtype = weights["shared_embedding.weight"].dtype
+    dtype = weights[EMBEDDING].dtype
     special = {
         "pad_token_id": tokenizer.pad,
         "eos_token_id": tokenizer.eos,
@@ -101,7 +102,7 @@ def write_released(folder: Path, weights: dict[str, Tensor], architecture: Archi
     keys |= {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "dtype": "float16"}
     _write_json(folder / CONFIG, keys)
     own = {name: tensor.half() for name, tensor in weights.items()}
-    own["lm_head.weight"] = own.get("lm_head.weight", own["shared_embedding.weight"]).clone()
+    own[HEAD] = own.get(HEAD, own[EMBEDDING]).clone()
     write_weights(folder, own, RELEASED_SHARD)
 
 
@@ -153,9 +154,16 @@ def restore(model: OpenBAModel, weights: dict[str, Tensor], where: Path, assign:
     """Put weights into a model, all of them and no others.
 
     Raises:
-        UserError: a tensor is missing, unexpected or of another shape; the message names it.
+        UserError: a tensor is missing, unexpected or of another shape, or a tied head is no copy of the
+            embedding; the message names it.
     """
     state, weights = model.state_dict(), {k: v for k, v in weights.items() if not IGNORED.fullmatch(k)}
+    copied = HEAD in weights and HEAD not in state and EMBEDDING in weights
+    if copied and not torch.equal(weights.pop(HEAD), weights[EMBEDDING]):
+        raise UserError(
+            f"{where}: tensor {HEAD} is not the embedding that the config ties it to; set "
+            "tie_word_embeddings to false, or leave the tensor out"
+        )
     problem = next((f"tensor {name} is missing" for name in state if name not in weights), None)
     problem = problem or next((f"tensor {name} is unexpected" for name in weights if name not in state), None)
     shapes = ((name, list(weights.get(name, state[name]).shape), list(state[name].shape)) for name in state)

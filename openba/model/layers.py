@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from .architecture import Architecture
-from .functions import rms_norm, split_rotate, swiglu
+from .functions import linear, rms_norm, split_rotate, swiglu
+
+
+class Linear(nn.Linear):
+    """torch's, with the faster product where there is one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[..., inputs]` to `[..., outputs]`."""
+        return linear(x, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -44,8 +52,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         width, bias = architecture.attention_width, architecture.add_qkv_bias
         self.num_heads, self.kv_channels = architecture.num_heads, architecture.kv_channels
-        self.qkv = nn.Linear(architecture.hidden_size, 3 * width, bias=bias)
-        self.o = nn.Linear(width, architecture.hidden_size, bias=bias)
+        self.qkv = Linear(architecture.hidden_size, 3 * width, bias=bias)
+        self.o = Linear(width, architecture.hidden_size, bias=bias)
 
     def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[tokens, hidden]` to query, key, value `[tokens, heads, kv]`, the first two rotated."""
@@ -60,9 +68,9 @@ class CrossAttention(nn.Module):
         super().__init__()
         width, bias = architecture.attention_width, architecture.add_qkv_bias
         self.num_heads, self.kv_channels = architecture.num_heads, architecture.kv_channels
-        self.q = nn.Linear(architecture.hidden_size, width, bias=bias)
-        self.kv = nn.Linear(architecture.hidden_size, 2 * width, bias=bias)
-        self.o = nn.Linear(width, architecture.hidden_size, bias=bias)
+        self.q = Linear(architecture.hidden_size, width, bias=bias)
+        self.kv = Linear(architecture.hidden_size, 2 * width, bias=bias)
+        self.o = Linear(width, architecture.hidden_size, bias=bias)
 
     def query(self, x: Tensor) -> Tensor:
         """`[tokens, hidden]` to `[tokens, heads, kv]`."""
@@ -79,8 +87,8 @@ class MLP(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.fc_in = nn.Linear(architecture.hidden_size, 2 * architecture.ffn_inner, bias=False)
-        self.fc_out = nn.Linear(architecture.ffn_inner, architecture.hidden_size, bias=False)
+        self.fc_in = Linear(architecture.hidden_size, 2 * architecture.ffn_inner, bias=False)
+        self.fc_out = Linear(architecture.ffn_inner, architecture.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., hidden]` to the same."""

@@ -7,6 +7,7 @@ exported models, so it imports its neighbours, torch and transformers only.
 
 from __future__ import annotations
 
+import logging
 from typing import Any, cast
 
 import torch
@@ -24,6 +25,11 @@ from .loss import linear_cross_entropy
 from .rows import Rows
 from .seq2seq import Seq2Seq, check_ids, check_vocabulary, initialise
 
+_LOG = logging.getLogger("transformers.modeling_utils")
+_OWN_HEAD = (
+    "tensor lm_head.weight is not the embedding that the config ties it to; set tie_word_embeddings to "
+    "false, or leave the tensor out"
+)
 IGNORE = -100
 """Label of positions that carry no loss; transformers' convention."""
 
@@ -58,17 +64,20 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
         kwargs["ignore_mismatched_sizes"] = True
         where = args[0] if args else kwargs.get("pretrained_model_name_or_path")
         try:
+            _LOG.addFilter(_no_report)
             loaded: Any = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         except SafetensorError as error:
             raise OSError(f"{where}: a file of weights is damaged ({error}); fetch it again") from None
+        except NotImplementedError as error:
+            # A head that cannot be the embedding stays empty, and transformers compares it all the same.
+            raise (ValueError(f"{where}: {_OWN_HEAD}") if "aten::equal" in str(error) else error) from None
+        finally:
+            _LOG.removeFilter(_no_report)
         model, info = loaded
         tied = model.architecture.tie_word_embeddings
         if tied and model.lm_head.weight is not model.shared_embedding.weight:
             # transformers warns and leaves the two apart; the head's tensor would not be used.
-            raise ValueError(
-                f"{where}: tensor lm_head.weight is not the embedding that the config ties it to; set "
-                "tie_word_embeddings to false, or leave the tensor out"
-            )
+            raise ValueError(f"{where}: {_OWN_HEAD}")
         if problem := _problem(info):
             raise ValueError(f"{where}: {problem}; weights and config do not belong together")
         return (model, info) if output_loading_info else model
@@ -292,6 +301,11 @@ class _EncoderOfGrids(nn.Module):
         """See `OpenBAForConditionalGeneration.encoder_output`."""
         _refuse(kwargs)
         return self._model[0].encoder_output(input_ids, attention_mask)
+
+
+def _no_report(record: logging.LogRecord) -> bool:
+    """Keep transformers' table of tensors back: what it tells is an error here, told in one line."""
+    return "LOAD REPORT" not in record.getMessage()
 
 
 def _problem(info: dict[str, Any]) -> str | None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from openba.errors import UserError
 from openba.model.architecture import Architecture
+from openba.model.functions import linear
 from openba.model.layers import MLP, CrossAttention, SelfAttention
 from openba.model.loss import linear_cross_entropy
 from openba.model.model import OpenBAModel
@@ -117,7 +118,7 @@ class ColumnLinear(nn.Module):
         """`[..., inputs]`, the same on all ranks, to `[..., outputs / ranks]`."""
         if self.sums_gradient:
             x = _Spread.apply(x, self.group)
-        return F.linear(x, self.weight, self.bias)
+        return linear(x, self.weight, self.bias)
 
 
 class RowLinear(nn.Module):
@@ -129,7 +130,7 @@ class RowLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """`[..., inputs / ranks]` to `[..., outputs]`, the same on all ranks."""
-        out = _Sum.apply(F.linear(x, self.weight), self.group)
+        out = _Sum.apply(linear(x, self.weight), self.group)
         return out if self.bias is None else out + self.bias
 
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .architecture import Architecture
 from .blocks import Decoder, DecoderAttention, Encoder
-from .functions import rotary_table
+from .functions import linear, rotary_table
 from .rows import Rows
 
 
@@ -47,7 +46,7 @@ class Seq2Seq(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` to fp32 `[..., vocab]`; a tied head is unscaled, as in the release's training."""
-        return F.linear(hidden, self.head_weight, self.lm_head.bias).float()
+        return linear(hidden, self.head_weight, self.lm_head.bias).float()
 
     @property
     def head_weight(self) -> Tensor:

@@ -1,31 +1,65 @@
-"""One decoder position for all rows, in as few torch calls as it takes.
+"""One decoder position for all rows: plain torch in as few calls as it takes, or compiled loops.
 
-Generation runs the decoder once a token, and on a small model the calls cost more than the arithmetic. Owns
-that one position's arithmetic, which is `DecoderBlock.forward`'s in evaluation mode with one new token
-(`tests/model/test_generate.py` holds the two together), and nothing of caches or loops (`decoding.py`).
+Generation runs the decoder once a token, and on a small model calls cost more than arithmetic. Owns that one
+position's arithmetic, which is `DecoderBlock.forward`'s in evaluation mode with one new token, and the head
+after it (`tests/model/test_step.py` holds the forms together). The loops are `compiled.py`'s, caches and the
+greedy loop `decoding.py`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openba.model.blocks import DecoderBlock
 from openba.model.layers import RMSNorm
+from openba.model.rows import first
 from openba.model.seq2seq import Seq2Seq
 
 Norm = Callable[[Tensor], Tensor]
 
 
-class Step:
-    """The decoder's weights, looked up once, and the arithmetic of one position."""
+class Step(Protocol):
+    """The decoder for one position, and the head."""
+
+    def __call__(
+        self, ids: Tensor, positions: Sequence[int], cache: Tensor, memory: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
+        """Hidden states `[rows, hidden]` of one token a row.
+
+        Args:
+            ids: int64 `[rows]`.
+            positions: of these tokens; keys and values of all before are in `cache`.
+            cache: `[layers, 2, at least rows, heads, positions, kv]`, contiguous; the new keys and values are
+                written into it.
+            memory: the sources' keys and values, `[layers, 2, at least rows, heads, source, kv]`, contiguous.
+            lengths: tokens of each row's source.
+        """
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """`[rows, hidden]` to fp32 `[rows, vocab]`."""
+        ...
+
+
+def make_step(model: Seq2Seq) -> Step:
+    """The faster form: compiled loops for fp32 on a CPU, else torch."""
+    weight = model.shared_embedding.weight
+    if weight.device.type != "cpu" or any(x.dtype != torch.float32 for x in model.parameters()):
+        return PlainStep(model)
+    return CompiledStep(model)
+
+
+class PlainStep:
+    """In torch's calls: any precision, any device."""
 
     def __init__(self, model: Seq2Seq) -> None:
-        self.heads = model.architecture.num_heads
+        self.model, self.heads = model, model.architecture.num_heads
         self.embedding = model.shared_embedding.weight
         self.layers = [_Layer(cast(DecoderBlock, block)) for block in model.decoder.block]
         self.last_norm = _norm(model.decoder.final_layernorm)
@@ -34,25 +68,15 @@ class Step:
         self.cos, self.sin = torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
 
     def __call__(
-        self,
-        ids: Tensor,
-        position: int | Tensor,
-        cache: Tensor,
-        memory: Sequence[tuple[Tensor, Tensor]],
-        bias: Tensor | None,
-        own_bias: Tensor | None = None,
+        self, ids: Tensor, positions: Sequence[int], cache: Tensor, memory: Tensor, lengths: Sequence[int]
     ) -> Tensor:
-        """Hidden states `[rows, hidden]` of ids int64 `[rows]` at `position`.
-
-        Args:
-            ids: the tokens.
-            position: their place, the same for all rows; or int64 `[rows]`, each row's own.
-            cache: `[layers, 2, rows, heads, positions, kv]`; the new keys and values are written into it.
-            memory: per layer the source's keys and values, `[rows, heads, source, kv]` each.
-            bias: added to cross-attention's scores, or None.
-            own_bias: added to self-attention's scores, `[rows, 1, 1, positions]`: with positions of their
-                own rows attend to the whole cache but for what this hides.
-        """
+        """See `Step`."""
+        rows, width, reach = len(positions), max(positions) + 1, max(lengths)
+        cache, memory = cache[:, :, :rows, :, :width], memory[:, :, :rows, :, :reach]
+        bias, own_bias = hide(lengths, memory), hide([position + 1 for position in positions], cache)
+        position: int | Tensor = positions[0]
+        if own_bias is not None:  # rows of their own positions attend to all but what this hides
+            position = torch.tensor(positions, device=ids.device)
         x = F.embedding(ids, self.embedding)
         cos, sin = self.cos[position], self.sin[position]
         if isinstance(position, Tensor):
@@ -76,6 +100,85 @@ class Step:
             gate, up = few_rows_linear(layer.mlp_norm(x), layer.fc_in).chunk(2, -1)
             x += few_rows_linear(F.silu(gate).mul_(up), layer.fc_out)
         return self.last_norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Step`."""
+        return few_rows_linear(hidden, self.model.head_weight, self.model.lm_head.bias).float()
+
+
+class CompiledStep:
+    """In compiled loops, one call a layer: fp32 on a CPU."""
+
+    def __init__(self, model: Seq2Seq) -> None:
+        # Here: a process that never decodes in fp32 on a CPU need not load the loops (0.6 s).
+        from openba.model import compiled
+
+        self.loops = compiled
+        self.layers = [_loop_layer(cast(DecoderBlock, block)) for block in model.decoder.block]
+        self.epsilon = model.architecture.layer_norm_epsilon
+        self.embedding = _array(model.shared_embedding.weight)
+        self.cos, self.sin = (_array(table[:, 0]) for table in model.table())
+        self.last_norm = _loop_norm(model.decoder.final_layernorm)
+        self.head = _array(model.head_weight), _array(model.lm_head.bias)
+
+    def __call__(
+        self, ids: Tensor, positions: Sequence[int], cache: Tensor, memory: Tensor, lengths: Sequence[int]
+    ) -> Tensor:
+        """See `Step`."""
+        x = self.embedding[ids.numpy()]
+        places, sources = np.array(positions, np.int64), np.array(lengths, np.int64)
+        stored, known = cache.numpy(), memory.numpy()
+        hidden = np.empty_like(x)
+        with self.loops.pool(torch.get_num_threads()):
+            for number, (weights, biases, norms) in enumerate(self.layers):
+                self.loops.layer_step(
+                    x, weights, biases, norms, self.epsilon, self.cos, self.sin,
+                    places, sources, stored, known, number,
+                )  # fmt: skip
+            self.loops.norm(x, *self.last_norm, self.epsilon, hidden)
+        return torch.from_numpy(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """See `Step`."""
+        out = np.empty((hidden.shape[0], self.head[0].shape[0]), np.float32)
+        with self.loops.pool(torch.get_num_threads()):
+            self.loops.linear(_array(hidden), *self.head, out)
+        return torch.from_numpy(out)
+
+
+def hide(lengths: Sequence[int], stored: Tensor) -> Tensor | None:
+    """What to add to scores so that each row sees its first `lengths` places of `[..., places, kv]` only.
+
+    `[rows, 1, 1, places]`; None where every row sees all.
+    """
+    width = stored.shape[-2]
+    if all(length == width for length in lengths):
+        return None
+    mask = first(torch.tensor(lengths, device=stored.device), width)
+    bias = torch.zeros(mask.shape, dtype=stored.dtype, device=stored.device)
+    return bias.masked_fill_(~mask, -torch.inf)[:, None, None]
+
+
+def _array(x: Tensor | None) -> Any:
+    """The same memory for numba; empty for nothing."""
+    return np.empty(0, np.float32) if x is None else x.detach().contiguous().numpy()
+
+
+def _loop_norm(module: nn.Module) -> tuple[Any, Any]:
+    return _array(getattr(module, "weight", None)), _array(getattr(module, "bias", None))
+
+
+def _loop_layer(block: DecoderBlock) -> tuple[Any, ...]:
+    """A layer's weights, biases and norms as `compiled.layer_step` wants them."""
+    own, cross = block.self_attn, block.inter_attn
+    attention = [own.qkv, own.o, cross.q, cross.o]
+    weights = [layer.weight for layer in (*attention, block.mlp.fc_in, block.mlp.fc_out)]
+    norms = [
+        *(block.input_layernorm, block.self_attn_norm, block.post_attn_layernorm),
+        *(block.inter_attn_norm, block.post_inter_attn_layernorm),
+    ]
+    biases = tuple(_array(layer.bias) for layer in attention)
+    return tuple(map(_array, weights)), biases, tuple(map(_loop_norm, norms))
 
 
 def _store(own: Tensor, new: Tensor, position: int | Tensor) -> Tensor:

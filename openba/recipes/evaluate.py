@@ -24,6 +24,7 @@ Metric = Literal[
     "matthews",
     "mauve",
     "pass_at_k",
+    "perplexity",
     "python_syntax",
     "question_exact_match",
     "repetition_2",
@@ -50,9 +51,10 @@ class BenchmarkRecipe(Recipe):
     """To be raised when prompt, items or scoring change under the same name; told with every score."""
     task: TaskRecipe
     language: Literal["zh", "en"]
-    method: Literal["letters", "choice", "generate"]
+    method: Literal["letters", "choice", "generate", "likelihood"]
     """`letters`: the likeliest of the bare letters as the next token after `answer_prefix` in the decoder
-    (the release's way). `choice`: likelihood of each choice as continuation. `generate`: greedy decoding."""
+    (the release's way). `choice`: likelihood of each choice as continuation. `generate`: greedy decoding.
+    `likelihood`: of the right answer, up to `max_new_tokens`; nothing is written."""
     answer_prefix: str = ""
     """What the decoder is given after `<extra_id_0>`, before the answer."""
     metrics: tuple[Metric, ...] = Field(min_length=1)
@@ -78,7 +80,11 @@ class BenchmarkRecipe(Recipe):
 
     @model_validator(mode="after")
     def _complete(self) -> BenchmarkRecipe:
-        if self.method != "generate" and not (self.task.choices or self.task.options):
+        if (self.method == "likelihood") != ("perplexity" in self.metrics) or (
+            self.method == "likelihood" and len(self.metrics) > 1
+        ):
+            raise ValueError("method 'likelihood' and metric 'perplexity', alone, go together")
+        if self.method in ("letters", "choice") and not (self.task.choices or self.task.options):
             raise ValueError(
                 f"method {self.method!r} needs the task's choices or options; name them or use 'generate'"
             )

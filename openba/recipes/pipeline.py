@@ -107,6 +107,8 @@ class PipelineConfig(Recipe):
     """What the base stages are evaluated on."""
     evaluate: tuple[str, ...] = ("stage2", "stage3")
     """Base stages to evaluate."""
+    prefixes: tuple[Literal["R", "S", "X"], ...] = ("S",)
+    """Mode tokens that the base stages' prompts begin with, each an evaluation (Figure 6(d))."""
     registry: RegisterConfig
     runtime: PipelineRuntime
     ablation: dict[str, ModelRecipe] = {}

@@ -14,7 +14,8 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-_TASKS = {"letters": "question-answering", "choice": "question-answering", "generate": "text-generation"}
+_TASKS = {"letters": "question-answering", "choice": "question-answering", "generate": "text-generation",
+          "likelihood": "text-generation"}  # fmt: skip
 FOLDER = ".eval_results"
 
 

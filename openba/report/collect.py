@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from openba.accounting.energy import TrainFacts, cost
 from openba.artifacts import Step, Store
-from openba.graph import Model, Pipeline
+from openba.graph import Model, Pipeline, evaluation_name
 from openba.recipes.train import TrainStep
 from openba.report.ablation import ablation_rows
 from openba.report.paper_tables import evaluation_row
@@ -51,8 +51,12 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
         "evaluations": [
             row
             for model in pipeline.models
+            for prefix in "SRX"
             for row in _evaluations(
-                model, facts(f"evaluate-{model.name}"), facts("contamination").get("sets", [])
+                model,
+                prefix,
+                facts(evaluation_name(model.name, prefix)),
+                facts("contamination").get("sets", []),
             )
         ],
         "not_run": [
@@ -132,8 +136,10 @@ def _shape(step: Step, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluations(
-    model: Model, facts: dict[str, Any], contamination: list[dict[str, Any]]
+    model: Model, prefix: str, facts: dict[str, Any], contamination: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
+    """Rows of one evaluation; with prompts of another mode than the release's they say so in their name."""
     found = {row["set"]: row for row in contamination}
     rows = [evaluation_row(model.name, name, result) for name, result in facts.get("benchmarks", {}).items()]
-    return [{**row, "contamination": found.get(row["benchmark"])} for row in rows]
+    told = [{**row, "contamination": found.get(row["benchmark"])} for row in rows]
+    return told if prefix == "S" else [{**row, "benchmark": f"{row['benchmark']} <{prefix}>"} for row in told]

@@ -22,7 +22,7 @@ Cell = dict[str, Any]
 
 
 def paper_tables(evaluations: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The tables that any of the evaluations is part of.
+    """Every table; one that no evaluation is part of has no models.
 
     Args:
         evaluations: `openba.report.schema.Evaluation`, with `groups` where a benchmark has them.
@@ -36,8 +36,7 @@ def paper_tables(evaluations: Iterable[Mapping[str, Any]]) -> list[dict[str, Any
     for table in TABLES:
         names = {line.benchmark for line in table.lines}
         models = list(dict.fromkeys(model for model, benchmark in results if benchmark in names))
-        if models:
-            tables.append(_table(table, models, results))
+        tables.append(_table(table, models, results))
     return tables
 
 
@@ -86,9 +85,9 @@ def table_csv(table: Mapping[str, Any]) -> str:
 
 
 def write_tables(folder: Path, evaluations: Iterable[Mapping[str, Any]]) -> list[Path]:
-    """Write `table-N.csv` for each table and `tables.html` with all; returns the files."""
+    """Write `table-N.csv` for each table that was run and `tables.html` with all; returns the files."""
     tables = paper_tables(evaluations)
-    files = {f"table-{table['number']}.csv": table_csv(table) for table in tables}
+    files = {f"table-{table['number']}.csv": table_csv(table) for table in tables if table["models"]}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("tables.html").render(tables=tables, whole_page=True)
     folder.mkdir(parents=True, exist_ok=True)

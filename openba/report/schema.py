@@ -191,6 +191,8 @@ class Report(TypedDict, total=False):
     """Unix time."""
     seconds: float
     peak_memory_bytes: int | None
+    work: dict[str, list[float]]
+    """Built step -> Unix times: its process began, its function began and ended."""
     links: dict[str, str]
     """Label -> URL, path or command."""
     steps: list[StepState]

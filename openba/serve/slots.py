@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from openba.model.decoding import Session
-from openba.model.rows import first
 from openba.model.seq2seq import Seq2Seq
-from openba.model.step import Step, few_rows_linear
+from openba.model.step import make_step
 
 
 class Slots:
@@ -29,7 +28,7 @@ class Slots:
             start: the decoder's first tokens, the same for all rows.
         """
         shape, weight = model.architecture, model.shared_embedding.weight
-        self.model, self.step, self.start, self.count = model, Step(model), list(start), count
+        self.model, self.step, self.start, self.count = model, make_step(model), list(start), count
         heads, layers = (count, shape.num_heads), shape.num_decoder_layers
         # Zeros, since a hidden place still takes part as 0 * value, and 0 * NaN is NaN.
         self.cache = torch.zeros(
@@ -60,9 +59,8 @@ class Slots:
         logits = session.logits(ids)
         begin, end = len(self), len(self) + len(sources)
         self.cache[:, :, begin:end, :, : len(self.start)] = session.attention.cache
-        for layer, pair in enumerate(session.attention.memory):
-            for which, tensor in enumerate(pair):
-                self.memory[layer, which, begin:end, :, : tensor.shape[2]] = tensor
+        known = session.attention.memory
+        self.memory[:, :, begin:end, :, : known.shape[4]] = known
         self.sources += [len(source) for source in sources]
         self.filled += [len(self.start)] * len(sources)
         return logits
@@ -70,17 +68,10 @@ class Slots:
     @torch.inference_mode()
     def advance(self, tokens: Sequence[int]) -> Tensor:
         """Feed one token a row; returns fp32 logits `[rows, vocab]` of what follows."""
-        device, rows = self.cache.device, len(self)
-        positions = torch.tensor(self.filled, device=device)
-        width, reach = max(self.filled) + 1, max(self.sources)
-        cache = self.cache[:, :, :rows, :, :width]
-        memory = [(pair[0], pair[1]) for pair in self.memory[:, :, :rows, :, :reach]]
-        hidden = self.step(
-            torch.tensor(tokens, device=device), positions, cache, memory,
-            self._hide(torch.tensor(self.sources, device=device), reach), self._hide(positions + 1, width),
-        )  # fmt: skip
+        ids = torch.tensor(tokens, device=self.cache.device)
+        hidden = self.step(ids, self.filled, self.cache, self.memory, self.sources)
         self.filled = [position + 1 for position in self.filled]
-        return few_rows_linear(hidden, self.model.head_weight, self.model.lm_head.bias).float()
+        return self.step.logits(hidden)
 
     def leave(self, row: int) -> int:
         """Free a row; the last one takes its place. Returns which row that was."""
@@ -93,10 +84,3 @@ class Slots:
         self.filled.pop()
         self.sources.pop()
         return last
-
-    def _hide(self, lengths: Tensor, width: int) -> Tensor | None:
-        mask = first(lengths, width)
-        if bool(mask.all()):
-            return None
-        bias = torch.zeros(mask.shape, dtype=self.cache.dtype, device=self.cache.device)
-        return bias.masked_fill_(~mask, -torch.inf)[:, None, None]

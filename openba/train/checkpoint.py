@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from openba.errors import UserError
 from openba.train.engine import Engine
 
 MARKER = "COMMITTED"
@@ -44,8 +45,8 @@ class Checkpoints:
         """Saves that failed since the last that did not; the same on all workers."""
         self.stall = 0.0
         """Seconds that training has waited for saves."""
-        self.reason = "on another worker"
-        """Why the last failed save failed, as far as this worker knows."""
+        self.reason = ""
+        """Why the last failed save failed, and on which rank."""
 
     def save(self, engine: Engine, step: int, extra: Mapping[str, Any]) -> None:
         """All workers call it; returns when the state is copied. It is committed while training goes on.
@@ -56,7 +57,7 @@ class Checkpoints:
             extra: what the record says beside the engine's numbers.
 
         Raises:
-            OSError: the last five saves failed.
+            UserError: the last five saves failed.
         """
         self.settle(engine)
         begin = time.perf_counter()
@@ -77,7 +78,7 @@ class Checkpoints:
         """Wait for the save that is being written; all workers call it together. False: it failed.
 
         Raises:
-            OSError: the last five saves failed.
+            UserError: the last five saves failed.
         """
         save, self._save = self._save, None
         if save is None:
@@ -91,16 +92,23 @@ class Checkpoints:
         failed = bool(engine.sum([float(save.error is not None)])[0])  # the commit itself, on rank 0
         self.stall += time.perf_counter() - begin
         self.failures = self.failures + 1 if failed else 0
-        if save.error is not None:
-            self.reason = str(save.error)
-            print(f"checkpoint {save.staged.stem}: {save.error}; training goes on", file=sys.stderr)
-        if failed and engine.rank == 0:
+        if failed:
+            self._give_up(engine, save)
+        return not failed
+
+    def _give_up(self, engine: Engine, save: _Save) -> None:
+        """Tell all workers why a save failed; the last of too many ends them."""
+        told: list[str] = [""] * engine.world
+        dist.all_gather_object(told, "" if save.error is None else str(save.error))
+        self.reason = next(f"rank {rank}: {why}" for rank, why in enumerate(told) if why)
+        if engine.rank == 0:
+            print(f"checkpoint {save.staged.stem}: {self.reason}; training goes on", file=sys.stderr)
             shutil.rmtree(save.staged, ignore_errors=True)  # what it holds may be what fills the disk
         if self.failures >= FAILURES:
-            raise save.error or OSError(
-                f"{self.folder}: {FAILURES} checkpoints in a row could not be written"
+            raise UserError(
+                f"{self.folder}: {FAILURES} checkpoints in a row could not be written ({self.reason}); free "
+                "some space or mend the disk, then run again"
             )
-        return not failed
 
     def newest(self, rank: int = 0, world: int = 1, agree: Callable[[bool], bool] = bool) -> Path | None:
         """Folder of the newest checkpoint whose files are as they were written.

@@ -37,8 +37,10 @@ def counted(samples: int, workers: int, size: int) -> list[list[list[int]]]:
     """Share samples out in order, `size` to a micro-batch, whatever their lengths; the form is `packed`'s."""
     share = samples // workers
     starts = range(0, samples, share)
-    return [[list(range(n, min(n + size, start + share))) for n in range(start, start + share, size)]
-            for start in starts]
+    return [
+        [list(range(n, min(n + size, start + share))) for n in range(start, start + share, size)]
+        for start in starts
+    ]
 
 
 def _lightest(order: list[int], weights: list[float], bins: int) -> list[list[int]]:

@@ -1,7 +1,8 @@
 """A look into three steps, on request: what ran when, and what held memory.
 
-Owns the files of `profile/`: for each worker a trace for chrome://tracing or Perfetto, with every allocation, and
-on a GPU torch's memory snapshot for pytorch.org/memory_viz. A profiled step is slower and leaves the same state.
+Owns the files of `profile/`: for each worker a trace for chrome://tracing or Perfetto, with every allocation,
+and on a GPU torch's memory snapshot for pytorch.org/memory_viz. A step that is looked at is slower and leaves
+the same state.
 """
 
 from __future__ import annotations

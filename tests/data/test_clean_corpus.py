@@ -39,7 +39,7 @@ def write_source(folder: Path, name: str, texts: list[str], group: int = 1000) -
         for i, text in enumerate(texts)
     ]
     batches = [pa.RecordBatch.from_pylist(rows[i : i + group], SCHEMA) for i in range(0, len(rows), group)]
-    write_documents(folder / name / DOCUMENTS, batches)
+    write_documents(folder / name / DOCUMENTS, batches, 0)
     return folder / name
 
 
@@ -302,10 +302,20 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.parquet"))}
 
 
+@pytest.fixture(scope="module")
+def grouped(real: tuple[Path, Path, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The inputs again, in row groups of 1,000 documents."""
+    folder = tmp_path_factory.mktemp("grouped")
+    for name in ("reviews", "bbc"):
+        table = pq.read_table(real[0] / name / DOCUMENTS)
+        (folder / name).mkdir()
+        write_documents(folder / name / DOCUMENTS, table.to_batches(max_chunksize=1000), 0)
+    return folder
+
+
 def test_any_order_and_number_of_workers_give_the_same_bytes(
-    real: tuple[Path, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    grouped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, _, _ = real
     monkeypatch.setattr(corpus, "SHARD_BYTES", 60_000)
     monkeypatch.setattr(corpus, "PARTITION_BYTES", 400_000)
 
@@ -321,7 +331,7 @@ def test_any_order_and_number_of_workers_give_the_same_bytes(
     with passes.Processes(2) as two, passes.Processes(7) as seven:
         for name, mapper in {"one": passes.here, "shuffled": shuffled, "two": two, "seven": seven}.items():
             (tmp_path / name).mkdir()
-            build = Build(tmp_path / name, recipe, {"reviews": folder / "reviews"})
+            build = Build(tmp_path / name, recipe, {"reviews": grouped / "reviews"})
             facts.append(corpus.build(build, mapper))
             outputs.append(files(tmp_path / name))
     assert all(output == outputs[0] for output in outputs)
@@ -334,12 +344,12 @@ class Killed(Exception):
 
 
 def test_a_run_that_was_cut_off_goes_on_and_does_nothing_twice(
-    real: tuple[Path, Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    real: tuple[Path, Path, dict[str, Any]], grouped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, out, facts = real
+    _, out, facts = real
     monkeypatch.setattr(corpus, "SHARD_BYTES", 60_000)
     recipe = CorpusRecipe(sources={"bbc": None, "reviews": PAPER})
-    inputs = {name: folder / name for name in recipe.sources}
+    inputs = {name: grouped / name for name in recipe.sources}
     tasks: list[tuple[str, int]] = []
 
     def counting(task: passes.Task, plan: Plan, numbers: Sequence[int]) -> None:
@@ -359,7 +369,7 @@ def test_a_run_that_was_cut_off_goes_on_and_does_nothing_twice(
     again = corpus.build(Build(tmp_path, recipe, inputs), counting)
     done = [task for task in tasks if task[0] != "cut"]
     assert len(done) == len(set(done)) > 10
-    assert again == facts
+    assert again | {"examples": None} == facts | {"examples": None}, "which two are shown hangs on row groups"
     parts = sorted(path.name for path in tmp_path.glob("reviews*"))
     assert len(parts) > 3
     assert parts == [f"reviews.part-{number:05d}.parquet" for number in range(len(parts))]
@@ -383,7 +393,7 @@ def test_rows_that_are_no_utf8_and_broken_row_groups_are_told_and_passed_over(
     )
     broken = table.set_column(1, SCHEMA.field("text"), texts)
     write_documents(
-        path, [batch for start in (0, 10, 20) for batch in broken[start : start + 10].to_batches()]
+        path, [batch for start in (0, 10, 20) for batch in broken[start : start + 10].to_batches()], 0
     )
     column = pq.ParquetFile(path).metadata.row_group(2).column(1)
     content = bytearray(path.read_bytes())

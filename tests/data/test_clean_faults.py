@@ -38,7 +38,7 @@ def source(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Reviews in row groups of 200, some seven shards."""
     folder = tmp_path_factory.mktemp("source")
     table = pq.read_table(corpus / "reviews.parquet")
-    write_documents(folder / DOCUMENTS, table.to_batches(max_chunksize=200))
+    write_documents(folder / DOCUMENTS, table.to_batches(max_chunksize=200), 0)
     return folder
 
 

@@ -25,7 +25,7 @@ def test_a_run_counts_up_and_the_next_one_goes_on_from_there(
     monkeypatch.setattr(step, "SHARD_BYTES", 60_000)
     (tmp_path / "a").mkdir()
     table = pq.read_table(corpus / "reviews.parquet")
-    write_documents(tmp_path / "a" / DOCUMENTS, table.to_batches(max_chunksize=200))
+    write_documents(tmp_path / "a" / DOCUMENTS, table.to_batches(max_chunksize=200), 0)
     build = Build(tmp_path / "out", CorpusRecipe(sources={"a": CleanRecipe()}), {"a": tmp_path / "a"})
     build.out.mkdir()
     assert progress.read(build.out) is None

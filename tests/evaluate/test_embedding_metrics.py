@@ -54,8 +54,8 @@ def test_an_answer_like_its_prompt_is_nearest_to_it(encoder: Path) -> None:
         for texts in (TEXTS, [*TEXTS[1:], TEXTS[0]], ["", "", ""])
     )
     assert same["sim"] == pytest.approx(100, abs=1e-3)
-    assert float(other["sim"]) < 90
-    assert float(empty["sim"]) < float(same["sim"])
+    assert float(other["sim"]) < 97
+    assert empty["sim"] == 0
     assert other["sim_stderr"] != 0
 
 

@@ -52,6 +52,12 @@ train: {extends: ../pretrain/finetune}
 """
 
 
+LONGER = ["--until", "stage1"]
+"""A Stage I of its own, long enough to be stopped."""
+for setting in ("stage1.seed=5", "stage1.budget=100 steps", "stage1.evaluate_every=50 steps"):
+    LONGER += ["--set", setting]
+
+
 @dataclass
 class Story:
     home: Path
@@ -208,18 +214,48 @@ def test_no_process_of_the_run_is_left(story: Story) -> None:
     assert ours == []
 
 
-def test_ctrl_c_stops_everything_and_keeps_what_is_built(story: Story) -> None:
-    process = start(story.home, str(story.pipeline), "--set", "stage1.seed=5", "--until", "stage1")
+@pytest.fixture(scope="module")
+def stopped(story: Story) -> subprocess.CompletedProcess[str]:
+    """Ctrl-C as soon as it trains."""
+    process = start(story.home, str(story.pipeline), *LONGER)
     deadline = time.monotonic() + 120
     while not list(story.home.glob("work/stage1/*/metrics.jsonl")) and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    done = finish(process)
-    assert done.returncode == 130, done.stderr
-    assert done.stderr.strip().splitlines()[-1].startswith("openba: stopped")
+    return finish(process)
+
+
+def longer_runs(story: Story) -> list[Any]:
+    """MLflow's runs of that Stage I."""
+    experiment = story.client().get_experiment_by_name("openba-small")
+    runs = story.client().search_runs([experiment.experiment_id])
+    return [run for run in runs if run.data.params.get("train.seed") == "5"]
+
+
+def test_ctrl_c_stops_everything_and_keeps_what_is_built(
+    story: Story, stopped: subprocess.CompletedProcess[str]
+) -> None:
+    assert stopped.returncode == 130, stopped.stderr
+    assert stopped.stderr.strip().splitlines()[-1].startswith("openba: stopped")
     test_no_process_of_the_run_is_left(story)
-    client = story.client()
-    runs = client.search_runs([client.get_experiment_by_name("openba-small").experiment_id])
-    assert sum(run.info.status == "KILLED" for run in runs) == 1
+    assert [run.info.status for run in longer_runs(story)] == ["KILLED"]
     assert (next(story.home.glob("store/mixture/*")) / "manifest.json").exists()
+
+
+def test_fault_13_the_next_run_goes_on_in_the_same_mlflow_run(
+    story: Story, stopped: subprocess.CompletedProcess[str]
+) -> None:
+    (work,) = story.home.glob("work/stage1/*/events.jsonl")
+    (event,) = (row for row in read_rows(work) if row["event"] == "stopped")
+    assert event["saved"]
+    done = finish(start(story.home, str(story.pipeline), *LONGER))
+    assert done.returncode == 0, done.stderr
+    folder = story.home / "store" / "stage1" / work.parent.name
+    attempts = read_rows(folder / "attempts.jsonl")
+    assert [row["from"] for row in attempts] == [0, event["step"]]
+    (run,) = longer_runs(story)
+    assert run.info.status == "FINISHED"
+    for key in ("loss", "tokens_per_second"):
+        steps = [metric.step for metric in story.client().get_metric_history(run.info.run_id, key)]
+        assert sorted(steps) == list(range(1, 101)), "every step once"

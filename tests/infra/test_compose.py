@@ -36,7 +36,7 @@ def compose(text: str, settings: dict[str, str]) -> dict[str, Any]:
 def test_valid_by_the_compose_specification(compose: dict[str, Any]) -> None:
     assert set(PyCompose.from_yaml(yaml.safe_dump(compose)).service_names()) == set(compose["services"])
     for wrong in ({"imagee": "x"}, {"image": "x", "ports": ["127.0.0.1:80:web"]}):
-        with pytest.raises(ValueError, match="imagee|port"):
+        with pytest.raises(ValueError, match=r"imagee|port"):
             PyCompose.from_yaml(yaml.safe_dump({"services": {"broken": wrong}}))
 
 
@@ -65,7 +65,7 @@ def test_services_wait_for_what_they_need(compose: dict[str, Any]) -> None:
     needs: dict[str, dict[str, Any]] = {}
     for name, service in services.items():
         wanted = service.get("depends_on", {})
-        needs[name] = wanted if isinstance(wanted, dict) else dict.fromkeys(wanted, {})
+        needs[name] = wanted if isinstance(wanted, dict) else {other: {} for other in wanted}
         for other, how in needs[name].items():
             assert how.get("condition") != "service_healthy" or "healthcheck" in services[other]
     started: set[str] = set()
@@ -78,7 +78,9 @@ def test_volumes_and_mounted_files_are_there(compose: dict[str, Any], root: Path
     for service in compose["services"].values():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
-            assert (root / "infra" / source).exists() if source.startswith(".") else source in compose["volumes"]
+            assert (
+                (root / "infra" / source).exists() if source.startswith(".") else source in compose["volumes"]
+            )
 
 
 def test_ray_asks_for_its_token_and_mlflow_for_its_names(compose: dict[str, Any]) -> None:
@@ -87,9 +89,14 @@ def test_ray_asks_for_its_token_and_mlflow_for_its_names(compose: dict[str, Any]
         assert services[name]["environment"]["RAY_AUTH_MODE"] == "token"
     assert "--allowed-hosts mlflow:5000," in services["mlflow"]["command"]
     worker = services["prefect-worker"]["environment"]
-    assert worker["PREFECT_API_AUTH_STRING"] == services["prefect-server"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"]
+    assert (
+        worker["PREFECT_API_AUTH_STRING"]
+        == services["prefect-server"]["environment"]["PREFECT_SERVER_API_AUTH_STRING"]
+    )
 
 
 def test_no_secret_stands_on_a_command_line(compose: dict[str, Any]) -> None:
-    told = [f"{service.get('command')} {service.get('healthcheck')}" for service in compose["services"].values()]
+    told = [
+        f"{service.get('command')} {service.get('healthcheck')}" for service in compose["services"].values()
+    ]
     assert not [line for line in told if "secret-" in line]

@@ -43,8 +43,14 @@ def test_python_and_packages_are_the_locks(
     assert python is not None
     assert SpecifierSet(project["requires-python"]).contains(python[1])
     assert versions["OPENBA_IMAGE"] == f"openba:{project['version']}-cpu"
-    wanted = [Requirement(text) for text in project["optional-dependencies"]["cluster"] + project["dependencies"]]
-    wrong = [str(r) for r in wanted if not r.specifier.contains(locked[canonicalize_name(r.name)], prereleases=True)]
+    wanted = [
+        Requirement(text) for text in project["optional-dependencies"]["cluster"] + project["dependencies"]
+    ]
+    wrong = [
+        str(r)
+        for r in wanted
+        if not r.specifier.contains(locked[canonicalize_name(r.name)], prereleases=True)
+    ]
     assert wrong == []
 
 

@@ -15,9 +15,14 @@ from openba.config import CONFIGS, load
 from openba.graph import find_pipeline
 from openba.recipes.runtime import PipelineRuntime
 
-# The fields of ray.io/v1 as KubeRay's API reference lists them (version 1.6), less what only its status has. The
-# operator drops what it does not know, so a misspelt field would be lost without a word: none may be left over.
-TEXT, FLAG, COUNT, MAP = {"type": "string"}, {"type": "boolean"}, {"type": "integer", "minimum": 0}, {"type": "object"}
+# The fields of ray.io/v1 as KubeRay's API reference lists them (version 1.6), less what only its status has.
+# Kubernetes drops what it does not know: a misspelt field would be lost without a word.
+TEXT, FLAG, COUNT, MAP = (
+    {"type": "string"},
+    {"type": "boolean"},
+    {"type": "integer", "minimum": 0},
+    {"type": "object"},
+)
 TEXTS = {"type": "object", "additionalProperties": TEXT}
 
 
@@ -28,9 +33,11 @@ def closed(required: list[str], **fields: Any) -> dict[str, Any]:
 GROUP = {"rayStartParams": TEXTS, "template": MAP, "resources": TEXTS, "labels": TEXTS}
 CLUSTER = closed(
     ["headGroupSpec"],
-    rayVersion=TEXT, suspend=FLAG, enableInTreeAutoscaling=FLAG, autoscalerOptions=MAP, headServiceAnnotations=TEXTS,
-    managedBy=TEXT, gcsFaultToleranceOptions=MAP, upgradeStrategy=MAP,
-    authOptions=closed(["mode"], mode={"enum": ["token", "disabled"]}, secretName=TEXT, enableK8sTokenAuth=FLAG),
+    rayVersion=TEXT, suspend=FLAG, enableInTreeAutoscaling=FLAG, autoscalerOptions=MAP,
+    headServiceAnnotations=TEXTS, managedBy=TEXT, gcsFaultToleranceOptions=MAP, upgradeStrategy=MAP,
+    authOptions=closed(
+        ["mode"], mode={"enum": ["token", "disabled"]}, secretName=TEXT, enableK8sTokenAuth=FLAG,
+    ),
     headGroupSpec=closed(["template"], serviceType=TEXT, headService=MAP, enableIngress=FLAG, **GROUP),
     workerGroupSpecs={"type": "array", "items": closed(
         ["groupName", "minReplicas", "maxReplicas", "template"],
@@ -40,8 +47,9 @@ CLUSTER = closed(
 )  # fmt: skip
 JOB = closed(
     ["entrypoint", "rayClusterSpec"],
-    entrypoint=TEXT, runtimeEnvYAML=TEXT, jobId=TEXT, metadata=TEXTS, clusterSelector=TEXTS, submitterPodTemplate=MAP,
-    submitterConfig=MAP, managedBy=TEXT, deletionStrategy=MAP, entrypointResources=TEXT, suspend=FLAG,
+    entrypoint=TEXT, runtimeEnvYAML=TEXT, jobId=TEXT, metadata=TEXTS, clusterSelector=TEXTS,
+    submitterPodTemplate=MAP, submitterConfig=MAP,
+    managedBy=TEXT, deletionStrategy=MAP, entrypointResources=TEXT, suspend=FLAG,
     submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
     entrypointNumCpus={"type": "number"}, entrypointNumGpus={"type": "number"}, backoffLimit=COUNT,
     activeDeadlineSeconds={"type": "integer", "minimum": 1}, ttlSecondsAfterFinished=COUNT,
@@ -79,7 +87,8 @@ def test_helm_finds_no_fault(root: Path) -> None:
 
 def test_wrong_values_are_refused(root: Path) -> None:
     wrong: list[dict[str, Any]] = [
-        {"image": {"head": "openba:latest"}}, {"workers": {"node": 3}}, {"job": {"pipeline": "tiny; rm -rf /"}},
+        {"image": {"head": "openba:latest"}}, {"workers": {"node": 3}},
+        {"job": {"pipeline": "tiny; rm -rf /"}},
     ]  # fmt: skip
     for values in wrong:
         with pytest.raises(helm_python.HelmError):
@@ -97,10 +106,16 @@ def test_objects_are_kuberays(cluster: dict[str, Any], job: dict[str, Any]) -> N
 
 def test_pods_are_valid_for_kubernetes(cluster: dict[str, Any]) -> None:
     for number, template in enumerate(pods(cluster["spec"])):
-        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": f"pod-{number}"} | template["metadata"]}
+        pod = {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": f"pod-{number}"} | template["metadata"],
+        }
         kubernetes_validate.validate(pod | {"spec": template["spec"]}, "1.37", strict=True)
     with pytest.raises(kubernetes_validate.ValidationError):
-        kubernetes_validate.validate(pod | {"spec": template["spec"] | {"nodeSelectors": {}}}, "1.37", strict=True)
+        kubernetes_validate.validate(
+            pod | {"spec": template["spec"] | {"nodeSelectors": {}}}, "1.37", strict=True
+        )
 
 
 def test_the_papers_cluster(cluster: dict[str, Any]) -> None:
@@ -108,7 +123,9 @@ def test_the_papers_cluster(cluster: dict[str, Any]) -> None:
     (nodes,) = cluster["spec"]["workerGroupSpecs"]
     assert (nodes["replicas"], nodes["minReplicas"], nodes["maxReplicas"]) == (4, 4, 4)
     (worker,) = nodes["template"]["spec"]["containers"]
-    assert worker["resources"]["requests"]["nvidia.com/gpu"] == worker["resources"]["limits"]["nvidia.com/gpu"]
+    assert (
+        worker["resources"]["requests"]["nvidia.com/gpu"] == worker["resources"]["limits"]["nvidia.com/gpu"]
+    )
     assert nodes["rayStartParams"]["num-gpus"] == worker["resources"]["limits"]["nvidia.com/gpu"]
     runtime = load(CONFIGS / "runtime" / "paper.yaml", PipelineRuntime)
     assert 4 * int(nodes["rayStartParams"]["num-gpus"]) == runtime.devices

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
-from openba.model.functions import rms_norm, rotary_table, split_rotate, swiglu
+from openba.model.functions import linear, rms_norm, rotary_table, split_rotate, swiglu
 
 EPSILON = 1e-5
 
@@ -162,3 +163,53 @@ def test_without_gradients_the_results_are_the_same(dtype: torch.dtype) -> None:
     for a, b in zip(*results, strict=True):
         assert a.dtype == b.dtype == dtype
         torch.testing.assert_close(a, b)
+
+
+@given(
+    shape=st.lists(st.integers(0, 5), min_size=1, max_size=3),
+    sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    bias=st.booleans(),
+    wanted=st.tuples(st.booleans(), st.booleans(), st.booleans()),
+    turned_round=st.booleans(),
+)
+def test_a_product_is_torchs_forward_and_backward(
+    shape: list[int], sizes: tuple[int, int], bias: bool, wanted: tuple[bool, bool, bool], turned_round: bool
+) -> None:
+    inputs, outputs = sizes
+    x = randn(*shape, inputs)
+    if turned_round:  # neither rows nor columns lie side by side
+        x = randn(*shape, 2 * inputs)[..., ::2]
+    tensors = [x, randn(outputs, inputs, seed=1), randn(outputs, seed=2) if bias else None]
+    leaves = [
+        [None if t is None else t.clone().requires_grad_(w) for t, w in zip(tensors, wanted, strict=True)]
+        for _ in range(2)
+    ]
+    found, expected = linear(*leaves[0]), torch.nn.functional.linear(*leaves[1])
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert found.requires_grad == expected.requires_grad
+    if expected.requires_grad:
+        for out in (found, expected):
+            out.backward(randn(*expected.shape, seed=3).transpose(0, -1).contiguous().transpose(0, -1))
+        for ours, theirs in zip(*leaves, strict=True):
+            if ours is not None and theirs is not None and theirs.grad is not None:
+                assert ours.grad is not None
+                torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-5, rtol=1e-5)
+                assert ours.grad.stride() == theirs.grad.stride()
+
+
+def test_torchs_counter_sees_the_products() -> None:
+    x, weight = randn(3, 4, 5), randn(7, 5, seed=1).requires_grad_()
+    with FlopCounterMode(display=False) as counter:
+        linear(x, weight).sum().backward()
+    assert counter.get_total_flops() == 2 * (2 * 12 * 5 * 7)  # x wants no gradient
+    with FlopCounterMode(display=False) as counter:
+        linear(x.requires_grad_(), weight).sum().backward()
+    assert counter.get_total_flops() == 3 * (2 * 12 * 5 * 7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_products_of_other_precisions_are_torchs(dtype: torch.dtype) -> None:
+    x, weight = randn(3, 5, dtype=dtype), randn(7, 5, seed=1, dtype=dtype)
+    assert torch.equal(linear(x, weight), torch.nn.functional.linear(x, weight))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x.float(), weight.float()).dtype == torch.bfloat16

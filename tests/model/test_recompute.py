@@ -1,4 +1,4 @@
-"""What the backward pass computes again: equal gradients, dropout and all, and less memory between the passes."""
+"""What the backward pass computes again: equal gradients, dropout and all, and less memory in between."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def reviews(corpus: Path, tmp_path: Path) -> Path:
     """A source step's output in row groups of 300."""
     (tmp_path / "reviews").mkdir()
     table = pq.read_table(corpus / "reviews.parquet")
-    write_documents(tmp_path / "reviews" / DOCUMENTS, table.to_batches(max_chunksize=300))
+    write_documents(tmp_path / "reviews" / DOCUMENTS, table.to_batches(max_chunksize=300), 0)
     return tmp_path / "reviews"
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from openba.errors import UserError
+from openba.home import Home
 from openba.train.log import HELDOUT, METRICS, RATES
-from tasks.tracking import StepRun
+from tasks.tracking import StepRun, Tracking
 
 
 def row(step: int) -> dict[str, float]:
@@ -55,3 +60,35 @@ def test_fault_31_a_server_that_is_away_gets_everything_later(
     assert {"loss_R", "mfu_useful", "heldout/R", "heldout/accuracy", "heldout/loss_zh"} < names.keys()
     assert "heldout/R_accuracy_zh" not in names
     assert len(names) <= 40  # and 20 facts
+
+
+@pytest.fixture
+def away(mlflow_home: Home, monkeypatch: pytest.MonkeyPatch) -> Tracking:
+    """The tracking of a flow whose server has gone: nobody listens at its address."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    tracking = Tracking(mlflow_home, "test", "flow")
+    tracking.client = MlflowClient(tracking_uri="http://127.0.0.1:9")
+    return tracking
+
+
+def test_a_server_is_waited_for_and_then_told_of(away: Tracking, mlflow_home: Home) -> None:
+    there = MlflowClient(tracking_uri=mlflow_home.tracking_uri)
+    threading.Timer(0.6, setattr, (away, "client", there)).start()
+    assert away.patiently(lambda: away.client.get_experiment(away.experiment)).name == "openba-test"
+    away.client = MlflowClient(tracking_uri="http://127.0.0.1:9")
+    with pytest.raises(UserError, match=r"does not answer .* no metric is lost"):
+        away.patiently(away.client.search_experiments, seconds=0.6)
+
+
+def test_what_a_server_refuses_is_not_asked_again(away: Tracking, mlflow_home: Home) -> None:
+    away.client = MlflowClient(tracking_uri=mlflow_home.tracking_uri)
+    with pytest.raises(MlflowException, match="nowhere"):
+        away.patiently(lambda: away.client.get_run("nowhere"))
+
+
+def test_a_flow_that_is_stopped_waits_no_longer(away: Tracking) -> None:
+    threading.Timer(0.6, away._stopping.set).start()
+    began = time.monotonic()
+    with pytest.raises(UserError):
+        away.patiently(away.client.search_experiments)
+    assert time.monotonic() - began < 60

@@ -1,4 +1,4 @@
-"""Runs of real worker groups for the tests (see `benchmarks.gangs`): made once, the tests look at what they left."""
+"""Runs of real worker groups (see `benchmarks.gangs`): made once, the tests look at what they left."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from openba.train.log import read_rows
 
 torch.set_num_threads(1)
 
-STEPS = 16
+STEPS = 10
 """Of the runs that are interrupted; the group is killed after six."""
 
 
@@ -46,9 +46,8 @@ class Runs:
         return self.job(
             name,
             model={"dropout": 0.1},
-            budget=f"{STEPS} steps",
-            runtime={"checkpoint_every": 2, "keep_checkpoints": 3},
-            **options,
+            runtime={"checkpoint_every": 2, "keep_checkpoints": 3, **options.pop("runtime", {})},
+            **{"budget": f"{STEPS} steps", **options},
         )
 
     def rows(self, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
@@ -100,9 +99,12 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
 
     start = {"data": str(pairs(root, tokenizer_folder)), "start": str(root / "reference")}
     two = {
+        "saved": runs.job("saved", do="save_state"),
+        "saved-zero3": runs.job("saved-zero3", do="save_state", runtime={"zero_stage": 3}),
+        "saved-bf16": runs.job("saved-bf16", do="save_state", runtime={"zero_stage": 2}, precision="bf16"),
+        "saved-tp2": runs.job("saved-tp2", do="save_state", tensor_parallel=2, runtime={"zero_stage": 2}),
         "reference": runs.job("reference"),
-        "micro": runs.job("micro", runtime={"micro_batch": 2}),
-        "zero2": runs.job("zero2", runtime={"micro_batch": 2, "zero_stage": 2}),
+        "padded": runs.job("padded", runtime={"batches": "padded", "micro_batch": 2}),
         "zero3": runs.job(
             "zero3",
             runtime={"zero_stage": 3, "micro_batch": 46},
@@ -110,7 +112,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
             heldout_batches=99,
             budget="2 steps",
         ),
-        "undisturbed": runs.interrupted("undisturbed"),
+        "undisturbed": runs.interrupted("undisturbed", runtime={"profile_after": 4}),
         "resumed": runs.interrupted("killed"),
         "damaged": runs.interrupted("damaged"),
         "all-skipped": runs.job("all-skipped", skip_loss_above=1.0, precision="bf16", budget="2 steps"),
@@ -124,27 +126,27 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
             runtime={"log_every": 3},
         ),
         "uneven": runs.job("uneven", batch=5),
-        "saved": runs.job("saved", do="save_state"),
-        "saved-zero3": runs.job("saved-zero3", do="save_state", runtime={"zero_stage": 3}),
-        "saved-bf16": runs.job("saved-bf16", do="save_state", runtime={"zero_stage": 2}, precision="bf16"),
         **parallel(runs),
-        "saved-tp2": runs.job("saved-tp2", do="save_state", tensor_parallel=2, runtime={"zero_stage": 2}),
+        **{name: halves(runs, name, *kind) for name, kind in HALVES.items()},
         "tp2-of-zero1": runs.job("tp2-of-zero1", do="load_state", inputs=saved("saved"), tensor_parallel=2),
-        "tp2": runs.interrupted("tp2", tensor_parallel=2),
-        "tp2-stopped": runs.interrupted("tp2-stopped", do="stopped_stage", tensor_parallel=2),
+        "tp2": runs.interrupted("tp2", tensor_parallel=2, budget="3 steps"),
+        "tp2-stopped": runs.interrupted(
+            "tp2-stopped", do="stopped_stage", tensor_parallel=2, budget="3 steps"
+        ),
         "tp2-uneven": runs.job(
             "tp2-uneven", do="run_stage", model={"num_heads": 3}, tensor_parallel=2, budget="1 steps"
         ),
         "zero3-of-zero1": runs.job(
             "zero3-of-zero1", do="load_state", inputs=saved("saved"), runtime={"zero_stage": 3}
         ),
+        "two-of-one": runs.job("two-of-one", do="load_state", inputs=saved("one-of-two")),
     }
     one = {
         "one": runs.job("one", runtime={"workers": 1}),
         "other-world": runs.interrupted("other-world"),
-        "alone": runs.interrupted("alone"),
         "alone-twenty": twenty(runs, "alone-twenty"),
         "alone-four": twenty(runs, "alone-four", runtime={"micro_batch": 2}),
+        "alone-bf16": twenty(runs, "alone-bf16", steps=2, precision="bf16"),
         "one-of-tp2": runs.job("one-of-tp2", do="load_state", inputs=saved("saved-tp2")),
         "one-of-two": runs.job("one-of-two", do="load_state", inputs=saved("saved")),
         "one-of-zero3": runs.job("one-of-zero3", do="load_state", inputs=saved("saved-zero3")),
@@ -164,9 +166,22 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
     return runs
 
 
-def twenty(runs: Runs, name: str, **options: Any) -> dict[str, Any]:
+def twenty(runs: Runs, name: str, steps: int = 20, **options: Any) -> dict[str, Any]:
     """Twenty steps in one micro-batch a worker, but for what is given."""
-    return runs.job(name, do="twenty_steps", **{"runtime": {"micro_batch": 8}, **options})
+    job = runs.job(name, do="some_steps", **{"runtime": {"micro_batch": 8}, **options})
+    return {**job, "with": {"steps": steps}}
+
+
+HALVES = {"zero1-bf16": (1, "bf16"), "zero2-fp32": (2, "fp32"), "zero3-bf16": (3, "bf16")}
+"""ZeRO stages and precisions that are stopped and resumed between two steps; others: `interrupted`."""
+
+
+def halves(runs: Runs, name: str, zero: int, precision: str) -> dict[str, Any]:
+    """Two steps, straight and in halves, with dropout."""
+    job = runs.job(
+        name, do="halves", model={"dropout": 0.1}, precision=precision, runtime={"zero_stage": zero}
+    )
+    return {**job, "with": {"steps": 1}}
 
 
 def parallel(runs: Runs) -> dict[str, Any]:
@@ -176,6 +191,7 @@ def parallel(runs: Runs) -> dict[str, Any]:
         "dp2-zero2": twenty(runs, "dp2-zero2", runtime={"micro_batch": 1, "zero_stage": 2}),
         "dp2-zero3": twenty(runs, "dp2-zero3", runtime={"micro_batch": 4, "zero_stage": 3}),
         "tp2-zero1": twenty(runs, "tp2-zero1", tensor_parallel=2),
+        "tp2-bf16": twenty(runs, "tp2-bf16", steps=2, tensor_parallel=2, precision="bf16"),
         "tp2-zero2": twenty(
             runs,
             "tp2-zero2",

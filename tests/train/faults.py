@@ -6,19 +6,27 @@ where the stage calls its own methods.
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
+import platform
 import resource
 import shutil
 import signal
+import struct
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from openba.artifacts import Build
 from openba.errors import UserError
+from openba.train import checkpoint
 from openba.train.stage import _Stage
+
+_SYNC = checkpoint._sync
 
 
 def run(
@@ -44,6 +52,7 @@ def run(
     except (UserError, OSError) as error:
         return {"error": str(error), "pid": os.getpid()}
     finally:
+        checkpoint._sync = _SYNC
         if stage is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
@@ -96,8 +105,24 @@ class _Faulty(_Stage):
         """The next share does not fit, while logs and heartbeats do."""
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**17, resource.RLIM_INFINITY))
 
+    def _no_sync(self, module: Any, loss: torch.Tensor) -> None:
+        refuse_sync()
+
+    def _slow_disk(self, module: Any, loss: torch.Tensor) -> None:
+        """From now on a file takes longer to reach the disk than a step."""
+        before = checkpoint._sync
+
+        def slow(path: Path) -> None:
+            time.sleep(0.2)
+            before(path)
+
+        checkpoint._sync = slow
+
     def _flip(self, module: Any, loss: torch.Tensor) -> None:
         self.flip = True
+
+    def _sleep_in_save(self, module: Any, loss: torch.Tensor) -> None:
+        checkpoint._sync = lambda path: time.sleep(120)
 
     def _sleep_in_data(self, module: Any, loss: torch.Tensor) -> None:
         samples = self.batches.samples
@@ -117,6 +142,28 @@ class _Faulty(_Stage):
         if self.engine.rank == 0:
             shutil.copytree(self.checkpoints.folder, self.out.with_name(f"{self.out.name}-kept"))
         return super()._finish()
+
+
+def refuse_sync() -> None:
+    """The kernel answers fsync with EIO, to this thread and those that it starts; there is no way back."""
+    load, equal, answer = 0x20, 0x15, 0x06
+    number, machine = {"x86_64": (74, 0xC000003E), "aarch64": (82, 0xC00000B7)}[platform.machine()]
+    program = [
+        (load, 0, 0, 4),  # the architecture
+        (equal, 0, 3, machine),
+        (load, 0, 0, 0),  # the call's number
+        (equal, 0, 1, number),
+        (answer, 0, 0, 0x00050000 | errno.EIO),
+        (answer, 0, 0, 0x7FFF0000),  # let it pass
+    ]
+    code = b"".join(struct.pack("HBBI", *line) for line in program)
+    held = ctypes.create_string_buffer(code)
+    described = ctypes.create_string_buffer(struct.pack("HxxxxxxQ", len(program), ctypes.addressof(held)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    no_new_privileges, seccomp, a_filter = 38, 22, 2
+    for arguments in ((no_new_privileges, 1, 0, 0, 0), (seccomp, a_filter, described, 0, 0)):
+        if libc.prctl(*arguments):
+            raise OSError(ctypes.get_errno(), "no filter of system calls")
 
 
 class _Slow:

@@ -102,6 +102,22 @@ def test_padded_micro_batches_are_the_same_samples_at_full_length(make: Any, tok
     assert Counter(rows(split)) == Counter(rows(packed.micro(3, 0, 1, 8)))
 
 
+def test_fault_26_a_sample_with_an_empty_side_has_no_part_in_the_step(make: Any) -> None:
+    batches = make(UL2)
+    (batch,) = batches.micro(0, 0, 1, 8)
+    items = np.array(batches.items(0))
+    mask, labels = batch.mask.clone(), batch.labels.clone()
+    mask[2], labels[5] = False, IGNORE
+    sound = batches._sound(Batch(batch.encoder_ids, mask, batch.decoder_ids, labels), items)
+    assert batches.refused == items[[2, 5]].tolist()
+    for row in (2, 5):
+        assert sound.mask[row].sum() == 1  # nothing attends to nothing
+        assert (sound.labels[row] == IGNORE).all()
+    kept = [row for row in range(8) if row not in (2, 5)]
+    assert torch.equal(sound.labels[kept], batch.labels[kept])
+    assert torch.equal(sound.mask[kept], batch.mask[kept])
+
+
 def test_seed_and_step_choose_the_samples(make: Any) -> None:
     first = rows(make(UL2).micro(3, 0, 1, 8))
     assert rows(make(UL2).micro(3, 0, 1, 8)) == first

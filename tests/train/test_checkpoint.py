@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from openba.train.checkpoint import MARKER, Checkpoints
+from tests.train.conftest import HALVES, STEPS
 
 
 def test_a_killed_group_goes_on_from_its_last_checkpoint(runs: Any) -> None:
@@ -24,7 +25,7 @@ def test_the_resumed_run_ends_as_the_undisturbed_one(runs: Any, run: str, facts:
     assert runs.model_bytes(run) == runs.model_bytes("undisturbed")  # dropout and all
     keys = ("step", "loss", "lr", "gradient_norm", "tokens", "targets", "skipped", "totals")
     rows, expected = ([{k: row[k] for k in keys} for row in runs.rows(name)] for name in (run, "undisturbed"))
-    assert [row["step"] for row in rows] == list(range(1, 17))
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert rows == expected
     assert runs.rows(run, "heldout.jsonl") == runs.rows("undisturbed", "heldout.jsonl")
     same = ("tokens", "target_tokens", "final_loss", "heldout", "steps", "flops")
@@ -42,7 +43,7 @@ def test_another_number_of_workers_goes_on(runs: Any) -> None:
     _, second = runs.rows("other-world", "attempts.jsonl")
     assert second["from"] == runs.rows("killed", "attempts.jsonl")[-1]["from"] > 0
     rows, expected = runs.rows("other-world"), runs.rows("undisturbed")
-    assert [row["step"] for row in rows] == list(range(1, 17))
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     counted = ("tokens", "targets", "lr", "totals")
     assert [[row[key] for key in counted] for row in rows] == [
         [row[key] for key in counted] for row in expected
@@ -53,17 +54,26 @@ def test_another_number_of_workers_goes_on(runs: Any) -> None:
     ("loaded", "saved"),
     [
         ("one-of-two", "saved"),
+        ("two-of-one", "saved"),
         ("one-of-zero3", "saved-zero3"),
         ("zero3-of-zero1", "saved"),
         ("one-of-bf16", "saved-bf16"),
     ],
 )
-def test_workers_and_zero_stage_may_change(runs: Any, loaded: str, saved: str) -> None:
-    """The state is the saved one bit by bit; the next losses are as those of the run that went on."""
+def test_faults_23_24_workers_and_zero_stage_may_change(runs: Any, loaded: str, saved: str) -> None:
+    """Also from two to one to two: the state is the saved one in every bit, the losses are the run's own."""
     assert runs.facts[loaded]["state"] == runs.facts[saved]["state"]
-    assert runs.facts[saved]["state"]["adam"] == 3
+    assert runs.facts[saved]["state"]["adam_step"] == 3
     tolerance = 1e-6 if "bf16" not in saved else 1e-3
     assert runs.facts[loaded]["losses"] == pytest.approx(runs.facts[saved]["losses"], rel=tolerance)
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_fault_1_stop_and_resume_is_the_straight_run(runs: Any, name: str) -> None:
+    """ZeRO 1 in fp32: `test_the_resumed_run_ends_as_the_undisturbed_one`."""
+    straight, resumed = runs.facts[name]["states"]
+    assert straight == resumed
+    assert runs.facts[name]["losses"][0] == runs.facts[name]["losses"][1]
 
 
 def test_the_newest_two_are_kept(runs: Any) -> None:
@@ -75,13 +85,13 @@ def test_a_finished_stage_leaves_no_checkpoint(runs: Any) -> None:
         assert not (runs.root / run / "checkpoints").exists()
 
 
-def committed(folder: Path, step: int) -> Path:
+def committed(folder: Path, step: int, state: bytes = b"weights") -> Path:
     """A checkpoint with two shares and its marker."""
     checkpoint = folder / f"step-{step:06d}"
     checkpoint.mkdir(parents=True)
     files = {}
     for rank in range(2):
-        data = b"weights" * (rank + 1)
+        data = state + bytes([rank])
         (checkpoint / f"rank-{rank:05d}.safetensors").write_bytes(data)
         files[f"rank-{rank:05d}.safetensors"] = [len(data), hashlib.sha256(data).hexdigest()]
     (checkpoint / MARKER).write_text(json.dumps({"step": step, "files": files}))
@@ -96,15 +106,53 @@ def test_the_newest_whole_one_is_chosen(tmp_path: Path, capsys: pytest.CaptureFi
     assert checkpoints.newest() == folders[100]
     (folders[100] / MARKER).unlink()
     (folders[90] / "rank-00001.safetensors").write_bytes(b"weight")
-    (folders[80] / "rank-00000.safetensors").write_bytes(b"Weights")
+    (folders[80] / "rank-00000.safetensors").write_bytes(b"Weights\0")
     (folders[10] / "rank-00000.safetensors").unlink()
     assert checkpoints.newest() == folders[5]
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 4
-    assert "rank-00001.safetensors has 6 bytes of 14" in told[1]
+    assert "rank-00001.safetensors has 6 bytes of 8" in told[1]
     assert (checkpoints.folder / "step-000090.damaged").exists()
     (folders[5] / MARKER).write_text('{"step": 5, "fil')
     assert checkpoints.newest() is None
+
+
+@pytest.mark.parametrize("fault", ["deleted", "swapped", "stale"])
+def test_fault_8_shards_that_are_not_the_checkpoints_own_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], fault: str
+) -> None:
+    """All of one size, so that only the digests tell."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    older, newer = (committed(checkpoints.folder, step, b"step %d" % step) for step in (1, 2))
+    first, second = (newer / f"rank-0000{rank}.safetensors" for rank in (0, 1))
+    if fault == "deleted":
+        second.unlink()
+    elif fault == "swapped":
+        data = first.read_bytes()
+        first.write_bytes(second.read_bytes())
+        second.write_bytes(data)
+    else:
+        second.write_bytes((older / second.name).read_bytes())
+    assert checkpoints.newest() == older
+    told = capsys.readouterr().err
+    assert "rank-0000" in told
+    assert ("No such file" if fault == "deleted" else "is not what was written") in told
+
+
+def test_fault_4_before_the_marker_the_old_one_counts_behind_it_the_new_one(tmp_path: Path) -> None:
+    """There is no pointer: the newest marker is it; what follows it is only the end of old checkpoints."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1)
+    old, new = (committed(checkpoints.folder, step) for step in (1, 2))
+    marker = (new / MARKER).read_bytes()
+    (new / MARKER).unlink()
+    staged = new.rename(new.with_suffix(".tmp"))
+    assert checkpoints.newest() == old  # killed with all shards written
+    shards = staged.rename(new)
+    (new / f"{MARKER}.part").write_bytes(marker[:9])
+    assert checkpoints.newest() == old  # killed while the marker was written
+    shards.with_name(f"{new.name}.damaged").rename(new)
+    (new / MARKER).write_bytes(marker)
+    assert checkpoints.newest() == new  # killed before the old one was removed
 
 
 def test_a_damaged_one_is_no_reason_to_drop_a_whole_one(tmp_path: Path) -> None:

@@ -21,6 +21,13 @@ def test_loss_and_norm_are_those_of_one_worker(runs: Any, run: str) -> None:
         assert ours == pytest.approx(theirs, rel=5e-6)
 
 
+def test_half_precision_is_shared_as_well(runs: Any) -> None:
+    expected, found = runs.facts["alone-bf16"]["rows"], runs.facts["tp2-bf16"]["rows"]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=2e-3)
+    assert runs.facts["tp2-bf16"]["differing"] == ""
+
+
 @pytest.mark.parametrize("run", ["tp2-zero1", "tp2-zero2", "tp2-dp2"])
 def test_each_rank_holds_its_share_of_the_vocabulary(runs: Any, run: str) -> None:
     assert runs.facts[run]["vocabulary"] * 2 == runs.facts["alone-twenty"]["vocabulary"]
@@ -46,7 +53,7 @@ def test_a_stopped_run_ends_as_the_undisturbed_one(runs: Any) -> None:
 
 
 def test_a_stage_exports_whole_weights(runs: Any) -> None:
-    expected, found = runs.weights("undisturbed"), runs.weights("tp2")
+    expected, found = runs.weights("undisturbed"), runs.weights("tp2")  # both with dropout
     assert {name: t.shape for name, t in found.items()} == {name: t.shape for name, t in expected.items()}
     assert runs.losses("tp2")[0] == pytest.approx(runs.losses("undisturbed")[0], rel=1e-2)
 

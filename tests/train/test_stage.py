@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from openba.model.files import load_model
 from openba.model.model import IGNORE
 from openba.recipes.train import TrainStep
 from openba.train.batches import TrainingBatches, training_samples
+from openba.train.log import RATES
 
 
 def test_the_output_is_a_model_and_its_logs(runs: Any) -> None:
@@ -48,7 +51,7 @@ def test_facts_add_up(runs: Any) -> None:
 
 
 def test_held_out_loss_is_measured_before_between_and_after_by_mode(runs: Any) -> None:
-    assert [row["step"] for row in runs.rows("undisturbed", "heldout.jsonl")] == [0, 4, 8, 12, 16]
+    assert [row["step"] for row in runs.rows("undisturbed", "heldout.jsonl")] == [0, 4, 8, 10]
     for row in runs.rows("reference", "heldout.jsonl"):
         modes = [row[name] for name in "RSX"]
         assert min(modes) < row["loss"] < max(modes)
@@ -100,6 +103,31 @@ def test_work_before_a_restart_counts_once(runs: Any) -> None:
         assert runs.facts["resumed"][name] == runs.facts["undisturbed"][name] > 0
     cost = runs.facts["resumed"]["cost"]
     assert 0 < cost["utilisation_useful"] < cost["utilisation_hardware"] < cost["utilisation"]
+
+
+def test_padded_batches_train_the_same(runs: Any) -> None:
+    assert runs.losses("padded") == pytest.approx(runs.losses("reference"), rel=1e-6)
+    counts = [[(row["tokens"], row["targets"]) for row in runs.rows(n)] for n in ("reference", "padded")]
+    assert counts[0] == counts[1]
+
+
+def test_a_look_into_three_steps_leaves_a_trace_and_the_same_state(runs: Any) -> None:
+    """The state: `undisturbed` was looked at, runs that end as it does were not."""
+    for rank in (0, 1):
+        trace = runs.root / "undisturbed" / "profile" / f"trace-0000{rank}.json.gz"
+        events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+        products = sum(event["name"] == "aten::mm" for event in events)
+        assert products >= 3 * 20  # three steps of three blocks
+        assert any(event["name"] == "[memory]" for event in events)
+
+
+def test_every_step_tells_its_figures(runs: Any) -> None:
+    row = runs.rows("reference")[-1]
+    told = {"loss", "loss_R", "loss_S", "loss_X", "lr", "gradient_norm", *RATES}
+    assert told <= row.keys()
+    assert all(row[name] >= 0 for name in told)
+    assert row["padded_tokens_per_second"] > row["tokens_per_second"] > 0
+    assert row["mfu_padded"] > row["mfu_useful"] > 0
 
 
 def test_no_held_out_sample_is_refused(runs: Any) -> None:

@@ -46,9 +46,9 @@ def find(texts: Texts, languages: Collection[str]) -> np.ndarray:
     """Edits that remove whole the texts that are not surely in one of the languages ("zh", "en").
 
     Rules: `unsure_language`, `other_language`, `rare_han`. polyglot's second call, with bestEffort,
-    only names a language it then marks as not reliable, so the first decides alone. CLD2 is not asked about
-    Chinese beyond doubt: of 88,603 texts and sentences of that kind it was sure of another language for 43, all
-    of which are Chinese that it takes for Japanese.
+    only names a language it then marks as not reliable, so the first decides alone. It is not asked about
+    Chinese beyond doubt: of 88,603 such texts and sentences CLD2 was sure of another language for 43, all of
+    which are Chinese that it takes for Japanese.
     """
     shares, chinese, spaced = _examine(texts.codes, texts.offsets, _table())
     if "zh" not in languages:
@@ -78,17 +78,17 @@ def _verdict(text: bytes, common: float, by_script: bool, languages: Collection[
 def _examine(
     codes: np.ndarray, offsets: np.ndarray, table: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Share of each text's Han that is common; 1 if the script says Chinese, 2 if it says so beyond doubt;
-    and the code points with spaces for what CLD2 refuses.
+    """Shares of common Han; what the script says; the code points with spaces for what CLD2 refuses.
 
-    The script says Chinese if Han characters, each a word, are half the words and clearly common, and there is
-    no kana and no Hangul. Common is what GB 2312 or level 1 of Big5 has; a text without Han has share 1.
+    Common is what GB 2312 or level 1 of Big5 has; a text without Han has share 1. The script says Chinese (1)
+    if Han characters, each a word, are half the words and clearly common and there is no kana and no Hangul;
+    beyond doubt is 2.
     """
-    shares, chinese = np.ones(len(offsets) - 1, np.float64), np.zeros(len(offsets) - 1, np.uint8)
-    refused = 0
+    shares, chinese = np.ones(len(offsets) - 1, np.float64), np.zeros(len(offsets) - 1, np.int64)
+    refused = np.uint8(0)
     for row in range(len(shares)):
         han, common, simplified, words = 0, 0, 0, 0
-        every, before = np.uint8(0), np.uint8(0)
+        every = before = np.uint8(0)
         for code in codes[offsets[row] : offsets[row + 1]]:
             kind = table[code]
             han += kind & 1

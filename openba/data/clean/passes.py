@@ -118,7 +118,7 @@ def join(plan: Plan, number: int) -> None:
 
     def write(path: Path) -> None:
         nonlocal documents
-        documents, _ = write_documents(path, stages.gathered(_last(plan, number, out), shards.PIECE))
+        documents, _ = write_documents(path, _last(plan, number, out))
 
     shards.whole(plan.file("join", number, "parquet"), write)
     out.write(unreadable=out.unreadable, documents=documents)
@@ -182,7 +182,7 @@ def _documents(
 
 
 def _is_sound(plan: Plan, number: int) -> bool:
-    """Whether the scan has found every text UTF-8 and none blank: looking again would cost a tenth of a pass."""
+    """Whether the scan found every text UTF-8 and none blank: looking again would cost a tenth of a pass."""
     return bool((plan.done("scan", number) or {}).get("sound"))
 
 

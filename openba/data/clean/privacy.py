@@ -8,13 +8,14 @@ signs may be full-width. Dates, amounts, identity cards and ISBNs are none, nor 
 from __future__ import annotations
 
 import re
+from codecs import utf_32_le_decode
 from collections.abc import Iterator
 from functools import cache
 
 import numpy as np
 from numba import njit
 
-from openba.data.clean.columns import RULE_CODE, SPACE, Texts, as_string, classes, grown
+from openba.data.clean.columns import RULE_CODE, SPACE, Texts, classes, grown
 
 RULES = ("link", "email", "phone")
 
@@ -79,7 +80,7 @@ _AHEAD = 8
 
 # What can stand in a link or an address, and in a phone number or the word before one. Without regard to
 # case, Python lets four letters beyond ASCII stand for i, k and s.
-_IN_LINK, _IN_PHONE, _IS_DIGIT, _IN_ADDRESS, _IS_ANCHOR = 1, 2, 4, 8, 16
+_IN_LINK, _IN_PHONE, _IS_DIGIT, _IN_ADDRESS, _IS_ANCHOR, _IN_WORD = 1, 2, 4, 8, 16, 32
 _FOLDED = "\u0130\u0131\u017f\u212a"
 # No link and no address holds a quotation mark, a bracket of a tag or the like: runs end there.
 _LINK_CHARACTERS = "".join(sorted({*map(chr, range(0x21, 0x7F))} - {*"\"'<>\\^`{|}"})) + "：＠．" + _FOLDED
@@ -93,19 +94,20 @@ def find(texts: Texts, among: np.ndarray | None = None) -> np.ndarray:
     """Edits: what has to go; each rule is one of `RULES`.
 
     A kernel marks windows that could hold something: the characters around @, //, www. and .com, and runs
-    of what phone numbers are made of with seven digits. Only they meet the long pattern, and every match
-    lies whole in one of them, so the result is that of the pattern over the whole text. A window of one sort
-    that touches none of the other meets its half of the pattern.
+    of what phone numbers are made of with ten digits, or seven after a word that says so. Only they meet the
+    long pattern, and every match lies whole in one of them, so the result is that of the pattern over the
+    whole text. A window of one sort that touches none of the other meets its half of the pattern.
 
     Args: `among`, true for the texts to look at; none: all.
     """
     edits: list[tuple[int, ...]] = []
     rows = np.ones(len(texts.offsets) - 1, np.bool_) if among is None else among
+    raw, begins = texts.codes.data.cast("B"), texts.offsets.tolist()
     for row, start, end, sort in _windows(texts.codes, texts.offsets, rows, _table()).tolist():
-        first = max(int(texts.offsets[row]), start - _CONTEXT)
+        first = max(begins[row], start - _CONTEXT)
         ahead = _CONTEXT if sort & _PLUS else _AHEAD
-        last = min(int(texts.offsets[row + 1]), end + ahead)
-        window = as_string(texts.codes[first:last])
+        last = min(begins[row + 1], end + ahead)
+        window, _ = utf_32_le_decode(raw[4 * first : 4 * last])
         for begin, stop, rule in _matches(_BY_SORT[sort & 3], window, start - first):
             if stop > end - first:
                 break
@@ -139,6 +141,7 @@ def _table() -> np.ndarray:
     letters = "abcdefghijklmnopqrstuvwxyz"
     table[[ord(c) for c in letters + letters.upper() + "0123456789._%+-" + _FOLDED]] |= _IN_ADDRESS
     table[[ord(c) for c in "@＠/."]] |= _IS_ANCHOR
+    table[[ord(c) for c in "话线真机电eElLxX"]] |= _IN_WORD  # one stands in every word that says so
     return table
 
 
@@ -245,15 +248,19 @@ def _run(codes: np.ndarray, begin: int, at: int, end: int, bit: int, table: np.n
 
 @njit(cache=True, nogil=True)
 def _phone_sort(codes: np.ndarray, table: np.ndarray) -> int:
-    """2 if there are seven digits, 6 if one follows a plus sign, else 0."""
-    digits, before = 0, np.uint32(0)
+    """2 if there are ten digits, or seven and perhaps a word as 电话; 6 if one follows a plus sign; else 0.
+
+    No rule takes fewer than ten digits but those that need such a word, and that behind a plus sign.
+    """
+    digits, before, said = 0, np.uint32(0), False
     for code in codes:
         if table[code] & 4:
             digits += 1
             if before == 43 or before == 0xFF0B:
                 return 6
+        said |= table[code] & 32 != 0
         before = code
-    return 2 if digits >= 7 else 0
+    return 2 if digits >= 10 or (said and digits >= 7) else 0
 
 
 @njit(cache=True, nogil=True)

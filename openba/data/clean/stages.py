@@ -7,7 +7,7 @@ but the text. The two searches for copies are `dedup`'s; `shards` brings them th
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -103,7 +103,9 @@ class Batch:
         shown: Examples = MappingProxyType({}),
         checked: bool = False,
     ) -> None:
-        """Args: `shown`, examples that there are already: no more than `EXAMPLES` are made with them;
+        """Documents of a source.
+
+        Args: `shown`, examples that there are already: no more than `EXAMPLES` are made with them;
         `checked`, the texts are known to be UTF-8.
         """
         self.source, self._shown = source, shown
@@ -279,23 +281,6 @@ def pieces(batch: pa.RecordBatch, size: int) -> Iterator[pa.RecordBatch]:
         end = min(max(end, start + 1), batch.num_rows)
         yield batch.slice(start, end - start)
         start = end
-
-
-def gathered(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    """The other way: batches of at least so many bytes of text.
-
-    As row groups of a file small ones cost: writer and every reader hold 5 to 9 KiB for each.
-    """
-    held: list[pa.RecordBatch] = []
-    total = 0
-    for batch in batches:
-        held.append(batch)
-        total += text_bytes(batch)
-        if total >= size:
-            yield pa.concat_batches(held)
-            held, total = [], 0
-    if held:
-        yield pa.concat_batches(held)
 
 
 def add_examples(known: list[dict[str, str]], found: list[dict[str, str]]) -> None:

@@ -1,0 +1,58 @@
+"""A node that is to be taken away, as Ray is told of it: the training saves first, then goes on elsewhere.
+
+Owns the watch in a job's own process. Ray's `get_preemption_info` is a meeting of all workers with the
+controller; here the stage is asked to stop by its usual file, once, and no step pays for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from openba.train.stopping import REQUEST
+
+SECONDS = 2.0
+"""Between two looks. Clouds tell of a spot machine's end 30 seconds ahead and more."""
+_NODE = ".node"
+
+
+def stand_on(folder: Path, rank: int) -> None:
+    """A worker says which node it is on."""
+    import ray
+
+    (folder / f"rank-{rank}{_NODE}").write_text(ray.get_runtime_context().get_node_id())
+
+
+class DrainWatch(threading.Thread):
+    """Asks the stage in `out` to stop as soon as a node of its workers is to be drained."""
+
+    def __init__(self, folder: Path, out: Path) -> None:
+        super().__init__(name="drain", daemon=True)
+        self.folder, self.request = folder, out / REQUEST
+        self.noticed = False
+        """A node was to be drained: the group that stopped then is to start again."""
+        self._ended = threading.Event()
+        for left in folder.glob(f"rank-*{_NODE}"):  # of the group before
+            left.unlink()
+        self.start()
+
+    def run(self) -> None:
+        """The thread's work."""
+        while not self._ended.wait(SECONDS):
+            nodes = {file.read_text() for file in self.folder.glob(f"rank-*{_NODE}")}
+            if nodes & _draining():
+                self.noticed = True
+                self.request.touch()
+                return
+
+    def end(self) -> None:
+        """The group has ended."""
+        self._ended.set()
+        self.join()
+
+
+def _draining() -> set[str]:
+    """Ids of nodes that Ray was told to drain; the list is not public in Ray 2.60, the feature is."""
+    import ray
+
+    return set(ray._private.state.state.get_draining_nodes())

@@ -1,0 +1,82 @@
+"""What each node of a gang is busy with: one thread a node writes it down, and MLflow is fed from the file.
+
+Owns the figures and their file, `nodes/ADDRESS.jsonl` in a stage's folder. Names are those of MLflow's system
+metrics, which its pages show by themselves; MLflow's own meter would need its server from every worker.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+from openba.train.log import read_rows
+
+FOLDER = "nodes"
+NAMES = (
+    "cpu_utilization_percentage",
+    "system_memory_usage_percentage",
+    "gpu_utilization_percentage",
+    "gpu_memory_usage_percentage",
+    "gpu_power_usage_watts",
+)
+"""Devices: means over all of the node's, watts their sum. A node without any has none of the last three."""
+_SECONDS = 10.0
+
+
+class NodeMeter:
+    """Measures this node every 10 s while the `with` block runs."""
+
+    def __init__(self, out: Path, address: str) -> None:
+        """Args: the stage's folder; what the node is called, an own name for each."""
+        self.file = out / FOLDER / f"{address}.jsonl"
+        self._end = threading.Event()
+        self._measurer = threading.Thread(target=self._measure_on, name="node-meter", daemon=True)
+
+    def __enter__(self) -> NodeMeter:
+        self.file.parent.mkdir(exist_ok=True)
+        self._measurer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end.set()
+        self._measurer.join()
+
+    def _measure_on(self) -> None:
+        psutil.cpu_percent()  # the first answer is of no time at all
+        done = len(read_rows(self.file))
+        self._end.wait(1.0)
+        while True:
+            done += 1
+            with self.file.open("a") as file:
+                file.write(json.dumps({"step": done, "time": time.time(), **measure()}) + "\n")
+            if self._end.wait(_SECONDS):
+                return
+
+
+def measure() -> dict[str, float]:
+    """The node's figures since the last call, by name."""
+    figures = (psutil.cpu_percent(), psutil.virtual_memory().percent, *_devices())
+    return dict(zip(NAMES, figures, strict=False))
+
+
+def _devices() -> tuple[float, ...]:
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        busy = [pynvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in handles]
+        memory = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+        watts = sum(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000 for handle in handles)
+    except pynvml.NVMLError:
+        return ()
+    if not handles:
+        return ()
+    return sum(busy) / len(busy), 100 * sum(m.used for m in memory) / sum(m.total for m in memory), watts

@@ -1,0 +1,103 @@
+"""What Prefect's page of a flow run shows: how far trainings are, their curves, a table of steps, links.
+
+Owns the artifacts and their keys, which stay the same from run to run, so that the page of a key is its
+history. A server that does not answer costs the picture, never the training.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect.artifacts import (
+    create_image_artifact,
+    create_link_artifact,
+    create_progress_artifact,
+    create_table_artifact,
+    update_progress_artifact,
+)
+from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import PrefectException
+
+from openba.report.charts import loss_chart
+from openba.train.log import METRICS, read_rows
+
+_SECONDS_BETWEEN_UPDATES = 10.0
+# The report's charts take their colours from its page; a picture brings them along.
+_COLOURS = (
+    "svg{--ink:#22262b;--muted:#68707a;--rule:#dcdad3;--c1:#2b6cb0;--c2:#c8702a;"
+    "background:#fff;font-family:sans-serif}"
+)
+
+
+class Page:
+    """The artifacts of one pipeline. Outside a flow run it shows nothing."""
+
+    def __init__(self, pipeline: str) -> None:
+        self.pipeline = pipeline
+        self._progress: dict[str, UUID] = {}
+        self._next: dict[str, float] = {}
+
+    def start(self, training: str) -> None:
+        """A training begins."""
+        key = self.key(training)
+        made = _show(lambda: create_progress_artifact(0.0, key, f"Training {training}, % of its steps"))
+        if made is not None:
+            self._progress[training] = made
+
+    def advance(self, training: str, folder: Path, steps: int) -> None:
+        """How far it is, from its files; at most every 10 s."""
+        identity = self._progress.get(training)
+        if identity is None or time.monotonic() < self._next.get(training, 0.0):
+            return
+        self._next[training] = time.monotonic() + _SECONDS_BETWEEN_UPDATES
+        if rows := read_rows(folder / METRICS):
+            _show(lambda: update_progress_artifact(identity, progress=100.0 * rows[-1]["step"] / steps))
+
+    def finish(self, training: str, folder: Path) -> None:
+        """It is built: all of its steps are done, and its curve is drawn."""
+        if (identity := self._progress.pop(training, None)) is None:
+            return
+        _show(lambda: update_progress_artifact(identity, progress=100.0))
+        # The chart wants step, loss and no more of a row.
+        curve: Any = read_rows(folder / METRICS)
+        drawn = picture(loss_chart(training, curve))
+        _show(
+            lambda: create_image_artifact(drawn, self.key(training, "loss"), f"Training loss of {training}")
+        )
+
+    def close(self, steps: list[dict[str, Any]], links: Mapping[str, str]) -> None:
+        """The run is over: a row for each step, and where to look further."""
+        _show(lambda: create_table_artifact(steps, self.key("steps"), f"Steps of {self.pipeline}"))
+        for label, where in links.items():
+            if found := re.match(r"https?://\S+", where):
+                url = found[0]
+                _show(lambda url=url, label=label: create_link_artifact(url, label, self.key(label)))  # type: ignore[misc]
+
+    def key(self, *words: str) -> str:
+        """Of an artifact: lower-case letters, digits and dashes, as Prefect wants."""
+        return re.sub(r"[^a-z0-9]+", "-", " ".join(("openba", self.pipeline, *words)).lower()).strip("-")
+
+
+def picture(svg: str) -> str:
+    """A chart of the report as an address that holds the whole picture."""
+    alone = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="720" ', 1)
+    alone = alone.replace(">", f"><style>{_COLOURS}</style>", 1)
+    return f"data:image/svg+xml;base64,{base64.b64encode(alone.encode()).decode()}"
+
+
+def _show(make: Callable[[], Any]) -> Any:
+    if FlowRunContext.get() is None and TaskRunContext.get() is None:
+        return None
+    try:
+        return make()
+    except (PrefectException, httpx.HTTPError) as error:
+        logging.getLogger(__name__).warning("Prefect does not answer (%s); its page lacks something", error)
+        return None
