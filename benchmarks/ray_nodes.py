@@ -55,7 +55,7 @@ class RayCluster:
             "--block",
             "--disable-usage-stats",
             "--num-cpus",
-            str(self.cpus),
+            "1",
         ]
         command += ["--node-ip-address", machine.address, "--temp-dir", str(machine.folder)]
         command += ["--object-store-memory", str(80 * 2**20)]

@@ -43,8 +43,7 @@ def deploy(
     Raises:
         UserError: no cluster, no such model, Serve listens elsewhere, or a replica does not come up.
     """
-    client = _client()
-    present = client.get_serve_details()
+    client, present = _cluster()
     if replicas == 0:
         client.deploy_applications(_config(present, None))
         print(f"{NAME} is no longer served on {client.get_address()}")
@@ -70,12 +69,14 @@ def deploy(
     print(f"{asked} on http://{host}:{port} of {client.get_address()}'s cluster, {replicas} replica(s)")
 
 
-def _client() -> ServeSubmissionClient:
+def _cluster() -> tuple[ServeSubmissionClient, dict[str, Any]]:
+    """The cluster, and what Serve does there."""
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         raise UserError("--cluster: set RAY_ADDRESS to the dashboard of a Ray cluster, as http://head:8265")
     try:
-        return ServeSubmissionClient(address)
+        client = ServeSubmissionClient(address)
+        return client, client.get_serve_details()
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from None
 

@@ -76,7 +76,8 @@ def environment(root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     import os
 
     home = tmp_path_factory.mktemp("serve-home")
-    return os.environ | {"OPENBA_HOME": str(home), "OPENBA_API_KEY": KEY, "PYTHONPATH": str(root)}
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"OPENBA_HOME": str(home), "OPENBA_API_KEY": KEY, "PYTHONPATH": path}
 
 
 @pytest.fixture(scope="session")
