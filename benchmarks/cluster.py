@@ -21,7 +21,7 @@ from benchmarks.ray_nodes import BIN, RayCluster, Training
 from openba.errors import UserError
 from openba.train.log import METRICS, read_rows
 
-STEPS = 24
+STEPS = 40
 PARTITION_SECONDS = 20.0
 SMALL = (
     "runtime.train.workers=2",
@@ -163,18 +163,19 @@ def reach(training: Training, step: int) -> None:
 
 
 def partition(cluster: RayCluster, training: Training) -> None:
-    """Cut one of its nodes off for twenty seconds once training is under way."""
+    """Cut the head off from the other nodes and the user for twenty seconds once training is under way."""
     reach(training, 5)
-    machine = cluster.network.machines[max(cluster.working())]
-    machine.unplug()
+    head = cluster.network.machines[1]
+    head.unplug()
     time.sleep(PARTITION_SECONDS)
-    machine.plug()
+    head.plug()
 
 
 def kill(cluster: RayCluster, training: Training) -> int:
     """Kill -9 of all that runs on one of its nodes, but not the head's, once it is under way; which one."""
-    reach(training, 5)
+    reach(training, 1)
     number = max(cluster.working())
     assert number > 1
+    reach(training, 5)
     cluster.kill(number)
     return number

@@ -1,8 +1,8 @@
 """One worker of a real process group, and what it can do.
 
 A fork server imports this module once (12 s) and makes a worker in milliseconds. `jobs` names what to do one
-after the other; rank R leaves FOLDER/results-R.json. The group is gloo's, as under Ray Train on CPUs; nothing of
-DeepSpeed or of the stage is replaced.
+after the other; rank R leaves FOLDER/results-R.json. The group is gloo's, as under Ray Train on CPUs; nothing
+of DeepSpeed or of the stage is replaced.
 """
 
 from __future__ import annotations

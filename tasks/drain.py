@@ -1,7 +1,7 @@
 """A node that is to be taken away, as Ray is told of it: the training saves first, then goes on elsewhere.
 
-Owns the watch in a job's own process. Ray's `get_preemption_info` is a meeting of all workers with the controller;
-here the stage is asked to stop by its usual file, once, and no step pays for it.
+Owns the watch in a job's own process. Ray's `get_preemption_info` is a meeting of all workers with the
+controller; here the stage is asked to stop by its usual file, once, and no step pays for it.
 """
 
 from __future__ import annotations

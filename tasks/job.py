@@ -72,8 +72,8 @@ def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
     """Groups of workers one after the other until one ends well, or too many bring nothing forward.
 
     Ray's own count of failures is for the whole run and tries mistakes of the user again; this one starts
-    anew with each new checkpoint, and a user's mistake or a stop ends it. A group that saved and stopped because
-    its node is taken away is no failure.
+    anew with each new checkpoint, and a user's mistake or a stop ends it. A group that saved and stopped
+    because its node is taken away is no failure.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
@@ -90,7 +90,12 @@ def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
 
 def _try_gangs(folder: Path, spec: dict[str, Any], out: Path, failed: tuple[type[Exception], ...]) -> None:
     stop = Event()
-    signal.signal(signal.SIGTERM, lambda number, frame: (stop.set(), (out / REQUEST).touch()))
+
+    def ask(number: int, frame: Any) -> None:
+        stop.set()
+        (out / REQUEST).touch()
+
+    signal.signal(signal.SIGTERM, ask)
     patience = Patience(out, spec["runtime"]["train"]["max_failures"])
     for attempt in itertools.count(1):
         (folder / STOPPED).unlink(missing_ok=True)

@@ -31,7 +31,7 @@ from openba.train.log import METRICS, read_rows
 
 _SECONDS_BETWEEN_UPDATES = 10.0
 # The report's charts take their colours from its page; a picture brings them along.
-_COLOURS = "svg{--ink:#22262b;--muted:#68707a;--rule:#dcdad3;--c1:#2b6cb0;--c2:#c8702a;background:#fff}"
+_COLOURS = "svg{--ink:#22262b;--muted:#68707a;--rule:#dcdad3;--c1:#2b6cb0;--c2:#c8702a;background:#fff;font-family:sans-serif}"
 
 
 class Page:
@@ -44,7 +44,7 @@ class Page:
 
     def start(self, training: str) -> None:
         """A training begins."""
-        key = self._key(training)
+        key = self.key(training)
         made = _show(lambda: create_progress_artifact(0.0, key, f"Training {training}, % of its steps"))
         if made is not None:
             self._progress[training] = made
@@ -67,18 +67,19 @@ class Page:
         curve: Any = read_rows(folder / METRICS)
         drawn = picture(loss_chart(training, curve))
         _show(
-            lambda: create_image_artifact(drawn, self._key(training, "loss"), f"Training loss of {training}")
+            lambda: create_image_artifact(drawn, self.key(training, "loss"), f"Training loss of {training}")
         )
 
     def close(self, steps: list[dict[str, Any]], links: Mapping[str, str]) -> None:
         """The run is over: a row for each step, and where to look further."""
-        _show(lambda: create_table_artifact(steps, self._key("steps"), f"Steps of {self.pipeline}"))
+        _show(lambda: create_table_artifact(steps, self.key("steps"), f"Steps of {self.pipeline}"))
         for label, where in links.items():
             if found := re.match(r"https?://\S+", where):
                 url = found[0]
-                _show(lambda url=url, label=label: create_link_artifact(url, label, self._key(label)))  # type: ignore[misc]
+                _show(lambda url=url, label=label: create_link_artifact(url, label, self.key(label)))  # type: ignore[misc]
 
-    def _key(self, *words: str) -> str:
+    def key(self, *words: str) -> str:
+        """Of an artifact: lower-case letters, digits and dashes, as Prefect wants."""
         return re.sub(r"[^a-z0-9]+", "-", " ".join(("openba", self.pipeline, *words)).lower()).strip("-")
 
 

@@ -93,7 +93,7 @@ def _config(present: dict[str, Any], settings: dict[str, Any] | None) -> dict[st
         "name": NAME,
         "route_prefix": "/",
         "import_path": "tasks.serve_replica:application",
-        "args": {"settings": settings},
+        "args": settings,
     }
     return {"applications": [*others, ours]}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -80,12 +81,13 @@ def key() -> str | None:
     return os.environ.get("OPENBA_API_KEY") or None
 
 
-def application(settings: Settings) -> serve.Application:
-    """The deployment; Serve calls it on the cluster.
+def application(told: dict[str, Any]) -> serve.Application:
+    """The deployment; Serve calls it on the cluster with `Settings` as JSON.
 
     Raises:
         UserError: it would listen beyond loopback without a key.
     """
+    settings = Settings.model_validate(told)
     if settings.host not in LOOPBACK and key() is None:
         raise UserError(
             f"--host {settings.host}: start Ray's nodes with OPENBA_API_KEY set to a secret, or whoever "

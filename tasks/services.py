@@ -30,6 +30,9 @@ from openba.home import Home
 from openba.recipes.runtime import PipelineRuntime
 
 LOOPBACK = "127.0.0.1"
+# Ray takes the machine's address though it is told 127.0.0.1, and its processes then listen on all
+# interfaces, unless Ray is told to be one machine only. gloo finds addresses by itself.
+RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
 _PR_SET_PDEATHSIG = 1
 
 
@@ -165,7 +168,7 @@ class RayHead:
         ):
             command += [option, str(free_port())]
         log = home.root / "logs" / "ray-head.log"
-        environment = {
+        environment = RAY_ON_LOOPBACK | {
             "RAY_DISABLE_MEMORY_MONITOR": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }

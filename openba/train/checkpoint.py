@@ -106,8 +106,8 @@ class Checkpoints:
             shutil.rmtree(save.staged, ignore_errors=True)  # what it holds may be what fills the disk
         if self.failures >= FAILURES:
             raise UserError(
-                f"{self.folder}: {FAILURES} checkpoints in a row could not be written ({self.reason}); free some "
-                "space or mend the disk, then run again"
+                f"{self.folder}: {FAILURES} checkpoints in a row could not be written ({self.reason}); free "
+                "some space or mend the disk, then run again"
             )
 
     def newest(self, rank: int = 0, world: int = 1, agree: Callable[[bool], bool] = bool) -> Path | None:

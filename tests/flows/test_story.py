@@ -52,6 +52,12 @@ train: {extends: ../pretrain/finetune}
 """
 
 
+LONGER = ["--until", "stage1"]
+"""A Stage I of its own, long enough to be stopped."""
+for setting in ("stage1.seed=5", "stage1.budget=100 steps", "stage1.evaluate_every=50 steps"):
+    LONGER += ["--set", setting]
+
+
 @dataclass
 class Story:
     home: Path
@@ -210,7 +216,7 @@ def test_no_process_of_the_run_is_left(story: Story) -> None:
 
 @pytest.fixture(scope="module")
 def stopped(story: Story) -> subprocess.CompletedProcess[str]:
-    """A Stage I of its own, stopped by Ctrl-C as soon as it trains."""
+    """Ctrl-C as soon as it trains."""
     process = start(story.home, str(story.pipeline), *LONGER)
     deadline = time.monotonic() + 120
     while not list(story.home.glob("work/stage1/*/metrics.jsonl")) and time.monotonic() < deadline:
@@ -218,11 +224,6 @@ def stopped(story: Story) -> subprocess.CompletedProcess[str]:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     return finish(process)
-
-
-LONGER = ["--until", "stage1"]
-for setting in ("stage1.seed=5", "stage1.budget=100 steps", "stage1.evaluate_every=50 steps"):
-    LONGER += ["--set", setting]
 
 
 def longer_runs(story: Story) -> list[Any]:

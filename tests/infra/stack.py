@@ -20,7 +20,7 @@ from pathlib import Path
 import psycopg2
 import yaml
 
-from tasks.services import LOOPBACK, Service, answers, free_port
+from tasks.services import LOOPBACK, RAY_ON_LOOPBACK, Service, answers, free_port
 from tests.infra.conftest import variables
 from tests.infra.test_compose import NAMED
 
@@ -170,12 +170,12 @@ class Stack:
         own = ("port", "metrics-export-port", "ray-client-server-port", "dashboard-agent-listen-port")
         ports = {name: free_port() for name in own} | {"dashboard-port": self.ports["ray-head"]}
         replaced = [f"--{name}={port}" for name, port in ports.items()]
-        replaced += [f"--node-ip-address={LOOPBACK}", "--object-store-memory=104857600"]
+        replaced += ["--node-ip-address=127.0.0.1", "--object-store-memory=104857600"]
         names = {option.split("=")[0] for option in replaced}
         given = [self._here(word) for word in self.command("ray-head") if word.split("=")[0] not in names]
         ready = self._answers("ray-head", "/api/version")
         quick = {"RAY_metrics_report_interval_ms": "1000", "RAY_DISABLE_MEMORY_MONITOR": "1"}
-        self._start("ray-head", self._python([*given, *replaced]), ready, quick)
+        self._start("ray-head", self._python([*given, *replaced]), ready, RAY_ON_LOOPBACK | quick)
 
     def prefect_server(self) -> None:
         command = [*self.command("prefect-server"), "--port", str(self.ports["prefect-server"])]

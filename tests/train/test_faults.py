@@ -2,7 +2,7 @@
 
 1-21, 23-29 and 31-33 are here or, as named in each test, beside what they concern: 1, 4, 8 and 24 in
 `test_checkpoint`, 23 in `test_checkpoint` and `test_batches`, 25, 27 and 28 in `test_identity`, 5 under real
-Ray in `tests/tasks/test_gang.py`, 31 in `test_log` and `tests/tasks/test_tracking.py`, 32 in
+Ray in `tests/cluster/test_gang.py`, 31 in `test_log` and `tests/tasks/test_tracking.py`, 32 in
 `tests/tasks/test_job.py`.
 """
 

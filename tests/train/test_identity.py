@@ -93,7 +93,7 @@ def test_fault_27_what_is_only_measured_may_change(
 
 def test_fault_28_another_form_is_refused(record: dict[str, Any]) -> None:
     del record["format"]
-    with pytest.raises(UserError, match="a checkpoint of form 1, this version of openba reads 2"):
+    with pytest.raises(UserError, match=f"of form 1, this version of openba reads {FORMAT}"):
         check(record, record["identity"], Path("step"), allowed=True)
 
 

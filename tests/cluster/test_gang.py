@@ -22,6 +22,7 @@ from benchmarks.gangs import job
 from openba.recipes.runtime import PipelineRuntime
 from openba.train.log import read_rows
 from openba.train.stopping import EXIT_PREEMPTED
+from tasks.services import free_port
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -30,7 +31,9 @@ TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
 CLUSTER = """
 import sys
 from ray.cluster_utils import Cluster
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+# With its dashboard: Ray Train asks it which places a dead controller has left taken.
+head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": int(sys.argv[1])}
+cluster = Cluster(initialize_head=True, head_node_args=head)
 for _ in range(2):
     cluster.add_node(num_cpus=2)
 print(cluster.address, flush=True)
@@ -56,7 +59,7 @@ def nodes() -> Iterator[Nodes]:
     with tempfile.TemporaryDirectory(prefix="ob", dir="/tmp") as folder:  # short: sockets lie below it
         environment = {**os.environ, **TOKEN, "RAY_TMPDIR": folder}
         started = subprocess.Popen(
-            [sys.executable, "-c", CLUSTER],
+            [sys.executable, "-c", CLUSTER, str(free_port())],
             env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         assert started.stdout is not None
