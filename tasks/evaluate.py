@@ -71,6 +71,7 @@ def on_own_ray(workers: int) -> Mapper:
 
         own = os.environ.get("RAY_ADDRESS") is None
         about: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if own else {}
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and its progress are not the user's
         ray.init(address="local" if own else None, log_to_driver=False, logging_level=logging.ERROR, **about)
         try:
             on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
