@@ -136,8 +136,8 @@ def main() -> None:
     runtime = PipelineRuntime.model_validate(job["runtime"])
     inputs = {key: Path(path) for key, path in job["inputs"].items()}
     jobs = RayJobs(RayHead(Home(out.parent), runtime), dict(runtime.job_environment))
-    facts = jobs.run(Step(out.name, TRAIN, recipe), Build(out, recipe, inputs, runtime), lambda: None)
-    print(json.dumps(facts))
+    done = jobs.run(Step(out.name, TRAIN, recipe), Build(out, recipe, inputs, runtime), lambda: None)
+    print(json.dumps(done.facts))
 
 
 def _alive() -> int:

@@ -124,7 +124,7 @@ class Session:
             raise
         finally:
             if status != "FINISHED":
-                self.tracking.end(run, status)
+                self.tracking.end(run, status, self.store.work / step.key)
                 self._ended(step, state, None)
             self._building.discard(step.name)
 

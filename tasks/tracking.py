@@ -95,9 +95,10 @@ class Tracking:
         except UserError as error:
             logging.getLogger(__name__).warning("%s: %s", step.name, error)
 
-    def end(self, run: StepRun, status: str) -> None:
-        """Mark the run FAILED or KILLED; what ended it is told, not that the server is away."""
+    def end(self, run: StepRun, status: str, folder: Path) -> None:
+        """Ship what is left and mark the run FAILED or KILLED; that the server is away ends nothing."""
         try:
+            self.patiently(lambda: run.ship(folder), seconds=20)
             self.patiently(lambda: run.end(status), seconds=20)
         except (UserError, MlflowException) as error:
             logging.getLogger(__name__).warning("%s", error)
@@ -164,17 +165,24 @@ class StepRun:
         if time.monotonic() < self._next:
             return
         wait = _SECONDS_BETWEEN_BATCHES
-        shipped = dict(self._last_shipped)
         try:
             self.ship(folder)
         except (MlflowException, OSError) as error:  # requests' errors are OSErrors
-            self._last_shipped, wait = shipped, _SECONDS_AFTER_FAILURE
+            wait = _SECONDS_AFTER_FAILURE
             told = without_credentials(str(error))
             logging.getLogger(__name__).warning("MLflow does not answer (%s); its metrics wait", told)
         self._next = time.monotonic() + wait
 
     def ship(self, folder: Path) -> None:
-        """Ship all metrics of a stage that MLflow does not have yet, in one call."""
+        """Ship all metrics of a stage that MLflow does not have yet; after an error they are shipped next time."""
+        shipped = dict(self._last_shipped)
+        try:
+            self._ship(folder)
+        except BaseException:
+            self._last_shipped = shipped
+            raise
+
+    def _ship(self, folder: Path) -> None:
         metrics = self._new_rows(folder / METRICS, "loss", {key: key for key in _SHIPPED})
         newest = read_rows(folder / HELDOUT)[-1:]
         # By denoiser and by language; both at once are in the file only.

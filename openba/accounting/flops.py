@@ -123,8 +123,8 @@ def recomputed_flops(
 
     Fused attention multiplies queries and keys once more in its backward pass, half of attention's forward
     FLOPs. `recompute` adds all of attention's for `attention`, those of both stacks but for each block's last
-    product for `full`, and nothing for `none` and `selective`, which keeps every product
-    (`OpenBAModel.recompute`). The loss adds nothing.
+    product for `full` (in fp32 on a CPU that one, too, which is left out here), and nothing for `none` and
+    `selective`, which keeps every product (`OpenBAModel.recompute`). The loss adds nothing.
 
     Args: as `useful_train_flops`.
     """

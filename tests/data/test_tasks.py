@@ -144,8 +144,9 @@ def test_tasks_over_the_same_records_hold_out_the_same_ones(rendered):
 
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_shipped_benchmark_is_valid(name):
+    """It asks what a shipped task holds out; `identity` alone asks what was trained on, as the paper does."""
     benchmark = load(CONFIGS / "benchmark" / f"{name}.yaml", BenchmarkRecipe)
-    assert benchmark.task == recipe_of(name)
+    assert name == "identity" or benchmark.task in [recipe_of(task) for task in TASKS]
     assert (benchmark.method == "choice") == bool(benchmark.task.choices)
     assert benchmark.task.heldout > 0
 
@@ -155,7 +156,8 @@ def test_shipped_expert_names_tasks_and_benchmarks(name):
     config = Config.read(CONFIGS / "finetune" / f"{name}.yaml")
     expert = config.validate(ExpertConfig)
     assert expert.register_as == f"openba-{name}"
-    assert expert.benchmarks.keys() <= expert.tasks.keys()
+    trained = [task.source for task in expert.tasks.values()]
+    assert all(benchmark.task.source in trained for benchmark in expert.benchmarks.values())
 
 
 def test_headlines_are_not_in_the_input(rendered):

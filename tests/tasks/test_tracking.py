@@ -80,6 +80,18 @@ def test_a_server_is_waited_for_and_then_told_of(away: Tracking, mlflow_home: Ho
         away.patiently(away.client.search_experiments, seconds=0.6)
 
 
+def test_a_run_that_was_ended_has_what_was_done(away: Tracking, run: StepRun, tmp_path: Path) -> None:
+    """Also where the first call of the last try is not heard: nothing counts as shipped before it is."""
+    leave(tmp_path, range(1, 4))
+    there, run.client = run.client, MlflowClient(tracking_uri="http://127.0.0.1:9")
+    with pytest.raises(MlflowException):
+        run.ship(tmp_path)
+    run.client = there
+    away.end(run, "KILLED", tmp_path)
+    assert [metric.step for metric in there.get_metric_history(run.run_id, "loss")] == [1, 2, 3]
+    assert there.get_run(run.run_id).info.status == "KILLED"
+
+
 def test_what_a_server_refuses_is_not_asked_again(away: Tracking, mlflow_home: Home) -> None:
     away.client = MlflowClient(tracking_uri=mlflow_home.tracking_uri)
     with pytest.raises(MlflowException, match="nowhere"):
