@@ -174,7 +174,7 @@ class StepRun:
         self._next = time.monotonic() + wait
 
     def ship(self, folder: Path) -> None:
-        """Ship all metrics of a stage that MLflow does not have yet; after an error they are shipped next time."""
+        """Ship all metrics of a stage that MLflow does not have yet; after an error, they are next time."""
         shipped = dict(self._last_shipped)
         try:
             self._ship(folder)
