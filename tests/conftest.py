@@ -29,8 +29,8 @@ settings.register_profile("openba", deadline=None)  # a busy machine is no error
 settings.load_profile("openba")
 
 
-_APART = {"flows": ("tests/flows/", "tests/cluster/"), "train": ("tests/train/",)}
-"""Groups of tests that mostly wait, by the beginnings of their ids."""
+_APART = ("flows", "cluster", "train")
+"""Folders whose tests mostly wait."""
 
 
 class _Groups(LoadScopeScheduling):
@@ -40,11 +40,11 @@ class _Groups(LoadScopeScheduling):
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((name for name, folders in _APART.items() if nodeid.startswith(folders)), "rest")
+        return next((name for name in _APART if nodeid.startswith(f"tests/{name}/")), "rest")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Two processes: the larger part in one, the two others in the other."""
+    """Two processes: one begins with the rest, the other with a folder; who is done takes the next."""
     return _Groups(config, log)
 
 

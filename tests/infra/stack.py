@@ -138,10 +138,12 @@ class Stack:
             )
         options = [f"--listen_addresses={LOOPBACK}", f"--port={self.ports['postgres']}", "--fsync=off"]
         options += ["--unix_socket_directories=", "--max_connections=200"]
+        # It listens before it has recovered what was not yet in its tables.
+        asks = [str(binaries / "pg_isready"), f"--host={LOOPBACK}", f"--port={self.ports['postgres']}"]
         self._start(
             "postgres",
             [*become, str(binaries / "postgres"), "-D", str(data), *options],
-            self._listens("postgres"),
+            lambda: subprocess.run(asks, capture_output=True).returncode == 0,
         )
 
     def redis(self) -> None:
