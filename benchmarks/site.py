@@ -27,14 +27,13 @@ from openba.recipes.runtime import PipelineRuntime
 from tasks.services import LOOPBACK, RayHead, Service, answers, free_port
 from tasks.ui import mlflow_server
 
-PIPELINE = f"""
+SMALL = f"""
 extends: {CONFIGS}/pipeline/tiny
 name: small
 sources: [people-daily, bbc-news, python-code]
 tokenizer: {{vocab_size: 4000, train_characters: 300000}}
 mixture: {{stage1: 20k tokens, stage2: 20k tokens, heldout: 8k tokens}}
 model: {{d_model: 32, num_heads: 2, kv_channels: 16, ffn: 96}}
-runtime: {{train: {{workers: 1, checkpoint_every: 20 steps}}}}
 stage1: {{batch: 8, budget: 4 steps, evaluate_every: 4 steps, heldout_batches: 1, data: {{length: 64}}}}
 stage2: {{batch: 8, budget: 4 steps, evaluate_every: 4 steps, heldout_batches: 1, data: {{length: 64}}}}
 stage3: {{batch: 8, budget: 4 steps, evaluate_every: 4 steps, heldout_batches: 1}}
@@ -44,6 +43,10 @@ experts:
   train: {{batch: 8, budget: 4 steps, evaluate_every: 4 steps, heldout_batches: 1}}
 evaluate: [stage3]
 benchmarks: [translate-zh-en]
+"""
+"""All steps of `tiny` in seconds; experts stand in a folder beside it."""
+PIPELINE = f"""{SMALL}
+runtime: {{train: {{workers: 1, checkpoint_every: 20 steps}}}}
 registry: {{models: {{openba-flan: stage3}}, gate: default}}
 """
 EXPERT = """

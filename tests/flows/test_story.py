@@ -19,29 +19,18 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
+from benchmarks.site import SMALL
 from openba.config import CONFIGS
 from openba.train.log import read_rows
 
 pytestmark = pytest.mark.timeout(900)  # the fixture alone takes 2.5 minutes on two quiet cores
 
 OPENBA = str(Path(sys.executable).with_name("openba"))
-PIPELINE = f"""
-extends: {CONFIGS}/pipeline/tiny
+PIPELINE = """
+extends: base
 name: small
-sources: [people-daily, bbc-news, python-code]
-tokenizer: {{vocab_size: 4000, train_characters: 300000}}
-mixture: {{stage1: 20k tokens, stage2: 20k tokens, heldout: 8k tokens}}
-model: {{d_model: 32, num_heads: 2, kv_channels: 16, ffn: 96}}
-runtime: {{train: {{checkpoint_every: 2 steps}}}}
-stage1: {{batch: 8, budget: 4 steps, evaluate_every: 4 steps, heldout_batches: 1, data: {{length: 64}}}}
-stage2: {{batch: 8, budget: 8 steps, evaluate_every: 8 steps, heldout_batches: 1, data: {{length: 64}}}}
-stage3: {{batch: 8, budget: 4 steps, evaluate_every: 4 steps, heldout_batches: 1}}
-flan: {{tasks: [translate-zh-en, translate-en-zh]}}
-experts:
-  folder: experts
-  train: {{batch: 8, budget: 4 steps, evaluate_every: 4 steps, heldout_batches: 1}}
-evaluate: [stage3]
-benchmarks: [translate-zh-en]
+runtime: {train: {checkpoint_every: 2 steps}}
+stage2: {budget: 8 steps, evaluate_every: 8 steps}
 """
 EXPERT = """
 title: Headlines, the sixth expert
@@ -118,6 +107,7 @@ def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
     (configs / "pipeline" / "experts").mkdir(parents=True)
     (configs / "pretrain").symlink_to(CONFIGS / "pretrain")
     pipeline = configs / "pipeline" / "small.yaml"
+    pipeline.with_name("base.yaml").write_text(SMALL)
     pipeline.write_text(PIPELINE)
     (configs / "pipeline" / "experts" / "headline.yaml").write_text(
         EXPERT.replace("../pretrain", "../../pretrain")

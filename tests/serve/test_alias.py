@@ -39,15 +39,21 @@ def register(client: MlflowClient, folder: Path, at: Path) -> str:
     return version
 
 
+def first_champion(uri: str, root: Path, tokenizer: Tokenizer) -> MlflowClient:
+    """Models of seeds 3 and 4 below `root`, the first of them champion."""
+    client = MlflowClient(uri, uri)
+    client.create_registered_model(NAME)
+    for seed in (3, 4):
+        write_model(root / str(seed) / "model", tokenizer, seed)
+    register(client, root / "3", root / "pointer3")
+    return client
+
+
 def test_a_new_champion_answers_and_no_request_is_lost(
     tokenizer: Tokenizer, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    client = MlflowClient(uri, uri)
-    client.create_registered_model(NAME)
-    for seed in (3, 4):
-        write_model(tmp_path / str(seed) / "model", tokenizer, seed)
-    register(client, tmp_path / "3", tmp_path / "pointer3")
+    client = first_champion(uri, tmp_path, tokenizer)
     running = start(
         f"models:/{NAME}@champion", "--poll", "0.2", environment=environment | {"MLFLOW_TRACKING_URI": uri}
     )

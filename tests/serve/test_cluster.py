@@ -20,8 +20,8 @@ from openba.data.tokenizer import Tokenizer
 from openba.home import Home
 from openba.recipes.runtime import PipelineRuntime
 from tasks.services import RayHead, free_port
-from tests.serve.conftest import KEY, write_model
-from tests.serve.test_alias import NAME, register
+from tests.serve.conftest import KEY
+from tests.serve.test_alias import NAME, first_champion, register
 from tests.serve.test_server import Loaded, alone, events
 
 pytest.importorskip("grpc_reflection", reason="Ray Serve needs the packages of requirements.lock")
@@ -65,13 +65,7 @@ class Cluster:
 @pytest.fixture(scope="module")
 def registered(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, MlflowClient]:
     root = tmp_path_factory.mktemp("cluster")
-    uri = f"sqlite:///{root / 'mlflow.db'}"
-    client = MlflowClient(uri, uri)
-    client.create_registered_model(NAME)
-    for seed in (3, 4):
-        write_model(root / str(seed) / "model", tokenizer, seed)
-    register(client, root / "3", root / "pointer3")
-    return root, client
+    return root, first_champion(f"sqlite:///{root / 'mlflow.db'}", root, tokenizer)
 
 
 @pytest.fixture(scope="module")

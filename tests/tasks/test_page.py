@@ -6,6 +6,8 @@ import base64
 from pathlib import Path
 from xml.etree import ElementTree
 
+import pytest
+
 from openba.report.charts import loss_chart
 from tasks.page import Page, picture
 
@@ -27,9 +29,12 @@ def test_keys_are_of_letters_digits_and_dashes() -> None:
     assert Page("tiny_2").key("Stage 1", "loss") == "openba-tiny-2-stage-1-loss"
 
 
-def test_outside_a_flow_run_nothing_is_shown(tmp_path: Path) -> None:
+def test_outside_a_flow_run_nothing_is_shown(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """No artifact is made, and no server asked for one: that would be a warning."""
     page = Page("tiny")
     page.start("stage1")
     page.advance("stage1", tmp_path, 10)
     page.finish("stage1", tmp_path)
     page.close([], {"Ray dashboard": "http://127.0.0.1:8265"})
+    assert page._progress == {}
+    assert caplog.records == []

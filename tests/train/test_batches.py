@@ -13,6 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.gangs import UL2
 from openba.data.store import TokenStore
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
@@ -27,15 +28,6 @@ from openba.train.batches import (
     training_samples,
 )
 
-UL2 = {
-    "objective": "ul2",
-    "length": 64,
-    "denoisers": [
-        {"mode": "R", "mean_span": 3, "ratio": 0.15},
-        {"mode": "S", "ratio": 0.25},
-        {"mode": "X", "mean_span": 8, "ratio": 0.5},
-    ],
-}
 PREFIX = {"objective": "prefix", "length": 64}
 
 
