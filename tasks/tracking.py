@@ -152,7 +152,7 @@ class StepRun:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client, self.run_id = client, run_id
         self._last_shipped = {name: self._newest_step(name) for name in ("loss", "heldout/loss")}
-        self._next = 0.0
+        self._next = self._next_link = 0.0
         self._names: set[str] = set()
         self._links: dict[str, str] = {}
 
@@ -208,12 +208,19 @@ class StepRun:
         self.client.set_terminated(self.run_id, RunStatus.to_string(RunStatus.from_string(status)))
 
     def link(self, label: str, url: str) -> None:
-        """Name a page about this run: as tag `LABEL`, and in the description, where it can be clicked."""
-        if url in self._links:
+        """Name a page about this run: as tag `LABEL`, and in the description, where it can be clicked.
+
+        As with `watch`, a server that does not answer stops nothing; it is told later.
+        """
+        if url in self._links or time.monotonic() < self._next_link:
             return
-        self._links[url] = f"[{label}]({url})"
-        told = {label: url, "mlflow.note.content": " · ".join(self._links.values())}
-        self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in told.items()])
+        links = self._links | {url: f"[{label}]({url})"}
+        told = {label: url, "mlflow.note.content": " · ".join(links.values())}
+        try:
+            self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in told.items()])
+            self._links = links
+        except (MlflowException, OSError):
+            self._next_link = time.monotonic() + _SECONDS_AFTER_FAILURE
 
     def _of_nodes(self, folder: Path) -> list[Metric]:
         """As MLflow's own system metrics, by node."""

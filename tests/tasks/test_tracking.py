@@ -80,6 +80,14 @@ def test_a_server_is_waited_for_and_then_told_of(away: Tracking, mlflow_home: Ho
         away.patiently(away.client.search_experiments, seconds=0.6)
 
 
+def test_a_link_waits_for_a_server_that_is_away(run: StepRun) -> None:
+    there, run.client = run.client, MlflowClient(tracking_uri="http://127.0.0.1:9")
+    run.link("ray.job", "http://127.0.0.1:8265/#/jobs/1")  # no error: a training goes on meanwhile
+    run.client, run._next_link = there, 0.0
+    run.link("ray.job", "http://127.0.0.1:8265/#/jobs/1")
+    assert there.get_run(run.run_id).data.tags["ray.job"] == "http://127.0.0.1:8265/#/jobs/1"
+
+
 def test_a_run_that_was_ended_has_what_was_done(away: Tracking, run: StepRun, tmp_path: Path) -> None:
     """Also where the first call of the last try is not heard: nothing counts as shipped before it is."""
     leave(tmp_path, range(1, 4))
