@@ -30,6 +30,7 @@ from openba.report.charts import loss_chart
 from openba.train.log import METRICS, read_rows
 
 _SECONDS_BETWEEN_UPDATES = 10.0
+_PAUSES = (0.5, 1.0, 2.0, 4.0)
 # The report's charts take their colours from its page; a picture brings them along.
 _COLOURS = (
     "svg{--ink:#22262b;--muted:#68707a;--rule:#dcdad3;--c1:#2b6cb0;--c2:#c8702a;"
@@ -96,8 +97,17 @@ def picture(svg: str) -> str:
 def _show(make: Callable[[], Any]) -> Any:
     if FlowRunContext.get() is None and TaskRunContext.get() is None:
         return None
-    try:
-        return make()
-    except (PrefectException, httpx.HTTPError) as error:
-        logging.getLogger(__name__).warning("Prefect does not answer (%s); its page lacks something", error)
-        return None
+    for pause in (*_PAUSES, None):
+        try:
+            return make()
+        except (PrefectException, httpx.HTTPError) as error:
+            if pause is None or not _may_pass(error):
+                told = "Prefect does not answer (%s); its page lacks something"
+                logging.getLogger(__name__).warning(told, error)
+                return None
+            time.sleep(pause)
+
+
+def _may_pass(error: Exception) -> bool:
+    """A server's own error, as when its database is restarted: asked again, it goes on."""
+    return isinstance(error, httpx.HTTPStatusError) and error.response.is_server_error
