@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from openba.artifacts import Build, Step
@@ -35,7 +36,8 @@ class RayJobs:
     """The jobs of one pipeline on one cluster."""
 
     def __init__(self, head: RayHead, environment: dict[str, str]) -> None:
-        self.client = JobSubmissionClient(head.dashboard)
+        """Raises UserError: the cluster refuses our token, or does not answer."""
+        self.client = _client(head.dashboard)
         # An own head runs this very Python; a cluster's image has its own.
         self.python = sys.executable if head.embedded else "python"
         self.environment = environment
@@ -163,3 +165,16 @@ def _spec(step: Step, build: Build) -> dict[str, Any]:
 
 def _reference(value: Any) -> str:
     return f"{type(value).__module__}:{type(value).__qualname__}"
+
+
+def _client(dashboard: str) -> JobSubmissionClient:
+    shown = without_credentials(dashboard)
+    try:
+        return JobSubmissionClient(dashboard)
+    except AuthenticationError:
+        raise UserError(
+            f"Ray at {shown} refuses this run's token; for a cluster that RAY_ADDRESS names, set "
+            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; else another run took the port just now: run again"
+        ) from None
+    except ConnectionError:
+        raise UserError(f"Ray at {shown} does not answer; start the cluster or correct RAY_ADDRESS") from None

@@ -1,0 +1,58 @@
+"""A cluster that does not let us in is told in one line; the flows that run jobs test the rest."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from openba.config import CONFIGS, load
+from openba.errors import UserError
+from openba.home import Home
+from openba.recipes.runtime import PipelineRuntime
+from tasks.ray_jobs import RayJobs
+from tasks.services import RayHead
+
+
+@pytest.fixture
+def head() -> Iterator[RayHead]:
+    # Sockets want a short folder. The head puts its token's place into the environment.
+    before = dict(os.environ)
+    os.environ.pop("RAY_ADDRESS", None)
+    with tempfile.TemporaryDirectory(prefix="oba") as folder:
+        head = RayHead(Home(Path(folder)), load(CONFIGS / "runtime" / "cpu.yaml", PipelineRuntime))
+        try:
+            head.wait()
+            yield head
+        finally:
+            head.stop()
+            os.environ.clear()
+            os.environ.update(before)
+
+
+def _ask(head: RayHead) -> subprocess.CompletedProcess[str]:
+    """A process of its own: Ray reads a token once."""
+    code = (
+        "from pathlib import Path; from openba.home import Home; from tasks.ray_jobs import RayJobs; "
+        "from tasks.services import RayHead; RayJobs(RayHead(Home(Path()), None), {})"
+    )
+    environment = os.environ | {"RAY_ADDRESS": head.dashboard}
+    return subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+
+
+def test_another_token_is_refused_in_one_line(head: RayHead) -> None:
+    assert _ask(head).returncode == 0
+    Path(os.environ["RAY_AUTH_TOKEN_PATH"]).write_text("0" * 32)
+    refused = _ask(head)
+    assert refused.returncode
+    assert f"UserError: Ray at {head.dashboard} refuses this run's token" in refused.stderr.splitlines()[-1]
+
+
+def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
+    head = RayHead(Home(tmp_path), load(CONFIGS / "runtime" / "cpu.yaml", PipelineRuntime))
+    with pytest.raises(UserError, match=r"Ray at http://127\.0\.0\.1:1 does not answer"):
+        RayJobs(head, {})
