@@ -27,13 +27,14 @@ import torch.distributed as dist
 from openba.artifacts import Build
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
-from openba.model.model import OpenBAModel
+from openba.model.parallel import make_part
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep
 from openba.train import stage, stopping
 from openba.train.batches import TrainingBatches, training_samples
 from openba.train.checkpoint import MARKER, Checkpoints, reader
 from openba.train.engine import Engine
+from openba.train.groups import make_groups
 from openba.train.replicas import differing
 
 
@@ -112,9 +113,10 @@ class Trainer:
     def __init__(self, build: Build) -> None:
         train, tokenizer = build.recipe.train, Tokenizer.load(build.inputs["tokenizer"])
         torch.manual_seed(train.seed)
-        model = OpenBAModel(build.recipe.model.architecture(tokenizer.size))
+        groups = make_groups(build.runtime.tensor_parallel)
+        model = make_part(build.recipe.model.architecture(tokenizer.size), groups.tensor)
         samples = training_samples(train, build.inputs["data"], "stage1", tokenizer)
-        self.engine = Engine(model, train, build.runtime)
+        self.engine = Engine(model, groups, train, build.runtime)
         self.batches = TrainingBatches(samples, train, tokenizer.pad, tokenizer.size, self.engine.padded)
         self.size = build.runtime.train.micro_batch
 

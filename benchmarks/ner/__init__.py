@@ -20,6 +20,7 @@ import psutil
 import pyarrow as pa
 
 from benchmarks.figure import ROOT, Figure
+from benchmarks.ner import augment
 from openba.config import load
 from openba.data.sources import read
 from openba.data.tasks import render
@@ -27,6 +28,8 @@ from openba.recipes.data import TaskRecipe
 
 SHARED = ROOT.parent / "shared" / "data"
 HERE = Path(__file__).parent
+DOMAINS = ("restaurant", "movie")
+"""Of MIT's, which are trained on."""
 SETS = {
     "mit-restaurant": "ner_mit/restaurant",
     "mit-movie": "ner_mit/movie_trivia10k13",
@@ -68,16 +71,18 @@ def _measured(folder: Path) -> Iterator[Figure]:
 
 
 def prepare(folder: Path) -> None:
-    """Link the data sets and write the training sentences as text, as prompts with their answers."""
+    """Link the data sets, write what is trained on, and its sentences as prompts with their answers."""
     sets = folder / "data" / "eval" / "ner"
     sets.mkdir(parents=True, exist_ok=True)
     for name, place in SETS.items():
         if not (sets / name).exists():
             (sets / name).symlink_to(SHARED / place)
-    out = folder / "data" / "ner" / "sentences.jsonl"
-    out.parent.mkdir(exist_ok=True)
-    with out.open("w", encoding="utf-8") as file:
-        for name in ("restaurant", "movie"):
+    own = folder / "data" / "ner"
+    parts = ("train", "valid")
+    trained = {name: {part: sets / f"mit-{name}" / f"{part}.jsonl" for part in parts} for name in DOMAINS}
+    augment.write(own, trained)
+    with (own / "sentences.jsonl").open("w", encoding="utf-8") as file:
+        for name in DOMAINS:
             recipe = load(HERE / f"{name}.yaml", TaskRecipe)
             path = str(sets / f"mit-{name}" / "*.jsonl")
             recipe = recipe.model_copy(update={"source": recipe.source.model_copy(update={"path": path})})

@@ -47,7 +47,12 @@ def parse_entities(text: str) -> list[Entity]:
 
 
 def entities_of_tags(tokens: Sequence[str], tags: Sequence[str]) -> list[Entity]:
-    """Entities of a sentence with one tag a token: `B-x` begins one, `I-x` goes on or begins, `O` is none.
+    """Entities of a sentence with one tag a token; see `spans_of_tags`."""
+    return entities_of_spans(tokens, spans_of_tags(tokens, tags))
+
+
+def spans_of_tags(tokens: Sequence[str], tags: Sequence[str]) -> list[tuple[int, int, str]]:
+    """First token, last token and type: `B-x` begins an entity, `I-x` goes on or begins, `O` is none.
 
     Raises:
         ValueError: there are more tags than tokens or the reverse, or a tag is of another form.
@@ -63,7 +68,7 @@ def entities_of_tags(tokens: Sequence[str], tags: Sequence[str]) -> list[Entity]
             raise ValueError(f"tag {tag!r} is none of O, B-type and I-type")
         goes_on = place == "I" and spans and spans[-1][1:] == (at - 1, kind)
         spans = [*spans[:-1], (spans[-1][0], at, kind)] if goes_on else [*spans, (at, at, kind)]
-    return entities_of_spans(tokens, spans)
+    return spans
 
 
 def entities_of_spans(tokens: Sequence[str], spans: Iterable[Sequence[Any]]) -> list[Entity]:

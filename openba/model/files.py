@@ -154,6 +154,15 @@ def restore(model: OpenBAModel, weights: dict[str, Tensor], where: Path, assign:
     """Put weights into a model, all of them and no others.
 
     Raises:
+        UserError: see `fitting`.
+    """
+    model.load_state_dict(fitting(model, weights, where), strict=True, assign=assign)
+
+
+def fitting(model: OpenBAModel, weights: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
+    """The weights that a model of this shape takes, all of them and no others.
+
+    Raises:
         UserError: a tensor is missing, unexpected or of another shape, or a tied head is no copy of the
             embedding; the message names it.
     """
@@ -172,7 +181,7 @@ def restore(model: OpenBAModel, weights: dict[str, Tensor], where: Path, assign:
     )
     if problem:
         raise UserError(f"{where}: {problem}; weights and config do not belong together")
-    model.load_state_dict(weights, strict=True, assign=assign)
+    return weights
 
 
 def load_model(folder: Path) -> tuple[OpenBAModel, Tokenizer]:

@@ -16,19 +16,22 @@ from .architecture import Architecture, Recompute
 from .blocks import EncoderBlock, FullAttention
 from .loss import linear_cross_entropy
 from .rows import Rows, first
-from .seq2seq import Seq2Seq, check_vocabulary
+from .seq2seq import Seq2Seq, begin, check_vocabulary
 
 IGNORE = -100
 """Label of positions that carry no loss."""
 
 
 class OpenBAModel(Seq2Seq):
-    """Encoder ids and decoder ids to a loss."""
+    """Encoder ids and decoder ids to a loss. Under `torch.device("meta")` without memory and values."""
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self._build(architecture, tied_head_is_shared=False)
-        self.initialise()
+        device = torch.get_default_device()
+        with torch.device("meta"):  # torch's own initial values would be drawn for nothing
+            self._build(architecture, tied_head_is_shared=False)
+        for module in self.modules() if device.type != "meta" else ():
+            begin(module, architecture.initializer_range, device)
         self.recompute_attention = False
         self.stream: int | None = None
         self.cross_entropy: Callable[..., Tensor] = linear_cross_entropy

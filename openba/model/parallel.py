@@ -10,6 +10,7 @@ group is `openba.train.groups`'; the loss is `parallel_loss.py`'s.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,6 +27,7 @@ from openba.model.layers import MLP, CrossAttention, SelfAttention
 from openba.model.loss import linear_cross_entropy
 from openba.model.model import OpenBAModel
 from openba.model.parallel_loss import TensorGroup, VocabularySoftmax
+from openba.model.seq2seq import begin
 
 _SPLIT = "openba_split"
 
@@ -73,12 +75,46 @@ def taken(parameter: nn.Parameter, whole: Tensor, group: TensorGroup) -> Tensor:
     return whole if split is None else split.take(whole, group.rank, group.size)
 
 
-def split_model(model: OpenBAModel, group: TensorGroup) -> None:
-    """Leave of a whole model this rank's part; its forward pass gives the whole model's loss.
+def make_part(
+    architecture: Architecture, group: TensorGroup, weights: Mapping[str, Tensor] | None = None
+) -> OpenBAModel:
+    """This rank's part of a model in fp32 host memory; its forward pass gives the whole model's loss.
+
+    Never more than one whole weight is in memory besides the part: eight ranks of a node would hold 470 GB of
+    the 15B model.
+
+    Args:
+        architecture: The whole model's.
+        group: The ranks that share it.
+        weights: The whole model's, as `files.fitting` gives them; None draws initial values, which are the
+            same as `OpenBAModel`'s at the same state of the common generator, whatever the group.
 
     Raises:
         UserError: heads, feed-forward channels or words cannot be shared evenly.
     """
+    with torch.device("meta"):
+        whole, part = OpenBAModel(architecture), OpenBAModel(architecture)
+    _split(part, group)
+    splits = {name: split_of(parameter) for name, parameter in part.named_parameters()}
+    part.to_empty(device="cpu")  # makes new parameters, which are not marked
+    own = dict(part.named_parameters())
+    for name, split in splits.items():
+        if split is not None:
+            _mark(own[name], split)
+    with torch.no_grad():
+        for path, module in whole.named_modules():
+            names = [name for name, _ in module.named_parameters(path, recurse=False)]
+            if weights is None:
+                begin(module, architecture.initializer_range, torch.device("cpu"))
+            values = dict(module.named_parameters(path, recurse=False)) if weights is None else weights
+            for name in names:
+                own[name].copy_(taken(own[name], values[name], group))
+            module.to_empty(device="meta", recurse=False)
+    return part
+
+
+def _split(model: OpenBAModel, group: TensorGroup) -> None:
+    """Leave of a whole model this rank's part."""
     if group.size == 1:
         return
     _check(model.architecture, group.size)
@@ -186,7 +222,10 @@ def _put(parent: nn.Module, **children: nn.Module) -> None:
 
 
 def _part(whole: Tensor, split: Split, group: TensorGroup) -> nn.Parameter:
-    parameter = nn.Parameter(split.take(whole.data, group.rank, group.size))
+    return _mark(nn.Parameter(split.take(whole.data, group.rank, group.size)), split)
+
+
+def _mark(parameter: nn.Parameter, split: Split) -> nn.Parameter:
     setattr(parameter, _SPLIT, split)
     parameter.tensor_model_parallel = True  # type: ignore[attr-defined]  # DeepSpeed's norm asks for it
     return parameter

@@ -75,10 +75,17 @@ class Seq2Seq(nn.Module):
                 self._rotary = rotary_table(length, shape.kv_channels, shape.rope_theta, device)
         return self._rotary
 
-    def initialise(self) -> None:
-        """Give every weight its initial value, see `initialise`."""
-        for module in self.modules():
-            initialise(module, self.architecture.initializer_range)
+
+@torch.no_grad()
+def begin(module: nn.Module, std: float, device: torch.device) -> None:
+    """Give a module on the meta device memory and its initial values; its children are not entered.
+
+    Args: as `initialise`; `device` is where.
+    """
+    module.to_empty(device=device, recurse=False)
+    for name, parameter in module.named_parameters(recurse=False):
+        parameter.fill_(name == "weight")  # a norm's; others are drawn
+    initialise(module, std)
 
 
 @torch.no_grad()

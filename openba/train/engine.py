@@ -17,11 +17,11 @@ from torch import Tensor, nn
 
 from openba.errors import UserError
 from openba.model.model import IGNORE, OpenBAModel
-from openba.model.parallel import gathered, split_model
+from openba.model.parallel import gathered
 from openba.recipes.runtime import PipelineRuntime, TrainRuntime
 from openba.recipes.train import TrainRecipe
 from openba.train.batches import Batch
-from openba.train.groups import make_groups
+from openba.train.groups import Groups
 from openba.train.lean_deepspeed import import_deepspeed
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # torch 2.13: one line per ZeRO collective
@@ -68,8 +68,10 @@ def accumulation_steps(recipe: TrainRecipe, runtime: TrainRuntime, world: int) -
 class Engine:
     """A model under DeepSpeed on one worker."""
 
-    def __init__(self, model: OpenBAModel, recipe: TrainRecipe, runtime: PipelineRuntime) -> None:
-        """Takes a whole model, the same on every worker, and leaves this worker's part of it."""
+    def __init__(
+        self, model: OpenBAModel, groups: Groups, recipe: TrainRecipe, runtime: PipelineRuntime
+    ) -> None:
+        """Takes this worker's part of a model (`make_part`); `groups` are of `runtime.tensor_parallel`."""
         device, gang = runtime.device, runtime.train
         deepspeed = import_deepspeed(device.kind)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
@@ -78,10 +80,9 @@ class Engine:
             if device.kind == "cuda"
             else torch.device("cpu")
         )
-        self.groups = make_groups(runtime.tensor_parallel)
+        self.groups = groups
         self.data_rank, self.data_world = self.groups.data_rank, self.groups.data_size
         """Which batches this worker sees: those of a tensor-parallel group see the same."""
-        split_model(model, self.groups.tensor)
         model.recompute(gang.recompute)
         self.begin(accumulation_steps(recipe, gang, self.data_world))
         self.zero_stage, self.padded = gang.zero_stage, gang.batches == "padded"

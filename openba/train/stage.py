@@ -28,13 +28,16 @@ from openba.accounting.flops import parameters, run_flops, run_hardware_flops
 from openba.artifacts import Build
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
-from openba.model.files import load_weights, restore, save_model
+from openba.model.files import fitting, load_weights, save_model
 from openba.model.model import OpenBAModel
+from openba.model.parallel import make_part
+from openba.model.parallel_loss import TensorGroup
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep, UL2Recipe
 from openba.train.batches import Batch, TrainingBatches, training_samples
 from openba.train.checkpoint import Checkpoints, everywhere, reader
 from openba.train.engine import Engine
+from openba.train.groups import make_groups
 from openba.train.guard import IN_A_ROW, Guard
 from openba.train.heldout import HeldOut
 from openba.train.identity import FORMAT, check, identity
@@ -67,8 +70,9 @@ class _Stage:
         torch.manual_seed(self.train.seed)
         self.tokenizer_folder = build.inputs["tokenizer"]
         self.tokenizer = Tokenizer.load(self.tokenizer_folder)
-        self.model = self._model(build.inputs.get("start"))
-        self.engine = Engine(self.model, self.train, self.runtime)
+        groups = make_groups(self.runtime.tensor_parallel)
+        self.model = self._model(build.inputs.get("start"), groups.tensor)
+        self.engine = Engine(self.model, groups, self.train, self.runtime)
         self._take_lease()
         part = "stage2" if self.train.data.objective == "prefix" else "stage1"
         samples = training_samples(self.train, build.inputs["data"], part, self.tokenizer)
@@ -239,11 +243,14 @@ class _Stage:
             print(f"step {at}: {why}; back to step {step}", file=sys.stderr)
         return step
 
-    def _model(self, start: Path | None) -> OpenBAModel:
-        model = OpenBAModel(self.recipe.model.architecture(self.tokenizer.size))
+    def _model(self, start: Path | None, group: TensorGroup) -> OpenBAModel:
+        architecture = self.recipe.model.architecture(self.tokenizer.size)
+        weights = None
         if start is not None:
-            restore(model, load_weights(start / "model"), start)
-        return model
+            with torch.device("meta"):
+                shape = OpenBAModel(architecture)
+            weights = fitting(shape, load_weights(start / "model"), start)
+        return make_part(architecture, group, weights)
 
     def _take_lease(self) -> None:
         self.lease = Lease(self.out)
