@@ -12,7 +12,7 @@ import typer
 from benchmarks.figure import circumstances
 from openba.errors import UserError
 
-GROUPS = ("data", "evaluate", "model", "ner", "operations", "story", "train")
+GROUPS = ("data", "eval", "model", "ner", "operations", "story", "train")
 """A module of this package each, with a function `figures`."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,12 @@ class Pipeline:
             Model(name, title, self.steps[name], self.steps.get(f"evaluate-{name}"), register_as)
             for name, title, register_as in rows
         ]
+
+    def kept(self, name: str) -> list[int]:
+        """Steps of a training whose weights are kept."""
+        recipe = self.step(name).recipe
+        assert isinstance(recipe, TrainStep)
+        return recipe.train.kept
 
     def step(self, name: str) -> Step:
         """A step by name.
@@ -277,19 +284,27 @@ class Pipeline:
 
     def _evaluations(self) -> None:
         for name in self.config.evaluate:
-            for prefix in self.config.prefixes:
-                self._evaluate(name, self.config.benchmarks, self.config.stage3, "benchmarks", prefix)
+            for prefix, at in product(self.config.prefixes, [None, *self.kept(name)]):
+                self._evaluate(name, self.config.benchmarks, self.config.stage3, "benchmarks", prefix, at)
         for name, expert in self.experts.items():
             self._evaluate(name, expert.benchmarks, expert.train, f"experts.{name}.benchmarks")
 
     def _evaluate(
-        self, name: str, benchmarks: Any, lengths: TrainRecipe, config: str, prefix: Any = "S"
+        self,
+        name: str,
+        benchmarks: Any,
+        lengths: TrainRecipe,
+        config: str,
+        prefix: Any = "S",
+        at: int | None = None,
     ) -> None:
-        recipe = EvaluateStep(benchmarks=benchmarks, encoder_length=lengths.encoder_length, prefix=prefix)
+        length = lengths.encoder_length
+        recipe = EvaluateStep(benchmarks=benchmarks, encoder_length=length, prefix=prefix, at=at)
         tasks = {
             f"task-{key}": self._task(key, b.task, f"{config}.{key}.task") for key, b in benchmarks.items()
         }
-        self._add(evaluation_name(name, prefix), EVALUATE, recipe, config, model=self.step(name), **tasks)
+        step = evaluation_name(name, prefix, at)
+        self._add(step, EVALUATE, recipe, config, model=self.step(name), **tasks)
 
     def _experts(self, overrides: list[str] | None) -> dict[str, ExpertConfig]:
         experts = {}
@@ -303,9 +318,9 @@ class Pipeline:
         return experts
 
 
-def evaluation_name(model: str, prefix: str = "S") -> str:
-    """The step that evaluates a model with prompts that begin with this mode token."""
-    return f"evaluate-{model}" if prefix == "S" else f"evaluate-{model}-{prefix}"
+def evaluation_name(model: str, prefix: str = "S", at: int | None = None) -> str:
+    """The step that evaluates a model, or its weights at a step, with prompts of this mode token."""
+    return f"evaluate-{model}{'' if prefix == 'S' else f'-{prefix}'}{'' if at is None else f'-at-{at}'}"
 
 
 def _compared(shape: str) -> str:

@@ -80,6 +80,15 @@ def test_a_sixth_expert_is_one_file(with_sixth: Path) -> None:
     assert all(after.steps[name].fingerprint == step.fingerprint for name, step in before.steps.items())
 
 
+def test_kept_weights_are_evaluated_like_a_stages_own() -> None:
+    before = Pipeline(TINY)
+    after = Pipeline(TINY, ["stage2.keep_every=5 steps", "stage2.budget=12 steps"])
+    assert set(after.steps) - set(before.steps) == {"evaluate-stage2-at-5", "evaluate-stage2-at-10"}
+    recipes = [after.steps[f"evaluate-stage2{at}"].recipe.model_dump() for at in ("", "-at-5")]
+    assert recipes[0] == recipes[1] | {"at": None}
+    assert "evaluate-stage2-at-5" in after.after("stage2")
+
+
 def test_prompts_of_the_three_modes_are_evaluations_of_their_own() -> None:
     before, after = Pipeline(TINY), Pipeline(TINY, ["prefixes=[R, S, X]"])
     added = set(after.steps) - set(before.steps)

@@ -24,6 +24,7 @@ from openba.evaluate.answers import Answers
 from openba.evaluate.grouping import Score, grouped
 from openba.evaluate.metrics import score_answers, verdicts
 from openba.evaluate.shards import SAMPLES, Job, Mapper, Part, divided, here, merged
+from openba.model.files import weights_folder
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep, Metric
 
 
@@ -36,7 +37,7 @@ def build(build: Build, mapper: Mapper = here) -> dict[str, Any]:
     recipe: EvaluateStep = build.recipe
     parts = [Part(name, recipe, build.inputs[f"task-{name}"], build.out) for name in recipe.benchmarks]
     results: dict[str, Any] = {}
-    for name, result in evaluated(build.inputs["model"] / "model", parts, mapper):
+    for name, result in evaluated(weights_folder(build.inputs["model"], recipe.at), parts, mapper):
         if isinstance(result, UserError):
             raise UserError(f"benchmark {name}: {result}")
         results[name] = result

@@ -119,6 +119,11 @@ def write_weights(folder: Path, weights: dict[str, Tensor], shard: str) -> None:
         )
 
 
+def weights_folder(stage: Path, step: int | None = None) -> Path:
+    """Where a training's output has the exported model of its end, or of a step whose weights it keeps."""
+    return stage / "model" if step is None else stage / "steps" / str(step)
+
+
 def load_weights(folder: Path) -> dict[str, Tensor]:
     """The tensors of a model's folder, from one file or from all shards of its index.
 

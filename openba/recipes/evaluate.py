@@ -116,6 +116,8 @@ class EvaluateStep(Recipe):
     """Generations kept per benchmark for the report."""
     prefix: Literal["R", "S", "X"] = "S"
     """The mode token that every prompt begins with (Figure 6(d) compares them)."""
+    at: int | None = None
+    """The step of the training whose weights are asked, one of those that it keeps; none: its last."""
 
 
 class SuiteRecipe(Recipe):

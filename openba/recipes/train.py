@@ -133,6 +133,8 @@ class TrainRecipe(Recipe):
     heldout_batches: int = 4
     """Batches of held-out data measured before, during and after training."""
     evaluate_every: Steps
+    keep_every: Steps | None = None
+    """Keep the weights after every so many steps as well, to be evaluated like a stage's own (Figure 6)."""
     seed: int = 1234
 
     @model_validator(mode="after")
@@ -160,6 +162,11 @@ class TrainRecipe(Recipe):
         if self.budget.unit == "steps":
             return self.budget.amount
         return -(-self.budget.amount // self.tokens_per_step)
+
+    @property
+    def kept(self) -> list[int]:
+        """Steps whose weights are kept, the last one's aside."""
+        return list(range(self.keep_every, self.steps, self.keep_every)) if self.keep_every else []
 
 
 class TrainStep(Recipe):

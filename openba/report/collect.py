@@ -59,6 +59,13 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
                 facts("contamination").get("sets", []),
             )
         ],
+        "evaluations_between": [
+            {**row, "step": at}
+            for model in pipeline.models
+            for prefix in "SRX"
+            for at in pipeline.kept(model.name)
+            for row in _evaluations(model, prefix, facts(evaluation_name(model.name, prefix, at)), [])
+        ],
         "not_run": [
             {"what": name, "why": _why(states.get(name))} for name in pipeline.steps if records[name] is None
         ],

@@ -1,7 +1,7 @@
-"""Figure 6 from the user's own run: a benchmark's score after each stage of one training.
+"""Figure 6 from the user's own run: a benchmark's score over the steps of one training.
 
-Owns the place of a model on the axis of steps. Scores are the evaluations' first; nothing is drawn between
-stages but the line from one to the next.
+Owns the place of a model on the axis of steps: a stage's end, and the steps whose weights it keeps. Scores
+are the evaluations' first; nothing is drawn between two points but the line from one to the next.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ Point = dict[str, Any]
 
 
 def evolution(report: Mapping[str, Any]) -> dict[str, list[Point]]:
-    """Benchmark -> points in the order of training, for benchmarks that two stages or more were asked.
+    """Benchmark -> points in the order of training, for benchmarks that were asked twice or more.
 
     Experts are left out: each starts from Stage III and they do not follow each other.
     """
-    steps, so_far = {}, 0
+    began, steps, so_far = {}, {}, 0
     for run in report.get("training") or []:
         if run.get("baseline_heldout") is None and run.get("steps") is not None:
+            began[run["step"]], steps[run["step"]] = so_far, run["steps"]
             so_far += run["steps"]
-            steps[run["step"]] = so_far
     points: dict[str, list[Point]] = {}
-    for row in report.get("evaluations") or []:
+    for row in [*(report.get("evaluations") or []), *(report.get("evaluations_between") or [])]:
         if row["model"] in steps and row["scores"]:
             metric = next(iter(row["scores"]))
             points.setdefault(row["benchmark"], []).append(
                 {
                     "model": row["model"],
-                    "step": steps[row["model"]],
+                    "step": began[row["model"]] + row.get("step", steps[row["model"]]),
                     "metric": metric,
                     "score": row["scores"][metric],
                     "stderr": row.get("stderr", {}).get(metric),
@@ -65,4 +65,4 @@ def evolution_chart(report: Mapping[str, Any]) -> str:
     series: list[Series] = [
         (name, [(p["step"], p["score"], p["stderr"] or 0.0) for p in line]) for name, line in lines.items()
     ]
-    return lines_chart("Scores after each stage", series, "steps of all stages so far", "score")
+    return lines_chart("Scores over training", series, "steps of all stages so far", "score")

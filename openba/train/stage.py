@@ -28,7 +28,7 @@ from openba.accounting.flops import parameters, run_flops, run_hardware_flops
 from openba.artifacts import Build
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
-from openba.model.files import fitting, load_weights, save_model
+from openba.model.files import fitting, load_weights, save_model, weights_folder
 from openba.model.model import OpenBAModel
 from openba.model.parallel import make_part
 from openba.model.parallel_loss import TensorGroup
@@ -183,6 +183,8 @@ class _Stage:
         last = info.step == self.train.steps
         if info.step % self.train.evaluate_every == 0 or last:
             self._measure(info.step)
+        if info.step in self.train.kept:
+            self._export(info.step)
         # No checkpoint at the last step: the export that follows at once is the output.
         due = info.step % self.runtime.train.checkpoint_every == 0 or info.step == self._try_again
         if (stops or due) and not last:
@@ -249,7 +251,7 @@ class _Stage:
         if start is not None:
             with torch.device("meta"):
                 shape = OpenBAModel(architecture)
-            weights = fitting(shape, load_weights(start / "model"), start)
+            weights = fitting(shape, load_weights(weights_folder(start)), start)
         return make_part(architecture, group, weights)
 
     def _take_lease(self) -> None:
@@ -308,12 +310,18 @@ class _Stage:
         row = {"step": step, "tokens": self.totals["tokens"], **self.heldout.measure(self.engine)}
         self.log.write(HELDOUT, row)
 
-    def _finish(self) -> dict[str, Any]:
+    def _export(self, step: int | None = None) -> None:
+        self.watchdog.beat("save")
         weights = self.engine.weights()
         dist.barrier()
+        if self.engine.rank == 0:
+            folder = weights_folder(self.out, step)
+            save_model(folder, weights, self.model.architecture, self.tokenizer)
+
+    def _finish(self) -> dict[str, Any]:
+        self._export()
         if self.engine.rank != 0:
             return {}
-        save_model(self.out / "model", weights, self.model.architecture, self.tokenizer)
         for folder in (self.checkpoints.folder, self.out / "heartbeat"):
             shutil.rmtree(folder, ignore_errors=True)
         return self._facts()

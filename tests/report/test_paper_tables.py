@@ -113,6 +113,12 @@ def test_the_report_has_the_tables_and_figure_6() -> None:
         "bbh,stage1,100,average,10.0,1.5,10",
         "bbh,stage3,600,average,30.0,1.5,10",
     ]
+    report["evaluations_between"] = [{**row("stage3", "bbh", average=25.0), "step": 50}]
+    assert [(p["step"], p["score"]) for p in evolution(report)["bbh"]] == [
+        (100, 10.0),
+        (350, 25.0),
+        (600, 30.0),
+    ]
     broken = {"records": 3, "first": ["x"]}
     evaluations.append(
         evaluation_row(
@@ -121,7 +127,7 @@ def test_the_report_has_the_tables_and_figure_6() -> None:
     )
     page = render(report)
     assert "4 empty answers, 3 broken records left out" in page
-    assert "Scores after each stage" in page
+    assert "Scores over training" in page
     assert "Table 11: BBH" in page
     assert "41.6" in page
     assert evolution_csv({}).count("\n") == 1

@@ -47,7 +47,7 @@ class Runs:
             name,
             model={"dropout": 0.1},
             runtime={"checkpoint_every": 2, "keep_checkpoints": 3, **options.pop("runtime", {})},
-            **{"budget": f"{STEPS} steps", **options},
+            **{"budget": f"{STEPS} steps", "keep_every": "4 steps", **options},
         )
 
     def rows(self, name: str, file: str = "metrics.jsonl") -> list[dict[str, Any]]:

@@ -24,6 +24,12 @@ def test_a_killed_group_goes_on_from_its_last_checkpoint(runs: Any) -> None:
 def test_the_resumed_run_ends_as_the_undisturbed_one(runs: Any, run: str, facts: str) -> None:
     assert runs.model_bytes(run) == runs.model_bytes("undisturbed")  # dropout and all
     keys = ("step", "loss", "lr", "gradient_norm", "tokens", "targets", "skipped", "totals")
+    for step in ("4", "8"):
+        kept = [
+            (runs.root / name / "steps" / step / "model.safetensors").read_bytes()
+            for name in (run, "undisturbed")
+        ]
+        assert kept[0] == kept[1] != runs.model_bytes(run)
     rows, expected = ([{k: row[k] for k in keys} for row in runs.rows(name)] for name in (run, "undisturbed"))
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert rows == expected

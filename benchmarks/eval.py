@@ -1,4 +1,4 @@
-"""Group `evaluate`: scoring against golden results, the libraries' command lines, gold answers and chance.
+"""Group `eval`: scoring against golden results, the libraries' command lines, gold answers and chance.
 
 Needs the real data sets beside the repository (`../shared`); what needs them is left out where they are not.
 The figure against lm-evaluation-harness needs an interpreter that has it, named by OPENBA_LM_EVAL_PYTHON.
@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import torch
 
+from benchmarks import ner
 from benchmarks.figure import ROOT, Figure
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
@@ -67,15 +68,16 @@ _OTHERS = {
 
 
 def figures() -> Iterator[Figure]:
-    """Exact ones first, then the time."""
+    """Exact ones first, then the time, then the NER model, which takes half an hour."""
     if not SHARED.exists():
-        print("evaluate: no ../shared/data: nothing to measure", file=sys.stderr)
+        print("eval: no ../shared/data: nothing to measure", file=sys.stderr)
         return
     yield from _golden()
     yield from _libraries()
     yield _entities()
     yield from _oracle_and_guesser()
     yield from _throughput()
+    yield from ner.figures()
 
 
 def _recipe(name: str, path: str) -> BenchmarkRecipe:
@@ -199,7 +201,7 @@ def _judged(recipe: BenchmarkRecipe, rows: list[dict[str, Any]], outputs: list[s
 def _throughput() -> Iterator[Figure]:
     python = os.environ.get("OPENBA_LM_EVAL_PYTHON")
     if not python:
-        print("evaluate: OPENBA_LM_EVAL_PYTHON is not set: lm-eval is not compared", file=sys.stderr)
+        print("eval: OPENBA_LM_EVAL_PYTHON is not set: lm-eval is not compared", file=sys.stderr)
         return
     rows = [row for name in ("mmlu", "cmmlu") for row in _rows(_recipe(name, _CHOICES[name]))][:QUESTIONS]
     with tempfile.TemporaryDirectory() as folder:
@@ -212,7 +214,7 @@ def _throughput() -> Iterator[Figure]:
         environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
         done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
         if done.returncode:
-            print(f"evaluate: the peer failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+            print(f"eval: the peer failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             return
         out = json.loads((root / "out.json").read_text(encoding="utf-8"))
     seconds, ours, peer = out["seconds"], out["scores"]["ours"], out["scores"]["peer"]
