@@ -37,7 +37,9 @@ class Runs:
 
     def job(self, name: str, do: str = "run_stage", **change: Any) -> dict[str, Any]:
         """A tiny Stage I but for what is given."""
-        module = "tests.train.gang" if do in ("stopped_stage", "skip_a_step") else gangs.WORKER
+        module = (
+            "tests.train.gang" if do in ("stopped_stage", "skip_a_step", "metered_stage") else gangs.WORKER
+        )
         inputs = {**self.inputs, **change.pop("inputs", {})}
         return gangs.job(self.root / name, inputs, do if ":" in do else f"{module}:{do}", **change)
 
@@ -126,6 +128,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
             runtime={"log_every": 3},
         ),
         "uneven": runs.job("uneven", batch=5),
+        "metered": runs.job("metered", do="metered_stage", budget="2 steps"),
         **parallel(runs),
         **{name: halves(runs, name, *kind) for name, kind in HALVES.items()},
         "tp2-of-zero1": runs.job("tp2-of-zero1", do="load_state", inputs=saved("saved"), tensor_parallel=2),

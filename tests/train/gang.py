@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch.distributed as dist
 
 from benchmarks.gang_worker import Trainer, run_stage
+from openba.accounting.energy import EnergyMeter
 from openba.artifacts import Build
 from openba.train import stage, stopping
+from openba.train.loop import Step
 
 
 def stopped_stage(build: Build) -> dict[str, Any]:
@@ -21,6 +25,28 @@ def stopped_stage(build: Build) -> dict[str, Any]:
     with contextlib.suppress(stopping.Preempted):
         stage.build(build)
     return run_stage(build)
+
+
+def metered_stage(build: Build) -> dict[str, Any]:
+    """A stage on a machine whose counter of the processors rises by 7 J while it trains."""
+    counter = build.out.with_name("powercap") / "intel-rapl:0" / "energy_uj"
+    if dist.get_rank() == 0:
+        counter.parent.mkdir(parents=True)
+        texts = {"name": "package-0", "energy_uj": "1000000", "max_energy_range_uj": "262143328850"}
+        for name, text in texts.items():
+            counter.with_name(name).write_text(f"{text}\n")
+    dist.barrier()
+    training: Any = stage._Stage(build)
+    log = training._log
+
+    def later(step: Step, seconds: float) -> None:
+        if dist.get_rank() == 0 and step.info.step == 1:
+            counter.write_text("8000000\n")
+        log(step, seconds)
+
+    training._log = later
+    with mock.patch.object(stage, "EnergyMeter", partial(EnergyMeter, counter.parent.parent)):
+        return training.run()
 
 
 def skip_a_step(build: Build) -> dict[str, Any]:

@@ -50,6 +50,11 @@ def test_facts_add_up(runs: Any) -> None:
     assert set(facts["energy_joules"]) == {"cpu", "gpu"}
 
 
+def test_two_workers_of_a_node_count_its_energy_once(runs: Any) -> None:
+    assert runs.facts["metered"]["workers"] == 2
+    assert runs.facts["metered"]["energy_joules"] == {"cpu": pytest.approx(7.0), "gpu": None}
+
+
 def test_held_out_loss_is_measured_before_between_and_after_by_mode(runs: Any) -> None:
     assert [row["step"] for row in runs.rows("undisturbed", "heldout.jsonl")] == [0, 4, 8, 10]
     for row in runs.rows("reference", "heldout.jsonl"):
