@@ -21,6 +21,7 @@ from mlflow.tracking import MlflowClient
 
 from benchmarks.site import SMALL
 from openba.config import CONFIGS
+from openba.report.evolution import evolution
 from openba.train.log import read_rows
 
 pytestmark = pytest.mark.timeout(900)  # the fixture alone takes 2.5 minutes on two quiet cores
@@ -31,6 +32,7 @@ extends: base
 name: small
 runtime: {train: {checkpoint_every: 2 steps}}
 stage2: {budget: 8 steps, evaluate_every: 8 steps}
+stage3: {keep_every: 2 steps}
 """
 EXPERT = """
 title: Headlines, the sixth expert
@@ -189,6 +191,14 @@ def test_the_report_is_one_page_that_loads_nothing(story: Story) -> None:
         assert loading not in page
     titles = {row["step"] for row in story.report()["training"]}
     assert titles == {"stage1", "stage2", "stage3", "headline"}
+
+
+def test_figure_6_has_a_point_within_a_stage(story: Story) -> None:
+    (row,) = story.report()["evaluations_between"]
+    assert (row["model"], row["step"]) == ("stage3", 2)
+    (line,) = evolution(story.report()).values()
+    assert [point["step"] for point in line] == [4 + 8 + 2, 4 + 8 + 4]
+    assert "Figure 6 with ours" in (story.home / "report" / "report.html").read_text(encoding="utf-8")
 
 
 def test_the_end_says_where_to_look(story: Story) -> None:
