@@ -127,7 +127,7 @@ def _cancelled(running: Site) -> Iterator[Figure]:
 
 def _restarts(running: Site) -> Iterator[Figure]:
     """Both servers away in the middle of a training, one after the other."""
-    steps = 1500
+    steps = 6000
     short = f'["stage3.budget={steps} steps","stage3.evaluate_every={steps} steps"]'
     flow_run, folder = _train(running, short)
     for name, away in (("prefect", 20), ("mlflow", 40)):

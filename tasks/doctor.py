@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import shutil
 import sys
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import psutil
 from packaging.requirements import Requirement
+from prefect.client.orchestration import get_client
+from prefect.exceptions import PrefectException
 
 from openba.home import Home
 from tasks.services import choose_port
 
+LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem"
 AUTOMATION, ZOMBIES = "openba-crash-zombies", "infra/prefect/zombies.yaml"
 
 
@@ -33,7 +35,7 @@ class Check:
 
 def examine(home: Home) -> list[Check]:
     """All checks, in the order in which a run would meet them."""
-    return [*_python(), *_packages(), *_machine(home), *_ports(), *zombies()]
+    return [*_python(), *_packages(), *_machine(home), *_ports(), *prefect_server()]
 
 
 def _python() -> Iterator[Check]:
@@ -86,20 +88,22 @@ def _ports() -> Iterator[Check]:
         )
 
 
-def zombies() -> Iterator[Check]:
-    """The automation that frees the place of a flow run whose process died, on a server of one's own."""
+def prefect_server() -> Iterator[Check]:
+    """A server of one's own: does it free a dead flow run's place, and keep places over a restart?"""
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         return
-    what, remedy = "heartbeat automation", f"prefect automation create --from-file {ZOMBIES}"
     try:
-        asked = urllib.request.Request(  # noqa: S310 - the user's own server
-            f"{url}/automations/filter", b'{"limit": 200}', {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(asked, timeout=5) as answer:  # noqa: S310
-            rows = json.load(answer)
-    except (OSError, ValueError) as error:
-        yield Check(what, f"{url}: {error}", None, "start that server or unset PREFECT_API_URL")
+        with get_client(sync_client=True) as client:
+            rows = client.request("POST", "/automations/filter", json={"limit": 200}).json()
+            settings = client.request("GET", "/admin/settings").json()
+    except (httpx.HTTPError, PrefectException, ValueError) as error:
+        yield Check("Prefect server", f"{url}: {error}", None, "start that server or unset PREFECT_API_URL")
         return
     on = any(row["name"] == AUTOMATION and row["enabled"] for row in rows)
-    yield Check(what, "on" if on else "not on the server", on or None, remedy)
+    remedy = f"prefect automation create --from-file {ZOMBIES}"
+    yield Check("heartbeat automation", "on" if on else "not on the server", on or None, remedy)
+    storage = settings["server"]["concurrency"]["lease_storage"]
+    kept = not storage.endswith(".memory")
+    remedy = f"start the server with {LEASES}, or its restart ends the flows that run"
+    yield Check("places of running flows", storage, kept or None, remedy)

@@ -17,7 +17,7 @@ import pytest
 from benchmarks.chain import flow_runs_of
 from benchmarks.site import JOB_ENDED, PIPELINE, Site, site, until
 from openba.train.log import METRICS, read_rows
-from tasks.doctor import AUTOMATION, Check, zombies
+from tasks.doctor import AUTOMATION, Check, prefect_server
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -44,9 +44,9 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
     with site(tmp_path_factory.mktemp("o") / "s") as running:
         long = running.pipeline.with_name("long.yaml")
         long.write_text(PIPELINE.replace(FOUR, LONG, 1))
-        seen.checks += zombies()
+        seen.checks += prefect_server()
         running.deploy()
-        seen.checks += zombies()
+        seen.checks += prefect_server()
         running.emit("openba.corpus.arrived", "openba.corpus.news", pipeline=str(long))
         _train_and_cancel(running, seen)
         yield seen
@@ -105,7 +105,13 @@ def test_an_mlflow_server_that_was_away_has_every_metric(left: Left) -> None:
 
 
 def test_doctor_sees_the_automation_against_dead_workers(left: Left) -> None:
-    before, after = left.checks
+    before, _, after, _ = left.checks
     assert (before.ok, after.ok) == (None, True)
     assert AUTOMATION.startswith("openba")
     assert "prefect automation create" in before.remedy
+
+
+def test_doctor_sees_that_places_outlive_the_server(left: Left) -> None:
+    _, before, _, after = left.checks
+    assert (before.ok, after.ok) == (True, True)
+    assert "filesystem" in after.found
