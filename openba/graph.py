@@ -106,6 +106,7 @@ class Pipeline:
             "stage3": "Stage III: bilingual Flan",
         }
         rows = [(name, titles[name], registered.get(name)) for name in titles]
+        rows += [(_compared(name), f"Stage I: UL2, shape {name}", None) for name in self.config.ablation]
         rows += [(name, expert.title, expert.register_as) for name, expert in self.experts.items()]
         return [
             Model(name, title, self.steps[name], self.steps.get(f"evaluate-{name}"), register_as)
