@@ -78,6 +78,8 @@ def prepare(folder: Path) -> None:
         if not (sets / name).exists():
             (sets / name).symlink_to(SHARED / place)
     own = folder / "data" / "ner"
+    if (own / "sentences.jsonl").exists():  # another time of writing would be another source
+        return
     parts = ("train", "valid")
     trained = {name: {part: sets / f"mit-{name}" / f"{part}.jsonl" for part in parts} for name in DOMAINS}
     augment.write(own, trained)
