@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
+from uuid import uuid4
 
 import psutil
 from mlflow.entities import Run
@@ -193,9 +194,9 @@ def _running_flows(running: Site) -> set[str]:
 def _start(running: Site, deployment: str, *parameters: str) -> str:
     """A run of a deployment of the site's pipeline, by hand; its id."""
     command = [word for text in (f"pipeline={running.pipeline}", *parameters) for word in ("--param", text)]
-    before = {run["id"] for run in running.runs()}
-    running.prefect("deployment", "run", deployment, *command)
-    return next(run["id"] for run in running.runs() if run["id"] not in before)
+    name = f"by-hand-{uuid4()}"  # a trigger may start other runs meanwhile
+    running.prefect("deployment", "run", deployment, "--flow-run-name", name, *command)
+    return next(run["id"] for run in running.runs() if run["name"] == name)
 
 
 def _train(running: Site, overrides: str) -> tuple[str, Path]:
@@ -225,7 +226,7 @@ def _ended(running: Site) -> int:
 
 
 def _idle(running: Site) -> bool:
-    time.sleep(3)  # a trigger may be on its way
+    time.sleep(6)  # a trigger may be on its way
     open_states = ("SCHEDULED", "PENDING", "RUNNING", "CANCELLING")
     return not any(run["state_type"] in open_states for run in running.runs())
 
