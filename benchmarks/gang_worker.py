@@ -138,15 +138,15 @@ class Trainer:
         """Of these steps."""
         return [self.step(step)[0] for step in steps]
 
-    def state(self) -> dict[str, str]:
-        """Digest of every whole tensor of the training state, and Adam's step."""
+    def state(self) -> dict[str, Any]:
+        """Digest of every whole tensor of the training state, Adam's step, and a moving loss scaler's numbers."""
         tensors, numbers = self.engine.share()
         own = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
         everyone: list[dict[str, str]] = [{}] * self.engine.world
         dist.all_gather_object(everyone, own)
-        return {name: digest for part in everyone for name, digest in part.items()} | {
-            "adam_step": numbers["adam_step"]
-        }
+        digests = {name: digest for part in everyone for name, digest in part.items()}
+        scaler = {"scaler": numbers["scaler"]} if "cur_iter" in numbers["scaler"] else {}
+        return {**digests, "adam_step": numbers["adam_step"], **scaler}
 
     def save(self, folder: Path, step: int) -> None:
         """A committed checkpoint; two are to stay."""

@@ -37,9 +37,8 @@ class Runs:
 
     def job(self, name: str, do: str = "run_stage", **change: Any) -> dict[str, Any]:
         """A tiny Stage I but for what is given."""
-        module = (
-            "tests.train.gang" if do in ("stopped_stage", "skip_a_step", "metered_stage") else gangs.WORKER
-        )
+        own = ("stopped_stage", "skip_a_step", "metered_stage", "in_fp16")
+        module = "tests.train.gang" if do in own else gangs.WORKER
         inputs = {**self.inputs, **change.pop("inputs", {})}
         return gangs.job(self.root / name, inputs, do if ":" in do else f"{module}:{do}", **change)
 
@@ -171,20 +170,33 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
 
 def twenty(runs: Runs, name: str, steps: int = 20, **options: Any) -> dict[str, Any]:
     """Twenty steps in one micro-batch a worker, but for what is given."""
-    job = runs.job(name, do="some_steps", **{"runtime": {"micro_batch": 8}, **options})
+    job = runs.job(name, **{"do": "some_steps", "runtime": {"micro_batch": 8}, **options})
     return {**job, "with": {"steps": steps}}
 
 
-HALVES = {"zero1-bf16": (1, "bf16"), "zero2-fp32": (2, "fp32"), "zero3-bf16": (3, "bf16")}
+HALVES = {
+    "zero1-bf16": (1, "bf16"),
+    "zero2-fp16": (2, "fp16"),
+    "zero2-fp32": (2, "fp32"),
+    "zero3-bf16": (3, "bf16"),
+}
 """ZeRO stages and precisions that are stopped and resumed between two steps; others: `interrupted`."""
+
+
+FP16: dict[str, dict[str, Any]] = {"dp2-fp16": {}, "tp2-fp16": {"tensor_parallel": 2}}
 
 
 def halves(runs: Runs, name: str, zero: int, precision: str) -> dict[str, Any]:
     """Two steps, straight and in halves, with dropout."""
+    fp16 = precision == "fp16"  # stopped while it looks for its scale
     job = runs.job(
-        name, do="halves", model={"dropout": 0.1}, precision=precision, runtime={"zero_stage": zero}
+        name,
+        do="in_fp16" if fp16 else "halves",
+        model={"dropout": 0.1},
+        precision=precision,
+        runtime={"zero_stage": zero},
     )
-    return {**job, "with": {"steps": 1}}
+    return {**job, "with": {"function": "halves", "steps": 9} if fp16 else {"steps": 1}}
 
 
 def parallel(runs: Runs) -> dict[str, Any]:
@@ -195,6 +207,13 @@ def parallel(runs: Runs) -> dict[str, Any]:
         "dp2-zero3": twenty(runs, "dp2-zero3", runtime={"micro_batch": 4, "zero_stage": 3}),
         "tp2-zero1": twenty(runs, "tp2-zero1", tensor_parallel=2),
         "tp2-bf16": twenty(runs, "tp2-bf16", steps=2, tensor_parallel=2, precision="bf16"),
+        **{
+            name: {
+                **twenty(runs, name, do="in_fp16", precision="fp16", **shared),
+                "with": {"function": "some_steps", "steps": 22},
+            }
+            for name, shared in FP16.items()
+        },
         "tp2-zero2": twenty(
             runs,
             "tp2-zero2",

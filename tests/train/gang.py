@@ -9,7 +9,9 @@ from typing import Any
 from unittest import mock
 
 import torch.distributed as dist
+from deepspeed.accelerator import get_accelerator
 
+from benchmarks import gang_worker
 from benchmarks.gang_worker import Trainer, run_stage
 from openba.accounting.energy import EnergyMeter
 from openba.artifacts import Build
@@ -47,6 +49,12 @@ def metered_stage(build: Build) -> dict[str, Any]:
     training._log = later
     with mock.patch.object(stage, "EnergyMeter", partial(EnergyMeter, counter.parent.parent)):
         return training.run()
+
+
+def in_fp16(build: Build, function: str, **options: Any) -> dict[str, Any]:
+    """A job of `gang_worker`, on a CPU that DeepSpeed takes for too slow at fp16; torch computes it."""
+    with mock.patch.object(get_accelerator(), "is_fp16_supported", return_value=True):
+        return getattr(gang_worker, function)(build, **options)
 
 
 def skip_a_step(build: Build) -> dict[str, Any]:

@@ -28,6 +28,22 @@ def test_half_precision_is_shared_as_well(runs: Any) -> None:
     assert runs.facts["tp2-bf16"]["differing"] == ""
 
 
+def test_fp16_finds_its_scale_on_all_ranks_at_once(runs: Any) -> None:
+    """From 2^32 down to where no gradient overflows; a step is dropped on both ranks or on none."""
+    data, weights = (runs.facts[run] for run in ("dp2-fp16", "tp2-fp16"))
+    for run in (data, weights):
+        dropped = [norm is None for _, norm in run["rows"]]
+        assert all(dropped[:12])
+        assert 12 <= sum(dropped) <= 18
+        assert run["differing"] == ""
+        assert run["state"]["scaler"]["cur_scale"] == 2.0 ** (33 - sum(dropped))
+        taken = [loss for loss, norm in run["rows"] if norm is not None]
+        assert taken[-1] < taken[0] - 0.01
+    assert [loss for loss, _ in weights["rows"]] == pytest.approx(
+        [loss for loss, _ in data["rows"]], rel=2e-3
+    )
+
+
 @pytest.mark.parametrize("run", ["tp2-zero1", "tp2-zero2", "tp2-dp2"])
 def test_each_rank_holds_its_share_of_the_vocabulary(runs: Any, run: str) -> None:
     assert runs.facts[run]["vocabulary"] * 2 == runs.facts["alone-twenty"]["vocabulary"]
