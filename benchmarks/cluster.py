@@ -25,14 +25,20 @@ STEPS = 40
 PARTITION_SECONDS = 20.0
 SMALL = (
     "runtime.train.workers=2",
-    "model={d_model: 32, num_heads: 2, kv_channels: 16, ffn: 96}",
+    "model.d_model=32",
+    "model.num_heads=2",
+    "model.kv_channels=16",
+    "model.ffn=96",
     "stage1.budget=6 steps",
     "stage1.evaluate_every=6 steps",
     "stage1.batch=8",
     "stage1.heldout_batches=1",
     "sources=[people-daily, bbc-news, python-code]",
-    "tokenizer={vocab_size: 4000, train_characters: 300000}",
-    "mixture={stage1: 60k tokens, stage2: 20k tokens, heldout: 8k tokens}",
+    "tokenizer.vocab_size=4000",
+    "tokenizer.train_characters=300000",
+    "mixture.stage1=60k tokens",
+    "mixture.stage2=20k tokens",
+    "mixture.heldout=8k tokens",
 )
 
 

@@ -139,7 +139,7 @@ class Trainer:
         return [self.step(step)[0] for step in steps]
 
     def state(self) -> dict[str, Any]:
-        """Digest of every whole tensor of the training state, Adam's step, and a moving loss scaler's numbers."""
+        """Digest of every whole tensor of the state, Adam's step, and a moving loss scaler's numbers."""
         tensors, numbers = self.engine.share()
         own = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in tensors.items()}
         everyone: list[dict[str, str]] = [{}] * self.engine.world
