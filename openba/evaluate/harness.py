@@ -140,6 +140,13 @@ def register() -> Any:
     return OpenBA
 
 
+def __getattr__(name: str) -> Any:
+    """`OpenBA`, which the entry point names for lm-eval's plugins (its main branch since August 2026)."""
+    if name == "OpenBA":
+        return register()
+    raise AttributeError(name)
+
+
 def export(out: Path, benchmarks: dict[str, BenchmarkRecipe]) -> list[Path]:
     """Write each benchmark as `openba_NAME.yaml`, its items as JSON lines beside it; returns the YAML files.
 

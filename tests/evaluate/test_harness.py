@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,15 @@ def scorer(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> ha
     folder = tmp_path_factory.mktemp("model")
     save_model(folder, model.state_dict(), model.architecture, tokenizer)
     return harness.Scorer(str(folder))
+
+
+def test_lm_evals_plugins_have_our_model() -> None:
+    (plugin,) = entry_points(group="lm_eval.models", name="openba")
+    if find_spec("lm_eval"):
+        assert plugin.load().__name__ == "OpenBA"
+    else:
+        with pytest.raises(UserError, match="lm-eval is not installed"):
+            plugin.load()
 
 
 def test_likelihoods_are_the_models_in_the_order_asked(scorer: harness.Scorer) -> None:
