@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 from mlflow.tracking import MlflowClient
@@ -202,15 +203,13 @@ class Site:
 @contextlib.contextmanager
 def site(folder: Path, **settings: str) -> Iterator[Site]:
     """A running site, ended with the block; the environment is as before afterwards."""
-    before = dict(os.environ)
     running = Site(folder, settings)
-    try:
-        running.start()
-        yield running
-    finally:
-        running.stop()
-        os.environ.clear()
-        os.environ.update(before)
+    with mock.patch.dict(os.environ):
+        try:
+            running.start()
+            yield running
+        finally:
+            running.stop()
 
 
 def until(condition: Callable[[], Any], seconds: float, what: str) -> Any:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import httpx
 import pytest
@@ -35,16 +36,11 @@ class Cluster:
         self.model, self.port = model, free_port()
         # The head's folder holds Unix sockets, so it is short; its processes have this one's environment.
         self.folder = tempfile.TemporaryDirectory(prefix="oba")
-        before = dict(os.environ)
-        os.environ.update(environment)
         runtime = load(CONFIGS / "runtime" / "cpu.yaml", PipelineRuntime)
-        try:
+        with mock.patch.dict(os.environ, environment):
             self.head = RayHead(Home(Path(self.folder.name)), runtime)
             self.head.wait()
             self.environment = dict(os.environ) | {"RAY_ADDRESS": self.head.dashboard}
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
         self.client = httpx.Client(
             base_url=f"http://127.0.0.1:{self.port}", headers={"authorization": f"Bearer {KEY}"}, timeout=60
         )

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -20,17 +21,14 @@ from tasks.services import RayHead
 @pytest.fixture
 def head() -> Iterator[RayHead]:
     # Sockets want a short folder. The head puts its token's place into the environment.
-    before = dict(os.environ)
-    os.environ.pop("RAY_ADDRESS", None)
-    with tempfile.TemporaryDirectory(prefix="oba") as folder:
+    with mock.patch.dict(os.environ), tempfile.TemporaryDirectory(prefix="oba") as folder:
+        os.environ.pop("RAY_ADDRESS", None)
         head = RayHead(Home(Path(folder)), load(CONFIGS / "runtime" / "cpu.yaml", PipelineRuntime))
         try:
             head.wait()
             yield head
         finally:
             head.stop()
-            os.environ.clear()
-            os.environ.update(before)
 
 
 def _ask(head: RayHead) -> subprocess.CompletedProcess[str]:
