@@ -140,7 +140,7 @@ def _killed_worker(home: Path, killed: Path) -> Iterator[Figure]:
 
 def _tests() -> Iterator[Figure]:
     log = Path(tempfile.gettempdir()) / "openba-story-tests.log"
-    yield Figure("story/tests", run([sys.executable, "-m", "pytest"], {}, log).seconds, "s", 360)
+    yield Figure("story/tests", run([sys.executable, "-m", "pytest"], {}, log).seconds, "s", 900)
 
 
 def _name(process: psutil.Process) -> str:

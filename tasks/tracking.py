@@ -49,6 +49,12 @@ _MAX_PARAMS = 100  # per log_batch call, and more than a page of MLflow's UI sho
 T = TypeVar("T")
 
 
+def make_tables(home: Home) -> None:
+    """Have MLflow make the tables of a database file, a second's work, before a run asks for them."""
+    if not home.tracking_uri.startswith("http"):
+        MlflowClient(tracking_uri=home.tracking_uri).search_experiments(max_results=1)
+
+
 class Tracking:
     """The MLflow experiment of one pipeline."""
 

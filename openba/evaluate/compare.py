@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from openba.evaluate.suite import read_results
+from openba.evaluate.results import read_results
 
 
 def compare(one: Path, other: Path) -> list[dict[str, Any]]:

@@ -4,8 +4,8 @@ Owns the model class that its `--model openba` means, and the export of a benchm
 its own YAML form. lm-eval is no dependency of this package; it is imported when it is asked for:
 
     python -m openba.evaluate.harness export tasks mmlu cmmlu --data data/eval
-    python -m openba.evaluate.harness run --model openba --model_args pretrained=FOLDER
-        --include_path tasks --tasks openba_mmlu        (one line; what follows `run` is lm_eval's)
+    lm_eval --model openba --model_args pretrained=FOLDER --include_path tasks --tasks tasks/openba_mmlu.yaml
+    python -m openba.evaluate.harness run --model openba ... --tasks arc_easy      (lm_eval's own tasks)
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ BATCH = 64
 """Continuations scored together; those of one prompt share its encoding."""
 _METRICS = {"bleu": "bleu", "chrf": "chrf", "exact_match": "exact_match", "accuracy": "exact_match"}
 """Metrics of ours that lm-eval has."""
+PROMPT = "openba.evaluate.harness_model.prompt"
+"""Imported by lm-eval 0.4.13 before it looks for the model, which is then there."""
 
 
 class Scorer:
@@ -104,8 +107,9 @@ def scores(
     return list(zip(told.sum(1).tolist(), right.all(1).tolist(), strict=True))
 
 
+@cache
 def register() -> Any:
-    """Make `openba` a model of lm-eval; returns its class.
+    """Make `openba` a model of lm-eval; returns its class, the same however often it is called.
 
     Raises:
         UserError: lm-eval is not installed.
@@ -163,7 +167,8 @@ def export(out: Path, benchmarks: dict[str, BenchmarkRecipe]) -> list[Path]:
         lines = [json.dumps(_item(row), ensure_ascii=False) + "\n" for row in rows]
         items.write_text("".join(lines), encoding="utf-8")
         file = out / f"openba_{name}.yaml"
-        file.write_text(yaml.safe_dump(_task(name, benchmark, items), allow_unicode=True), encoding="utf-8")
+        task = yaml.safe_dump(_task(name, benchmark, items), allow_unicode=True)
+        file.write_text(f"{task}doc_to_text: !function {PROMPT}\n", encoding="utf-8")
         written.append(file)
     return written
 
@@ -179,7 +184,6 @@ def _task(name: str, benchmark: BenchmarkRecipe, items: Path) -> dict[str, Any]:
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(items.resolve())}},
         "test_split": "test",
-        "doc_to_text": "{{input}}",
         "metadata": {"version": benchmark.version},
     }
     if benchmark.method == "generate":

@@ -16,6 +16,7 @@ from openba.artifacts import Build
 from openba.config import CONFIGS, Config, ConfigError, load
 from openba.data import tasks
 from openba.errors import UserError
+from openba.evaluate.results import RESULTS
 from openba.evaluate.run import evaluated
 from openba.evaluate.shards import Mapper, Part, here
 from openba.model.files import load_architecture
@@ -24,7 +25,6 @@ from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep, SuiteRecipe
 
 DATA = "data/eval/"
 """What the paths of the paper's benchmarks begin with."""
-RESULTS = "results.json"
 
 Result = dict[str, Any]
 
@@ -97,18 +97,6 @@ def run_suite(
             name, {"error": str(result)} if isinstance(result, UserError) else _kept(parts[name], out, result)
         )
     return {name: results[name] for name in benchmarks}
-
-
-def read_results(folder: Path) -> dict[str, Any]:
-    """`results.json` of an evaluation.
-
-    Raises:
-        UserError: it is not there.
-    """
-    path = folder / RESULTS
-    if not path.is_file():
-        raise UserError(f"{path}: no results; `openba eval MODEL --out {folder}` writes them")
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _prepared(model: Path, name: str, step: EvaluateStep, out: Path) -> Part | Result:

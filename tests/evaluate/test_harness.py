@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -76,12 +77,24 @@ def test_texts_end_where_they_are_told_to(scorer: harness.Scorer) -> None:
     assert harness._until("one", ["", "x"]) == "one"
 
 
+class _TaskLoader(yaml.SafeLoader):
+    """Reads lm-eval's `!function` as the name that it is."""
+
+
+def _name(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
+_TaskLoader.add_constructor("!function", _name)
+
+
 def test_a_benchmark_becomes_a_task_of_its_form(shared: Path, tmp_path: Path) -> None:
     paths = {"mmlu": "eval_mmlu/*.jsonl", "flores-en-zh": "eval_flores_zh_en/dev.jsonl"}
     for name, path in paths.items():
         benchmarks = chosen([], [name], None, ["items=30", f"task.source.path={shared / 'data' / path}"])
         (file,) = harness.export(tmp_path, benchmarks)
-        task = yaml.safe_load(file.read_text(encoding="utf-8"))
+        task = yaml.load(file.read_text(encoding="utf-8"), _TaskLoader)
+        assert task["doc_to_text"] == harness.PROMPT
         lines = Path(task["dataset_kwargs"]["data_files"]["test"]).read_text(encoding="utf-8").splitlines()
         items = [json.loads(line) for line in lines]
         assert len(items) == 30
@@ -101,4 +114,13 @@ def test_without_lm_eval_it_is_said_how_to_get_it() -> None:
         with pytest.raises(UserError, match="pip install lm-eval accelerate"):
             harness.register()
     else:
-        assert harness.register().__name__ == "OpenBA"
+        assert harness.register() is harness.OpenBA
+
+
+def test_what_a_task_names_brings_the_model() -> None:
+    module, _, function = harness.PROMPT.rpartition(".")
+    if find_spec("lm_eval"):
+        assert getattr(import_module(module), function)({"input": PROMPTS[0]}) == PROMPTS[0]
+    else:
+        with pytest.raises(UserError, match="lm-eval is not installed"):
+            import_module(module)

@@ -12,7 +12,8 @@ from openba.errors import UserError
 from tasks.services import Service, choose_port, free_port
 
 
-def test_a_service_ends_with_its_children(tmp_path: Path) -> None:
+@pytest.mark.parametrize("timeout", [10.0, 0.0])
+def test_a_service_ends_with_its_children(tmp_path: Path, timeout: float) -> None:
     stubborn = "import signal,time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
     child = f"subprocess.Popen([sys.executable, '-c', {stubborn!r}], start_new_session=True)"
     parent = f"import subprocess, sys, time; {child}; time.sleep(300)"
@@ -21,7 +22,7 @@ def test_a_service_ends_with_its_children(tmp_path: Path) -> None:
     while not (children := psutil.Process(service.process.pid).children()) and time.monotonic() < deadline:
         time.sleep(0.05)
     time.sleep(0.5)
-    service.stop()
+    service.stop(timeout)
     assert children
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
