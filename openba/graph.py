@@ -39,7 +39,7 @@ MIXTURE = Kind("openba.data.mixture:build", "2")
 CONTAMINATION = Kind("openba.data.contamination:build", "1")
 TASK = Kind("openba.data.tasks:build", "3")
 INSTRUCT = Kind("openba.data.instruct:build", "3")
-TRAIN = Kind("openba.train.stage:build", "5", place="gang", resumable=True)
+TRAIN = Kind("openba.train.stage:build", "6", place="gang", resumable=True)
 EVALUATE = Kind("openba.evaluate.run:build", "4", place="job", resumable=True)
 
 

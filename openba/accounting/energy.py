@@ -1,9 +1,7 @@
 """Energy and carbon: the paper's method from device hours, and one machine's own counters.
 
 The paper multiplies hours by nominal watts (section 4.2); the meter reads what NVML and RAPL count.
-A counter that is not there gives None: nothing here is estimated. codecarbon is not used: it reads
-the same counters, and where they are missing it assumes a constant share of the CPU's TDP, which
-would print an invented figure as a measured one.
+A counter that is not there gives None: nothing here is estimated. codecarbon's estimate is `estimate.py`'s.
 """
 
 from __future__ import annotations
@@ -48,6 +46,8 @@ class TrainFacts(TypedDict):
     """Devices that were busy for that time."""
     energy_joules: dict[str, float | None] | None
     """`EnergyMeter.joules()`, summed over nodes and attempts; None where no meter ran."""
+    energy_estimated: dict[str, float | None]
+    """`Estimate.figures()`, summed likewise; empty where codecarbon was not asked for."""
 
 
 class Cost(TypedDict):
@@ -67,6 +67,10 @@ class Cost(TypedDict):
     energy_kwh_measured: float | None
     """The same in kWh times PUE."""
     tco2eq_measured: float | None
+    energy_kwh_estimated: float | None
+    """codecarbon's, times PUE; None where it was not asked for or an attempt died."""
+    tco2eq_estimated: float | None
+    """Of it, by the grid of the runtime's country."""
     tflops_per_device: float | None
     """Padded, as the paper counts; None for a step that took no time, as are the three below."""
     utilisation: float | None
@@ -99,6 +103,7 @@ def cost(facts: TrainFacts, runtime: PipelineRuntime) -> Cost:
     measured = {domain: j for domain, j in (facts["energy_joules"] or {}).items() if j is not None}
     joules = sum(measured.values()) if measured else None
     kwh = None if joules is None else joules / JOULES_PER_KWH * runtime.pue
+    kg = facts["energy_estimated"].get("kgco2eq")
 
     def rate(flops: float) -> float | None:
         return flops / seconds / 1e12 if seconds else None
@@ -117,6 +122,8 @@ def cost(facts: TrainFacts, runtime: PipelineRuntime) -> Cost:
         "energy_domains": sorted(measured),
         "energy_kwh_measured": kwh,
         "tco2eq_measured": None if kwh is None else kwh / 1000 * runtime.carbon_intensity,
+        "energy_kwh_estimated": facts["energy_estimated"].get("kwh"),
+        "tco2eq_estimated": None if kg is None else kg / 1000,
         "tflops_per_device": rate(facts["flops"]),
         "utilisation": share(facts["flops"]),
         "utilisation_useful": share(facts["flops_useful"]),
@@ -125,13 +132,13 @@ def cost(facts: TrainFacts, runtime: PipelineRuntime) -> Cost:
     }
 
 
-def total_joules(parts: list[dict[str, float | None] | None]) -> dict[str, float | None]:
-    """Joules by domain over nodes or attempts; None where one of them has no figure: a part is no total."""
-    domains = sorted({domain for joules in parts for domain in joules or {}})
-    read = {domain: [(joules or {}).get(domain) for joules in parts] for domain in domains}
+def totals(parts: list[dict[str, float | None] | None]) -> dict[str, float | None]:
+    """Sums by name over nodes or attempts; None where one of them has no figure: a part is no total."""
+    names = sorted({name for figures in parts for name in figures or {}})
+    read = {name: [(figures or {}).get(name) for figures in parts] for name in names}
     return {
-        domain: None if None in values else sum(value for value in values if value is not None)
-        for domain, values in read.items()
+        name: None if None in values else sum(value for value in values if value is not None)
+        for name, values in read.items()
     }
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from openba.artifacts import Runtime
 from openba.model.architecture import Recompute
@@ -108,8 +109,22 @@ class PipelineRuntime(Runtime):
     """Power usage effectiveness (paper section 4.2)."""
     carbon_intensity: float = 0.385
     """kg CO2eq per kWh (paper equation 2, US average)."""
+    codecarbon: str | None = None
+    """Country by ISO code, such as CHN: codecarbon estimates each training too, offline. None: no."""
     price: float | None = Field(default=None, ge=0)
     """Of one device hour, in the currency that you think in; None: no cost is told."""
+
+    @field_validator("codecarbon")
+    @classmethod
+    def _known(cls, country: str | None) -> str | None:
+        if country is not None:
+            from codecarbon.input import DataSource  # its tables; who does not ask for them does not wait
+
+            known = sorted(DataSource().get_global_energy_mix_data())
+            if country not in known:
+                near = get_close_matches(country.upper(), known) or ["CHN"]
+                raise ValueError(f"codecarbon knows no country {country!r}; take a code such as {near[0]}")
+        return country
 
     def for_expert(self) -> PipelineRuntime:
         """The runtime of an expert's training."""

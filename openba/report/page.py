@@ -71,7 +71,8 @@ def _totals(training: list[Training]) -> dict[str, float | None]:
     """Sums of the runs' costs; None where a run lacks the figure, as a part is not a total."""
     names = (
         "flops", "flops_useful", "flops_hardware", "device_hours", "energy_kwh_paper", "tco2eq_paper",
-        "energy_joules_measured", "energy_kwh_measured", "tco2eq_measured", "money",
+        "energy_joules_measured", "energy_kwh_measured", "tco2eq_measured",
+        "energy_kwh_estimated", "tco2eq_estimated", "money",
     )  # fmt: skip
     costs: list[dict[str, Any]] = [run.get("cost") or {} for run in training]
     figures: dict[str, list[Any]] = {name: [cost.get(name) for cost in costs] for name in names}

@@ -62,11 +62,12 @@ class StageLog:
             kept = len(events) - holds[::-1].index(True) if any(holds) else 0  # also what led to it
             self._rewrite(EVENTS, events[:kept] + [row for row in events[kept:] if row["step"] <= step])
 
-    def end(self, joules: dict[str, float | None]) -> None:
-        """The worker group has done its last step."""
+    def end(self, joules: dict[str, float | None], estimated: dict[str, float | None]) -> None:
+        """The worker group has done its last step, with the energy measured and estimated."""
         if self.enabled:
             attempts = self.rows(ATTEMPTS)
-            attempts[-1] |= {"seconds": time.monotonic() - self._began, "joules": joules}
+            attempts[-1] |= {"seconds": time.monotonic() - self._began}
+            attempts[-1] |= {"joules": joules, "estimated": estimated}
             self._rewrite(ATTEMPTS, attempts)
 
     def write(self, name: str, row: dict[str, Any]) -> None:

@@ -23,7 +23,8 @@ from typing import Any, NoReturn, cast
 import torch
 import torch.distributed as dist
 
-from openba.accounting.energy import EnergyMeter, TrainFacts, cost, total_joules
+from openba.accounting.energy import EnergyMeter, TrainFacts, cost, totals
+from openba.accounting.estimate import Estimate
 from openba.accounting.flops import parameters, run_flops, run_hardware_flops
 from openba.artifacts import Build
 from openba.data.tokenizer import Tokenizer
@@ -123,17 +124,26 @@ class _Stage:
     def _run(self) -> dict[str, Any]:
         start: int | None = self._resume()
         first_of_node = os.environ.get("LOCAL_RANK", "0") == "0"  # one meter a node
-        with EnergyMeter() if first_of_node else nullcontext() as meter:
+        country, pue = self.runtime.codecarbon, self.runtime.pue
+        with (
+            EnergyMeter() if first_of_node else nullcontext() as meter,
+            Estimate(country, pue) if first_of_node and country else nullcontext() as estimate,
+        ):
             if start == 0:
                 self._rehearse()
                 self._measure(0)
             while start is not None:
                 start = self._train(start)
         self._settle(self.train.steps)
-        nodes: list[dict[str, float | None] | None] = [None] * self.engine.world
-        dist.all_gather_object(nodes, meter and meter.joules())
-        self.log.end(total_joules([joules for joules in nodes if joules is not None]))
+        joules = self._of_nodes(meter.joules() if meter else None)
+        self.log.end(joules, self._of_nodes(estimate.figures() if estimate else None))
         return self._finish()
+
+    def _of_nodes(self, figures: dict[str, float | None] | None) -> dict[str, float | None]:
+        """Sums over the nodes, on all ranks; None on a rank that is not its node's first."""
+        nodes: list[dict[str, float | None] | None] = [None] * self.engine.world
+        dist.all_gather_object(nodes, figures)
+        return totals([found for found in nodes if found is not None])
 
     def _train(self, start: int) -> int | None:
         """Steps from `start`; returns the step to go on from after a roll-back, None at the end."""
@@ -218,7 +228,7 @@ class _Stage:
     def _leave(self, step: int) -> NoReturn:
         """The state is saved; end as one who was asked to."""
         self.log.event("stopped", step, saved=self._settle(step))
-        self.log.end({})
+        self.log.end({}, {})
         dist.barrier()
         if self.engine.rank == 0:
             self.stop.file.unlink(missing_ok=True)
@@ -348,6 +358,7 @@ class _Stage:
             "flops_hardware_padded": run_hardware_flops(self.recipe, self.tokenizer.size, recompute),
             "flops_useful": self.totals["flops"],
             "flops_hardware": self.totals["hardware_flops"],
-            "energy_joules": total_joules([row.get("joules") for row in attempts]),
+            "energy_joules": totals([row.get("joules") for row in attempts]),
+            "energy_estimated": totals([row.get("estimated") for row in attempts]),
         }
         return facts | {"cost": cost(cast(TrainFacts, facts), self.runtime)}

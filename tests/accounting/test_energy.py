@@ -14,7 +14,7 @@ from openba.accounting.energy import (
     TrainFacts,
     cost,
     paper_energy,
-    total_joules,
+    totals,
 )
 from openba.recipes.runtime import DeviceRuntime, PipelineRuntime, TrainRuntime
 
@@ -55,11 +55,16 @@ def test_table_5_follows_from_its_hours_but_for_bloom() -> None:
 
 
 def finished(
-    flops: float, seconds: float, workers: int, joules: dict[str, float | None] | None = None
+    flops: float,
+    seconds: float,
+    workers: int,
+    joules: dict[str, float | None] | None = None,
+    estimated: dict[str, float | None] | None = None,
 ) -> TrainFacts:
     return {
         "flops": flops, "flops_useful": 0.6 * flops, "flops_hardware": 0.7 * flops,
         "training_seconds": seconds, "workers": workers, "energy_joules": joules,
+        "energy_estimated": estimated or {},
     }  # fmt: skip
 
 
@@ -83,6 +88,13 @@ def test_cost_of_the_papers_run() -> None:
     assert result["energy_joules_measured"] is None
     assert result["energy_kwh_measured"] is None
     assert result["energy_domains"] == []
+
+
+def test_an_estimate_is_in_no_measured_figure() -> None:
+    result = cost(finished(1e12, 60.0, 2, None, {"kwh": 2.0, "kgco2eq": 1.2}), CLUSTER)
+    assert (result["energy_kwh_estimated"], result["tco2eq_estimated"]) == (2.0, pytest.approx(0.0012))
+    assert result["energy_joules_measured"] is result["energy_kwh_measured"] is None
+    assert cost(finished(1e12, 60.0, 2), CLUSTER)["energy_kwh_estimated"] is None
 
 
 def test_cost_sums_the_domains_that_were_measured() -> None:
@@ -168,6 +180,6 @@ def test_meter_on_this_machine_never_invents() -> None:
 
 def test_a_part_of_the_nodes_is_no_total() -> None:
     both: list[dict[str, float | None] | None] = [{"cpu": 5.0, "gpu": 1.0}, {"cpu": 7.0, "gpu": None}]
-    assert total_joules(both) == {"cpu": 12.0, "gpu": None}
-    assert total_joules([{"cpu": 5.0}, None]) == {"cpu": None}
-    assert total_joules([]) == {}
+    assert totals(both) == {"cpu": 12.0, "gpu": None}
+    assert totals([{"cpu": 5.0}, None]) == {"cpu": None}
+    assert totals([]) == {}

@@ -49,6 +49,8 @@ def cost(flops: float, hours: float) -> dict:
         "energy_domains": [],
         "energy_kwh_measured": None,
         "tco2eq_measured": None,
+        "energy_kwh_estimated": None,
+        "tco2eq_estimated": None,
         "tflops_per_device": flops / hours / 3600 / 1e12,
         "utilisation": 0.41,
         "utilisation_useful": 0.25,
@@ -404,6 +406,15 @@ def test_a_part_is_not_given_as_the_total() -> None:
     assert "not all measured" in total
     assert "2.78&times;10<sup>13</sup>" in total
     assert "has no readable counter" not in html
+
+
+def test_an_estimate_is_called_one() -> None:
+    run = training()[0]
+    assert "codecarbon" not in render({"training": [run]})
+    run["cost"] |= {"energy_kwh_estimated": 0.002, "tco2eq_estimated": 1.1e-6}
+    html = render({"training": [run]})
+    assert "codecarbon's estimate, from nominal power where there is no counter: 2 Wh, 1.1 g" in html
+    assert "has no readable counter" in html
 
 
 def test_loss_that_is_not_a_number_reads_not_run() -> None:

@@ -77,6 +77,7 @@ class Shelf:
                 "flops_useful": 1e9,
                 "flops_hardware": 1e9,
                 "energy_joules": None,
+                "energy_estimated": {},
             }
             return facts | quality.get("facts", {})
         if step.kind is EVALUATE:

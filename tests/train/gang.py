@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from dataclasses import replace
 from functools import partial
 from typing import Any
 from unittest import mock
@@ -14,6 +15,7 @@ from deepspeed.accelerator import get_accelerator
 from benchmarks import gang_worker
 from benchmarks.gang_worker import Trainer, run_stage
 from openba.accounting.energy import EnergyMeter
+from openba.accounting.estimate import Estimate
 from openba.artifacts import Build
 from openba.train import stage, stopping
 from openba.train.loop import Step
@@ -30,7 +32,11 @@ def stopped_stage(build: Build) -> dict[str, Any]:
 
 
 def metered_stage(build: Build) -> dict[str, Any]:
-    """A stage on a machine whose counter of the processors rises by 7 J while it trains."""
+    """A stage on a machine whose counter of the processors rises by 7 J while it trains, and codecarbon.
+
+    The rank that asks codecarbon leaves a file.
+    """
+    build = replace(build, runtime=build.runtime.model_copy(update={"codecarbon": "CHN"}))
     counter = build.out.with_name("powercap") / "intel-rapl:0" / "energy_uj"
     if dist.get_rank() == 0:
         counter.parent.mkdir(parents=True)
@@ -46,8 +52,15 @@ def metered_stage(build: Build) -> dict[str, Any]:
             counter.write_text("8000000\n")
         log(step, seconds)
 
+    def noted(country: str, pue: float) -> Estimate:
+        build.out.with_name(f"estimate-of-rank-{dist.get_rank()}").touch()
+        return Estimate(country, pue)
+
     training._log = later
-    with mock.patch.object(stage, "EnergyMeter", partial(EnergyMeter, counter.parent.parent)):
+    with (
+        mock.patch.object(stage, "EnergyMeter", partial(EnergyMeter, counter.parent.parent)),
+        mock.patch.object(stage, "Estimate", noted),
+    ):
         return training.run()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from openba.accounting.energy import total_joules
+from openba.accounting.energy import totals
 from openba.accounting.flops import parameters, recomputed_flops, run_flops, useful_train_flops
 from openba.data.store import TokenStore
 from openba.data.tokenizer import Tokenizer
@@ -53,6 +53,10 @@ def test_facts_add_up(runs: Any) -> None:
 def test_two_workers_of_a_node_count_its_energy_once(runs: Any) -> None:
     assert runs.facts["metered"]["workers"] == 2
     assert runs.facts["metered"]["energy_joules"] == {"cpu": pytest.approx(7.0), "gpu": None}
+    assert [file.name for file in runs.root.glob("estimate-of-rank-*")] == ["estimate-of-rank-0"]
+    assert runs.facts["metered"]["energy_estimated"]["kwh"] > 0
+    assert runs.facts["metered"]["cost"]["energy_kwh_measured"] == pytest.approx(7.0 / 3.6e6 * 1.1)
+    assert runs.facts["reference"]["energy_estimated"] == {}
 
 
 def test_held_out_loss_is_measured_before_between_and_after_by_mode(runs: Any) -> None:
@@ -142,5 +146,5 @@ def test_no_held_out_sample_is_refused(runs: Any) -> None:
 
 
 def test_energy_is_unknown_if_one_attempt_was_not_measured_to_its_end() -> None:
-    assert total_joules([{"cpu": 1.0, "gpu": None}, {"cpu": 2.0, "gpu": None}]) == {"cpu": 3.0, "gpu": None}
-    assert total_joules([None, {"cpu": 2.0, "gpu": 5.0}]) == {"cpu": None, "gpu": None}
+    assert totals([{"cpu": 1.0, "gpu": None}, {"cpu": 2.0, "gpu": None}]) == {"cpu": 3.0, "gpu": None}
+    assert totals([None, {"cpu": 2.0, "gpu": 5.0}]) == {"cpu": None, "gpu": None}
