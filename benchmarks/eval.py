@@ -27,6 +27,7 @@ from openba.config import CONFIGS, load
 from openba.data import sources, tasks, tokenizer_training
 from openba.data.entities import Entity, entities_of_spans, entities_of_tags, format_entities, parse_entities
 from openba.data.tokenizer import Tokenizer
+from openba.evaluate import harness
 from openba.evaluate.grouping import Score, grouped
 from openba.evaluate.metrics import score
 from openba.evaluate.run import judged
@@ -38,6 +39,7 @@ from openba.recipes.model import ModelRecipe
 
 SHARED = ROOT.parent / "shared" / "data"
 QUESTIONS = 2000
+OF_ITS_COMMAND = 200
 
 # The released logs and the paper's rows they give; the MMLU 5-shot log is the row marked as chain of thought.
 _GOLDEN = {
@@ -210,13 +212,12 @@ def _throughput() -> Iterator[Figure]:
         pairs = [[row["input"], choice] for row in rows for choice in row["choices"]]
         (root / "pairs.json").write_text(json.dumps(pairs), encoding="utf-8")
         command = [python, "-m", "benchmarks.harness_peer", str(root / "model"), "pairs.json", "out.json"]
-        path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, cwd=root, env=_environment(root), capture_output=True, text=True)
         if done.returncode:
             print(f"eval: the peer failed: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
             return
         out = json.loads((root / "out.json").read_text(encoding="utf-8"))
+        yield _own_command(python, root, rows, out["scores"]["ours"])
     seconds, ours, peer = out["seconds"], out["scores"]["ours"], out["scores"]["peer"]
     same = sum(_best(ours, i) == _best(peer, i) for i in range(len(rows)))
     ratio = seconds["peer"] / seconds["ours"]
@@ -225,6 +226,26 @@ def _throughput() -> Iterator[Figure]:
         name, round(ratio, 2), "x", 3.0, "higher", "lm-eval 0.4.13, backend=seq2seq", round(ratio, 2)
     )
     yield Figure("the same questions: equal verdicts", 100 * same / len(rows), "%", 100.0, "higher")
+
+
+def _own_command(python: str, root: Path, rows: list[dict[str, Any]], ours: list[float]) -> Figure:
+    """lm-eval's plain command with our model and our MMLU as its task, against the same questions' scores."""
+    recipe = _recipe("mmlu", _CHOICES["mmlu"]).model_copy(update={"items": OF_ITS_COMMAND})
+    (file,) = harness.export(root / "tasks", {"mmlu": recipe})
+    command = [str(Path(python).with_name("lm_eval")), "--model", "openba"]
+    command += ["--model_args", f"pretrained={root / 'model'}", "--include_path", str(root / "tasks")]
+    command += ["--tasks", str(file), "--output_path", str(root / "told")]
+    subprocess.run(command, cwd=root, env=_environment(root), capture_output=True, check=True)
+    told = json.loads(next((root / "told").rglob("results_*.json")).read_text(encoding="utf-8"))
+    right = [rows[i]["choices"][_best(ours, i)] == rows[i]["target"] for i in range(OF_ITS_COMMAND)]
+    apart = abs(told["results"]["openba_mmlu"]["acc,none"] - sum(right) / len(right))
+    name = f"lm_eval --model openba --include_path, {OF_ITS_COMMAND} questions: accuracy apart from ours"
+    return Figure(name, round(100 * apart, 4), "points", 0.0)
+
+
+def _environment(root: Path) -> dict[str, str]:
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1", "HF_HOME": str(root / "hub")}
 
 
 def _best(scores: list[float], question: int) -> int:

@@ -11,8 +11,10 @@ import codecs
 import glob
 import gzip
 import hashlib
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,13 @@ _EMPTY = "the file is empty; remove it or write it again"
 
 _SMALL = 2**20
 """Bytes up to which a file is identified by its contents."""
-_SUFFIXES = {"parquet": (".parquet",), "jsonl": (".jsonl", ".jsonl.gz"), "text": (".txt",)}
+_SUFFIXES = {
+    "parquet": (".parquet",),
+    "jsonl": (".jsonl", ".jsonl.gz"),
+    "text": (".txt",),
+    "bio": (".txt", ".bio", ".conll"),
+}
+_TAG = re.compile(r"O|[BI]-\S+")
 
 Fields = dict[str, Any]
 """A record: name -> value."""
@@ -112,6 +120,37 @@ def json_lines(path: Path, tell: Tell) -> Iterator[tuple[int, Fields]]:
             else:
                 yield row, fields
         offset += len(line)
+
+
+def tagged_sentences(path: Path, tell: Tell) -> Iterator[tuple[int, Fields]]:
+    """(row, `{"tokens": [...], "tags": [...]}`) of a file with a token and its BIO tag a line.
+
+    Either may be first. A sentence ends at a blank line; its row is that of its first line. Told: an empty
+    file, a sentence with a line that is something else or not UTF-8.
+    """
+    numbered = enumerate(_lines(path, tell), 1)
+    for blank, group in groupby(numbered, key=lambda item: not item[1].strip()):
+        if not blank:
+            rows = list(group)
+            sentence = _sentence([line for _, line in rows])
+            if isinstance(sentence, str):
+                tell(Bad(str(path), rows[0][0], sentence))
+            else:
+                yield rows[0][0], sentence
+
+
+def _sentence(lines: list[bytes]) -> Fields | str:
+    """The record of a sentence's lines, or what is wrong with them."""
+    try:
+        cells = [line.decode("utf-8-sig").split() for line in lines]
+    except UnicodeDecodeError:
+        return "a line is not UTF-8; convert the file to UTF-8"
+    if all(len(line) == 2 for line in cells):
+        first, second = ([line[column] for line in cells] for column in (0, 1))
+        for tokens, tags in ((first, second), (second, first)):
+            if all(map(_TAG.fullmatch, tags)):
+                return {"tokens": tokens, "tags": tags}
+    return "a token and its tag a line are expected, such as `Paris B-city`"
 
 
 def parquet_rows(

@@ -211,7 +211,8 @@ def _from_records(recipe: FileSource, tell: Tell) -> Iterator[_Document]:
         if recipe.adapter == "parquet":
             rows = files.parquet_rows(path, tell, partial(_fault_of_columns, recipe=recipe))
         else:
-            rows = files.json_lines(path, tell)
+            read = files.tagged_sentences if recipe.adapter == "bio" else files.json_lines
+            rows = read(path, tell)
         yield from _of_rows(rows, recipe, str(path), name, tell)
 
 

@@ -61,9 +61,9 @@ class PackageSource(_Source):
 
 
 class FileSource(_Source):
-    """Local Parquet, JSON lines (`.jsonl`, `.jsonl.gz`) or plain-text files."""
+    """Local Parquet, JSON lines (`.jsonl`, `.jsonl.gz`), plain text or BIO tags (`.txt`, `.bio`,...)."""
 
-    adapter: Literal["parquet", "jsonl", "text"]
+    adapter: Literal["parquet", "jsonl", "text", "bio"]
     path: str
     """A file, a folder or a glob; relative to the working directory (into `configs/`: or as shipped)."""
     text_field: str | None = "text"

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 
 from openba.artifacts import Build
 from openba.config import Config
-from openba.data import sources
+from openba.data import files, sources
 from openba.data.samples import READERS
 from openba.data.samples.locate import package_folder
 from openba.data.schema import SCHEMA
@@ -236,6 +236,43 @@ def test_parquet_with_own_ids_and_odd_types(tmp_path: Path) -> None:
     assert [r["id"] for r in found] == [str(i) for i in range(2500)]
     assert found[7]["text"] == "text 7"
     assert found[7]["extra"] == {"score": None, "raw": "AP8="}
+
+
+def test_tagged_sentences_in_either_order(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("北京 B-city\n， O\n\n\nO O\r\nO B-letter\r\n", encoding="utf-8-sig")
+    (tmp_path / "b.bio").write_text("B-actor\tBrad\nI-actor\tPitt\n", encoding="utf-8")
+    told: list[tuple[int | None, str]] = []
+    found = [
+        list(files.tagged_sentences(tmp_path / name, lambda bad: told.append((bad.row, bad.reason))))
+        for name in ("a.txt", "b.bio")
+    ]
+    assert found == [
+        [
+            (1, {"tokens": ["北京", "，"], "tags": ["B-city", "O"]}),
+            (5, {"tokens": ["O", "O"], "tags": ["O", "B-letter"]}),
+        ],
+        [(1, {"tokens": ["Brad", "Pitt"], "tags": ["B-actor", "I-actor"]})],
+    ]
+    assert not told
+
+
+@pytest.mark.parametrize(
+    ("content", "row", "reason"),
+    [
+        (b"Paris B-city\nis\n\nfine O\n", 1, "a token and its tag a line"),
+        (b"fine O\n\nParis city\n", 3, "a token and its tag a line"),
+        (b"fine O\n\n\xff O\n", 3, "not UTF-8"),
+        (b"", None, "the file is empty"),
+    ],
+)
+def test_a_sentence_without_tags_is_told_with_its_row(
+    content: bytes, row: int | None, reason: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    told: list[Any] = []
+    kept = list(files.tagged_sentences(tmp_path / "a.txt", told.append))
+    assert [(bad.row, reason in bad.reason) for bad in told] == [(row, True)]
+    assert [sentence["tokens"] for _, sentence in kept] == ([["fine"]] if content else [])
 
 
 def test_text_is_one_document_a_file(tmp_path: Path) -> None:

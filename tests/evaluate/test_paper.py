@@ -103,6 +103,24 @@ def real(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     return get
 
 
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)], ids=["CrossNER's .txt", "MIT's .bio"])
+def test_tagged_files_as_published_give_the_same_items(
+    order: tuple[int, int], real: Any, shared: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "published").mkdir()
+    for file in (shared / "data" / "ner_crossner" / "science").glob("*.jsonl"):
+        with (tmp_path / "published" / f"{file.stem}.txt").open("w", encoding="utf-8") as out:
+            for sentence in map(json.loads, file.read_text(encoding="utf-8").splitlines()):
+                pairs = zip(sentence["tokens"], sentence["tags"], strict=True)
+                out.writelines(f"{pair[order[0]]}\t{pair[order[1]]}\n" for pair in pairs)
+                out.write("\n")
+    overrides = ["task.source.adapter=bio", f"task.source.path={tmp_path / 'published'}"]
+    rows = rendered(recipe_of("ner-crossner-science", *overrides), tmp_path / "items")
+    _, known = real("ner-crossner-science")
+    items = [sorted((row["input"], row["target"]) for row in found) for found in (rows, known)]
+    assert items[0] == items[1]
+
+
 def answered(rows: list[dict[str, Any]], outputs: list[str]) -> list[dict[str, Any]]:
     common = {"scores": [], "attempts": [], "examples_left_out": 0, "cut": False, "unfinished": False}
     return [{**row, **common, "output": text} for row, text in zip(rows, outputs, strict=True)]
