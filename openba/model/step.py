@@ -110,9 +110,13 @@ class CompiledStep:
     """In compiled loops, one call a layer: fp32 on a CPU."""
 
     def __init__(self, model: Seq2Seq) -> None:
+        threads = torch.get_num_threads()
         # Here: a process that never decodes in fp32 on a CPU need not load the loops (0.6 s).
         from openba.model import compiled
 
+        torch.set_num_threads(
+            threads
+        )  # loading numba's pool sets OpenMP's number, which is torch's
         self.loops = compiled
         self.layers = [_loop_layer(cast(DecoderBlock, block)) for block in model.decoder.block]
         self.epsilon = model.architecture.layer_norm_epsilon

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -111,3 +113,23 @@ def test_only_fp32_is_compiled(dtype: torch.dtype) -> None:
     hidden, _, logits = run(step, (ids, positions, cache.to(dtype), memory.to(dtype), lengths))
     assert hidden.dtype == dtype
     assert logits.dtype == torch.float32
+
+
+def test_loading_the_loops_leaves_torchs_threads_as_they_were() -> None:
+    """In a process of its own: here the loops are loaded."""
+    program = """
+import torch
+from openba.model.architecture import Architecture
+from openba.model.model import OpenBAModel
+from openba.model.rows import Rows
+from openba.model.step import make_step
+for threads in (1, 3):
+    torch.set_num_threads(threads)
+    model = OpenBAModel(Architecture(vocab_size=9, hidden_size=8, kv_channels=4, num_heads=2,
+                                     ffn_hidden_size=16, num_layers=1, num_decoder_layers=1)).eval()
+    model.encode(torch.ones(4, dtype=torch.long), Rows.ragged(torch.ones(1, 4, dtype=torch.bool)))
+    make_step(model).logits(torch.zeros(2, 8))
+    print(torch.get_num_threads())
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "3"]
