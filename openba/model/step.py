@@ -114,9 +114,8 @@ class CompiledStep:
         # Here: a process that never decodes in fp32 on a CPU need not load the loops (0.6 s).
         from openba.model import compiled
 
-        torch.set_num_threads(
-            threads
-        )  # loading numba's pool sets OpenMP's number, which is torch's
+        # Loading numba's pool sets OpenMP's number of threads, which is torch's, to all cores.
+        torch.set_num_threads(threads)
         self.loops = compiled
         self.layers = [_loop_layer(cast(DecoderBlock, block)) for block in model.decoder.block]
         self.epsilon = model.architecture.layer_norm_epsilon
