@@ -84,8 +84,6 @@ def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
     because its node is taken away is no failure.
     """
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    # Ray looks every 2 s by default, and a gang that has ended waits for its look.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     import ray
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import TrainingFailedError
