@@ -28,7 +28,7 @@ from tasks.places import Work, kind_of
 from tasks.services import RayHead
 
 POLL_SECONDS = 0.2
-"""Each job's end waits for half of it, in turn; a question takes the head 5 ms."""
+"""The end of each job of a chain waits for half of it."""
 SECONDS_TO_SAVE = 10.0
 """How long a training that is asked to stop may take to finish its step and save."""
 
