@@ -8,6 +8,7 @@ process id. Servers named by PREFECT_API_URL or RAY_ADDRESS are used as they are
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import secrets
 import shutil
@@ -34,6 +35,8 @@ LOOPBACK = "127.0.0.1"
 # interfaces, unless Ray is told to be one machine only. gloo finds addresses by itself.
 RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
 _PR_SET_PDEATHSIG = 1
+_claims: dict[int, int] = {}
+"""Port -> descriptor of its lock, of the ports that this process has chosen."""
 
 
 class Service:
@@ -223,7 +226,25 @@ def choose_port(setting: str, wanted: int | None, usual: int) -> int:
         if not _is_free(wanted):
             raise UserError(f"{setting}: port {wanted} is in use; set another one or leave the setting out")
         return wanted
-    return next((port for port in range(usual, usual + 50) if _is_free(port)), None) or free_port()
+    ports = range(usual, usual + 50)
+    return next((port for port in ports if _is_free(port) and _claim(port)), None) or free_port()
+
+
+def _claim(port: int) -> bool:
+    """Whether no other run of this user has chosen the port: a server binds it seconds after it is started.
+
+    The claim is a lock that ends with this process.
+    """
+    if port not in _claims:
+        path = Path(tempfile.gettempdir()) / f"openba-port-{port}-of-{os.getuid()}"
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(file)
+            return False
+        _claims[port] = file
+    return True
 
 
 def free_port() -> int:

@@ -1,6 +1,7 @@
 """Embedded servers: started, found ready, and gone with everything they started."""
 
 import socket
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -52,3 +53,18 @@ def test_a_taken_usual_port_is_passed_over() -> None:
         assert choose_port("setting", None, usual) != usual
         with pytest.raises(UserError, match=f"setting: port {usual} is in use"):
             choose_port("setting", usual, usual)
+
+
+def test_two_runs_that_start_at_once_choose_two_ports() -> None:
+    usual = free_port()
+    program = (
+        f"from tasks.services import choose_port; print(choose_port('s', None, {usual}), flush=True); input()"
+    )
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert int(other.stdout.readline()) == usual  # chosen, and not bound yet
+        assert choose_port("s", None, usual) != usual
+        other.communicate("\n")
+    assert choose_port("s", None, usual) == usual
+    assert choose_port("s", None, usual) == usual  # its own again, as after a stop

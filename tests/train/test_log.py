@@ -65,10 +65,10 @@ def test_the_time_of_a_dead_group_counts_up_to_its_last_row(log: StageLog) -> No
 
 def test_the_end_closes_the_last_attempt(log: StageLog) -> None:
     log.begin(3)
-    log.end({"cpu": 12.5, "gpu": None})
+    log.end({"cpu": 12.5, "gpu": None}, {"kwh": 0.25})
     first, second = log.rows(ATTEMPTS)
     assert "joules" not in first
-    assert second["joules"] == {"cpu": 12.5, "gpu": None}
+    assert (second["joules"], second["estimated"]) == ({"cpu": 12.5, "gpu": None}, {"kwh": 0.25})
     assert 0 <= second["seconds"] < 5
 
 
@@ -76,7 +76,7 @@ def test_only_rank_zero_writes(tmp_path: Path) -> None:
     log = StageLog(tmp_path, enabled=False)
     log.begin(0)
     log.write(METRICS, {"step": 1})
-    log.end({})
+    log.end({}, {})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -103,7 +103,7 @@ def test_fault_31_a_clock_that_jumps_changes_no_duration(log: StageLog) -> None:
     attempts = log.rows(ATTEMPTS)
     attempts[-1]["time"] += 3600  # as if the clock had been set back since
     log._rewrite(ATTEMPTS, attempts)
-    log.end({})
+    log.end({}, {})
     assert 0 <= log.rows(ATTEMPTS)[-1]["seconds"] < 5
 
 
