@@ -31,6 +31,8 @@ POLL_SECONDS = 0.2
 """The end of each job of a chain waits for half of it."""
 SECONDS_TO_SAVE = 10.0
 """How long a training that is asked to stop may take to finish its step and save."""
+SECONDS_TO_END = 5.0
+"""How long a job that is told to stop may take after that; Ray itself kills it after 3 s."""
 
 
 class RayJobs:
@@ -95,22 +97,23 @@ class RayJobs:
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """Stop every job that this process is waiting for; trainings save their state first."""
-        jobs = dict(self.running)
+        """Stop every job that this process waits for, and see it end; trainings save their state first."""
+        jobs, told = dict(self.running), set[str]()
         for out in jobs.values():
             if (out / ATTEMPTS).exists():
                 (out / REQUEST).touch()
-        end = time.monotonic() + SECONDS_TO_SAVE
-        while jobs:
-            jobs = {
-                job: out for job, out in jobs.items() if not self.client.get_job_status(job).is_terminal()
-            }
-            saves = [job for job, out in jobs.items() if (out / REQUEST).exists()]
-            for job in jobs if time.monotonic() > end else jobs.keys() - saves:
-                self.client.stop_job(job)
-            if not saves or time.monotonic() > end:
+        late = time.monotonic() + SECONDS_TO_SAVE
+        while jobs := {job: out for job, out in jobs.items() if not self._has_ended(job)}:
+            if time.monotonic() > late + SECONDS_TO_END:
                 return
+            for job, out in jobs.items():
+                if job not in told and (time.monotonic() > late or not (out / REQUEST).exists()):
+                    self.client.stop_job(job)
+                    told.add(job)
             time.sleep(POLL_SECONDS)
+
+    def _has_ended(self, job: str) -> bool:
+        return bool(self.client.get_job_status(job).is_terminal())
 
     def _attach_or_submit(self, step: Step, build: Build, folder: Path) -> str:
         prefix = f"{step.name}-{step.fingerprint}-"
