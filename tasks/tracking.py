@@ -51,7 +51,7 @@ T = TypeVar("T")
 
 def make_tables(home: Home) -> None:
     """Have MLflow make the tables of a database file, a second's work, before a run asks for them."""
-    if not home.tracking_uri.startswith("http"):
+    if home.tracking_uri.startswith("sqlite:"):
         MlflowClient(tracking_uri=home.tracking_uri).search_experiments(max_results=1)
 
 

@@ -1,6 +1,6 @@
 """What training costs: FLOPs and parameters, memory, energy and carbon, before and after a run.
 
 Pure arithmetic on recipes, but for `energy.EnergyMeter`, which reads the machine's own counters, and
-`estimate.Estimate`, which asks codecarbon.
+`estimate.estimated`, which asks codecarbon.
 It trains nothing and reports nothing.
 """

@@ -47,7 +47,7 @@ class TrainFacts(TypedDict):
     energy_joules: dict[str, float | None] | None
     """`EnergyMeter.joules()`, summed over nodes and attempts; None where no meter ran."""
     energy_estimated: dict[str, float | None]
-    """`Estimate.figures()`, summed likewise; empty where codecarbon was not asked for."""
+    """What `estimated` yields, summed likewise; empty where codecarbon was not asked for."""
 
 
 class Cost(TypedDict):

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 
 from openba.accounting.energy import EnergyMeter, TrainFacts, cost, totals
-from openba.accounting.estimate import Estimate
+from openba.accounting.estimate import estimated
 from openba.accounting.flops import parameters, run_flops, run_hardware_flops
 from openba.artifacts import Build
 from openba.data.tokenizer import Tokenizer
@@ -127,7 +127,7 @@ class _Stage:
         country, pue = self.runtime.codecarbon, self.runtime.pue
         with (
             EnergyMeter() if first_of_node else nullcontext() as meter,
-            Estimate(country, pue) if first_of_node and country else nullcontext() as estimate,
+            estimated(country, pue) if first_of_node and country else nullcontext() as estimate,
         ):
             if start == 0:
                 self._rehearse()
@@ -136,7 +136,7 @@ class _Stage:
                 start = self._train(start)
         self._settle(self.train.steps)
         joules = self._of_nodes(meter.joules() if meter else None)
-        self.log.end(joules, self._of_nodes(estimate.figures() if estimate else None))
+        self.log.end(joules, self._of_nodes(estimate))
         return self._finish()
 
     def _of_nodes(self, figures: dict[str, float | None] | None) -> dict[str, float | None]:

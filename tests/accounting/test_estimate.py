@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from openba.accounting.estimate import Estimate
+from openba.accounting.estimate import estimated
 from openba.config import CONFIGS, ConfigError, load
 from openba.recipes.runtime import PipelineRuntime
 
@@ -20,9 +20,8 @@ def test_an_estimate_asks_no_network_and_leaves_no_file(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    with Estimate("CHN", pue=1.1) as estimate:
+    with estimated("CHN", pue=1.1) as figures:
         time.sleep(1)
-    figures = estimate.figures()
     assert figures["kwh"] is not None
     assert figures["kgco2eq"] is not None
     assert 0 < figures["kwh"] < 0.01  # under 10 kW, for a few seconds
@@ -32,9 +31,9 @@ def test_an_estimate_asks_no_network_and_leaves_no_file(
 
 
 def test_power_usage_effectiveness_is_in_it() -> None:
-    with Estimate("CHN", pue=1.0) as one, Estimate("CHN", pue=3.0) as three:
+    with estimated("CHN", pue=1.0) as one, estimated("CHN", pue=3.0) as three:
         time.sleep(2)
-    kwh = [estimate.figures()["kwh"] for estimate in (one, three)]
+    kwh = [figures["kwh"] for figures in (one, three)]
     assert kwh[0]
     assert kwh[1]
     assert 2 < kwh[1] / kwh[0] < 4

@@ -15,7 +15,7 @@ from deepspeed.accelerator import get_accelerator
 from benchmarks import gang_worker
 from benchmarks.gang_worker import Trainer, run_stage
 from openba.accounting.energy import EnergyMeter
-from openba.accounting.estimate import Estimate
+from openba.accounting.estimate import estimated
 from openba.artifacts import Build
 from openba.train import stage, stopping
 from openba.train.loop import Step
@@ -52,14 +52,14 @@ def metered_stage(build: Build) -> dict[str, Any]:
             counter.write_text("8000000\n")
         log(step, seconds)
 
-    def noted(country: str, pue: float) -> Estimate:
+    def noted(country: str, pue: float) -> Any:
         build.out.with_name(f"estimate-of-rank-{dist.get_rank()}").touch()
-        return Estimate(country, pue)
+        return estimated(country, pue)
 
     training._log = later
     with (
         mock.patch.object(stage, "EnergyMeter", partial(EnergyMeter, counter.parent.parent)),
-        mock.patch.object(stage, "Estimate", noted),
+        mock.patch.object(stage, "estimated", noted),
     ):
         return training.run()
 
