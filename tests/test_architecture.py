@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 PACKAGES = ("openba", "tasks", "flows", "benchmarks")
-MODULE_LINES, FUNCTION_LINES, FLOWS_LINES = 400, 60, 800
+MODULE_LINES, FUNCTION_LINES, FLOWS_LINES = 500, 80, 1200
 
 
 def modules(root: Path) -> list[Path]:

@@ -32,7 +32,7 @@ from openba.recipes.runtime import PipelineRuntime
 
 ROOT = CONFIGS.parent
 PAGES = [
-    path for pattern in ("README*.md", "docs/*.md", "infra/**/*.md") for path in sorted(ROOT.glob(pattern))
+    path for pattern in ("README*.md", "docs/**/*.md", "infra/**/*.md") for path in sorted(ROOT.glob(pattern))
 ]
 EXAMPLE = re.compile(r"^```yaml\n# (configs/\S+\.yaml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 FILE = re.compile(r"^```jsonl (\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
