@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks import cleaning, quality, scale, tokens, ul2
+from benchmarks import cleaning, cleaning_quality, scale, tokens, ul2
 from benchmarks.figure import Figure
 
 
 def figures() -> Iterator[Figure]:
     """What cleaning keeps, samples, token shards, cleaning and peers; last what needs much disk and quiet."""
-    for part in (quality, ul2, tokens, cleaning, scale):
+    for part in (cleaning_quality, ul2, tokens, cleaning, scale):
         yield from part.figures()

@@ -1,4 +1,4 @@
-"""The peer for article text, run by its own interpreter (`benchmarks.quality`): trafilatura's fast mode.
+"""Article text by trafilatura's fast mode, run by its own interpreter for `benchmarks.cleaning_quality`.
 
 Usage: `python peer_trafilatura.py PAGES`, a JSON line a page with `html`; prints a JSON list of texts. The
 environment needs trafilatura 2.x. Imports nothing of openba.
