@@ -16,11 +16,10 @@ from uuid import uuid4
 import psutil
 from mlflow.entities import Run
 
-from benchmarks.figure import ROOT, Figure
+from benchmarks.figure import Figure
 from benchmarks.site import JOB_ENDED, Site, site, until
 from openba.graph import Pipeline
 from openba.train.log import METRICS, read_rows
-from tasks.doctor import AUTOMATION, ZOMBIES
 
 FLOWS = 10
 """Of the small pipeline: data, three stages, one expert, two evaluations, three promotions."""
@@ -43,6 +42,7 @@ def _chain(running: Site) -> Iterator[Figure]:
     """`deploy --all` on an empty server, one event, and the last promotion."""
     began = time.monotonic()
     running.deploy()
+    running.start_worker()
     yield Figure("operations/deploy_all", time.monotonic() - began, "s")
     began = time.monotonic()
     running.emit("openba.corpus.arrived", "openba.corpus.news", pipeline=str(running.pipeline))
@@ -158,7 +158,7 @@ def _dead(running: Site) -> Iterator[Figure]:
     until(lambda: _runs_of(running, flow_run) == {"KILLED"}, 120, "KILLED")
     until(lambda: set(running.jobs()) <= JOB_ENDED, 120, "the job's end")
     yield Figure("operations/killed_flow_cleared", time.monotonic() - began, "s", 60)
-    _soon(running)
+    running.create_automations(seconds=60)  # heartbeats come every 30 s here
     flow_run, _ = _train(running, LONG)
     process = _flow_process(running)
     running.services["worker"].process.kill()
@@ -173,14 +173,6 @@ def _dead(running: Site) -> Iterator[Figure]:
     yield Figure("operations/dead_worker_job_started_twice", len(running.jobs()) - jobs, "", 0)
     running.prefect("flow-run", "cancel", again)
     until(lambda: set(running.jobs()) <= JOB_ENDED, 120, "the job's end")
-
-
-def _soon(running: Site) -> None:
-    """The shipped automation with a minute for its ten; heartbeats come every 30 s here."""
-    shipped = (ROOT / ZOMBIES).read_text()
-    path = running.folder / "zombies.yaml"
-    path.write_text(shipped.replace("within: 600", "within: 60").replace(AUTOMATION, f"{AUTOMATION}-soon"))
-    running.prefect("automation", "create", "--from-file", str(path))
 
 
 def _running_flows(running: Site) -> set[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,6 +26,7 @@ from openba.config import CONFIGS, load
 from openba.graph import find_config
 from openba.home import Home
 from openba.recipes.runtime import PipelineRuntime
+from tasks.doctor import AUTOMATIONS
 from tasks.services import LOOPBACK, RayHead, Service, answers, free_port
 from tasks.ui import mlflow_server
 
@@ -57,6 +59,7 @@ tasks: [bbc-title]
 benchmarks: [bbc-title]
 train: {extends: ../../pretrain/finetune}
 """
+AUTOMATIONS_FILE = "infra/prefect/automations.yaml"
 JOB_ENDED = {"STOPPED", "SUCCEEDED", "FAILED"}
 LOCAL = ("PREFECT_", "RAY_", "MLFLOW_", "OPENBA_")
 
@@ -117,12 +120,19 @@ class Site:
         self.services["mlflow"] = mlflow_server(store, self.ports["mlflow"], log, artifacts)
 
     def deploy(self) -> None:
-        """What docs/operations.md tells to do on an empty server, and a worker."""
-        self.prefect("work-pool", "create", "openba", "--type", "process")
-        self.prefect("work-queue", "create", "gpu", "--pool", "openba", "--limit", "1")
-        self.prefect("--no-prompt", "deploy", "--all")
-        self.prefect("automation", "create", "--from-file", "infra/prefect/zombies.yaml")
-        self.start_worker()
+        """Run `infra/prefect/deploy.sh` from a copy of the checkout that is gone before any worker starts."""
+        copy = self.folder / "deploying checkout"
+        for name in ("openba", "tasks", "flows", "configs", "infra/prefect"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copyfile(ROOT / "prefect.yaml", copy / "prefect.yaml")
+        programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            [copy / "infra" / "prefect" / "deploy.sh"],
+            env=os.environ | {"PYTHONPATH": str(copy), "PATH": programs}, capture_output=True, text=True,
+        )  # fmt: skip
+        shutil.rmtree(copy)
+        if done.returncode:
+            raise RuntimeError(f"deploy.sh: {done.stdout}{done.stderr}")
 
     def start_worker(self) -> None:
         """A worker of the pool."""
@@ -145,9 +155,28 @@ class Site:
             raise RuntimeError(f"prefect {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done.stdout
 
+    def create_automations(self, seconds: int) -> None:
+        """The shipped automations again under other names, with so many seconds in place of 600."""
+        text = (ROOT / AUTOMATIONS_FILE).read_text().replace("within: 600", f"within: {seconds}")
+        for name in AUTOMATIONS:
+            text = text.replace(name, f"{name}-soon")
+        path = self.folder / "automations.yaml"
+        path.write_text(text)
+        self.prefect("automation", "create", "--from-file", str(path))
+
     def emit(self, event: str, resource: str, **payload: str) -> None:
         """One event from outside."""
         self.prefect("event", "emit", event, "--resource-id", resource, "--payload", json.dumps(payload))
+
+    def pending(self, deployment: str) -> str:
+        """A run of a deployment as a worker leaves it that dies before it starts the flow; its id."""
+        flow, _, name = deployment.partition("/")
+        found = self._get(f"deployments/name/{flow}/{name}")
+        run = self._post(f"deployments/{found['id']}/create_flow_run", {})
+        answer = self._post(f"flow_runs/{run['id']}/set_state", {"state": {"type": "PENDING"}})
+        if answer["status"] != "ACCEPT":
+            raise RuntimeError(f"{deployment}: {answer}")
+        return str(run["id"])
 
     def runs(self) -> list[dict[str, Any]]:
         """All flow runs, oldest first: deployment's flow, parameters, state, times."""
@@ -177,6 +206,9 @@ class Site:
     def client(self) -> MlflowClient:
         """MLflow's own client."""
         return MlflowClient(tracking_uri=self.tracking)
+
+    def _get(self, path: str) -> Any:
+        return httpx.get(f"{self.api}/{path}", timeout=30).raise_for_status().json()
 
     def _post(self, path: str, body: dict[str, Any]) -> Any:
         """Prefect's answer; 503 is its busy SQLite database, which its own clients ask again as well."""

@@ -15,12 +15,14 @@ import psutil
 from packaging.requirements import Requirement
 from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from openba.home import Home
 from tasks.services import choose_port
 
 LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem"
-AUTOMATION, ZOMBIES = "openba-crash-zombies", "infra/prefect/zombies.yaml"
+AUTOMATIONS = ("openba-crash-zombies", "openba-crash-pending")
+"""Of `infra/prefect/automations.yaml`: they free the place of a run whose process or worker has died."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,22 @@ def _ports() -> Iterator[Check]:
 
 
 def prefect_server() -> Iterator[Check]:
-    """A server of one's own: does it free a dead flow run's place, and keep places over a restart?"""
+    """A server of one's own: does it free a dead flow run's slot, and keep places over a restart?"""
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         return
     try:
-        with get_client(sync_client=True) as client:
+        # Named once more: Prefect reads its settings when it is first imported, which may have been before.
+        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
             rows = client.request("POST", "/automations/filter", json={"limit": 200}).json()
             settings = client.request("GET", "/admin/settings").json()
     except (httpx.HTTPError, PrefectException, ValueError) as error:
         yield Check("Prefect server", f"{url}: {error}", None, "start that server or unset PREFECT_API_URL")
         return
-    on = any(row["name"] == AUTOMATION and row["enabled"] for row in rows)
-    remedy = f"prefect automation create --from-file {ZOMBIES}"
-    yield Check("heartbeat automation", "on" if on else "not on the server", on or None, remedy)
+    enabled = {row["name"] for row in rows if row["enabled"]}
+    missing = [name for name in AUTOMATIONS if name not in enabled]
+    state = f"not on the server: {', '.join(missing)}" if missing else "on"
+    yield Check("automations against dead runs", state, not missing or None, "infra/prefect/deploy.sh")
     storage = settings["server"]["concurrency"]["lease_storage"]
     kept = not storage.endswith(".memory")
     remedy = f"start the server with {LEASES}, or its restart ends the flows that run"

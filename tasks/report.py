@@ -80,6 +80,10 @@ def _registry_row(row: Registration) -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
+    """Commit and state of the checkout; in an image, the commit that it was built from."""
+    if commit := os.environ.get("OPENBA_COMMIT"):
+        return {"commit": commit, "dirty": False}
+
     def ask(*command: str) -> str:
         done = subprocess.run(
             ["git", "-C", str(CONFIGS.parent), *command], capture_output=True, text=True, check=True

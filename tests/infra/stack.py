@@ -23,21 +23,14 @@ import yaml
 from tasks.services import LOOPBACK, RAY_ON_LOOPBACK, Service, answers, free_port
 from tests.infra.conftest import variables
 from tests.infra.test_compose import NAMED
+from tests.programs import find_program
 
 _PORTS = {"postgres": 5432, "redis": 6379, "store": 8333, "prefect-server": 4200, "mlflow": 5000,
           "ray-head": 8265, "prometheus": 9090}  # fmt: skip
 _FOLDERS = ("/state", "/ray", "/boards")
 
 
-def missing_programs() -> str:
-    """Why the services cannot run here; empty if they can."""
-    lacks = [name for name in ("redis-server", "prometheus", "promtool") if shutil.which(name) is None]
-    lacks += ["postgres"] if postgres_folder() is None else []
-    return f"not installed (infra/debian-packages.txt): {', '.join(lacks)}" if lacks else ""
-
-
-def postgres_folder() -> Path | None:
-    return next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+PROGRAMS = ("redis-server", "prometheus", "postgres", "initdb", "pg_isready", "pg_dump")
 
 
 class Stack:
@@ -105,8 +98,7 @@ class Stack:
 
     def postgres(self) -> None:
         """Made the first time; after that what is there is started again."""
-        binaries, data = postgres_folder(), self.folder / "postgres"
-        assert binaries is not None
+        data = self.folder / "postgres"
         # As root the server refuses to run; its kernel signal on our death is set after the change of user.
         as_user = [
             "setpriv",
@@ -125,7 +117,8 @@ class Stack:
                 shutil.chown(data, "postgres")
                 shutil.chown(password, "postgres")
             made = [
-                "initdb",
+                *become,
+                program("initdb"),
                 "--pgdata",
                 data,
                 "--username=openba",
@@ -133,16 +126,14 @@ class Stack:
                 "--pwfile",
                 password,
             ]
-            subprocess.run(
-                [*become, binaries / made[0], *made[1:], "--no-sync"], check=True, capture_output=True
-            )
+            subprocess.run([*made, "--no-sync"], check=True, capture_output=True)
         options = [f"--listen_addresses={LOOPBACK}", f"--port={self.ports['postgres']}", "--fsync=off"]
         options += ["--unix_socket_directories=", "--max_connections=200"]
         # It listens before it has recovered what was not yet in its tables.
-        asks = [str(binaries / "pg_isready"), f"--host={LOOPBACK}", f"--port={self.ports['postgres']}"]
+        asks = [program("pg_isready"), f"--host={LOOPBACK}", f"--port={self.ports['postgres']}"]
         self._start(
             "postgres",
-            [*become, str(binaries / "postgres"), "-D", str(data), *options],
+            [*become, program("postgres"), "-D", str(data), *options],
             lambda: subprocess.run(asks, capture_output=True).returncode == 0,
         )
 
@@ -251,3 +242,10 @@ class Stack:
     def _python(command: list[str]) -> list[str]:
         """A program of this Python's environment."""
         return [str(Path(sys.executable).with_name(command[0])), *command[1:]]
+
+
+def program(name: str) -> str:
+    """Path of a program that `require_programs` has checked."""
+    path = find_program(name)
+    assert path is not None, name
+    return str(path)

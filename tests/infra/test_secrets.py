@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.programs import require_programs
+
 SUFFIXES = {".yaml", ".yml", ".json", ".env", ".example", ".toml", ".tpl", ".sql", ".txt", ".md", ""}
 # A value that is neither empty nor a reference to a variable, a secret's name or a setting's own word.
 ASSIGNED = re.compile(
@@ -29,6 +31,13 @@ def found_in(text: str) -> list[str]:
     return assigned + SHAPES.findall(text)
 
 
+@pytest.fixture(autouse=True)
+def _in_a_checkout(root: Path) -> None:
+    require_programs("git")
+    if not (root / ".git").exists():
+        pytest.skip("not a git checkout")
+
+
 def test_no_secret_in_what_is_kept(root: Path) -> None:
     kept = subprocess.run(
         ["git", "-C", root, "ls-files", "configs", "infra", ".ci", "prefect.yaml", "pyproject.toml"],
@@ -48,8 +57,25 @@ def test_one_would_be_found(line: str) -> None:
     assert found_in(line)
 
 
-def test_the_file_of_secrets_is_ignored_and_the_example_is_empty(root: Path) -> None:
-    ignored = subprocess.run(["git", "-C", root, "check-ignore", "infra/.env"], capture_output=True)
-    assert ignored.returncode == 0
-    assignments = re.findall(r"^(\w+)=(.*)$", (root / "infra" / ".env.example").read_text(), re.MULTILINE)
-    assert {name for name, value in assignments if value} == {"LISTEN"}
+def test_files_of_secrets_are_ignored_and_the_examples_are_empty(root: Path) -> None:
+    """Each file that the docs tell people to write secrets to, whatever its name."""
+    texts = [
+        path.read_text() for path in (*root.glob("docs/*.md"), *root.glob("infra/**/*.*")) if path.is_file()
+    ]
+    named = {
+        name
+        for text in texts
+        for name in re.findall(r"infra/\.env(?:[\w.]*\w)?|[\w./]+\.(?:pem|key|htpasswd)\b", text)
+    }
+    secret = sorted(name for name in named if not name.endswith(".example"))
+    assert {"infra/.env", "infra/.env.kubernetes"} <= set(secret)
+    for name in secret:
+        if name.startswith("/"):  # in a container
+            continue
+        ignored = subprocess.run(["git", "-C", root, "check-ignore", "--no-index", name], capture_output=True)
+        assert ignored.returncode == 0, f"git does not ignore {name}"
+    for example in (root / "infra").glob(".env*.example"):
+        assignments = re.findall(r"^(\w+)=(.*)$", example.read_text(), re.MULTILINE)
+        assert {name for name, value in assignments if value} <= {"LISTEN"}, example
+        kept = subprocess.run(["git", "-C", root, "check-ignore", "--no-index", example], capture_output=True)
+        assert kept.returncode == 1, f"git ignores {example}"

@@ -26,7 +26,8 @@ import pytest
 import redis
 
 from openba.config import CONFIGS
-from tests.infra.stack import Stack, missing_programs
+from tests.infra.stack import PROGRAMS, Stack, program
+from tests.programs import require_programs
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -84,7 +85,17 @@ class Trained:
         """All that the database holds, as text."""
         password = {"PGPASSWORD": self.stack.secrets["POSTGRES_PASSWORD"]}
         host, port = self.stack.address("postgres").split(":")
-        command = ["pg_dump", "--host", host, "--port", port, "--username", "openba", "--data-only", database]
+        command = [
+            program("pg_dump"),
+            "--host",
+            host,
+            "--port",
+            port,
+            "--username",
+            "openba",
+            "--data-only",
+            database,
+        ]
         return subprocess.run(
             command, env=os.environ | password, check=True, capture_output=True, text=True
         ).stdout
@@ -117,8 +128,7 @@ def restart_postgres(stack: Stack, home: Path, process: subprocess.Popen[str]) -
 
 @pytest.fixture(scope="module")
 def trained(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
-    if reason := missing_programs():
-        pytest.skip(reason)
+    require_programs(*PROGRAMS)
     stack = Stack(root)
     try:
         stack.start()
@@ -295,6 +305,7 @@ def test_every_query_of_rays_boards_is_understood(trained: Trained) -> None:
 
 
 def test_prometheus_understands_the_shipped_configuration(root: Path) -> None:
+    require_programs("promtool")
     config = root / "infra" / "prometheus" / "prometheus.yaml"
     done = subprocess.run(["promtool", "check", "config", config], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
