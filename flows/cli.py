@@ -18,7 +18,7 @@ from rich.table import Table
 from flows import data, evaluate, serve
 from openba.artifacts import Step, drift
 from openba.config import flatten, load
-from openba.errors import UserError
+from openba.errors import UserError, run_command
 from openba.graph import Pipeline, find_config, find_pipeline
 from openba.home import Home
 from openba.plan import MT5_IDS
@@ -47,19 +47,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def main() -> None:
     """Run the command line: a user's mistake is one line on stderr and exit code 2."""
     atexit.register(gc.freeze)  # else the interpreter walks all of MLflow once more before it ends: 0.7 s
-    try:
-        code = app(standalone_mode=False)  # an exit code, or None; 130 after Ctrl-C
-    except UserError as error:
-        print(f"openba: {error}", file=sys.stderr)
-        sys.exit(2)
-    except Exception as error:
-        if hasattr(error, "format_message"):  # a wrong option or argument, told by click
-            print(f"openba: {error.format_message()}", file=sys.stderr)
-            sys.exit(2)
-        raise
+    code = run_command(lambda: app(standalone_mode=False))  # 130 after Ctrl-C
     if code == 130:
         print("openba: stopped; what was built is kept, run again to go on", file=sys.stderr)
-    sys.exit(code or 0)
+    sys.exit(code)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from flows.pipeline import RUNNER, build_steps
 from openba.artifacts import Step
-from openba.errors import UserError
+from openba.errors import UserError, error_boundary
 from openba.gate import evaluation_refusals, stage_refusals
 from openba.graph import Pipeline, find_pipeline
 from openba.home import Home
@@ -40,6 +40,7 @@ class Approval(RunInput):
 
 
 @flow(name="openba-data", task_runner=RUNNER, **HOOKS)
+@error_boundary()
 def build_data(pipeline: str = "tiny", overrides: Overrides = None) -> None:
     """Read, clean, tokenize and mix all data of a pipeline.
 
@@ -53,6 +54,7 @@ def build_data(pipeline: str = "tiny", overrides: Overrides = None) -> None:
 
 
 @flow(name="openba-train", task_runner=RUNNER, **HOOKS)
+@error_boundary()
 def train_step(
     step: str, pipeline: str = "tiny", overrides: Overrides = None, max_heldout_loss: Limit = None
 ) -> None:
@@ -73,6 +75,7 @@ def train_step(
 
 
 @flow(name="openba-evaluate", task_runner=RUNNER, **HOOKS)
+@error_boundary()
 def evaluate_model(
     model: str,
     pipeline: str = "tiny",
@@ -94,6 +97,7 @@ def evaluate_model(
 
 
 @flow(name="openba-promote", **HOOKS)
+@error_boundary()
 def promote_model(model: str, pipeline: str = "tiny", overrides: Overrides = None) -> str:
     """Register a model as candidate, and make it champion if the gate lets it.
 

@@ -14,6 +14,7 @@ from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from openba.artifacts import Step
+from openba.errors import error_boundary
 from openba.graph import Pipeline, find_pipeline
 from openba.home import Home
 from tasks.registry import Registration, Registry
@@ -25,6 +26,7 @@ RUNNER = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=6
 
 
 @flow(name="openba", task_runner=RUNNER, validate_parameters=False)
+@error_boundary()
 def openba_pipeline(
     pipeline: str = "tiny", overrides: list[str] | None = None, until: str | None = None
 ) -> str:
@@ -50,6 +52,7 @@ def build_steps(session: Session, steps: list[Step]) -> None:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
+@error_boundary()
 def build_step(name: str) -> str:
     """Reuse or build one step; only names cross task borders."""
     session = Session.current()
@@ -58,6 +61,7 @@ def build_step(name: str) -> str:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
+@error_boundary()
 def register() -> list[Registration]:
     """Every registered model gets its version, `candidate`, and `champion` if the gate lets it."""
     session = Session.current()

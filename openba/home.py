@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from openba.artifacts import Store
 from openba.errors import UserError
-
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]*@")
+from openba.redact import has_credentials
 
 
 @dataclass(frozen=True)
@@ -32,9 +30,9 @@ class Home:
             UserError: the URL holds credentials; addresses of outputs are written to MLflow and reports.
         """
         place = os.environ.get("OPENBA_STORE", str(self.root / "store"))
-        if (plain := without_credentials(place)) != place:
+        if has_credentials(place):
             raise UserError(
-                f"OPENBA_STORE={plain}: holds a user or password, which everyone would read in MLflow and in "
+                f"OPENBA_STORE={place}: holds a user or password, which everyone would read in MLflow and in "
                 "reports; give them in variables of their own, such as AWS_ACCESS_KEY_ID"
             )
         return Store(place, self.work)
@@ -58,8 +56,3 @@ class Home:
     def tracking_uri(self) -> str:
         """`MLFLOW_TRACKING_URI`, else a SQLite file."""
         return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
-
-
-def without_credentials(text: str) -> str:
-    """Addresses without the user and password in them; also of a whole message."""
-    return _CREDENTIALS.sub("", text)

@@ -25,7 +25,8 @@ from typing import Any
 import psutil
 
 from openba.artifacts import Build, full_disk
-from openba.errors import UserError
+from openba.errors import UserError, error_boundary
+from openba.redact import protect_output, redact
 from openba.train.stopping import EXIT_PREEMPTED, REQUEST, Preempted
 from tasks.drain import DrainWatch, stand_on
 from tasks.gauges import Gauges
@@ -37,6 +38,7 @@ PROCESS = "process.json"
 
 def main() -> None:
     """Entry point of the job; exit code 1 after an error, 75 after a stop that saved first."""
+    protect_output()
     folder = Path(sys.argv[1])
     spec = json.loads((folder / SPEC).read_text())
     _leave(folder / PROCESS, {"began": _process_began()})
@@ -164,6 +166,7 @@ def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
     )
 
 
+@error_boundary()
 def _worker(config: dict[str, str]) -> None:
     """One rank. Ray has made the process group; DeepSpeed finds the ranks in the environment."""
     from ray.train import get_context
@@ -192,7 +195,7 @@ def _worker(config: dict[str, str]) -> None:
         if (told := _for_user(error, folder)) is not None:
             _leave(folder / ERROR, {"message": str(told)})
         # Kept beside the spec: Ray shows the group's failure, this says which rank failed and where.
-        (folder / f"rank-{context.get_world_rank()}.traceback").write_text(traceback.format_exc())
+        (folder / f"rank-{context.get_world_rank()}.traceback").write_text(redact(traceback.format_exc()))
         raise
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import CancelledError, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from openba.artifacts import Build, Kind, Step
-from openba.errors import UserError
+from openba.errors import UserError, error_boundary
 from tasks.places import Work
 from tasks.services import die_with_parent
 
@@ -57,6 +57,7 @@ class LocalPool:
             worker.join()
 
 
+@error_boundary()
 def _call(function: str, build: Build) -> Work:
     began = time.time()
     facts = Kind(function, "").load()(build)

@@ -20,7 +20,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from openba.artifacts import Build, Step
 from openba.errors import UserError
-from openba.home import without_credentials
+from openba.redact import redact
 from openba.train.log import ATTEMPTS
 from openba.train.stopping import REQUEST
 from tasks.job import ERROR, FACTS, PROCESS, SPEC, STOPPED
@@ -50,7 +50,7 @@ class RayJobs:
         """Job -> the folder that it fills, of the jobs that have not ended."""
         self.pages: dict[str, str] = {}
         """Step -> its job's page in Ray's dashboard."""
-        self._dashboard = without_credentials(head.dashboard)
+        self._dashboard = redact(head.dashboard)
 
     def run(self, step: Step, build: Build, watch: Callable[[], None]) -> Work:
         """Run or re-attach to the step's job; call `watch` while it runs.
@@ -172,7 +172,7 @@ def _reference(value: Any) -> str:
 
 
 def _client(dashboard: str) -> JobSubmissionClient:
-    shown = without_credentials(dashboard)
+    shown = redact(dashboard)
     try:
         return JobSubmissionClient(dashboard)
     except AuthenticationError:

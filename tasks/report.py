@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openba.config import CONFIGS
-from openba.home import without_credentials
+from openba.redact import redact, redact_values
 from openba.report.ablation import ablation_csv
 from openba.report.collect import collect
 from openba.report.evolution import evolution_csv
@@ -24,7 +24,7 @@ from tasks.session import Session
 
 def write_report(session: Session, registered: list[Registration]) -> str:
     """Collect, render and write; returns the page's path."""
-    report = collect(session.pipeline, session.store, session.states) | {
+    collected = collect(session.pipeline, session.store, session.states) | {
         "git": _git(),
         "hardware": _hardware(),
         "started": session.started,
@@ -33,10 +33,11 @@ def write_report(session: Session, registered: list[Registration]) -> str:
         "work": {name: list(done[1:]) for name, done in session.work.items()},
         "registry": [_registry_row(row) for row in registered],
     }
+    report = redact_values(collected)  # a source's address in a recipe may hold a password
     folder = session.home.report
     folder.mkdir(parents=True, exist_ok=True)
     _replace(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
-    _replace(folder / "report.html", render(report))  # type: ignore[arg-type]
+    _replace(folder / "report.html", render(report))
     session.page.close(report["steps"], report["links"])
     write_tables(folder / "tables", report["evaluations"])
     for figure, text in ((5, ablation_csv(report["ablation"])), (6, evolution_csv(report))):
@@ -49,13 +50,13 @@ def links(session: Session) -> dict[str, str]:
     home = session.home
     flow_run = f"/runs/flow-run/{session.tracking.flow_run}"
     experiment = f"/#/experiments/{session.tracking.experiment}"
-    found = {
+    addresses = {
         "Report": str(home.report / "report.html"),
         "Prefect run": os.environ["PREFECT_API_URL"].removesuffix("/api") + flow_run,
         "MLflow experiment": _mlflow_link(session.tracking.uri, experiment),
         "Ray dashboard": _ray_link(session),
     }
-    return {label: without_credentials(where) for label, where in found.items()}
+    return {label: redact(address) for label, address in addresses.items()}
 
 
 def _mlflow_link(uri: str, experiment: str) -> str:

@@ -23,7 +23,7 @@ import uvicorn
 
 from openba.artifacts import fetched
 from openba.errors import UserError
-from openba.home import Home, without_credentials
+from openba.home import Home
 from openba.serve.app import Application
 from openba.serve.host import Host, Served
 from openba.serve.limits import Limits, Protocol
@@ -80,9 +80,7 @@ class Source:
         try:
             found = MlflowClient(self.uri, self.uri).get_model_version_by_alias(self.name, self.alias or "")
         except MlflowException as error:
-            raise UserError(
-                f"{self.asked}: {str(error).splitlines()[0]} (registry {without_credentials(self.uri)})"
-            ) from None
+            raise UserError(f"{self.asked}: {str(error).splitlines()[0]} (registry {self.uri})") from None
         return Place(self.name, f"v{found.version}", None)
 
     @contextmanager

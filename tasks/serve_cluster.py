@@ -15,7 +15,8 @@ from typing import Any
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from openba.errors import UserError
-from openba.home import Home, without_credentials
+from openba.home import Home
+from openba.redact import has_credentials
 from openba.serve.limits import Limits
 from tasks.serve import LOOPBACK, Source
 
@@ -54,7 +55,7 @@ def deploy(
     settings: dict[str, Any] = {
         "asked": str(source.folder.resolve()) if source.folder else asked,
         "home": str(home.root),
-        "registry": registry if without_credentials(registry) == registry else None,
+        "registry": None if has_credentials(registry) else registry,
         "limits": asdict(limits),
         "host": host,
         "device": device,

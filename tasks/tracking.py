@@ -22,7 +22,8 @@ from mlflow.tracking import MlflowClient
 from openba.artifacts import Step, Store
 from openba.config import flatten
 from openba.errors import UserError
-from openba.home import Home, without_credentials
+from openba.home import Home
+from openba.redact import redact
 from openba.train.log import HELDOUT, METRICS, RATES, read_rows
 from tasks import nodes
 
@@ -147,7 +148,7 @@ class Tracking:
             return found[0]
         names = {FINGERPRINT: step.fingerprint, "openba.step": step.name, "mlflow.runName": step.name}
         run = self.client.create_run(self.experiment, tags=names)
-        params = [Param(k, str(v)[:500]) for k, v in sorted(flatten(step.identity["recipe"]).items())]
+        params = [Param(k, redact(str(v))[:500]) for k, v in sorted(flatten(step.identity["recipe"]).items())]
         self.client.log_batch(run.info.run_id, params=params[:_MAX_PARAMS])
         return run
 
@@ -175,7 +176,7 @@ class StepRun:
             self.ship(folder)
         except (MlflowException, OSError) as error:  # requests' errors are OSErrors
             wait = _SECONDS_AFTER_FAILURE
-            told = without_credentials(str(error))
+            told = redact(str(error))
             logging.getLogger(__name__).warning("MLflow does not answer (%s); its metrics wait", told)
         self._next = time.monotonic() + wait
 

@@ -5,13 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from openba.errors import UserError
-from openba.home import Home, without_credentials
-
-NAMES = st.text("abcXYZ019-._~%:!$&", min_size=1)
+from openba.home import Home
 
 
 @pytest.mark.parametrize(
@@ -30,10 +26,3 @@ def test_a_store_with_credentials_in_its_address_is_refused(
 def test_an_address_without_any_is_taken(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENBA_STORE", url)
     assert Home(tmp_path).store.root == url
-
-
-@given(user=NAMES, password=NAMES, host=st.text("abc019.-", min_size=1), path=st.text("abc/@", max_size=5))
-def test_nothing_of_user_and_password_is_left(user: str, password: str, host: str, path: str) -> None:
-    told = f"no answer from http://{user}:{password}@{host}:5000/{path} after 2 tries"
-    assert without_credentials(told) == f"no answer from http://{host}:5000/{path} after 2 tries"
-    assert without_credentials(without_credentials(told)) == without_credentials(told)
