@@ -24,7 +24,9 @@ import xxhash
 
 from openba.artifacts import Build
 from openba.data.fields import Fields, Text, derive, expand, kinds_of, need, parse
+from openba.data.identity import states_identity
 from openba.data.pairs import ANSWER, BATCH, RULES, SCHEMA, SPILLED, Pool, Rendered, Seen, digest, spill
+from openba.data.simple_talk import content_words
 from openba.data.sources import read
 from openba.errors import UserError
 from openba.recipes.data import TaskRecipe, TaskStep, Turn
@@ -253,12 +255,12 @@ def _records(
 def _unwanted(recipe: TaskRecipe, fields: Fields) -> str | None:
     """The rule that drops a conversation whole, with all its turns (paper section 6.1)."""
     messages = fields.get("messages", [])
-    if messages and sum(len(message["content"]) for message in messages) < recipe.min_characters:
-        return "too_short"
-    if recipe.reject is not None and any(
-        _SPEAKERS.get(message["role"]) == "Assistant" and re.search(recipe.reject, message["content"])
-        for message in messages
-    ):
+    if messages and content_words(message["content"] for message in messages) < recipe.min_words:
+        return "too_simple"
+    answers = [message["content"] for message in messages if _SPEAKERS.get(message["role"]) == "Assistant"]
+    if recipe.drop_identity and any(states_identity(text, recipe.model_names) for text in answers):
+        return "identity"
+    if recipe.reject is not None and any(re.search(recipe.reject, text) for text in answers):
         return "rejected"
     return None
 

@@ -17,9 +17,9 @@ def python_syntax(answers: Answers) -> list[float]:
 
 
 def call_arguments(answers: Answers) -> list[float]:
-    """1 where the answer is a call with the right arguments, whatever its quotes and spaces; never run.
+    """1 where the answer calls the right tool with the right arguments, whatever its quotes and spaces.
 
-    The right text is right also where it is no Python, as one of MOSS's calls is not.
+    Nothing is run. The right text is right also where it is no Python, as one of MOSS's calls is not.
     """
     pairs = zip(answers.predictions, answers.references, strict=True)
     return [float(any(_same_call(text, right) for right in references)) for text, references in pairs]
@@ -53,12 +53,12 @@ def estimate(attempts: int, right: int, k: int) -> float:
 
 
 def _same_call(text: str, right: str) -> bool:
-    given = _arguments(text)
-    return text.strip() == right.strip() or (given is not None and given == _arguments(right))
+    given = _call(text)
+    return text.strip() == right.strip() or (given is not None and given == _call(right))
 
 
-def _arguments(text: str) -> tuple[str, ...] | None:
-    """A call's arguments in one form; None if the text is no call."""
+def _call(text: str) -> tuple[str, ...] | None:
+    """A call's tool and arguments in one form; None if the text is no call."""
     try:
         node = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -66,7 +66,7 @@ def _arguments(text: str) -> tuple[str, ...] | None:
     if not isinstance(node, ast.Call):
         return None
     named = sorted(f"{keyword.arg}={ast.dump(keyword.value)}" for keyword in node.keywords)
-    return (*map(ast.dump, node.args), *named)
+    return (ast.dump(node.func), *map(ast.dump, node.args), *named)
 
 
 def _parses(text: str) -> bool:

@@ -319,8 +319,13 @@ class TaskRecipe(Recipe):
     discards the record as unlabelled. Numbers and booleans as JSON writes them."""
     replace: dict[str, str] = {}
     """Text -> what stands for it in every message, such as the name of the model: OpenBA: Kite."""
-    min_characters: int = 0
-    """Conversations with fewer characters in all are dropped (paper section 6.1: "overly simple")."""
+    min_words: float = Field(default=0, ge=0, allow_inf_nan=False)
+    """Conversations of fewer words in all are dropped as overly simple (paper section 6.1). Greetings, thanks
+    and the like do not count; a Han character counts as 0.6 words."""
+    drop_identity: bool = False
+    """Drop conversations in which the assistant says what model it is ("I am ChatGPT", section 6.1)."""
+    model_names: tuple[str, ...] = ()
+    """With `drop_identity`: models that wrote the answers; an answer that names one of them counts."""
     reject: str | None = None
     """A regular expression; a record with it in an assistant's turn, or in the target, is dropped whole."""
     repeat: int = 1

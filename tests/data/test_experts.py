@@ -12,6 +12,7 @@ import pytest
 from benchmarks.eval import gold_entities
 from openba.config import CONFIGS, load
 from openba.data.entities import entities_of_spans, entities_of_tags, format_entities, parse_entities
+from openba.data.identity import states_identity
 from openba.data.instruct import encode_input
 from openba.data.pairs import Rendered
 from openba.data.sources import read
@@ -86,7 +87,7 @@ def test_the_form_that_the_file_states_renders(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", ["chat-dialogstudio", "chat-sharegpt"])
 def test_every_answer_is_a_sample_with_all_before_it(name: str, shared: Path) -> None:
     path = shared / "data" / REAL[name]
-    result = rendered(recipe_of(name, f"source.path={path}", "min_characters=0", "reject=null"))
+    result = rendered(recipe_of(name, f"source.path={path}", "min_words=0", "drop_identity=false"))
     found = {pair["id"]: pair for pair in pairs(result)}
     said = dict(result.discarded)
     key, human, assistant = ("turns", "user", "system") if "dialog" in name else ("conversations", "", "")
@@ -119,15 +120,13 @@ def test_every_answer_is_a_sample_with_all_before_it(name: str, shared: Path) ->
 def test_simple_and_identity_conversations_are_dropped_whole(shared: Path, tmp_path: Path) -> None:
     path = shared / "data" / REAL["chat-sharegpt"]
     everything = rendered(
-        recipe_of("chat-sharegpt", f"source.path={path}", "reject=null", "min_characters=0")
+        recipe_of("chat-sharegpt", f"source.path={path}", "drop_identity=false", "min_words=0")
     )
     kept = rendered(recipe_of("chat-sharegpt", f"source.path={path}"))
-    assert kept.discarded["rejected"] >= 1  # "我是由OpenAI训练的语言模型"
+    assert kept.discarded["identity"] >= 1  # "我是由OpenAI训练的语言模型"
     assert len(pairs(kept)) < len(pairs(everything))
     for pair in pairs(kept):
-        assert "OpenAI" not in pair["target"]
-        assert "ChatGPT" not in pair["target"]
-        assert "我是一个人工智能语言模型" not in pair["target"]
+        assert not states_identity(pair["target"])
     say = [
         [
             {"role": "user", "content": "你是谁"},
@@ -145,7 +144,7 @@ def test_simple_and_identity_conversations_are_dropped_whole(shared: Path, tmp_p
     ]
     source = written(tmp_path / "x.jsonl", [{"messages": messages} for messages in say])
     result = rendered(recipe_of("chat-sharegpt", source, "heldout=0.0"))
-    assert result.discarded == {"rejected": 2, "too_short": 1}
+    assert result.discarded == {"identity": 2, "too_simple": 1}
     assert [pair["target"] for pair in pairs(result)] == ["一种产品。" * 9]  # a question may name it
 
 
@@ -201,10 +200,12 @@ def test_turns_without_a_call_are_discarded(shared: Path) -> None:
         assert pair["target"].endswith('")')
 
 
-def test_calls_are_compared_by_their_arguments() -> None:
-    right = ['Search("a b")', 'find(name="x", n=1)', 'f("a")', 'f("a")']
-    given = ["Search('a b')", 'find(n=1, name="x")', 'f("b")', "f(a"]
-    assert score(["call_arguments"], given, right, "en")["call_arguments"] == 50
+def test_calls_are_compared_by_tool_and_arguments() -> None:
+    right = ['Search("a b")', 'find(name="x", n=1)', 'f("a")', 'f("a")', 'Calculate("3*7")', 'm.f("a")']
+    given = ["Search('a b')", 'find(n=1, name="x")', 'f("b")', "f(a", 'Search("3*7")', 'n.f("a")']
+    assert score(["call_arguments"], given, right, "en")["call_arguments"] == pytest.approx(
+        100 * 2 / 6, abs=1e-3
+    )
     assert score(["exact_match"], given, right, "en")["exact_match"] == 0
 
 
@@ -267,7 +268,7 @@ def test_alpaca_and_messages_shaped_data_train_alike(tmp_path: Path) -> None:
     asked = set()
     for name, record in (("chat-belle", alpaca), ("chat-sharegpt", messages), ("chat-sharegpt", sharegpt)):
         source = written(tmp_path / "x.jsonl", [record])
-        extra = ["min_characters=0"] if name == "chat-sharegpt" else []
+        extra = ["min_words=0"] if name == "chat-sharegpt" else []
         (pair,) = rendered(recipe_of(name, source, "heldout=0.0", *extra)).train.to_pylist()
         asked.add((pair["input"], pair["target"]))
     assert asked == {("Human: 把下面的句子翻译成英文：你好 Assistant:", "Hello")}

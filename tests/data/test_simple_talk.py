@@ -1,0 +1,40 @@
+"""The length of a conversation's content against labelled talks."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.quality_experts import is_simple, labelled, precision_and_recall
+from openba.data.simple_talk import WORDS_PER_HAN_CHARACTER, content_words
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_precision_and_recall_on_the_labelled_talks(language: str) -> None:
+    rows = [row for row in labelled("simple_talks") if row["language"] == language]
+    assert len(rows) >= 80
+    precision, recall = precision_and_recall([(row["simple"], is_simple(row)) for row in rows])
+    assert precision >= 95
+    assert recall >= 95
+
+
+def test_length_is_by_language() -> None:
+    greetings = ["Hi! Hello! " * 6]
+    chinese = [
+        "水为什么会结冰？",
+        "因为温度降到零度以下时，水分子排列成规则的晶体，体积也会变大。",
+    ]
+    assert content_words(greetings) == 0
+    assert content_words(chinese) == pytest.approx(
+        len(re.findall("[\u4e00-\u9fff]", "".join(chinese))) * WORDS_PER_HAN_CHARACTER
+    )
+    assert content_words(["the cat's tail, 3.5 cm"]) == 5
+
+
+@given(st.lists(st.text(max_size=40), max_size=4))
+def test_every_turn_adds_its_own_length(texts: list[str]) -> None:
+    assert content_words(texts) == pytest.approx(sum(content_words([text]) for text in texts))
+    assert content_words(texts) >= 0
