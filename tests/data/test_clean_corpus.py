@@ -79,13 +79,14 @@ def test_funnel_is_whole(real: tuple[Path, Path, dict[str, Any]]) -> None:
     rows = [row for row in facts["funnel"] if row["source"] == "reviews"]
     assert [row["stage"] for row in rows] == [
         "document_dedup",
-        "privacy",
         "html",
         "unusual_characters",
-        "privacy_again",
+        "privacy",
         "character_dedup",
+        "privacy_again",
         "paragraph_dedup",
         "min_words",
+        "privacy_last",
         "languages",
         "document_dedup_again",
     ]
@@ -219,7 +220,18 @@ def test_copies_alone_are_those_of_the_whole_chain(tmp_path: Path) -> None:
 def test_a_number_that_a_removed_link_had_split_goes_too(tmp_path: Path) -> None:
     kept, removed, _ = clean(tmp_path, {"a": [f"{LONG}打138http://a.cn/ 0013 8000就能找到我们了。", LONG]})
     assert "8000" not in kept["a"]["0"]
-    assert [row["stage"] for row in removed if row["rule"] == "phone"] == ["privacy_again"]
+    assert [row["stage"] for row in removed if row["rule"] == "phone"] == ["privacy"]
+
+
+def test_numbers_that_later_filters_bring_together_go_too(tmp_path: Path) -> None:
+    texts = [
+        f"{LONG}请拨打138----1234----5678联系小王，我们全天有人值班。",
+        f"{LONG}以后需要订票的朋友们请打1381234\n太短。\n5678联系小李，我们也全天有人值班。",
+    ]
+    kept, removed, _ = clean(tmp_path, {"a": texts})
+    assert "5678" not in "".join(kept["a"].values())
+    stages_of_phones = [row["stage"] for row in removed if row["rule"] == "phone"]
+    assert stages_of_phones == ["privacy_again", "privacy_last"]
 
 
 def test_hidden_values_are_found_once_they_show(tmp_path: Path) -> None:
@@ -231,7 +243,7 @@ def test_hidden_values_are_found_once_they_show(tmp_path: Path) -> None:
     kept, removed, facts = clean(tmp_path, {"a": texts})
     assert "example" not in "".join(kept["a"].values())
     assert "1234" not in "".join(kept["a"].values())
-    assert sorted(row["rule"] for row in removed if row["stage"] == "privacy_again") == [
+    assert sorted(row["rule"] for row in removed if row["stage"] == "privacy") == [
         "email",
         "phone",
         "phone",

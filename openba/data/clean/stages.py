@@ -49,32 +49,35 @@ class Stage(NamedTuple):
     find: Callable[..., np.ndarray]
     """Texts -> edit matrix, in order and without overlap."""
     again: bool = False
-    """It has run before: the same texts would give nothing, so it is told which have changed since."""
+    """It has run before: it looks only at the texts that have changed since."""
 
 
 def on_characters(recipe: CleanRecipe) -> list[Stage]:
-    """The filters between the first document dedup and the paragraph dedup.
+    """Return the filters between the first document dedup and the paragraph dedup.
 
-    Privacy is looked for again once markup and odd characters are gone, because those hide it:
-    `a&#64;b.com`, a number with invisible characters in it.
+    Privacy comes after markup and unusual characters, because both hide it: `a&#64;b.com`, a number with
+    invisible characters in it. It comes again after every filter that brings together what stood apart:
+    `138----1234----5678` loses its separators to the character dedup.
     """
-    hidden = recipe.privacy and (recipe.html or recipe.unusual_characters)
+    again = Stage("privacy_again", privacy.find, again=True)
     order = [
-        (recipe.privacy, Stage("privacy", privacy.find)),
         (recipe.html, Stage("html", markup.find)),
         (recipe.unusual_characters, Stage("unusual_characters", characters.find_unusual)),
-        (hidden, Stage("privacy_again", privacy.find, again=True)),
+        (recipe.privacy, Stage("privacy", privacy.find)),
         (recipe.character_dedup, Stage("character_dedup", characters.find_repeats)),
+        (recipe.privacy and recipe.character_dedup, again),
     ]
     return [stage for wanted, stage in order if wanted]
 
 
 def on_documents(recipe: CleanRecipe) -> list[Stage]:
-    """The filters after the paragraph dedup."""
+    """Return the filters after the paragraph dedup."""
     short = partial(sentences.find_short, minimum=recipe.min_words)
     known = partial(language.find, languages=recipe.languages)
+    loses_sentences = recipe.min_words > 0 or recipe.paragraph_dedup
     order = [
         (recipe.min_words > 0, Stage("min_words", short)),
+        (recipe.privacy and loses_sentences, Stage("privacy_last", privacy.find, again=True)),
         (bool(recipe.languages), Stage("languages", known)),
     ]
     return [stage for wanted, stage in order if wanted]
@@ -133,6 +136,8 @@ class Batch:
         for stage in stages:
             among = {"among": self._changed} if stage.again else {}
             self.apply(stage.name, stage.find(self.texts, **among))
+            if stage.find is privacy.find:
+                self._changed[:] = False
 
     def drop_blank(self, stage: str) -> None:
         """Remove documents that came without text, under the name of the stage that meets them first."""
