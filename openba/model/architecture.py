@@ -46,6 +46,9 @@ class Architecture:
     add_lm_head_bias: bool = False
     tie_word_embeddings: bool = True
     """Use the embedding as the head, unscaled, as in the release's training."""
+    scale_embedding: bool = False
+    """Multiply embeddings by sqrt(hidden_size) before the first block, as in the original Transformer. The
+    sandwich norm's outputs have unit size: embeddings of `initializer_range` would vanish beside them."""
     hidden_dropout: float = 0.0
     attention_dropout: float = 0.0
     rope_theta: float = 10_000.0
@@ -53,6 +56,7 @@ class Architecture:
     """Positions of the encoder's rotary table; a longer input is refused."""
     decoder_max_seq_length: int = 1024
     initializer_range: float = 0.02
+    """Standard deviation of the initial weights."""
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -72,7 +76,10 @@ class Architecture:
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0 < value < math.inf:
                 raise ValueError(f"{name}: {value!r} is not a number above 0")
-        for name in ("sandwich_norm", "add_qkv_bias", "add_lm_head_bias", "tie_word_embeddings"):
+        for name in (
+            *("sandwich_norm", "add_qkv_bias", "add_lm_head_bias", "tie_word_embeddings"),
+            "scale_embedding",
+        ):
             if type(getattr(self, name)) is not bool:
                 raise ValueError(f"{name}: {getattr(self, name)!r} is neither true nor false")
         if self.kv_channels % 2:
@@ -89,6 +96,11 @@ class Architecture:
     def attention_width(self) -> int:
         """Channels of all heads together."""
         return self.num_heads * self.kv_channels
+
+    @property
+    def embedding_scale(self) -> float:
+        """Factor on embeddings before the first block of either stack."""
+        return math.sqrt(self.hidden_size) if self.scale_embedding else 1.0
 
     @property
     def ffn_inner(self) -> int:

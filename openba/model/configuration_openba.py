@@ -46,6 +46,7 @@ class OpenBAConfig(PreTrainedConfig):
     add_ffn_bias: bool = False
     add_lm_head_bias: bool = False
     tie_word_embeddings: bool = True
+    scale_embedding: bool = False
     hidden_dropout: float | int = 0.1
     attention_dropout: float | int = 0.1
     rope_theta: float | int = 10_000.0

@@ -83,7 +83,10 @@ def write_released(folder: Path, weights: dict[str, Tensor], architecture: Archi
     """
     released = Architecture(vocab_size=1, hidden_size=1, kv_channels=2, num_heads=1, ffn_hidden_size=1,
                             num_layers=1, num_decoder_layers=1)  # fmt: skip
-    extra = ("norm", "sandwich_norm", "ffn_multiple", "rope_theta", "layer_norm_epsilon")
+    extra = (
+        *("norm", "sandwich_norm", "ffn_multiple", "rope_theta", "layer_norm_epsilon"),
+        "scale_embedding",
+    )
     for name in extra:
         if getattr(architecture, name) != getattr(released, name):
             raise UserError(

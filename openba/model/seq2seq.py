@@ -37,12 +37,18 @@ class Seq2Seq(nn.Module):
     def encode(self, ids: Tensor, rows: Rows) -> Tensor:
         """Ids `[tokens]` to the encoder's output `[tokens, hidden]`."""
         limit = self.architecture.max_seq_length
-        return self.encoder(self.shared_embedding(ids), self._angles(rows, limit, "input"), rows)
+        return self.encoder(self.embed(ids), self._angles(rows, limit, "input"), rows)
 
     def decode(self, ids: Tensor, rows: Rows, attention: DecoderAttention) -> Tensor:
         """Ids `[tokens]` to hidden states `[tokens, hidden]`."""
         limit = self.architecture.decoder_max_seq_length
-        return self.decoder(self.shared_embedding(ids), self._angles(rows, limit, "decoder input"), attention)
+        return self.decoder(self.embed(ids), self._angles(rows, limit, "decoder input"), attention)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Ids `[tokens]` to embeddings `[tokens, hidden]`, scaled as the architecture says."""
+        scale = self.architecture.embedding_scale
+        embedded = self.shared_embedding(ids)
+        return embedded if scale == 1.0 else embedded * scale
 
     def logits(self, hidden: Tensor) -> Tensor:
         """`[..., hidden]` to fp32 `[..., vocab]`; a tied head is unscaled, as in the release's training."""

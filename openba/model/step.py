@@ -60,7 +60,6 @@ class PlainStep:
 
     def __init__(self, model: Seq2Seq) -> None:
         self.model, self.heads = model, model.architecture.num_heads
-        self.embedding = model.shared_embedding.weight
         self.layers = [_Layer(cast(DecoderBlock, block)) for block in model.decoder.block]
         self.last_norm = _norm(model.decoder.final_layernorm)
         cos, sin = model.table()[:, :, 0]
@@ -77,7 +76,7 @@ class PlainStep:
         position: int | Tensor = positions[0]
         if own_bias is not None:  # rows of their own positions attend to all but what this hides
             position = torch.tensor(positions, device=ids.device)
-        x = F.embedding(ids, self.embedding)
+        x = self.model.embed(ids)
         cos, sin = self.cos[position], self.sin[position]
         if isinstance(position, Tensor):
             cos, sin = cos[:, None, None], sin[:, None, None]
@@ -120,6 +119,7 @@ class CompiledStep:
         self.layers = [_loop_layer(cast(DecoderBlock, block)) for block in model.decoder.block]
         self.epsilon = model.architecture.layer_norm_epsilon
         self.embedding = _array(model.shared_embedding.weight)
+        self.embedding_scale = np.float32(model.architecture.embedding_scale)
         self.cos, self.sin = (_array(table[:, 0]) for table in model.table())
         self.last_norm = _loop_norm(model.decoder.final_layernorm)
         self.head = _array(model.head_weight), _array(model.lm_head.bias)
@@ -128,7 +128,7 @@ class CompiledStep:
         self, ids: Tensor, positions: Sequence[int], cache: Tensor, memory: Tensor, lengths: Sequence[int]
     ) -> Tensor:
         """See `Step`."""
-        x = self.embedding[ids.numpy()]
+        x = self.embedding[ids.numpy()] * self.embedding_scale
         places, sources = np.array(positions, np.int64), np.array(lengths, np.int64)
         stored, known = cache.numpy(), memory.numpy()
         hidden = np.empty_like(x)

@@ -26,11 +26,16 @@ class ModelRecipe(Recipe):
     """Normalise the output of each attention layer as well (paper); the released weights do not."""
     attention_bias: bool = False
     tie_embeddings: bool = True
+    scale_embedding: bool = True
+    """Multiply embeddings by sqrt(d_model). Neither the paper nor the release tells of it; without it the
+    paper's sandwich norm drowns the embeddings (docs/learning.md). The released weights do without."""
     head_bias: bool = False
     rope_base: float = 10_000.0
     norm_eps: float = 1e-5
     dropout: float = 0.0
-    init_std: float = 0.02
+    init_std: float | None = None
+    """Standard deviation of the initial weights; none: 1 / sqrt(d_model), which is near the release's 0.02
+    at its own width only (docs/learning.md)."""
     positions: int = 1024
     """Positions of the rotary table, for either side; longer input is refused (released configs: 1024)."""
     vocab_multiple: int = 128
@@ -62,10 +67,11 @@ class ModelRecipe(Recipe):
             add_qkv_bias=self.attention_bias,
             add_lm_head_bias=self.head_bias,
             tie_word_embeddings=self.tie_embeddings,
+            scale_embedding=self.scale_embedding,
             hidden_dropout=self.dropout,
             attention_dropout=self.dropout,
             rope_theta=self.rope_base,
             max_seq_length=self.positions,
             decoder_max_seq_length=self.positions,
-            initializer_range=self.init_std,
+            initializer_range=self.d_model**-0.5 if self.init_std is None else self.init_std,
         )

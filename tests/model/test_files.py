@@ -36,7 +36,8 @@ from openba.recipes.model import ModelRecipe
 
 RECIPE = ModelRecipe(
     d_model=32, num_heads=2, kv_channels=16, ffn=64, ffn_multiple=16, encoder_layers=1, decoder_layers=2,
-    norm="layernorm", attention_bias=True, head_bias=True, tie_embeddings=False, dropout=0.1, positions=48,
+    norm="layernorm", attention_bias=True, head_bias=True, tie_embeddings=False, scale_embedding=False,
+    dropout=0.1, positions=48, init_std=0.02,
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -203,6 +204,52 @@ def test_initial_weights_have_the_releases_widths() -> None:
     assert vectors
     for name, vector in vectors.items():
         assert torch.equal(vector, torch.full_like(vector, float("norm" in name and name.endswith("weight"))))
+
+
+def initial(width: int, **fields: Any) -> OpenBAModel:
+    """A model as a training begins with it, whatever its width."""
+    return build(d_model=width, num_heads=width // 16, ffn=4 * width, init_std=None, **fields)
+
+
+@settings(deadline=None, max_examples=8)
+@given(width=st.sampled_from([32, 64, 128, 256]))
+def test_an_initial_model_guesses_nearly_evenly_and_learns_everywhere(width: int) -> None:
+    model = initial(width)
+    source, labels = ids(8, 12), ids(8, 8, seed=2)
+    loss = model(source, everything(source), shifted(labels), labels) / labels.numel()
+    # Half a nat above even odds for logits of unit variance; a tied head also favours the token it has read.
+    assert abs(loss.item() - math.log(VOCAB)) < 2
+    found = gradients(model, source, everything(source), shifted(labels), labels)
+    norms = {n: g.norm().item() / found["shared_embedding.weight"].norm().item() for n, g in found.items()}
+    weak = {name: norm for name, norm in norms.items() if found[name].dim() > 1 and norm < 0.01}
+    assert weak == {}
+
+
+@settings(deadline=None, max_examples=8)
+@given(width=st.sampled_from([32, 64, 128, 256]))
+def test_a_token_is_seen_beside_the_sandwich_norms_output(width: int) -> None:
+    # Unscaled embeddings of 0.02 are a fiftieth of it: what the encoder says of all tokens is the same.
+    def likeness(model: OpenBAModel) -> float:
+        rows = Rows.ragged(everything(source := ids(1, 24)))
+        encoded = F.normalize(model.encode(rows.flat(source), rows), dim=-1)
+        return ((encoded @ encoded.T).sum() / encoded.shape[0] ** 2).item()
+
+    assert likeness(initial(width)) < 0.6
+    assert likeness(initial(width)) < likeness(initial(width, scale_embedding=False)) - 0.1
+
+
+def test_embeddings_are_scaled_on_their_way_in_only() -> None:
+    scaled, plain = build(), build(scale_embedding=False)
+    assert scaled.architecture.embedding_scale == pytest.approx(32**0.5)
+    torch.testing.assert_close(scaled.embed(ids(7)), 32**0.5 * plain.embed(ids(7)))
+    hidden = torch.randn(2, 32)
+    assert torch.equal(scaled.logits(hidden), plain.logits(hidden))
+
+
+def test_without_a_number_initial_weights_follow_the_width() -> None:
+    assert build(d_model=64, init_std=None).shared_embedding.weight.std().item() == pytest.approx(
+        0.125, rel=0.05
+    )
 
 
 def test_dropout_is_for_training_only() -> None:

@@ -36,6 +36,7 @@ def architectures(draw: st.DrawFn) -> Architecture:
         add_qkv_bias=draw(st.booleans()),
         add_lm_head_bias=draw(st.booleans()),
         tie_word_embeddings=draw(st.booleans()),
+        scale_embedding=draw(st.booleans()),
         initializer_range=0.2,
         max_seq_length=POSITIONS,
         decoder_max_seq_length=POSITIONS,

@@ -44,6 +44,7 @@ configs = st.builds(
     num_heads=st.integers(1, 3),
     num_layers=st.integers(1, 3),
     num_decoder_layers=st.integers(1, 3),
+    scale_embedding=st.booleans(),
     norm=st.sampled_from(["layernorm", "rmsnorm"]),
     sandwich_norm=st.booleans(),
     add_qkv_bias=st.booleans(),
