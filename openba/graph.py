@@ -26,7 +26,7 @@ from openba.recipes.data import (
     TaskRecipe,
     TaskStep,
 )
-from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
+from openba.recipes.evaluate import SCORING_VERSION, BenchmarkRecipe, EvaluateStep
 from openba.recipes.model import ModelRecipe
 from openba.recipes.pipeline import ExpertConfig, PipelineConfig, expert_files
 from openba.recipes.runtime import PipelineRuntime
@@ -40,7 +40,7 @@ CONTAMINATION = Kind("openba.data.contamination:build", "1")
 TASK = Kind("openba.data.tasks:build", "4")
 INSTRUCT = Kind("openba.data.instruct:build", "3")
 TRAIN = Kind("openba.train.stage:build", "6", place="gang", resumable=True)
-EVALUATE = Kind("openba.evaluate.run:build", "4", place="job", resumable=True)
+EVALUATE = Kind("openba.evaluate.run:build", SCORING_VERSION, place="job", resumable=True)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ nothing of sentences or of scores.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 Entity = tuple[str, str]
@@ -31,19 +32,19 @@ def parse_entities(text: str) -> list[Entity]:
     Raises:
         ValueError: the text is not in the notation; the message says where it stops to be.
     """
-    text = text.strip()
-    found: list[Entity] = []
-    at = 0
-    while at < len(text):
-        if found:
-            separator = _SEPARATOR.match(text, at)
-            if separator is None:
-                raise ValueError(f"character {at}: expected ', ' before the next entity")
-            at = separator.end()
-        surface, at = _group(text, at, "[]")
-        kind, at = _group(text, at, "()")
-        found.append((surface, kind))
-    return found
+    return list(_read(text.strip()))
+
+
+def complete_entities(text: str) -> list[Entity]:
+    """The entities that a text begins with, up to where it stops to be in the notation.
+
+    Of an answer that was cut off, or that ends in a comma, those are the ones written to their end.
+    """
+    entities: list[Entity] = []
+    with suppress(ValueError):
+        for entity in _read(text.strip()):
+            entities.append(entity)
+    return entities
 
 
 def entities_of_tags(tokens: Sequence[str], tags: Sequence[str]) -> list[Entity]:
@@ -83,6 +84,19 @@ def entities_of_spans(tokens: Sequence[str], spans: Iterable[Sequence[Any]]) -> 
             raise ValueError(f"span {first} to {last} is not in {len(tokens)} tokens")
         found.append((" ".join(tokens[first : last + 1]), str(kind)))
     return found
+
+
+def _read(text: str) -> Iterator[Entity]:
+    position = 0
+    while position < len(text):
+        if position:
+            separator = _SEPARATOR.match(text, position)
+            if separator is None:
+                raise ValueError(f"character {position}: expected ', ' before the next entity")
+            position = separator.end()
+        surface, position = _group(text, position, "[]")
+        kind, position = _group(text, position, "()")
+        yield surface, kind
 
 
 def _guard(text: str, brackets: str) -> str:

@@ -16,6 +16,8 @@ from openba.errors import UserError
 
 Language = Literal["zh", "en"]
 Scores = dict[str, float | str]
+Statistic = Callable[[np.ndarray], float]
+"""A score of some of the items, given by their row numbers."""
 
 BOOTSTRAP = 1000
 """Resamples of the items behind the standard error of a corpus score (sacreBLEU's default)."""
@@ -51,6 +53,18 @@ class Answers:
         return [references[0] for references in self.references]
 
 
+@dataclass(frozen=True)
+class CorpusScore:
+    """A score that is no mean over items: how it is computed, and what is reported beside it."""
+
+    statistic: Statistic
+    """In percent, but perplexity."""
+    resamples: int = BOOTSTRAP
+    """Of the bootstrap behind its standard error; 0: it has none."""
+    beside: Scores = field(default_factory=dict)
+    """Further keys of the result."""
+
+
 def mean(name: str, values: Sequence[float]) -> Scores:
     """Mean over items and its standard error, in percent."""
     array = 100 * np.asarray(values, dtype=np.float64)
@@ -58,7 +72,7 @@ def mean(name: str, values: Sequence[float]) -> Scores:
     return {name: float(array.mean()), f"{name}_stderr": float(stderr)}
 
 
-def resampled(statistic: Callable[[np.ndarray], float], items: int, resamples: int = BOOTSTRAP) -> float:
+def resampled(statistic: Statistic, items: int, resamples: int = BOOTSTRAP) -> float:
     """Standard error of a statistic of item numbers, from a bootstrap over the items."""
     drawn = np.random.default_rng(SEED).integers(items, size=(resamples, items))
     return float(np.std([statistic(rows) for rows in drawn], ddof=1))

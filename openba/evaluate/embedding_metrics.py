@@ -11,17 +11,18 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
-from openba.evaluate.answers import Answers, NotRunError, Scores
+from openba.evaluate.answers import Answers, CorpusScore, NotRunError
 
 _BATCH = 32
 _TOKENS = 256
 """Of a text, at most; both sets are of sentences."""
 
 
-def mauve(answers: Answers) -> Scores:
+def mauve(answers: Answers) -> CorpusScore:
     """How near the answers, as a whole, are to the right ones (Pillutla et al. 2021), 0 to 100.
 
     Raises:
@@ -34,8 +35,12 @@ def mauve(answers: Answers) -> Scores:
         raise NotRunError("mauve-text is not installed; pip install mauve-text (GPL-3.0)") from None
     model, tokenizer = _encoder(folder)
     right, given = (_embedded(model, tokenizer, side, True) for side in (answers.first, answers.predictions))
-    found = compute_mauve(p_features=right.numpy(), q_features=given.numpy(), verbose=False)
-    return {"mauve": 100 * float(found.mauve), "mauve_model": folder.name}
+
+    def of(rows: np.ndarray) -> float:
+        features = {"p_features": right.numpy()[rows], "q_features": given.numpy()[rows]}
+        return 100 * float(compute_mauve(**features, verbose=False).mauve)
+
+    return CorpusScore(of, resamples=0, beside={"mauve_model": folder.name})
 
 
 def similarity(answers: Answers) -> list[float]:

@@ -1,4 +1,4 @@
-"""Scores of labels: accuracy, and F1, MCC, whole questions and gender parity where a benchmark has those.
+"""Scores of labels: accuracy, and F1, MCC, complete questions and gender parity where a benchmark has those.
 
 Owns SuperGLUE's composite scores (Table 6). scikit-learn computes; an item's category says which items
 belong together.
@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Callable
 
 import numpy as np
 from sklearn.metrics import f1_score, matthews_corrcoef
 
-from openba.evaluate.answers import Answers, Scores, mean, resampled
+from openba.evaluate.answers import Answers, CorpusScore
 
 _RESAMPLES = 200  # a millisecond each
 
@@ -26,63 +25,62 @@ def accuracy(answers: Answers) -> list[float]:
     ]
 
 
-def f1(answers: Answers) -> Scores:
+def f1(answers: Answers) -> CorpusScore:
     """F1 of the label that the benchmark calls positive, over all items (MultiRC's F1a)."""
-    right, found = (
-        np.array([text == answers.positive for text in side]) for side in (answers.first, answers.predictions)
-    )
-    return _resampled(
-        "f1", lambda rows: float(f1_score(right[rows], found[rows], zero_division=0)), len(right)
+    right = np.array([text == answers.positive for text in answers.first])
+    given = np.array([text == answers.positive for text in answers.predictions])
+    return CorpusScore(
+        lambda rows: 100 * float(f1_score(right[rows], given[rows], zero_division=0)), _RESAMPLES
     )
 
 
-def matthews(answers: Answers) -> Scores:
+def macro_f1(answers: Answers) -> CorpusScore:
+    """Mean of the F1 of each label (CommitmentBank's F1; SuperGLUE averages it with the accuracy).
+
+    Labels that stand neither in the right answers nor in the given ones do not count.
+    """
+    right, given = np.array(answers.first), np.array(answers.predictions)
+    return CorpusScore(
+        lambda rows: 100 * float(f1_score(right[rows], given[rows], average="macro", zero_division=0)),
+        _RESAMPLES,
+    )
+
+
+def matthews(answers: Answers) -> CorpusScore:
     """Matthews correlation of the labels, times 100 (AX-b)."""
-    right, found = np.array(answers.first), np.array(answers.predictions)
+    right, given = np.array(answers.first), np.array(answers.predictions)
 
     def correlation(rows: np.ndarray) -> float:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # one label only: no correlation, scikit-learn says 0 and warns
-            return float(matthews_corrcoef(right[rows], found[rows]))
+            return 100 * float(matthews_corrcoef(right[rows], given[rows]))
 
-    return _resampled("matthews", correlation, len(right))
+    return CorpusScore(correlation, _RESAMPLES)
 
 
-def question_exact_match(answers: Answers) -> Scores:
-    """Share of categories, each a question, of which every item is right (MultiRC's EM)."""
-    whole: dict[str, bool] = defaultdict(lambda: True)
+def question_exact_match(answers: Answers) -> dict[str, float]:
+    """Category, which is a question -> 1 if every item of it is right (MultiRC's EM)."""
+    complete: dict[str, bool] = defaultdict(lambda: True)
     for category, right in zip(answers.categories, accuracy(answers), strict=True):
-        whole[category] &= bool(right)
-    return mean("question_exact_match", list(whole.values())) | {"question_exact_match_n": len(whole)}
+        complete[category] &= bool(right)
+    return {category: float(is_right) for category, is_right in complete.items()}
 
 
-def gender_parity(answers: Answers) -> Scores:
-    """Share of categories, each a minimal pair, whose items are answered alike (AX-g's GPS)."""
+def gender_parity(answers: Answers) -> dict[str, float]:
+    """Category, which is a minimal pair -> 1 if its items are answered alike (AX-g's GPS)."""
     given: dict[str, set[str]] = defaultdict(set)
     for category, text in zip(answers.categories, answers.predictions, strict=True):
         given[category].add(text)
-    return mean("gender_parity", [len(texts) == 1 for texts in given.values()]) | {
-        "gender_parity_n": len(given)
-    }
+    return {category: float(len(texts) == 1) for category, texts in given.items()}
 
 
-def perplexity(answers: Answers) -> Scores:
-    """Of the right answers, a token: less is better. The error is a bootstrap over the answers."""
+def perplexity(answers: Answers) -> CorpusScore:
+    """Of the right answers, a token: less is better."""
     table = np.array(answers.losses, dtype=np.float64)
 
     def of(rows: np.ndarray) -> float:
         nats, tokens = table[rows].sum(0)
-        return float(np.exp(nats / tokens))
+        with np.errstate(over="ignore"):  # infinite, which the caller reports as not finite
+            return float(np.exp(nats / tokens))
 
-    return {
-        "perplexity": of(np.arange(len(table))),
-        "perplexity_stderr": resampled(of, len(table)),
-        "perplexity_tokens": int(table[:, 1].sum()),
-    }
-
-
-def _resampled(name: str, statistic: Callable[[np.ndarray], float], items: int) -> Scores:
-    return {
-        name: 100 * statistic(np.arange(items)),
-        f"{name}_stderr": 100 * resampled(statistic, items, _RESAMPLES),
-    }
+    return CorpusScore(of, beside={"perplexity_tokens": int(table[:, 1].sum())})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import warnings
+from collections import Counter
 from math import comb
 
 from openba.data.pairs import ANSWER
@@ -25,26 +26,31 @@ def call_arguments(answers: Answers) -> list[float]:
     return [float(any(_same_call(text, right) for right in references)) for text, references in pairs]
 
 
-def pass_at_k(answers: Answers) -> Scores:
+def pass_at_k(answers: Answers) -> tuple[Scores, list[float]]:
     """Share of problems solved by one of k attempts, unbiased (Chen et al. 2021), for each k.
 
-    Every attempt runs in the sandbox. `pass_at_k_outcomes` counts how they ended.
+    Every attempt runs in the sandbox, once.
+
+    Returns:
+        Scores, of which `pass_at_k_outcomes` counts how the attempts ended; and for the first k the estimate
+        of each problem, 0 to 1.
 
     Raises:
         UserError: the machine has no sandbox to offer.
     """
     attempts = answers.attempts or [[text] for text in answers.predictions]
-    outcomes: dict[str, int] = {}
+    outcomes: Counter[str] = Counter()
     solved = []
     for texts, (program,) in zip(attempts, answers.references, strict=True):
         ends = [run_program(program.replace(ANSWER, text)).outcome for text in texts]
         solved.append((len(ends), ends.count("passed")))
-        for end in ends:
-            outcomes[end] = outcomes.get(end, 0) + 1
+        outcomes.update(ends)
+    values = {k: [estimate(n, right, k) for n, right in solved] for k in answers.k}
     scores: Scores = {}
-    for k in answers.k:
-        scores |= mean(f"pass_at_{k}", [estimate(n, right, k) for n, right in solved])
-    return scores | {"pass_at_k_outcomes": ", ".join(f"{end} {n}" for end, n in sorted(outcomes.items()))}
+    for k, of_problems in values.items():
+        scores |= mean(f"pass_at_{k}", of_problems)
+    scores["pass_at_k_outcomes"] = ", ".join(f"{end} {n}" for end, n in sorted(outcomes.items()))
+    return scores, values[answers.k[0]]
 
 
 def estimate(attempts: int, right: int, k: int) -> float:

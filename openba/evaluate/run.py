@@ -7,10 +7,10 @@ answers in `answering.py`, scores in `metrics.py`.
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ import pyarrow.parquet as pq
 
 from openba.artifacts import Build
 from openba.errors import UserError
-from openba.evaluate.answers import Answers
+from openba.evaluate.answers import Answers, mean
+from openba.evaluate.extraction import extract
 from openba.evaluate.grouping import Score, grouped
-from openba.evaluate.metrics import score_answers, verdicts
+from openba.evaluate.metrics import score_answers, score_items, score_key
 from openba.evaluate.shards import SAMPLES, Job, Mapper, Part, divided, here, merged
 from openba.model.files import weights_folder
-from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep, Metric
+from openba.recipes.evaluate import SCORING_VERSION, BenchmarkRecipe, EvaluateStep, Metric
 
 
 def build(build: Build, mapper: Mapper = here) -> dict[str, Any]:
@@ -79,7 +80,7 @@ def _scored(part: Part) -> dict[str, Any] | UserError:
     """The result of a benchmark whose shards are all there; its one file takes their place."""
     items = merged(part)
     try:
-        result = judged(part.benchmark, items, part.step.samples) | _left_out(part.task)
+        result = judged(part.benchmark, items, part.step.samples) | _left_out(part.task) | _asked(part, items)
     except UserError as error:  # such as a machine without a sandbox
         return error
     pq.write_table(
@@ -92,13 +93,12 @@ def _scored(part: Part) -> dict[str, Any] | UserError:
 
 def judged(benchmark: BenchmarkRecipe, items: list[dict[str, Any]], samples: int) -> dict[str, Any]:
     """The result of a benchmark's answered items; sets `answer` and `verdict` in them."""
-    for item in items:
-        item["answer"] = _extracted(benchmark, item["output"])
-    answers = _answers(benchmark, items)
-    single = verdicts(benchmark.metrics[0], answers)
+    answers = read_answers(benchmark, items)
+    scores, values = score_items(benchmark.metrics, answers)
+    verdicts = values.get(benchmark.metrics[0])
     for row, item in enumerate(items):
-        item["verdict"] = single[row] if single is not None else None
-    scores = score_answers(benchmark.metrics, answers)
+        item["answer"] = answers.predictions[row]
+        item["verdict"] = verdicts[row] if verdicts is not None else None
     result: dict[str, Any] = {
         "language": benchmark.language,
         "method": benchmark.method,
@@ -112,12 +112,50 @@ def judged(benchmark: BenchmarkRecipe, items: list[dict[str, Any]], samples: int
             {key: row[key][:400] for key in ("input", "target", "output")} for row in items[:samples]
         ],
     }
-    if benchmark.groups or benchmark.average == "category":
-        result |= _grouped(benchmark, answers)
-    if benchmark.average == "category":
-        whole = result["groups"]["all"]
-        scores |= {"average": whole["score"], "average_stderr": whole["stderr"]}
+    first = score_key(benchmark.metrics[0], benchmark.k)
+    if first in scores and (benchmark.groups or benchmark.average == "category"):
+        result |= _grouped(benchmark, answers, verdicts)
+        if benchmark.average == "category":
+            average = result["groups"]["all"]
+            scores |= {"average": average["score"], "average_stderr": average["stderr"]}
     return result
+
+
+def read_answers(benchmark: BenchmarkRecipe, items: Sequence[Mapping[str, Any]]) -> Answers:
+    """What is scored of answered items: the answer read out of each output and of each attempt."""
+
+    def read(text: str, choices: Sequence[str]) -> str:
+        letters = [choice for choice in choices if len(choice) == 1 and choice.isupper()]
+        return extract(text, benchmark.extract, benchmark.stop, letters)
+
+    return Answers(
+        predictions=[read(item["output"], item["choices"]) for item in items],
+        references=[item["references"] for item in items],
+        language=benchmark.language,
+        categories=[item["category"] for item in items],
+        positive=benchmark.positive,
+        attempts=[
+            [read(text, item["choices"]) for text in item["attempts"] or [item["output"]]] for item in items
+        ],
+        k=benchmark.k,
+        prompts=[item["input"] for item in items],
+        losses=[item["scores"] for item in items] if benchmark.method == "likelihood" else (),
+        models={str(metric): folder for metric, folder in benchmark.models.items()},
+    )
+
+
+def _asked(part: Part, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What a result has to be compared by: the declaration, how it was asked, and a digest of the records."""
+    asked = hashlib.sha256()
+    for item in items:
+        asked.update(json.dumps([item["id"], item["input"], list(item["references"])]).encode())
+    return {
+        "declaration": part.benchmark.model_dump(mode="json", exclude={"paper"}),
+        "prefix": part.step.prefix,
+        "encoder_length": part.step.encoder_length,
+        "records": asked.hexdigest()[:16],
+        "scoring": SCORING_VERSION,
+    }
 
 
 def _left_out(task: Path) -> dict[str, Any]:
@@ -128,47 +166,35 @@ def _left_out(task: Path) -> dict[str, Any]:
     return {"broken": {"records": count, "first": broken}} if count else {}
 
 
-def _answers(benchmark: BenchmarkRecipe, items: list[dict[str, Any]]) -> Answers:
-    return Answers(
-        [item["answer"] for item in items],
-        [item["references"] for item in items],
-        benchmark.language,
-        [item["category"] for item in items],
-        benchmark.positive,
-        [item["attempts"] or [item["answer"]] for item in items],
-        benchmark.k,
-        [item["input"] for item in items],
-        [item["scores"] for item in items] if benchmark.method == "likelihood" else (),
-        {str(metric): folder for metric, folder in benchmark.models.items()},
-    )
-
-
-def _extracted(benchmark: BenchmarkRecipe, output: str) -> str:
-    if benchmark.extract is None:
-        return output
-    found = [match.group(1).strip() for match in re.finditer(benchmark.extract, output)]
-    return found[-1] if found else ""
-
-
-def _grouped(benchmark: BenchmarkRecipe, answers: Answers) -> dict[str, Any]:
+def _grouped(
+    benchmark: BenchmarkRecipe, answers: Answers, verdicts: Sequence[float] | None
+) -> dict[str, Any]:
     """Scores of categories and of groups by the first metric."""
     rows: dict[str, list[int]] = defaultdict(list)
     for row, category in enumerate(answers.categories):
         rows[category].append(row)
     metric = benchmark.metrics[0]
-    categories = {name: _part(metric, answers, chosen) for name, chosen in sorted(rows.items())}
+
+    def score_of(chosen: list[int]) -> Score | None:
+        if verdicts is None:
+            return _score_of(metric, answers, chosen)
+        scores = mean("score", [verdicts[row] for row in chosen])
+        return Score(round(float(scores["score"]), 4), len(chosen), round(float(scores["score_stderr"]), 4))
+
+    scored = {name: score_of(chosen) for name, chosen in sorted(rows.items())}
+    categories = {name: score for name, score in scored.items() if score is not None}
     groups = grouped(categories, benchmark.groups, benchmark.average)
     if benchmark.average == "item":  # then a group is one sample of items, and its error that of all of them
         for name, group in groups.items():
             members = benchmark.groups.get(name, rows)
-            if "score" in group:
-                chosen = [row for member in members for row in rows.get(member, ())]
-                group["stderr"] = _part(metric, answers, chosen).stderr
-    return {"categories": {name: vars(one) for name, one in categories.items()}, "groups": groups}
+            chosen = [row for member in members for row in rows.get(member, ())]
+            if "score" in group and (score := score_of(chosen)) is not None:
+                group["stderr"] = score.stderr
+    return {"categories": {name: vars(score) for name, score in categories.items()}, "groups": groups}
 
 
-def _part(metric: Metric, answers: Answers, chosen: list[int]) -> Score:
-    """The score of some of the items."""
+def _score_of(metric: Metric, answers: Answers, chosen: list[int]) -> Score | None:
+    """The score of some of the items; None if the metric cannot be computed on them."""
     part = replace(
         answers,
         predictions=[answers.predictions[i] for i in chosen],
@@ -179,6 +205,8 @@ def _part(metric: Metric, answers: Answers, chosen: list[int]) -> Score:
         losses=[answers.losses[i] for i in chosen] if answers.losses else (),
     )
     scores = score_answers([metric], part)
+    if metric not in scores:
+        return None
     return Score(float(scores[metric]), len(chosen), float(scores.get(f"{metric}_stderr", 0.0)))
 
 

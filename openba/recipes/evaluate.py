@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,8 +22,10 @@ Metric = Literal[
     "exact_match",
     "f1",
     "gender_parity",
+    "macro_f1",
     "matthews",
     "mauve",
+    "normalised_match",
     "pass_at_k",
     "perplexity",
     "python_syntax",
@@ -34,6 +37,19 @@ Metric = Literal[
     "sim",
     "token_f1",
 ]
+
+
+EXTRACTORS = ("text", "letter", "answer", "short_answer", "code")
+"""Names of `extract`; `openba.evaluate.extraction` has the functions."""
+
+SCORING_VERSION = "5"
+"""Raised when answers or scores change under the same declaration; part of every evaluation's identity."""
+
+_WRITTEN: tuple[Metric, ...] = (
+    "bleu", "bleu_2", "call_arguments", "chrf", "distinct_2", "entity_f1", "mauve", "pass_at_k",
+    "python_syntax", "repetition_2", "rouge_1", "rouge_2", "rouge_l", "sim",
+)  # fmt: skip
+"""Metrics of text that a model writes, which no choice among given answers has."""
 
 
 class PaperValue(Recipe):
@@ -62,49 +78,84 @@ class BenchmarkRecipe(Recipe):
     positive: str | None = None
     """The target that `f1` counts as found."""
     extract: str | None = None
-    """A regular expression; the answer is its first group where it matches last in what was generated."""
+    """How the answer is read out of what was generated: a name of `EXTRACTORS`, or a regular expression with
+    one group, whose last match counts; none: all of it. Every attempt is read so."""
+    stop: tuple[str, ...] = ()
+    """What was generated ends before the first of these, such as `Question:`."""
     groups: dict[str, tuple[str, ...]] = {}
     """Group -> its categories (see the task's `category`); a category may be in several."""
     average: Literal["item", "category"] = "item"
     """Scores of groups, and of all: mean over items, or mean over categories."""
-    items: int | None = 100
+    items: int | None = Field(default=100, ge=1)
     """Held-out records used, the first by id hash; null: all."""
-    max_new_tokens: int = 64
+    max_new_tokens: int = Field(default=64, ge=1)
     attempts: int = Field(default=1, ge=1)
     """Answers a record, drawn at `temperature`; `pass_at_k` says how many of them must be tried."""
-    temperature: float = Field(default=0.8, gt=0)
-    k: tuple[int, ...] = (1,)
+    temperature: float = Field(default=0.8, gt=0, allow_inf_nan=False)
+    k: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
     models: dict[Literal["mauve", "sim"], str] = {}
     """Metric -> folder of the transformers model that it compares texts by."""
     paper: PaperValue | None = None
 
     @model_validator(mode="after")
-    def _complete(self) -> BenchmarkRecipe:
-        if (self.method == "likelihood") != ("perplexity" in self.metrics) or (
-            self.method == "likelihood" and len(self.metrics) > 1
-        ):
-            raise ValueError("method 'likelihood' and metric 'perplexity', alone, go together")
-        if self.method in ("letters", "choice") and not (self.task.choices or self.task.options):
-            raise ValueError(
-                f"method {self.method!r} needs the task's choices or options; name them or use 'generate'"
-            )
-        if self.answer_prefix and self.method == "generate":
-            raise ValueError("answer_prefix is for methods 'letters' and 'choice'; put it into the input")
-        if self.extract is not None and re.compile(self.extract).groups < 1:
-            raise ValueError(f"extract {self.extract!r} has no group that holds the answer")
-        if ("f1" in self.metrics) != (self.positive is not None):
-            raise ValueError("metric 'f1' and positive go together")
-        if (self.groups or self.average == "category") and self.task.category is None:
-            raise ValueError("groups and average 'category' need the task's category")
-        if ("pass_at_k" in self.metrics) != (self.task.check is not None):
-            raise ValueError("metric 'pass_at_k' and the task's check go together")
-        if lacking := sorted({"mauve", "sim"} & set(self.metrics) - self.models.keys()):
-            raise ValueError(
-                f"metric {lacking[0]!r} compares by a model; name its folder as models.{lacking[0]}"
-            )
-        if max(self.k) > self.attempts:
-            raise ValueError(f"k {max(self.k)} needs as many attempts; there are {self.attempts}")
+    def _can_work(self) -> BenchmarkRecipe:
+        for fault in (*self._faults_of_method(), *self._faults_of_extract(), *self._faults_of_metrics()):
+            raise ValueError(fault)
         return self
+
+    def _faults_of_method(self) -> Iterator[str]:
+        if (self.method == "likelihood") != (self.metrics == ("perplexity",)):
+            yield "method 'likelihood' and metric 'perplexity', alone, go together"
+        if self.method in ("letters", "choice"):
+            if not (self.task.choices or self.task.options):
+                needed = "needs the task's choices or options; name them or use 'generate'"
+                yield f"method {self.method!r} {needed}"
+            if written := sorted(set(self.metrics) & set(_WRITTEN)):
+                yield f"metric {written[0]!r} scores written text; method {self.method!r} writes none"
+        if self.answer_prefix and self.method == "generate":
+            yield "answer_prefix is for methods 'letters' and 'choice'; put it into the input"
+        if self.attempts > 1 and "pass_at_k" not in self.metrics:
+            yield f"attempts {self.attempts}: only metric 'pass_at_k' looks at more than one; leave it out"
+
+    def _faults_of_extract(self) -> Iterator[str]:
+        if (self.extract is not None or self.stop) and self.method != "generate":
+            yield f"extract and stop read written text; method {self.method!r} writes none"
+        if any(not mark for mark in self.stop):
+            yield "stop: an empty string ends every answer; leave it out"
+        if self.extract is None or self.extract in EXTRACTORS:
+            return
+        try:
+            groups = re.compile(self.extract).groups
+        except re.error as error:
+            names = ", ".join(EXTRACTORS)
+            yield f"extract {self.extract!r} is none of {names} and no regular expression: {error}"
+            return
+        if groups != 1:
+            yield (
+                f"extract {self.extract!r} has {groups} groups, not the one that holds the answer; "
+                f"write (?:...) for others, or name one of {', '.join(EXTRACTORS)}"
+            )
+
+    def _faults_of_metrics(self) -> Iterator[str]:
+        if repeated := [metric for metric in self.metrics if self.metrics.count(metric) > 1]:
+            yield f"metric {repeated[0]!r} stands there twice"
+        if ("f1" in self.metrics) != (self.positive is not None):
+            yield "metric 'f1' and positive go together"
+        if self.positive is not None and self.task.choices and self.positive not in self.task.choices:
+            yield f"positive {self.positive!r} is not one of the choices {', '.join(self.task.choices)}"
+        if self.task.category is None:
+            if self.groups or self.average == "category":
+                yield "groups and average 'category' need the task's category"
+            for metric in sorted({"question_exact_match", "gender_parity"} & set(self.metrics)):
+                yield f"metric {metric!r} needs the task's category: which items belong together"
+        if ("pass_at_k" in self.metrics) != (self.task.check is not None):
+            yield "metric 'pass_at_k' and the task's check go together"
+        if self.task.check is not None and "{answer}" not in self.task.check:
+            yield "task.check: {answer} is missing, so the program would not test the answer"
+        if lacking := sorted({"mauve", "sim"} & set(self.metrics) - self.models.keys()):
+            yield f"metric {lacking[0]!r} compares by a model; name its folder as models.{lacking[0]}"
+        if max(self.k) > self.attempts:
+            yield f"k {max(self.k)} needs as many attempts; there are {self.attempts}"
 
 
 class EvaluateStep(Recipe):

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sacrebleu.metrics import BLEU, CHRF
 
 from openba.data.entities import format_entities
 from openba.errors import UserError
-from openba.evaluate.metrics import score
+from openba.evaluate.answers import Answers
+from openba.evaluate.metrics import score, score_answers
 from openba.evaluate.text_metrics import HanTokenizer
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
@@ -132,3 +134,62 @@ def test_programs_are_parsed_and_never_run(tmp_path):
 def test_nothing_to_score_is_told():
     with pytest.raises(UserError, match="no held-out records"):
         score(["bleu"], [], [], "en")
+
+
+def test_f1_of_chinese_counts_characters():
+    assert score(["token_f1"], ["北京市海淀区"], ["北京海淀区"], "zh")["token_f1"] == pytest.approx(
+        1000 / 11, abs=1e-3
+    )
+    assert score(["token_f1"], ["GPT-4 模型"], ["GPT 4模型"], "zh")["token_f1"] == 100
+
+
+def test_rare_ideographs_are_characters_for_bleu():
+    right = "\U00020000\U00020001\U00020002\U00020003\U00020004"
+    wrong = right[:4] + "\U00020005"
+    assert score(["bleu"], [wrong], [right], "zh")["bleu"] == pytest.approx(66.87, abs=0.01)
+    assert score(["bleu"], ["今天天气非常好"], ["今天天气非常坏"], "zh")["bleu"] > 50
+
+
+def test_official_normalisation_has_no_case_articles_and_punctuation():
+    metrics = ["normalised_match", "exact_match", "token_f1"]
+    scores = score(metrics, ["united states"], ["the United States"], "en")
+    assert (scores["normalised_match"], scores["exact_match"], scores["token_f1"]) == (100, 0, 100)
+    assert score(metrics, ["states united"], ["United States"], "en")["normalised_match"] == 0
+
+
+def test_macro_f1_is_the_mean_over_labels():
+    right, given = ["yes", "yes", "no", "maybe"], ["yes", "no", "no", "no"]
+    # yes: 2/3, no: 1/2, maybe: 0
+    assert score(["macro_f1"], given, right, "en")["macro_f1"] == pytest.approx(
+        100 * (2 / 3 + 1 / 2) / 3, abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("ending", [", [Lond", ",", ", [London](ci", ", and others"])
+def test_complete_entities_of_a_broken_answer_are_counted_beside_the_strict_figure(ending):
+    right = "[Rome](city), [Ann](person)"
+    scores = score(["entity_f1"], [right + ending], [right + ", [London](city)"], "en")
+    assert scores["entity_f1"] == 0
+    assert scores["entity_f1_unreadable"] == 100
+    assert scores["entity_f1_complete"] == pytest.approx(80)
+
+
+def test_a_score_that_is_no_number_is_said_and_the_others_stand():
+    answers = Answers(["a"], [["a"]], "en", [""], losses=[[float("nan"), 3.0]])
+    scores = score_answers(["exact_match", "perplexity"], answers)
+    assert scores["exact_match"] == 100
+    assert "no finite number" in str(scores["perplexity_not_run"])
+
+
+def test_corpus_scores_are_sacrebleus_own():
+    pairs = [
+        line.split("\t") for line in ("the cat sat\tthe cat sat down", "a b c d e\ta b c x e", "one\ttwo")
+    ]
+    given, right = [a for a, _ in pairs], [b for _, b in pairs]
+    scores = score(["bleu", "bleu_2", "chrf"], given, right, "en")
+    assert scores["bleu"] == pytest.approx(BLEU().corpus_score(given, [right]).score, abs=1e-3)
+    assert scores["bleu_2"] == pytest.approx(
+        BLEU(max_ngram_order=2).corpus_score(given, [right]).score, abs=1e-3
+    )
+    assert scores["chrf"] == pytest.approx(CHRF().corpus_score(given, [right]).score, abs=1e-3)
+    assert scores["chrf_stderr"] > 0

@@ -229,7 +229,7 @@ def test_a_letter_that_is_no_token_is_refused(inputs: dict[str, Path], tmp_path:
 
 def test_drawn_answers_are_as_many_as_asked_and_the_same_again(inputs: dict[str, Path]) -> None:
     model, tokenizer = load_model(inputs["model"] / "model")
-    recipe = benchmark("translate-zh-en", "attempts=5", "temperature=1.0")
+    recipe = benchmark("translate-zh-en").model_copy(update={"attempts": 5, "temperature": 1.0})
     sources = [encode_input(tokenizer, text, [], 96) for text in ("打开文件", "退出")]
     first, second = (
         answering.answer(model, tokenizer, sources, [{"id": "a"}, {"id": "b"}], recipe) for _ in range(2)
