@@ -237,7 +237,7 @@ def _letters_called_right(text: str, options: str) -> list[str]:
         rf"(?:[选選][项項]|[项項])?\s*[是为為]?\s*[唯最]?一?(?:正[确確]|符合[题題]意|符合要求)"
         rf"(?:的?(?:答案|[选選][项項])|的)?(?=\s*(?:$|[\n。，,.;；!！]))"
     )
-    read = []
+    read: list[str] = []
     for pattern in (english, chinese):
         for match in re.finditer(pattern, text):
             several = re.search(rf"[{options}]\s*(?:[、和或与與及]|and|or)\s*$", text[: match.start(1)])
