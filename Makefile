@@ -1,15 +1,19 @@
-# Two commands: `make run` and `make test`. Both install from requirements.lock into .venv first.
+# Two commands: `make run` and `make test`; `make quick` is the tests of two minutes. All install from requirements.lock into .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test check lock clean
+.PHONY: run test quick check lock clean
 
 run: $(VENV)/.installed
 	$(BIN)/openba run tiny
 
 test: $(VENV)/.installed
 	$(BIN)/pytest
+
+# Everything but the tests marked slow; what takes more than 2 s is listed, to be marked or made faster.
+quick: $(VENV)/.installed
+	$(BIN)/pytest -m "not slow" --durations=10 --durations-min=2
 
 check: $(VENV)/.installed
 	$(BIN)/ruff check .

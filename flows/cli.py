@@ -9,7 +9,7 @@ import atexit
 import gc
 import json
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -25,6 +25,9 @@ from openba.plan import MT5_IDS
 from openba.plan import plan as make_plan
 from openba.recipes.model import ModelRecipe
 from openba.units import human
+
+if TYPE_CHECKING:
+    from tasks.registry import Registry
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
@@ -147,14 +150,31 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Why; goes to the promotion log.")],
     pipeline: PipelineOption = "tiny",
 ) -> None:
-    """Make the champion before the present one champion again."""
+    """Make the champion before the present one champion again; no run promotes the present one any more."""
+    present, earlier = _registry(pipeline).rollback(model, reason)
+    console.print(f"{model}: champion was version {present}, is version {earlier}", markup=False)
+
+
+@app.command()
+def promote(
+    model: Annotated[str, typer.Argument(help="A registered name, such as openba-chat.")],
+    version: Annotated[str, typer.Argument(help="Its version in the registry.")],
+    reason: Annotated[str, typer.Option(help="Who says so and why; goes to the promotion log.")],
+    pipeline: PipelineOption = "tiny",
+) -> None:
+    """Make a version champion by hand, also one that was rolled back or rejected; the gate is not asked."""
+    _registry(pipeline).promote(model, version, reason)
+    console.print(f"{model}: champion is version {version}", markup=False)
+
+
+def _registry(pipeline: str) -> Registry:
+    """The registry of a pipeline's models."""
     from tasks.registry import Registry
     from tasks.tracking import Tracking
 
-    home, graph = Home.from_environment(), Pipeline(find_pipeline(pipeline))
-    registry = Registry(Tracking(home, graph.config.name, ""), home.store, home.promotions, graph)
-    present, earlier = registry.rollback(model, reason)
-    console.print(f"{model}: champion was version {present}, is version {earlier}", markup=False)
+    home = Home.from_environment()
+    graph = Pipeline(find_pipeline(pipeline))
+    return Registry(Tracking(home, graph.config.name, ""), home.store, home.promotions, graph)
 
 
 @app.command()

@@ -117,10 +117,11 @@ def promote_model(model: str, pipeline: str = "tiny", overrides: Overrides = Non
         if done.decision == "waiting":  # the process ends here; when a person answers, the flow runs again
             answer = suspend_flow_run(wait_for_input=Approval, timeout=APPROVAL_SECONDS)
             if not answer.approve:
+                registry.reject(done, answer.by)
                 raise UserError(f"{done.name} version {done.version}: not approved; the champion stays")
-            done = registry.promote(done, answer.by)
-    if done.decision == "refused":
-        raise UserError(f"{done.name} version {done.version}: refused: {done.reason}")
+            done = registry.approve(found, graph.config.registry.gate, answer.by)
+    if done.decision in ("refused", "withheld"):
+        raise UserError(f"{done.name} version {done.version}: {done.decision}: {done.reason}")
     if done.decision == "promoted":
         events.promoted(done.name, pipeline, done.version)
     return f"{done.name} version {done.version}: {done.decision}: {done.reason}"

@@ -40,8 +40,8 @@ class Against:
 
     version: str
     heldout_loss: float
-    benchmarks: list[dict[str, Any]]
-    """Rows of `openba.evaluate.compare`, champion first; empty if its evaluation is not there."""
+    benchmarks: list[dict[str, Any]] | None
+    """Rows of `openba.evaluate.compare`, champion first; None if one of the two evaluations is missing."""
 
 
 def stage_refusals(facts: dict[str, Any], max_heldout_loss: float | None) -> list[str]:
@@ -73,9 +73,21 @@ def evaluation_refusals(benchmarks: tuple[str, ...], results: dict[str, Any] | N
             lines.append(f"evaluation: {name}: not run")
         elif "error" in result:
             lines.append(f"evaluation: {name}: {result['error']}")
-        elif not any(_is_finite(value) for key, value in result["scores"].items() if key != "n"):
-            lines.append(f"evaluation: {name}: no finite score")
+        else:
+            lines += [f"evaluation: {name}: {reason}" for reason in _score_refusals(result["scores"])]
     return lines
+
+
+def _score_refusals(scores: dict[str, Any]) -> list[str]:
+    """Reasons why scores cannot be compared: the first metric or its standard error is not finite.
+
+    Models are compared by the first metric, so that a second one that is finite does not help.
+    """
+    metric = next((key for key in scores if key != "n"), None)
+    if metric is None:
+        return ["no score"]
+    compared = [metric, f"{metric}_stderr"] if f"{metric}_stderr" in scores else [metric]
+    return [f"{key} is {scores[key]}" for key in compared if not _is_finite(scores[key])]
 
 
 def champion_refusals(found: Evidence, against: Against | None, gate: GateConfig) -> list[str]:
@@ -92,7 +104,7 @@ def champion_refusals(found: Evidence, against: Against | None, gate: GateConfig
     if against is not None and not lines:
         lines += _worse(found, against, gate)
     if gate.contamination is not None:
-        lines += _contaminated(found, gate.contamination)
+        lines += _contaminated(found, gate.contamination, gate.trained_on)
     if gate.licences:
         unstated = sorted(name for name, licence in found.licences.items() if _unstated(licence))
         lines += [f"licences: {name} states none" for name in unstated]
@@ -105,41 +117,56 @@ def champion_refusals(found: Evidence, against: Against | None, gate: GateConfig
 
 def not_compared(against: Against | None) -> list[str]:
     """Benchmarks whose scores do not compare with the champion's, with the reason."""
-    rows = against.benchmarks if against else []
+    rows = (against.benchmarks or []) if against else []
     lines = [f"{row['benchmark']} (other {', '.join(row['changed'])})" for row in rows if row.get("changed")]
     return lines + [f"{row['benchmark']} (run for one only)" for row in rows if "difference" not in row]
 
 
 def _worse(found: Evidence, against: Against, gate: GateConfig) -> Iterator[str]:
+    """Reasons by which the candidate is worse than the champion, or cannot be compared with it."""
+    champion = f"champion v{against.version}"
     if gate.heldout_loss is not None:
         loss, best = found.facts["heldout_loss"], against.heldout_loss
-        if loss > best + gate.heldout_loss:
+        if not _is_finite(best):
+            yield f"heldout_loss: {champion} has none to compare with"
+        elif loss > best + gate.heldout_loss:
+            yield f"heldout_loss: {loss:.4f}, {champion} {best:.4f}, {gate.heldout_loss:g} may be lost"
+    if gate.standard_errors is None or not found.benchmarks:
+        return
+    if against.benchmarks is None:
+        yield f"standard_errors: the evaluation of {champion} or of the candidate is missing"
+        return
+    for row in against.benchmarks:
+        if "difference" not in row or row["changed"]:
+            continue
+        if not (_is_finite(row["difference"]) and _is_finite(row["stderr"])):
             yield (
-                f"heldout_loss: {loss:.4f}, champion v{against.version} {best:.4f}, "
-                f"{gate.heldout_loss:g} may be lost"
+                f"{row['benchmark']}: difference to {champion} is {row['difference']}, its standard error "
+                f"{row['stderr']}"
             )
-    if gate.standard_errors is not None:
-        for row in against.benchmarks:
-            if "difference" not in row or row["changed"]:
-                continue
-            if row["difference"] < -gate.standard_errors * row["stderr"]:
-                yield (
-                    f"{row['benchmark']}: {row['other']['metric']} {row['other']['score']:.2f}, champion "
-                    f"v{against.version} {row['one']['score']:.2f}; {gate.standard_errors:g} standard errors "
-                    f"are {gate.standard_errors * row['stderr']:.2f}"
-                )
+        elif row["difference"] < -gate.standard_errors * row["stderr"]:
+            yield (
+                f"{row['benchmark']}: {row['other']['metric']} {row['other']['score']:.2f}, {champion} "
+                f"{row['one']['score']:.2f}; {gate.standard_errors:g} standard errors "
+                f"are {gate.standard_errors * row['stderr']:.2f}"
+            )
 
 
-def _contaminated(found: Evidence, limit: float) -> Iterator[str]:
+def _contaminated(found: Evidence, limit: float, trained_on: tuple[str, ...]) -> Iterator[str]:
+    """Reasons by which benchmarks stand in the training data, but for those that are trained on by design."""
     if found.contamination is None:
         yield "contamination: not built"
         return
     rows = {row["set"]: row for row in found.contamination["sets"]}
     for name in found.benchmarks:
+        if name in trained_on:
+            continue
         if (row := rows.get(name)) is None:
             yield f"contamination: {name} was not looked for"
-        elif row["dirty"] > limit * (looked := row["records"] - row["too_short"]):
-            yield f"contamination: {name}: {row['dirty']} of {looked} records stand in the training data"
+            continue
+        searched = row["records"] - row["too_short"]
+        if not row["dirty"] <= limit * searched:
+            yield f"contamination: {name}: {row['dirty']} of {searched} records stand in the training data"
 
 
 def _exported(apart: float | str | None) -> Iterator[str]:

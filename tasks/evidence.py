@@ -7,6 +7,7 @@ for the export. The rules are `openba.gate`'s.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -87,11 +88,12 @@ class Witness:
 
     def against(self, model: Model, champion: ModelVersion) -> Against:
         """The champion, its scores beside the candidate's where both evaluations are there."""
-        results, rows = self._results(model.evaluation), []
+        results = self._results(model.evaluation)
+        rows = None
         with _evaluation(champion.tags.get(EVALUATION)) as theirs:
             if theirs and results and model.evaluation:
                 rows = compare_results(theirs, (results, self.store.path(model.evaluation)))
-        return Against(str(champion.version), float(champion.tags.get(LOSS, "nan")), rows)
+        return Against(str(champion.version), _number(champion.tags.get(LOSS)), rows)
 
     def _facts(self, step: Step | None) -> dict[str, Any] | None:
         record = self.store.manifest(step) if step else None
@@ -123,9 +125,17 @@ def _evaluation(uri: str | None) -> Iterator[tuple[dict[str, Any], Path] | None]
             answers = {name: entry for name, entry in record["files"].items() if name.endswith(".parquet")}
             folder = stack.enter_context(fetched(uri, answers))
             found = record["facts"]["benchmarks"], folder
-        except (FileNotFoundError, UserError):
+        except (FileNotFoundError, UserError, ValueError, KeyError):  # gone, damaged, or not a manifest
             found = None
         yield found
+
+
+def _number(text: str | None) -> float:
+    """Value of a tag; NaN if it is missing or says `None`."""
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return math.nan
 
 
 def _spent(cost: Cost) -> Carbon:

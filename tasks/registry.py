@@ -1,6 +1,6 @@
-"""The MLflow registry: one version per fingerprint, alias `candidate`, and `champion` by a gate.
+"""The MLflow registry: one version per fingerprint, alias `candidate`, and `champion` by a gate or a person.
 
-Owns versions, aliases and the promotion log (MLflow keeps no history of aliases). A version is
+Owns versions and aliases; what happened to a version stands in `tasks/promotions.py`. A version is
 a pointer to the store. What makes a candidate good enough is the pipeline's `registry.gate`.
 """
 
@@ -16,23 +16,31 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import mlflow
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
-from openba.artifacts import Store
+from openba.artifacts import MANIFEST, Store
 from openba.errors import UserError
-from openba.gate import Against, champion_refusals, not_compared
+from openba.gate import champion_refusals, not_compared
 from openba.graph import Model, Pipeline
 from openba.recipes.pipeline import GateConfig
 from tasks import serve_model
 from tasks.evidence import Witness
-from tasks.tracking import FINGERPRINT, Tracking
+from tasks.promotions import TAKEN_BACK, Event, PromotionLog, champions_before
+from tasks.tracking import FINGERPRINT, Tracking, one_line_errors
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for 300 bytes
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a version
 CANDIDATE, CHAMPION = "candidate", "champion"
+URI = "openba.uri"
+"""Tag of a version: the address of its output in the store."""
+_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow says of a model, version or alias that is not there."""
+_LONGEST_TAG = 5000
 CARD = "README.md"
 """The model's card, among the artifacts of its training's run."""
 _REQUIREMENTS = ["openba", "torch", "safetensors", "sentencepiece"]
@@ -41,6 +49,10 @@ _SIGNATURE = ModelSignature(
     outputs=Schema([ColSpec(DataType.string)]),
     params=ParamSchema([ParamSpec("max_new_tokens", DataType.long, 64)]),
 )
+
+
+STATE, REASON = "openba.state", "openba.reason"
+"""Tags of a version: the newest event of the promotion log, and why."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +64,8 @@ class Registration:
     aliases: list[str]
     uri: str
     decision: str
-    """`promoted`, `kept` (is the champion already), `refused`, or `waiting` for a person."""
+    """`promoted`, `kept` (is the champion already), `refused` by the gate, `withheld` (a person has taken it
+    back), or `waiting` for a person."""
     reason: str
 
 
@@ -60,58 +73,135 @@ class Registry:
     """The registered models of one tracking server."""
 
     def __init__(self, tracking: Tracking, store: Store, log: Path, pipeline: Pipeline) -> None:
-        self.tracking, self.store, self.log = tracking, store, log
+        self.tracking, self.store, self.log = tracking, store, PromotionLog(log)
         self.client = tracking.client
         self.witness = Witness(store, pipeline.config, pipeline.steps.get("contamination"))
 
     def register(self, model: Model, gate: GateConfig) -> Registration:
-        """Make sure the model has a version with alias candidate; set champion if the gate lets it."""
+        """Make sure the model has a version with alias candidate; set champion if the gate lets it.
+
+        Raises:
+            UserError: the model is not built, or MLflow does not answer.
+        """
         assert model.register_as is not None
         name, step = model.register_as, model.training
         record = self.store.manifest(step)
         if record is None:
             raise UserError(f"{step.key}: not built; `openba run --until {step.name}` builds it")
-        version = str(self._version(name, step.fingerprint) or self._create(model, record))
-        for key, value in self.witness.tags(model).items():
-            self.client.set_model_version_tag(name, version, key, value)
-        self.client.log_text(str(self.tracking.run_of(step)), self.witness.card(model), CARD)
-        self.client.set_registered_model_alias(name, CANDIDATE, version)
-        decision, reason = self._decide(model, version, gate)
-        judged = Registration(name, version, [], self.store.uri(step), decision, reason)
-        return self.promote(judged) if decision == "promoted" else self._with_aliases(judged)
+        with one_line_errors(self.tracking.uri), self.log.locked():
+            version = str(self._version(name, step.fingerprint) or self._create(model, record))
+            for key, value in self.witness.tags(model).items():
+                self.client.set_model_version_tag(name, version, key, value)
+            self.client.log_text(str(self.tracking.run_of(step)), self.witness.card(model), CARD)
+            self.client.set_registered_model_alias(name, CANDIDATE, version)
+            decision, reason = self._decide(model, version, gate)
+            judged = Registration(name, version, [], self.store.uri(step), decision, reason)
+            if decision == "promoted":
+                return self._promote(judged, step.fingerprint)
+            if decision == "refused":
+                self._note_once(name, version, step.fingerprint, "refused", reason)
+            return self._with_aliases(judged)
 
-    def promote(self, judged: Registration, by: str = "") -> Registration:
-        """Set `champion` to a version that the gate let pass, and note it; `by` is who said yes."""
-        reason = judged.reason + (f"; approved by {by}" if by else "")
-        self.client.set_registered_model_alias(judged.name, CHAMPION, judged.version)
-        self._note(judged.name, judged.version, reason)
-        return self._with_aliases(replace(judged, decision="promoted", reason=reason))
-
-    def rollback(self, name: str, reason: str) -> tuple[str, str]:
-        """Move `champion` to the version before it in the promotion log; returns (from, to).
+    def promote(self, name: str, version: str, reason: str) -> None:
+        """Make a version champion because a person says so; the gate is not asked.
 
         Raises:
-            UserError: the model has no champion, or the log has no other version before it.
+            UserError: there is no such version, or its output is missing.
         """
-        try:
-            present = str(self.client.get_model_version_by_alias(name, CHAMPION).version)
-        except MlflowException:
-            raise UserError(f"{name}: no champion in the registry; `openba run` registers models") from None
-        earlier = _champions_before(self.promotions(name), present)
-        if earlier is None:
-            raise UserError(f"{name}: {self.log} has no champion before version {present}")
-        self.client.set_registered_model_alias(name, CHAMPION, earlier)
-        self._note(name, earlier, f"rollback from version {present}: {reason}")
-        return present, earlier
+        with one_line_errors(self.tracking.uri), self.log.locked():
+            found = self._existing(name, version)
+            if found is None:
+                raise UserError(f"{name} version {version}: not in the registry at {self.tracking.shown_uri}")
+            if not self._has_output(found):
+                raise UserError(f"{name} version {version}: its output {found.tags.get(URI)} is missing")
+            self._move_champion(name, version, found.tags[FINGERPRINT], "promoted", reason)
 
-    def promotions(self, name: str) -> list[dict[str, Any]]:
-        """The model's rows of the promotion log, oldest first."""
-        lines = self.log.read_text(encoding="utf-8").splitlines() if self.log.exists() else []
-        return [row for row in map(json.loads, lines) if row["model"] == name]
+    def approve(self, model: Model, gate: GateConfig, by: str) -> Registration:
+        """Set `champion` to a version that a person has said yes to, if the gate still lets it pass.
+
+        It is judged once more, since another version may have become champion after the question was asked.
+        """
+        name, step = str(model.register_as), model.training
+        with one_line_errors(self.tracking.uri), self.log.locked():
+            version = str(self._version(name, step.fingerprint))
+            decision, reason = self._decide(model, version, gate)
+            judged = Registration(name, version, [], self.store.uri(step), decision, reason)
+            if decision != "waiting":
+                return self._with_aliases(judged)
+            return self._promote(replace(judged, reason=f"{reason}; approved by {by}"), step.fingerprint)
+
+    def reject(self, judged: Registration, by: str) -> None:
+        """Note that a person said no: no run promotes the version again."""
+        with one_line_errors(self.tracking.uri), self.log.locked():
+            version = self.client.get_model_version(judged.name, judged.version)
+            reason = f"rejected by {by or 'a person'}"
+            self._note(judged.name, judged.version, version.tags[FINGERPRINT], "rejected", reason)
+
+    def rollback(self, name: str, reason: str) -> tuple[str, str]:
+        """Move `champion` to the newest earlier champion that is still there; returns (from, to).
+
+        Raises:
+            UserError: the model has no champion, or no earlier champion is left.
+        """
+        with one_line_errors(self.tracking.uri), self.log.locked():
+            champion = self._champion(name)
+            if champion is None:
+                raise UserError(f"{name}: no champion in the registry; `openba run` registers models")
+            present = str(champion.version)
+            gone = []
+            for earlier in champions_before(self.log.rows(name), present):
+                version = self._existing(name, earlier)
+                if version is None or not self._has_output(version):
+                    gone.append(earlier)
+                    continue
+                self._note(name, present, champion.tags.get(FINGERPRINT, ""), "rolled back", reason)
+                why = f"rollback from version {present}: {reason}"
+                self._move_champion(name, earlier, version.tags.get(FINGERPRINT, ""), "restored", why)
+                return present, earlier
+            deleted = f"; deleted: version {', '.join(gone)}" if gone else ""
+            raise UserError(f"{name}: {self.log.file} has no champion before version {present}{deleted}")
+
+    def _promote(self, judged: Registration, fingerprint: str) -> Registration:
+        self._move_champion(judged.name, judged.version, fingerprint, "promoted", judged.reason)
+        return self._with_aliases(replace(judged, decision="promoted"))
+
+    def _move_champion(self, name: str, version: str, fingerprint: str, event: Event, reason: str) -> None:
+        """Move the alias, then note it; the version before becomes `superseded` unless it was rolled back."""
+        before = self._champion(name)
+        self.client.set_registered_model_alias(name, CHAMPION, version)
+        self._note(name, version, fingerprint, event, reason)
+        if before is None or event != "promoted" or str(before.version) == version:
+            return
+        replaced = f"by version {version}"
+        self._note(name, str(before.version), before.tags.get(FINGERPRINT, ""), "superseded", replaced)
+
+    def _note(self, name: str, version: str, fingerprint: str, event: Event, reason: str) -> None:
+        self.log.note(name, version, fingerprint, event, reason)
+        self.client.set_model_version_tag(name, version, STATE, event)
+        self.client.set_model_version_tag(name, version, REASON, reason[:_LONGEST_TAG])
+
+    def _note_once(self, name: str, version: str, fingerprint: str, event: Event, reason: str) -> None:
+        """As `_note`, unless the newest row of the version says the same."""
+        last = self.log.last(name, version, fingerprint)
+        if last is None or (last["event"], last["reason"]) != (event, reason):
+            self._note(name, version, fingerprint, event, reason)
+
+    def _existing(self, name: str, version: str) -> ModelVersion | None:
+        try:
+            return self.client.get_model_version(name, version)
+        except MlflowException as error:
+            if error.error_code in _ABSENT:
+                return None
+            raise
+
+    def _has_output(self, version: ModelVersion) -> bool:
+        """Whether the store still has the output that the version points to."""
+        filesystem, base = fsspec.core.url_to_fs(version.tags.get(URI, "missing"))
+        return bool(filesystem.exists(f"{base}/{MANIFEST}"))
 
     def _version(self, name: str, fingerprint: str) -> str | None:
-        found = self.client.search_model_versions(f"name='{name}'")
-        return next((v.version for v in found if v.tags.get(FINGERPRINT) == fingerprint), None)
+        versions = self.client.search_model_versions(f"name='{name}'")
+        return next((str(v.version) for v in versions if v.tags.get(FINGERPRINT) == fingerprint), None)
 
     def _create(self, model: Model, record: dict[str, Any]) -> str:
         assert model.register_as is not None
@@ -140,7 +230,7 @@ class Registry:
         version = str(created.version)
         tags = {
             FINGERPRINT: model.training.fingerprint,
-            "openba.uri": pointer["uri"],
+            URI: pointer["uri"],
             "openba.title": model.title,
         }
         for key, value in tags.items():
@@ -148,46 +238,41 @@ class Registry:
         return version
 
     def _decide(self, model: Model, version: str, gate: GateConfig) -> tuple[str, str]:
-        against = self._champion(model)
+        """Decision and reason, see `Registration`."""
+        name = str(model.register_as)
+        champion = self._champion(name)
+        against = self.witness.against(model, champion) if champion else None
         found = self.witness.of(model, gate)
-        loss = f"held-out loss {found.facts['heldout_loss']:.4f}"
+        loss = found.facts.get("heldout_loss")
+        stated = f"held-out loss {loss:.4f}" if isinstance(loss, float) else f"held-out loss {loss}"
         if against and against.version == version:
-            return "kept", f"is the champion; {loss}"
+            return "kept", f"is the champion; {stated}"
+        last = self.log.last(name, version, model.training.fingerprint)
+        if last and last["event"] in TAKEN_BACK:
+            day = time.strftime("%Y-%m-%d", time.gmtime(last["time"]))
+            return "withheld", (
+                f"{last['event']} on {day}: {last['reason']}; "
+                f'`openba promote {name} {version} --reason "..."` makes it champion'
+            )
         if reasons := champion_refusals(found, against, gate):
             return "refused", "; ".join(reasons)
-        told = (
-            f"{loss}, champion v{against.version} {against.heldout_loss:.4f}" if against else f"first, {loss}"
-        )
+        if against:
+            stated += f", champion v{against.version} {against.heldout_loss:.4f}"
+        else:
+            stated = f"first, {stated}"
         if gaps := not_compared(against):
-            told += f"; not compared: {', '.join(gaps)}"
-        return ("waiting" if gate.approval else "promoted"), told
+            stated += f"; not compared: {', '.join(gaps)}"
+        return ("waiting" if gate.approval else "promoted"), stated
 
-    def _champion(self, model: Model) -> Against | None:
+    def _champion(self, name: str) -> ModelVersion | None:
         try:
-            champion = self.client.get_model_version_by_alias(str(model.register_as), CHAMPION)
+            return self.client.get_model_version_by_alias(name, CHAMPION)
         except MlflowException as error:
-            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such alias
+            if error.error_code in _ABSENT:
                 return None
             raise
-        return self.witness.against(model, champion)
 
     def _with_aliases(self, judged: Registration) -> Registration:
-        known = self.client.get_registered_model(judged.name).aliases.items()
-        return replace(judged, aliases=sorted(alias for alias, at in known if str(at) == judged.version))
-
-    def _note(self, name: str, version: str, reason: str) -> None:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        row = {"time": time.time(), "model": name, "version": version, "alias": CHAMPION, "reason": reason}
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-
-def _champions_before(rows: list[dict[str, Any]], present: str) -> str | None:
-    """The champion before the present one: promotions and rollbacks are replayed as a stack."""
-    stack: list[str] = []
-    for version in (str(row["version"]) for row in rows):
-        if version in stack:
-            del stack[stack.index(version) + 1 :]
-        else:
-            stack.append(version)
-    return stack[stack.index(present) - 1] if present in stack[1:] else None
+        aliases = self.client.get_registered_model(judged.name).aliases.items()
+        of_version = sorted(alias for alias, version in aliases if str(version) == judged.version)
+        return replace(judged, aliases=of_version)

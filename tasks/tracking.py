@@ -11,13 +11,16 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mlflow.entities import Metric, Param, Run, RunStatus, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from requests import RequestException
+from sqlalchemy.exc import SQLAlchemyError
 
 from openba.artifacts import Step, Store
 from openba.config import flatten
@@ -28,9 +31,12 @@ from openba.train.log import HELDOUT, METRICS, RATES, read_rows
 from tasks import nodes
 
 FINGERPRINT = "openba.fingerprint"
+_log = logging.getLogger(__name__)
 _SHIPPED = ("loss", "loss_R", "loss_S", "loss_X", "lr", "gradient_norm", *RATES)
 _SECONDS_BETWEEN_BATCHES = 3.0
 _SECONDS_AFTER_FAILURE = 30.0
+_PATIENCE_AT_START = 10.0
+"""Seconds for which a server may be away when a command starts, while nothing can be lost yet."""
 _PATIENCE = 300.0
 """Seconds for which a server may be away where a step begins or ends; a restart takes 20 to 60."""
 _AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
@@ -50,10 +56,36 @@ _MAX_PARAMS = 100  # per log_batch call, and more than a page of MLflow's UI sho
 T = TypeVar("T")
 
 
+@contextmanager
+def one_line_errors(uri: str) -> Iterator[None]:
+    """Turn what MLflow and its database raise within the block into one line.
+
+    Raises:
+        UserError: in place of theirs; without credentials.
+    """
+    try:
+        yield
+    except (MlflowException, RequestException, SQLAlchemyError) as error:
+        raise UserError(f"MLflow at {redact(uri)}: {_first_line(error)}") from None
+
+
+def _first_line(error: BaseException) -> str:
+    """The part of an error that says what happened, with what to do where that is known."""
+    text = redact(str(error)).strip()
+    if "database is locked" in text:
+        return "the database is locked by another process; end that process or wait, then run again"
+    return (text.splitlines() or [type(error).__name__])[0][:200]
+
+
 def make_tables(home: Home) -> None:
-    """Have MLflow make the tables of a database file, a second's work, before a run asks for them."""
+    """Have MLflow make the tables of a database file, a second's work, before a run asks for them.
+
+    Raises:
+        UserError: the database is locked or damaged.
+    """
     if home.tracking_uri.startswith("sqlite:"):
-        MlflowClient(tracking_uri=home.tracking_uri).search_experiments(max_results=1)
+        with one_line_errors(home.tracking_uri):
+            MlflowClient(tracking_uri=home.tracking_uri).search_experiments(max_results=1)
 
 
 class Tracking:
@@ -62,16 +94,29 @@ class Tracking:
     def __init__(
         self, home: Home, pipeline: str, flow_run: str, stopping: threading.Event | None = None
     ) -> None:
-        self.uri, self.flow_run = home.tracking_uri, flow_run
-        self.client = MlflowClient(tracking_uri=self.uri)
+        """Open the pipeline's experiment, making it if it is not there.
+
+        Raises:
+            UserError: MLflow does not answer within ten seconds, or the experiment was deleted.
+        """
+        self.uri = home.tracking_uri
+        self.shown_uri = redact(self.uri)
+        self.flow_run = flow_run
         self._stopping = stopping or threading.Event()
-        name = f"openba-{pipeline}"
-        # A server has an own place for artifacts; a database file has none but the working directory.
-        place = None if self.uri.startswith("http") else str(home.root / "mlartifacts")
-        self.experiment = self.patiently(lambda: self._experiment(name, place))
         self._lock = threading.Lock()
-        found = self.patiently(lambda: self.client.search_runs([self.experiment], max_results=5000))
-        self._runs = {run.data.tags[FINGERPRINT]: run for run in found if FINGERPRINT in run.data.tags}
+        name = f"openba-{pipeline}"
+        # A server has its own folder for artifacts; a database file has none but the working directory.
+        artifacts = None if self.uri.startswith("http") else str(home.root / "mlartifacts")
+        with one_line_errors(self.uri):
+            self.client = MlflowClient(tracking_uri=self.uri)
+            self.experiment = self.patiently(
+                lambda: self._experiment(name, artifacts), seconds=_PATIENCE_AT_START
+            )
+            runs = self.patiently(
+                lambda: self.client.search_runs([self.experiment], max_results=5000),
+                seconds=_PATIENCE_AT_START,
+            )
+        self._runs = {run.data.tags[FINGERPRINT]: run for run in runs if FINGERPRINT in run.data.tags}
 
     def run_of(self, step: Step) -> str | None:
         """The id of the step's run, if it has one."""
@@ -100,7 +145,7 @@ class Tracking:
             self.patiently(lambda: run.ship(store.path(step)))
             self.patiently(lambda: run.finish(step, record, store))
         except UserError as error:
-            logging.getLogger(__name__).warning("%s: %s", step.name, error)
+            _log.warning("%s: %s", step.name, error)
 
     def end(self, run: StepRun, status: str, folder: Path) -> None:
         """Ship what is left and mark the run FAILED or KILLED; that the server is away ends nothing."""
@@ -108,7 +153,7 @@ class Tracking:
             self.patiently(lambda: run.ship(folder), seconds=20)
             self.patiently(lambda: run.end(status), seconds=20)
         except (UserError, MlflowException) as error:
-            logging.getLogger(__name__).warning("%s", error)
+            _log.warning("%s", error)
 
     def mirror(self, step: Step, record: dict[str, Any], store: Store) -> None:
         """Make sure that a complete step has a finished run, as after a lost tracking database."""
@@ -122,24 +167,38 @@ class Tracking:
         Raises:
             UserError: it stayed away.
         """
-        end, pause = time.monotonic() + seconds, 0.5
+        end = time.monotonic() + seconds
+        pause = 0.5
         while True:
             try:
                 return call()
             except (MlflowException, OSError) as error:  # requests' errors are OSErrors
                 if isinstance(error, MlflowException) and error.error_code not in _AWAY:
                     raise
+                reason = _first_line(error)
                 if time.monotonic() + pause > end or self._stopping.wait(pause):
-                    reason = str(error).splitlines()[0][:200]
                     raise UserError(
-                        f"MLflow at {self.uri} does not answer ({reason}); start it and run again, no metric "
-                        f"is lost"
+                        f"MLflow at {self.shown_uri} does not answer ({reason}); start it and run again, "
+                        "no metric is lost"
                     ) from None
+                if pause == 0.5:  # the first failure
+                    _log.warning(
+                        "MLflow at %s does not answer (%s); waiting up to %.0f s",
+                        self.shown_uri, reason, seconds,
+                    )  # fmt: skip
                 pause = min(2 * pause, 5.0)
 
-    def _experiment(self, name: str, place: str | None) -> str:
-        found = self.client.get_experiment_by_name(name)
-        return found.experiment_id if found else self.client.create_experiment(name, place)
+    def _experiment(self, name: str, artifacts: str | None) -> str:
+        experiment = self.client.get_experiment_by_name(name)
+        if experiment is None:
+            return self.client.create_experiment(name, artifacts)
+        if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise UserError(
+                f"MLflow at {self.shown_uri}: the experiment {name} was deleted; bring it back with "
+                f"`mlflow experiments restore --experiment-id {experiment.experiment_id}`, or remove it for "
+                "good with `mlflow gc`"
+            )
+        return experiment.experiment_id
 
     def _create(self, step: Step) -> Run:
         """A new run; where an earlier try was heard and its answer lost, that one."""
@@ -176,8 +235,8 @@ class StepRun:
             self.ship(folder)
         except (MlflowException, OSError) as error:  # requests' errors are OSErrors
             wait = _SECONDS_AFTER_FAILURE
-            told = redact(str(error))
-            logging.getLogger(__name__).warning("MLflow does not answer (%s); its metrics wait", told)
+            reason = redact(str(error))
+            _log.warning("MLflow does not answer (%s); its metrics wait", reason)
         self._next = time.monotonic() + wait
 
     def ship(self, folder: Path) -> None:

@@ -33,6 +33,46 @@ _APART = ("flows", "cluster", "train")
 """Folders whose tests mostly wait."""
 
 
+SLOW = (
+    "tests/flows",
+    "tests/cluster",
+    "tests/train/test_batches.py",
+    "tests/train/test_engine.py",
+    "tests/train/test_faults.py",
+    "tests/train/test_identity.py",
+    "tests/train/test_parallel.py",
+    "tests/train/test_stage.py",
+    "tests/serve",
+    "tests/infra/test_programs.py",
+    "tests/infra/test_services.py",
+    "tests/tasks/test_clean.py",
+    "tests/tasks/test_evaluate.py",
+    "tests/tasks/test_ray_jobs.py",
+    "tests/tasks/test_registry.py",
+    "tests/data/test_clean_corpus.py",
+    "tests/data/test_clean_faults.py",
+    "tests/evaluate/test_embedding_metrics.py",
+    "tests/evaluate/test_experts.py",
+    "tests/evaluate/test_paper.py",
+    "tests/evaluate/test_sandbox.py",
+    "tests/model/test_exported.py",
+    "tests/model/test_step.py",
+    "tests/model/test_tokenization.py",
+    "tests/model/test_transformers.py",
+)
+"""Folders and files that `make quick` leaves out, by measured seconds.
+
+`make quick` prints what takes more than 2 s. Mark such a test `@pytest.mark.slow`, or add its file here when
+its tests take more than 20 s together, so that the tier stays under two minutes on two cores.
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
+
+
 class _Groups(LoadScopeScheduling):
     """What waits for servers, nodes and other workers runs beside the rest.
 

@@ -70,6 +70,8 @@ class GateConfig(Recipe):
     """No benchmark may be worse than the champion's by more of them, of the difference of both scores."""
     contamination: float | None = Field(ge=0, le=1)
     """Largest share of a benchmark's records that stand in the training data (`dirty` of the report)."""
+    trained_on: tuple[str, ...] = ()
+    """Benchmarks of what the model was taught on purpose, such as its name; `contamination` skips them."""
     licences: bool
     """All that it was trained on states a licence, and so do the weights; the card names both."""
     export: bool

@@ -16,7 +16,7 @@ from openba.gate import Against, Evidence, champion_refusals, evaluation_refusal
 from openba.graph import Pipeline, find_pipeline
 from openba.recipes.pipeline import GateConfig
 from tasks.events import PASSED
-from tasks.registry import _champions_before
+from tasks.promotions import champions_before
 
 STRICT = load(CONFIGS / "gate" / "default.yaml", GateConfig)
 TOPIC = {"method": "choice", "n": 100, "scores": {"accuracy": 60.0, "accuracy_stderr": 4.9, "n": 100}}
@@ -56,7 +56,15 @@ def test_a_limit_on_the_loss_is_kept() -> None:
         ({"results": None}, "evaluation: not built"),
         ({"results": {}}, "evaluation: topic: not run"),
         ({"results": {"topic": {"error": "no records"}}}, "evaluation: topic: no records"),
-        ({"results": {"topic": {"scores": {"accuracy": math.nan}}}}, "evaluation: topic: no finite score"),
+        ({"results": {"topic": {"scores": {"accuracy": math.nan}}}}, "evaluation: topic: accuracy is nan"),
+        (
+            {"results": {"topic": {"scores": {"accuracy": math.nan, "f1": 60.0, "n": 100}}}},
+            "evaluation: topic: accuracy is nan",
+        ),
+        (
+            {"results": {"topic": {"scores": {"accuracy": 60.0, "accuracy_stderr": math.nan, "n": 100}}}},
+            "evaluation: topic: accuracy_stderr is nan",
+        ),
         ({"contamination": None}, "contamination: not built"),
         ({"contamination": {"sets": []}}, "contamination: topic was not looked for"),
         (
@@ -94,6 +102,47 @@ def test_a_champion_is_compared_with_by_loss_and_by_standard_errors() -> None:
     assert champion_refusals(SOUND, other_task, STRICT) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"heldout_loss": math.nan}, "heldout_loss: champion v3 has none to compare with"),
+        (
+            {"benchmarks": None},
+            "standard_errors: the evaluation of champion v3 or of the candidate is missing",
+        ),
+        (
+            {"benchmarks": [row(0.0) | {"stderr": math.nan}]},
+            "topic: difference to champion v3 is 0.0, its standard error nan",
+        ),
+        (
+            {"benchmarks": [row(0.0) | {"difference": math.nan}]},
+            "topic: difference to champion v3 is nan, its standard error 3.0",
+        ),
+    ],
+)
+def test_a_number_that_is_missing_in_the_comparison_is_a_reason_against(change: Any, line: str) -> None:
+    best = Against("3", 2.5, [row(-6.0)])
+    assert champion_refusals(SOUND, replace(best, **change), STRICT) == [line]
+    off = STRICT.model_copy(update={"heldout_loss": None, "standard_errors": None})
+    assert champion_refusals(SOUND, replace(best, **change), off) == []
+
+
+def test_contamination_skips_what_is_trained_on_by_design_and_nothing_else() -> None:
+    """The identity set is trained on, so that the model learns its name; the shipped gate names it."""
+    taught = replace(
+        SOUND,
+        benchmarks=("topic", "identity"),
+        results={"topic": TOPIC, "identity": TOPIC},
+        contamination={
+            "sets": [*CLEAN["sets"], {"set": "identity", "records": 30, "too_short": 0, "dirty": 30}]
+        },
+    )
+    assert champion_refusals(taught, None, STRICT) == []
+    assert champion_refusals(taught, None, STRICT.model_copy(update={"trained_on": ()})) == [
+        "contamination: identity: 30 of 30 records stand in the training data"
+    ]
+
+
 @given(st.floats(-100, 100), st.floats(0, 5), st.floats(0, 5))
 def test_a_larger_tolerance_never_refuses_more(difference: float, one: float, other: float) -> None:
     small, large = sorted((one, other))
@@ -116,13 +165,17 @@ def test_every_gate_file_is_valid(path: Path) -> None:
 
 
 def test_rollbacks_go_back_one_by_one() -> None:
-    def before(*versions: str) -> str | None:
-        return _champions_before([{"version": v} for v in versions], versions[-1])
+    def before(*events: str) -> list[str]:
+        """Of the last champion among events such as `promoted 1`."""
+        rows = [dict(zip(("event", "version"), event.rsplit(" ", 1), strict=True)) for event in events]
+        champions = [row["version"] for row in rows if row["event"] in ("promoted", "restored")]
+        return champions_before(rows, champions[-1])
 
-    assert before("1") is None
-    assert before("1", "2", "3") == "2"
-    assert before("1", "2", "3", "2") == "1"
-    assert before("1", "2", "1", "3") == "1"
+    assert before("promoted 1") == []
+    assert before("promoted 1", "promoted 2", "promoted 3") == ["2", "1"]
+    assert before("promoted 1", "promoted 2", "promoted 3", "rolled back 3", "restored 2") == ["1"]
+    assert before("promoted 1", "promoted 2", "rolled back 2", "restored 1", "promoted 3") == ["1"]
+    assert before("promoted 1", "promoted 2", "promoted 3", "rejected 1") == ["2"]
 
 
 def test_the_triggers_lead_from_data_to_every_promotion(root: Path) -> None:

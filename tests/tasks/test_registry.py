@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+import sqlite3
+import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +29,9 @@ from openba.model.files import load_model
 from openba.model.generate import generate
 from openba.model.reload import logits_apart
 from openba.recipes.pipeline import GateConfig
-from tasks.registry import CARD, Registration, Registry
+from tasks.evidence import EVALUATION, LOSS
+from tasks.registry import CARD, STATE, Registration, Registry
+from tasks.services import free_port
 from tasks.tracking import Tracking
 from tests.serve.conftest import write_model
 
@@ -61,6 +68,22 @@ class Shelf:
         registry = Registry(tracking, self.store, self.home.promotions, graph)
         model = next(model for model in graph.models if model.name == "stage3")
         return registry.register(model, gate), registry
+
+    def offer(self, seed: int, gate: GateConfig = QUICK) -> Registration:
+        """What `register` does, in a process of its own: nothing is built anew."""
+        graph = Pipeline(self.file, [f"stage3.seed={seed}"])
+        registry = Registry(Tracking(self.home, "small", ""), self.store, self.home.promotions, graph)
+        return registry.register(next(model for model in graph.models if model.name == "stage3"), gate)
+
+    def events(self) -> list[str]:
+        """Event and version of each row of the promotion log."""
+        rows = map(json.loads, self.home.promotions.read_text().splitlines())
+        return [f"{row['event']} {row['version']}" for row in rows]
+
+    def states(self) -> dict[str, str]:
+        """Version -> its tag `openba.state`."""
+        versions = mlflow.MlflowClient(self.home.tracking_uri).search_model_versions(f"name='{NAME}'")
+        return {str(version.version): version.tags.get(STATE, "") for version in versions}
 
     def champion(self) -> str:
         client = mlflow.MlflowClient(self.home.tracking_uri)
@@ -142,7 +165,7 @@ def test_each_line_of_the_gate_refuses(
     assert done.decision == "refused"
     assert line in done.reason
     assert (done.aliases, shelf.champion()) == (["candidate"], "1")
-    assert len(shelf.home.promotions.read_text().splitlines()) == 1
+    assert shelf.events() == ["promoted 1", "refused 2"]
 
 
 def test_a_contaminated_benchmark_refuses(shelf: Shelf) -> None:
@@ -169,20 +192,162 @@ def test_within_the_standard_errors_it_is_promoted_and_the_way_back_is_noted(she
     assert (done.decision, shelf.champion()) == ("promoted", "2"), done.reason
     again, _ = shelf.register(2)
     assert again.decision == "kept"
+    assert shelf.states() == {"1": "superseded", "2": "promoted"}
     assert registry.rollback(NAME, "worse answers") == ("2", "1")
     assert shelf.champion() == "1"
-    log = shelf.home.promotions.read_bytes()
-    assert log.startswith(first), "the log is only appended to"
-    rows = [json.loads(line) for line in log.splitlines()]
-    assert [row["version"] for row in rows] == ["1", "2", "1"]
-    assert rows[2]["reason"] == "rollback from version 2: worse answers"
+    assert shelf.home.promotions.read_bytes().startswith(first), "the log is only appended to"
+    assert shelf.events() == ["promoted 1", "promoted 2", "superseded 1", "rolled back 2", "restored 1"]
+    assert shelf.states() == {"1": "restored", "2": "rolled back"}
     with pytest.raises(UserError, match="no champion before version 1"):
         registry.rollback(NAME, "further")
 
 
+def test_what_was_rolled_back_stays_so_until_a_person_says_otherwise(shelf: Shelf) -> None:
+    shelf.register(1)
+    _, registry = shelf.register(2)
+    registry.rollback(NAME, "worse answers")
+    for _ in range(2):
+        again = shelf.offer(2)
+        assert (again.decision, again.aliases, shelf.champion()) == ("withheld", ["candidate"], "1")
+        assert "rolled back on" in again.reason
+        assert f'`openba promote {NAME} 2 --reason "..."`' in again.reason
+    better, _ = shelf.register(3)
+    assert (better.decision, shelf.champion()) == ("promoted", "3")
+    registry.promote(NAME, "2", "Li Wei: the answers were right")
+    assert (shelf.champion(), shelf.states()["2"], shelf.states()["3"]) == ("2", "promoted", "superseded")
+    assert shelf.offer(2).decision == "kept"
+    with pytest.raises(UserError, match=rf"^{NAME} version 9: not in the registry"):
+        registry.promote(NAME, "9", "no such version")
+
+
+def test_a_rolled_back_version_is_remembered_after_mlflows_database_was_lost(
+    shelf: Shelf, mlflow_database: Path
+) -> None:
+    """Its number may then be another; its fingerprint is not."""
+    shelf.register(1)
+    _, registry = shelf.register(2)
+    registry.rollback(NAME, "worse answers")
+    shutil.copyfile(mlflow_database, shelf.home.root / "mlflow.db")
+    again, _ = shelf.register(2)
+    assert (again.version, again.decision) == ("1", "withheld")
+
+
 def test_a_person_is_asked_before_the_champion_moves(shelf: Shelf) -> None:
     shelf.register(1)
-    done, registry = shelf.register(2, QUICK.model_copy(update={"approval": True}))
+    gate = QUICK.model_copy(update={"approval": True})
+    done, registry = shelf.register(2, gate)
     assert (done.decision, done.aliases, shelf.champion()) == ("waiting", ["candidate"], "1")
-    assert registry.promote(done, "Li Wei").aliases == ["candidate", "champion"]
-    assert shelf.home.promotions.read_text().splitlines()[-1].count("approved by Li Wei") == 1
+    model = next(m for m in Pipeline(shelf.file, ["stage3.seed=2"]).models if m.name == "stage3")
+    assert registry.approve(model, gate, "Li Wei").aliases == ["candidate", "champion"]
+    assert shelf.home.promotions.read_text().count("approved by Li Wei") == 1
+
+
+def test_a_persons_no_is_remembered(shelf: Shelf) -> None:
+    shelf.register(1)
+    gate = QUICK.model_copy(update={"approval": True})
+    done, registry = shelf.register(2, gate)
+    registry.reject(done, "Li Wei")
+    assert shelf.offer(2, gate).decision == "withheld"
+    assert shelf.offer(2).decision == "withheld"
+    assert (shelf.states()["2"], shelf.champion()) == ("rejected", "1")
+    model = next(m for m in Pipeline(shelf.file, ["stage3.seed=2"]).models if m.name == "stage3")
+    assert registry.approve(model, gate, "too late").decision == "withheld"
+
+
+def test_a_yes_that_comes_late_is_judged_by_what_holds_then(shelf: Shelf) -> None:
+    shelf.register(1)
+    gate = QUICK.model_copy(update={"approval": True})
+    _, registry = shelf.register(2, gate, facts={"heldout_loss": 1.9})
+    shelf.register(3, facts={"heldout_loss": 1.5})
+    model = next(m for m in Pipeline(shelf.file, ["stage3.seed=2"]).models if m.name == "stage3")
+    late = registry.approve(model, gate, "Li Wei")
+    assert late.decision == "refused"
+    assert "heldout_loss: 1.9000, champion v3 1.5000" in late.reason
+    assert shelf.champion() == "3"
+
+
+def test_concurrent_promotions_end_in_the_better_champion(shelf: Shelf) -> None:
+    """Judged side by side against version 1 alone, the worse one could be promoted last."""
+    shelf.register(1)
+    waiting = QUICK.model_copy(update={"approval": True})
+    shelf.register(2, waiting, facts={"heldout_loss": 1.5})
+    shelf.register(3, waiting, facts={"heldout_loss": 1.9})
+    with ThreadPoolExecutor(2) as pool:
+        done = {seed: pool.submit(shelf.offer, seed) for seed in (2, 3)}
+    assert done[2].result().decision == "promoted"
+    assert shelf.champion() == "2"
+    assert [state for state in shelf.states().values() if state == "promoted"] == ["promoted"]
+
+
+@pytest.mark.parametrize("lost", ["loss", "evaluation", "evaluation's files"])
+def test_a_champion_without_its_numbers_is_not_passed_over(shelf: Shelf, lost: str) -> None:
+    shelf.register(1)
+    client = mlflow.MlflowClient(shelf.home.tracking_uri)
+    tags = client.get_model_version(NAME, "1").tags
+    if lost == "loss":
+        client.delete_model_version_tag(NAME, "1", LOSS)
+    elif lost == "evaluation":
+        client.delete_model_version_tag(NAME, "1", EVALUATION)
+    else:
+        shutil.rmtree(tags[EVALUATION])
+    done, _ = shelf.register(2)
+    assert done.decision == "refused"
+    missing = "has none to compare with" if lost == "loss" else "the evaluation of champion v1 or of the"
+    assert missing in done.reason
+    assert shelf.champion() == "1"
+
+
+def test_a_rollback_passes_over_deleted_versions(shelf: Shelf) -> None:
+    for seed in (1, 2):
+        shelf.register(seed)
+    _, registry = shelf.register(3)
+    client = mlflow.MlflowClient(shelf.home.tracking_uri)
+    client.delete_model_version(NAME, "2")
+    assert registry.rollback(NAME, "worse answers") == ("3", "1")
+    shelf.register(4)
+    client.delete_model_version(NAME, "1")
+    with pytest.raises(UserError, match=r"no champion before version 4; deleted: version 1$"):
+        registry.rollback(NAME, "further")
+    assert shelf.champion() == "4"
+
+
+def test_a_damaged_row_of_the_log_is_named(shelf: Shelf) -> None:
+    shelf.register(1)
+    with shelf.home.promotions.open("a") as file:
+        file.write('{"model": "openba-fl\0\0\n')
+    with pytest.raises(UserError, match=r"promotions.jsonl: line 2 is damaged"):
+        shelf.offer(1)
+
+
+def test_a_deleted_experiment_is_one_line(shelf: Shelf) -> None:
+    shelf.register(1)
+    client = mlflow.MlflowClient(shelf.home.tracking_uri)
+    experiment = client.get_experiment_by_name("openba-small")
+    assert experiment is not None
+    client.delete_experiment(experiment.experiment_id)
+    with pytest.raises(UserError, match=f"restore --experiment-id {experiment.experiment_id}"):
+        shelf.offer(1)
+
+
+@pytest.mark.parametrize("away", ["locked", "down"])
+def test_mlflow_that_does_not_answer_is_one_line_within_seconds(
+    shelf: Shelf, away: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.register(1)
+    with contextlib.ExitStack() as stack:
+        if away == "locked":
+            holder = stack.enter_context(
+                contextlib.closing(sqlite3.connect(shelf.home.root / "mlflow.db", isolation_level=None))
+            )
+            holder.execute("BEGIN EXCLUSIVE")
+        else:
+            address = f"127.0.0.1:{free_port()}"
+            monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:hidden@{address}")
+        began = time.monotonic()
+        with pytest.raises(UserError) as refused:
+            shelf.offer(1)
+        assert time.monotonic() - began < 60
+    line = str(refused.value)
+    assert "\n" not in line
+    assert "hidden" not in line
+    assert ("the database is locked by another process" if away == "locked" else address) in line
