@@ -20,7 +20,7 @@ from openba.artifacts import Step, drift
 from openba.config import flatten, load
 from openba.errors import UserError, run_command
 from openba.graph import Pipeline, find_config, find_pipeline
-from openba.home import Home
+from openba.home import Home, prepare_environment
 from openba.plan import MT5_IDS
 from openba.plan import plan as make_plan
 from openba.recipes.model import ModelRecipe
@@ -50,6 +50,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def main() -> None:
     """Run the command line: a user's mistake is one line on stderr and exit code 2."""
     atexit.register(gc.freeze)  # else the interpreter walks all of MLflow once more before it ends: 0.7 s
+    prepare_environment()
     code = run_command(lambda: app(standalone_mode=False))  # 130 after Ctrl-C
     if code == 130:
         print("openba: stopped; what was built is kept, run again to go on", file=sys.stderr)
@@ -68,6 +69,7 @@ def run(
         find_pipeline(pipeline), overrides, strict=True
     )  # bad input ends here, before any server
     graph.wanted(until)
+    home.require_writable()
     from tasks.services import PrefectServer
 
     server = PrefectServer(home, graph.config.runtime)

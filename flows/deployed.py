@@ -7,6 +7,8 @@ nothing, so nothing comes after it.
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Annotated, Any
 
 from prefect import flow, runtime
@@ -110,7 +112,7 @@ def promote_model(model: str, pipeline: str = "tiny", overrides: Overrides = Non
     found = next((m for m in graph.models if model in (m.name, m.register_as)), None)
     if found is None or found.register_as is None:
         raise UserError(f"{model}: no model that {pipeline} registers; see registry.models")
-    home = Home.from_environment()
+    home = _home()
     with open_session(graph, home, [], str(runtime.flow_run.id)) as session:
         registry = Registry(session.tracking, session.store, home.promotions, graph)
         done = registry.register(found, graph.config.registry.gate)
@@ -131,10 +133,25 @@ def _graph(pipeline: str, overrides: list[str] | None) -> Pipeline:
     return Pipeline(find_pipeline(pipeline), overrides, strict=True)
 
 
+def _home() -> Home:
+    """The home of the worker's environment.
+
+    Raises:
+        UserError: it is not set to an absolute path; a worker runs each flow in a temporary folder.
+    """
+    given = os.environ.get("OPENBA_HOME", "")
+    if runtime.deployment.id is not None and not Path(given).expanduser().is_absolute():
+        raise UserError(
+            f"OPENBA_HOME={given}: set it to an absolute path in the environment of the Prefect worker, "
+            "which runs each flow in a temporary folder"
+        )
+    return Home.from_environment()
+
+
 def _build(graph: Pipeline, steps: list[Step]) -> dict[str, dict[str, Any]]:
     """Build or reuse steps, inputs first; their facts by name."""
     steps = list({step.name: step for step in steps}.values())
-    with open_session(graph, Home.from_environment(), steps, str(runtime.flow_run.id)) as session:
+    with open_session(graph, _home(), steps, str(runtime.flow_run.id)) as session:
         build_steps(session, steps)
         records = {step.name: session.store.manifest(step) for step in steps}
     return {name: record["facts"] for name, record in records.items() if record}

@@ -8,7 +8,10 @@ import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import proxy_bypass
 
 import httpx
 import psutil
@@ -17,7 +20,8 @@ from prefect.client.orchestration import get_client
 from prefect.exceptions import PrefectException
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from openba.home import Home
+from openba.home import PROXY_VARIABLES, Home
+from openba.redact import redact
 from tasks.services import choose_port
 
 LEASES = "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE=prefect.server.concurrency.lease_storage.filesystem"
@@ -37,7 +41,7 @@ class Check:
 
 def examine(home: Home) -> list[Check]:
     """All checks, in the order in which a run would meet them."""
-    return [*_python(), *_packages(), *_machine(home), *_ports(), *prefect_server()]
+    return [*_python(), *_packages(), *_machine(home), *_ports(), *_proxies(), *prefect_server()]
 
 
 def _python() -> Iterator[Check]:
@@ -69,7 +73,7 @@ def _machine(home: Home) -> Iterator[Check]:
     yield Check(
         "free disk", f"{free:.1f} GiB at {folder}", free > 3, "free 3 GiB or set OPENBA_HOME elsewhere"
     )
-    writable = os.access(folder, os.W_OK)
+    writable = os.access(folder, os.W_OK | os.X_OK)
     yield Check("OPENBA_HOME", str(home.root), writable, "choose a folder you may write to")
     memory = psutil.virtual_memory().available / 2**30
     yield Check("free memory", f"{memory:.1f} GiB", memory > 8 or None, "the tiny pipeline needs up to 8 GiB")
@@ -88,6 +92,23 @@ def _ports() -> Iterator[Check]:
             True if port == usual else None,
             f"{usual} is in use; {port} is taken instead",
         )
+
+
+def _proxies() -> Iterator[Check]:
+    """Which servers are asked through an HTTP proxy. `prepare_environment` exempts loopback."""
+    proxies = {name: redact(os.environ[name]) for name in PROXY_VARIABLES if os.environ.get(name)}
+    if not proxies:
+        return
+    named = ", ".join(f"{name}={address}" for name, address in proxies.items())
+    yield Check("HTTP proxy", f"{named}; this machine itself is exempt", True)
+    if any(address.startswith("socks") for address in proxies.values()) and not find_spec("socksio"):
+        yield Check(
+            "SOCKS proxy", "package socksio is missing", False, "pip install socksio, or unset ALL_PROXY"
+        )
+    for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
+        host = urlsplit(os.environ.get(name, "")).hostname
+        if host and not proxy_bypass(host):
+            yield Check(name, f"{host} is asked through the proxy", None, f"add {host} to no_proxy")
 
 
 def prefect_server() -> Iterator[Check]:

@@ -8,6 +8,7 @@ before it and waits for that instead of starting a second.
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -127,7 +128,7 @@ class RayJobs:
         (build.out / REQUEST).unlink(missing_ok=True)  # of a run that ended before it was seen
         (folder / SPEC).write_text(json.dumps(_spec(step, build)))
         return self.client.submit_job(
-            entrypoint=f"{self.python} -m tasks.job {folder}",
+            entrypoint=shlex.join([self.python, "-m", "tasks.job", str(folder)]),
             submission_id=f"{prefix}{len(attempts) + 1}",
             # A job's entry point runs on the head; one that computes there itself asks for a device.
             # One that hands its work out needs none.

@@ -35,6 +35,7 @@ LOOPBACK = "127.0.0.1"
 # interfaces, unless Ray is told to be one machine only. gloo finds addresses by itself.
 RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
 _PR_SET_PDEATHSIG = 1
+_LONGEST_RAY_FOLDER = 40
 _claims: dict[int, int] = {}
 """Port -> descriptor of its lock, of the ports that this process has chosen."""
 
@@ -164,10 +165,9 @@ class RayHead:
         port = choose_port("runtime.services.dashboard_port", runtime.services.dashboard_port, 8265)
         self.dashboard = f"http://{LOOPBACK}:{port}"
         os.environ |= self._authentication(home)
-        # Unix socket paths end at 107 bytes and Ray adds about 64, so a deep home needs a short folder.
         temporary = home.root / "ray"
-        if len(str(temporary)) > 40:
-            self.scratch = temporary = Path(tempfile.mkdtemp(prefix="openba-"))
+        if not _can_hold_sockets(temporary):
+            self.scratch = temporary = _short_folder()
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
         command += ["--dashboard-host", LOOPBACK, "--dashboard-port", str(port), "--temp-dir", str(temporary)]
         command += [
@@ -214,6 +214,24 @@ class RayHead:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(secrets.token_hex(16))
         return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+
+
+def _can_hold_sockets(folder: Path) -> bool:
+    """Whether Ray can use the folder: its Unix socket paths end at 107 bytes, of which Ray needs about 64.
+
+    Ray splits some of its command lines at spaces and prints some paths as ASCII.
+    """
+    text = str(folder)
+    return len(text) <= _LONGEST_RAY_FOLDER and text.isascii() and " " not in text
+
+
+def _short_folder() -> Path:
+    """An empty folder for sockets, in the usual place or, if that is unfit too, in /tmp."""
+    usual = Path(tempfile.mkdtemp(prefix="openba-"))
+    if _can_hold_sockets(usual):
+        return usual
+    usual.rmdir()
+    return Path(tempfile.mkdtemp(prefix="openba-", dir="/tmp"))
 
 
 def choose_port(setting: str, wanted: int | None, usual: int) -> int:

@@ -29,6 +29,7 @@ from openba.home import Home
 from openba.redact import redact
 from openba.train.log import HELDOUT, METRICS, RATES, read_rows
 from tasks import nodes
+from tasks.relocation import ARTIFACTS, adopt_home
 
 FINGERPRINT = "openba.fingerprint"
 _log = logging.getLogger(__name__)
@@ -106,9 +107,10 @@ class Tracking:
         self._lock = threading.Lock()
         name = f"openba-{pipeline}"
         # A server has its own folder for artifacts; a database file has none but the working directory.
-        artifacts = None if self.uri.startswith("http") else str(home.root / "mlartifacts")
+        artifacts = None if self.uri.startswith("http") else str(home.root / ARTIFACTS)
+        adopt_home(home)
         with one_line_errors(self.uri):
-            self.client = MlflowClient(tracking_uri=self.uri)
+            self.client = MlflowClient(self.uri, self.uri)  # else the registry is the one used last
             self.experiment = self.patiently(
                 lambda: self._experiment(name, artifacts), seconds=_PATIENCE_AT_START
             )

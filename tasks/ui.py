@@ -8,11 +8,13 @@ from pathlib import Path
 
 from openba.graph import Pipeline
 from openba.home import Home
+from tasks.relocation import adopt_home
 from tasks.services import LOOPBACK, PrefectServer, Service, answers, choose_port
 
 
 def serve(pipeline: Pipeline, home: Home) -> None:
     """Start both servers and keep them until Ctrl-C."""
+    adopt_home(home)
     prefect = PrefectServer(home, pipeline.config.runtime)
     services = [service for service in (prefect.service,) if service]
     addresses = [prefect.url.removesuffix("/api")]

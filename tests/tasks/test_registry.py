@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +33,7 @@ from openba.model.generate import generate
 from openba.model.reload import logits_apart
 from openba.recipes.pipeline import GateConfig
 from tasks.evidence import EVALUATION, LOSS
-from tasks.registry import CARD, STATE, Registration, Registry
+from tasks.registry import CARD, STATE, URI, Registration, Registry
 from tasks.services import free_port
 from tasks.tracking import Tracking
 from tests.serve.conftest import write_model
@@ -144,6 +147,49 @@ def test_a_champion_generates_and_has_no_weights_in_mlflow(shelf: Shelf) -> None
     card = next(path for path in kept if path.name == CARD).read_text()
     for told in ("license: apache-2.0", "emissions:", "| people-daily |", "accuracy", "kWh"):
         assert told in card
+
+
+OFFER = """
+import sys
+from pathlib import Path
+import mlflow
+from openba.graph import Pipeline
+from openba.home import Home
+from tasks.registry import Registry
+from tasks.tracking import Tracking
+
+home, graph = Home.from_environment(), Pipeline(Path(sys.argv[1]), ["stage3.seed=1"])
+registry = Registry(Tracking(home, "small", ""), home.store, home.promotions, graph)
+model = next(model for model in graph.models if model.name == "stage3")
+done = registry.register(model, graph.config.registry.gate)
+mlflow.set_tracking_uri(home.tracking_uri)
+answers = mlflow.pyfunc.load_model(f"models:/{done.name}@champion").predict(["cat"])
+print(done.decision, done.version, len(answers), done.uri, sep="\\n")
+"""
+"""A run of the next day, so to speak: a new process, since MLflow caches addresses within one."""
+
+
+@pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
+def test_a_home_goes_on_where_it_was_moved_to(shelf: Shelf, tmp_path: Path, root: Path, copied: bool) -> None:
+    """Outputs, runs and versions are found at the new place, and nothing is written to the old one."""
+    shelf.register(1)
+    old, new = shelf.home.root, tmp_path / "另一个 place"
+    (shutil.copytree if copied else shutil.move)(old, new)
+    shutil.rmtree(old / "store", ignore_errors=True)  # what still pointed there would fail
+    before = {path: path.stat().st_mtime_ns for path in old.rglob("*")}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    done = subprocess.run(
+        [sys.executable, "-c", OFFER, shelf.file],
+        env=kept | {"OPENBA_HOME": str(new), "PYTHONPATH": str(root)},
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    decision, version, answers, uri = done.stdout.splitlines()[-4:]
+    assert (decision, version, answers) == ("kept", "1", "1")
+    assert uri.startswith(f"{new}/store/stage3/")
+    found = mlflow.MlflowClient(*[f"sqlite:///{new}/mlflow.db"] * 2).get_model_version(NAME, "1")
+    assert found.tags[URI] == uri
+    assert {path: path.stat().st_mtime_ns for path in old.rglob("*")} == before
 
 
 @pytest.mark.parametrize(
@@ -316,7 +362,7 @@ def test_a_damaged_row_of_the_log_is_named(shelf: Shelf) -> None:
     with shelf.home.promotions.open("a") as file:
         file.write('{"model": "openba-fl\0\0\n')
     with pytest.raises(UserError, match=r"promotions.jsonl: line 2 is damaged"):
-        shelf.offer(1)
+        shelf.register(2)
 
 
 def test_a_deleted_experiment_is_one_line(shelf: Shelf) -> None:

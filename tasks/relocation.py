@@ -1,0 +1,89 @@
+"""A home that was moved or copied: correct the addresses in MLflow's database file and in pointers.
+
+MLflow stores absolute paths of artifacts and has no command to change them. The rest of a home holds
+relative paths.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import quote
+
+from openba.errors import UserError
+from openba.home import Home
+
+ARTIFACTS = "mlartifacts"
+"""Folder of a home in which the experiments of its database file keep their artifacts."""
+_DATABASE = "mlflow.db"
+_ADDRESSES = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+    ("tags", "value"),
+    ("model_version_tags", "value"),
+)
+"""Tables and columns of MLflow's database that hold paths below a home."""
+
+
+def adopt_home(home: Home) -> Path | None:
+    """Correct the addresses if the home is not where its last run was; return the old folder, else None.
+
+    Raises:
+        UserError: the database is locked or damaged.
+    """
+    database = home.root / _DATABASE
+    if home.tracking_uri != f"sqlite:///{database}" or not database.exists():
+        return None
+    try:
+        with closing(sqlite3.connect(database, timeout=5)) as connection, connection:
+            old = _old_root(connection, home.root)
+            if old is None:
+                return None
+            for before, after in _spellings(old, home.root):
+                for table, column in _ADDRESSES:
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608 - names of ours
+                        f"WHERE substr({column}, 1, ?) = ?",
+                        (f"{after}/", len(before) + 2, len(before) + 1, f"{before}/"),
+                    )
+            for pointer in (home.root / ARTIFACTS).rglob("pointer.json"):
+                _correct_pointer(pointer, old, home.root)
+    except sqlite3.Error as error:
+        raise UserError(f"{database}: {error}; end the process that uses it, then run again") from None
+    return old
+
+
+def _old_root(connection: sqlite3.Connection, root: Path) -> Path | None:
+    """The home that the experiments' artifact folders name, if it is another than this one."""
+    if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
+        return None
+    for (location,) in connection.execute("SELECT artifact_location FROM experiments"):
+        folder, _, name = str(location).removeprefix("file://").rpartition("/")
+        if name == ARTIFACTS and Path(folder) != root and quote(str(root)) != folder:
+            return Path(folder)
+    return None
+
+
+def _spellings(old: Path, new: Path) -> Iterator[tuple[str, str]]:
+    """Prefixes to replace: plain paths, and `file://` addresses, in which MLflow quotes some characters."""
+    yield str(old), str(new)
+    yield f"file://{old}", f"file://{new}"
+    if quote(str(old)) != str(old):
+        yield f"file://{quote(str(old))}", f"file://{quote(str(new))}"
+
+
+def _correct_pointer(path: Path, old: Path, new: Path) -> None:
+    pointer = json.loads(path.read_text(encoding="utf-8"))
+    address = str(pointer["uri"])
+    if not address.startswith(f"{old}/"):
+        return
+    pointer["uri"] = f"{new}{address.removeprefix(str(old))}"
+    partial = path.with_name(f"{path.name}.tmp")
+    partial.write_text(json.dumps(pointer, indent=2), encoding="utf-8")
+    partial.replace(path)
