@@ -171,6 +171,9 @@ class Counter:
         self._last = now
 
 
+_MIRROR_JOULES = 1.0
+
+
 class EnergyMeter:
     """Joules that this node uses inside the `with` block; one meter per node, never one per worker.
 
@@ -224,12 +227,33 @@ def _total(counters: list[Counter]) -> float | None:
 
 
 def _rapl_counters(powercap: Path) -> list[Counter]:
-    """One per CPU package. `intel-rapl-mmio:*` counts the same packages again and is left out."""
-    zones = [z for z in sorted(powercap.glob("intel-rapl:*")) if _read_text(z / "name").startswith("package")]
-    return [
-        Counter(partial(_microjoules, z / "energy_uj"), wraps_at=_microjoules(z / "max_energy_range_uj"))
-        for z in zones
-    ]
+    """One per CPU package, or per die where dies count apart.
+
+    `intel-rapl-mmio:*` counts the same packages again and is left out. On AMD's multi-die processors each
+    `package-N-die-M` mirrors the counter of the whole socket, which is then counted once (codecarbon #1274).
+    """
+    counted: dict[tuple[str, str], float | None] = {}
+    counters = []
+    for zone in sorted(powercap.glob("intel-rapl:*")):
+        name = _read_text(zone / "name")
+        if not name.startswith("package"):
+            continue
+        package = name.partition("-die-")[0]
+        joules = _microjoules(zone / "energy_uj")
+        if any(
+            package == other_package and (name == other_name or _is_mirror(joules, other_joules))
+            for (other_package, other_name), other_joules in counted.items()
+        ):
+            continue
+        counted[package, name] = joules
+        wraps_at = _microjoules(zone / "max_energy_range_uj")
+        counters.append(Counter(partial(_microjoules, zone / "energy_uj"), wraps_at=wraps_at))
+    return counters
+
+
+def _is_mirror(joules: float | None, other: float | None) -> bool:
+    """Whether two counters since the machine's start are one: read within a millisecond, < 1 J apart."""
+    return joules is not None and other is not None and joules > 0 and abs(joules - other) < _MIRROR_JOULES
 
 
 def _microjoules(file: Path) -> float | None:

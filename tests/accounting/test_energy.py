@@ -154,6 +154,29 @@ def test_meter_adds_packages_over_a_wrap(tmp_path: Path) -> None:
     assert meter.joules()["cpu"] == pytest.approx(0.32885 + 1.0 + 2.5)
 
 
+@pytest.mark.parametrize(
+    ("labels", "starts", "expected"),
+    [
+        (("package-0-die-0", "package-0-die-1"), (5_000_000_000, 5_000_000_400), 100.0),  # AMD: one counter
+        (
+            ("package-0-die-0", "package-0-die-1"),
+            (5_000_000_000, 4_800_000_000),
+            200.0,
+        ),  # Intel: a counter a die
+        (("package-0", "package-0"), (5_000_000_000, 5_000_000_000), 100.0),
+        (("package-0", "package-1"), (5_000_000_000, 5_000_000_000), 200.0),  # two sockets
+    ],
+)
+def test_one_counter_shown_twice_is_counted_once(
+    tmp_path: Path, labels: tuple[str, str], starts: tuple[int, int], expected: float
+) -> None:
+    zones = [zone(tmp_path, f"intel-rapl:{i}", label, str(starts[i])) for i, label in enumerate(labels)]
+    with EnergyMeter(tmp_path) as meter:
+        for folder, start in zip(zones, starts, strict=True):
+            (folder / "energy_uj").write_text(f"{start + 100_000_000}\n")
+    assert meter.joules()["cpu"] == pytest.approx(expected)
+
+
 def test_meter_tells_nothing_if_one_package_cannot_be_read(tmp_path: Path) -> None:
     zone(tmp_path, "intel-rapl:0", "package-0", "1000000")
     zone(tmp_path, "intel-rapl:1", "package-1", "1000000")
