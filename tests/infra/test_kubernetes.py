@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import helm_python
 import jsonschema
 import kubernetes_validate
 import pytest
+import typer
 import yaml
 
+from flows.cli import app
 from openba.config import CONFIGS, load
 from openba.graph import find_pipeline
 from openba.recipes.runtime import PipelineRuntime
@@ -57,22 +60,37 @@ JOB = closed(
 )  # fmt: skip
 
 
-def render(root: Path, **values: Any) -> dict[str, Any]:
-    """The one object that the chart makes with these values."""
+def render(root: Path, **values: Any) -> dict[tuple[str, str], dict[str, Any]]:
+    """The objects that the chart makes with these values, by kind and name."""
     with helm_python.Chart.load(str(root / "infra" / "kubernetes" / "openba")) as chart:
         rendered = chart.render(values, name="paper", namespace="training")
-    (found,) = filter(None, map(yaml.safe_load, rendered.values()))
-    return found
+    found = [each for text in rendered.values() for each in yaml.safe_load_all(text) if each]
+    objects = {(each["kind"], each["metadata"]["name"]): each for each in found}
+    assert len(objects) == len(found)
+    return objects
 
 
 @pytest.fixture(scope="module")
-def cluster(root: Path) -> dict[str, Any]:
-    return render(root)
+def objects(root: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    return render(
+        root, serve={"model": "models:/openba-chat@champion"}, imagePullSecrets=[{"name": "registry"}]
+    )
+
+
+@pytest.fixture(scope="module")
+def cluster(objects: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+    return objects["RayCluster", "paper"]
+
+
+@pytest.fixture(scope="module")
+def serve(objects: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+    return objects["Deployment", "paper-serve"]
 
 
 @pytest.fixture(scope="module")
 def job(root: Path) -> dict[str, Any]:
-    return render(root, job={"pipeline": "tiny"})
+    pull = [{"name": "registry"}]
+    return render(root, job={"pipeline": "tiny"}, imagePullSecrets=pull)["RayJob", "paper"]
 
 
 def pods(spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -88,7 +106,8 @@ def test_helm_finds_no_fault(root: Path) -> None:
 def test_wrong_values_are_refused(root: Path) -> None:
     wrong: list[dict[str, Any]] = [
         {"image": {"head": "openba:latest"}}, {"workers": {"node": 3}},
-        {"job": {"pipeline": "tiny; rm -rf /"}},
+        {"job": {"pipeline": "tiny; rm -rf /"}}, {"state": {"size": "20T"}}, {"serve": {"model": "/etc"}},
+        {"network": {"operatorNamespace": "Ray"}}, {"serve": {"model": "models:/m@champion", "replica": 1}},
     ]  # fmt: skip
     for values in wrong:
         with pytest.raises(helm_python.HelmError):
@@ -118,6 +137,90 @@ def test_pods_are_valid_for_kubernetes(cluster: dict[str, Any]) -> None:
         )
 
 
+def test_other_objects_are_valid_for_kubernetes(objects: dict[tuple[str, str], dict[str, Any]]) -> None:
+    plain = {key: each for key, each in objects.items() if key[0] != "RayCluster"}
+    assert plain.keys() == {
+        ("PersistentVolumeClaim", "openba-state"), ("Deployment", "paper-serve"), ("Service", "paper-serve"),
+        ("NetworkPolicy", "paper-ray"), ("NetworkPolicy", "paper-serve"),
+    }  # fmt: skip
+    for each in plain.values():
+        kubernetes_validate.validate(each, "1.37", strict=True)
+    misspelt = objects["NetworkPolicy", "paper-ray"] | {"spec": {"podSelectors": {}}}
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(misspelt, "1.37", strict=True)
+
+
+def test_every_pod_is_unprivileged_and_may_write_its_state(
+    cluster: dict[str, Any], serve: dict[str, Any]
+) -> None:
+    """fsGroup lets user 1000 write to a fresh volume. A capability would have no effect for that user."""
+    for template in [*pods(cluster["spec"]), serve["spec"]["template"]]:
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"]
+        assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsUser"] == 1000
+        assert spec["imagePullSecrets"] == [{"name": "registry"}]
+        for container in [*spec["containers"], *spec.get("initContainers", [])]:
+            assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+            assert not container["securityContext"]["allowPrivilegeEscalation"]
+            assert container["resources"]["requests"].keys() <= container["resources"]["limits"].keys()
+
+
+def test_infiniband_checks_that_memory_can_be_locked(cluster: dict[str, Any], root: Path) -> None:
+    (check,) = pods(cluster["spec"])[1]["spec"]["initContainers"]
+    limited = subprocess.run(
+        ["bash", "-c", f"ulimit -l 64; {check['command'][-1]}"], capture_output=True, text=True
+    )
+    assert limited.returncode == 1
+    assert "LimitMEMLOCK=infinity" in limited.stdout
+    without = render(root, workers={"rdma": {"rdma/hca": None}})["RayCluster", "paper"]
+    assert "initContainers" not in pods(without["spec"])[1]["spec"]
+
+
+def test_the_state_is_shared_and_outlives_the_release(
+    objects: dict[tuple[str, str], dict[str, Any]], root: Path
+) -> None:
+    claim = objects["PersistentVolumeClaim", "openba-state"]
+    assert claim["spec"]["accessModes"] == ["ReadWriteMany"]
+    assert claim["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert ("PersistentVolumeClaim", "openba-state") not in render(root, state={"size": ""})
+
+
+def test_only_named_pods_reach_rays_ports(
+    objects: dict[tuple[str, str], dict[str, Any]], cluster: dict[str, Any]
+) -> None:
+    policy = objects["NetworkPolicy", "paper-ray"]["spec"]
+    assert policy["policyTypes"] == ["Ingress"]
+    selected = policy["podSelector"]["matchLabels"].items()
+    assert all(selected <= template["metadata"]["labels"].items() for template in pods(cluster["spec"]))
+    assert all(rule["from"] for rule in policy["ingress"])
+    (own,) = [rule for rule in policy["ingress"] if "ports" not in rule]
+    assert own["from"] == [{"podSelector": {"matchLabels": policy["podSelector"]["matchLabels"]}}]
+    assert {port["port"] for rule in policy["ingress"] for port in rule.get("ports", [])} == {8265, 8080}
+
+
+def test_serving_has_probes_a_key_and_devices(
+    serve: dict[str, Any], objects: dict[tuple[str, str], dict[str, Any]], root: Path
+) -> None:
+    (container,) = serve["spec"]["template"]["spec"]["containers"]
+    assert {"startupProbe", "readinessProbe", "livenessProbe"} <= container.keys()
+    assert container["args"][:3] == ["openba", "serve", "models:/openba-chat@champion"]
+    typer.main.get_command(app).commands["serve"].make_context("serve", container["args"][2:])  # type: ignore[attr-defined]
+    key = next(env for env in container["env"] if env["name"] == "OPENBA_API_KEY")
+    assert key["valueFrom"]["secretKeyRef"] == {"name": "openba-key", "key": "api_key"}
+    assert container["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert container["image"].endswith("-gpu")
+    labels = serve["spec"]["template"]["metadata"]["labels"].items()
+    assert objects["Service", "paper-serve"]["spec"]["selector"].items() <= labels
+    on_cpu = render(root, serve={"model": "models:/m/3", "gpus": 0})["Deployment", "paper-serve"]
+    (container,) = on_cpu["spec"]["template"]["spec"]["containers"]
+    assert "nvidia.com/gpu" not in container["resources"]["limits"]
+    assert (container["image"][-4:], container["args"][-1]) == ("-cpu", "cpu")
+
+
+def test_a_mistake_is_not_retried_on_another_cluster(job: dict[str, Any]) -> None:
+    assert job["spec"]["backoffLimit"] == 0
+
+
 def test_the_papers_cluster(cluster: dict[str, Any]) -> None:
     """Four whole nodes of eight, a head that trains nothing; each container gets its devices and no more."""
     (nodes,) = cluster["spec"]["workerGroupSpecs"]
@@ -139,7 +242,6 @@ def test_token_and_secrets_come_from_outside(cluster: dict[str, Any]) -> None:
         (container,) = template["spec"]["containers"]
         assert container["envFrom"] == [{"secretRef": {"name": "openba"}}]
         assert not [env for env in container["env"] if "KEY" in env["name"] or "PASSWORD" in env["name"]]
-        assert container["securityContext"]["runAsNonRoot"]
     assert cluster["spec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
 
 

@@ -16,7 +16,7 @@ ASSIGNED = re.compile(
     r"""(?ix) [\w-]*(?:password|passwd|secret|api_?key|access_?key|auth_token|ray_token)[\w-]* ["']?
     [ \t]*[:=][ \t]* ["']? (?P<value> [^\s"',}{]{8,})"""
 )
-NAMES = {"openba-ray", "~/.ray/auth_token"}  # where a secret is, not what it is
+NAMES = {"openba-ray", "openba-key", "~/.ray/auth_token"}  # where a secret is, not what it is
 SHAPES = re.compile(
     r"AKIA[0-9A-Z]{16}|-----BEGIN [A-Z ]*PRIVATE KEY|gh[pousr]_\w{30,}|hf_\w{30,}|://[^/\s:@$]+:[^/\s@$]+@"
 )

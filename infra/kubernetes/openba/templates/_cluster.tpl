@@ -1,4 +1,28 @@
 {{- /* The spec of the Ray cluster, shared by the standing cluster and a job's own. */ -}}
+{{- define "openba.labels" -}}
+app.kubernetes.io/name: openba
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- /* Of every pod: who it runs as, and what it may not do. fsGroup makes the state's volume writable for it. */ -}}
+{{- define "openba.pod" -}}
+automountServiceAccountToken: false
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 1000
+  runAsGroup: 1000
+  fsGroup: 1000
+  fsGroupChangePolicy: OnRootMismatch   # else every start walks through all files of the volume
+  seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "openba.container" -}}
+securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+{{- end -}}
+
 {{- define "openba.cluster" -}}
 rayVersion: {{ .Values.rayVersion | quote }}
 # Whoever reaches the Jobs API may run any command, so it asks for the token. The token is sent unencrypted.
@@ -13,8 +37,9 @@ headGroupSpec:
   template:
     metadata:
       annotations: {prometheus.io/scrape: "true", prometheus.io/port: "8080"}
+      labels: {{- include "openba.labels" . | nindent 8 }}
     spec:
-      automountServiceAccountToken: false
+      {{- include "openba.pod" . | nindent 6 }}
       containers:
         - name: ray-head
           image: {{ .Values.image.head }}
@@ -27,7 +52,7 @@ headGroupSpec:
             - {name: dashboard, containerPort: 8265}
             - {name: metrics, containerPort: 8080}
           resources: {{- toYaml .Values.head.resources | nindent 12 }}
-          securityContext: {allowPrivilegeEscalation: false, runAsNonRoot: true}
+          {{- include "openba.container" . | nindent 10 }}
           volumeMounts:
             - {name: state, mountPath: {{ .Values.state.path }}}
       volumes:
@@ -45,8 +70,24 @@ workerGroupSpecs:
     template:
       metadata:
         annotations: {prometheus.io/scrape: "true", prometheus.io/port: "8080"}
+        labels: {{- include "openba.labels" . | nindent 10 }}
       spec:
-        automountServiceAccountToken: false
+        {{- include "openba.pod" . | nindent 8 }}
+        {{- if .Values.workers.rdma }}
+        # InfiniBand pins the memory that it reads and writes. A capability would not help a user other than root:
+        # the node's container runtime has to allow it (LimitMEMLOCK=infinity, docs/cluster.md).
+        initContainers:
+          - name: check-locked-memory
+            image: {{ .Values.image.worker }}
+            command:
+              - bash
+              - -c
+              - >-
+                test "$(ulimit -l)" = unlimited ||
+                { echo "locked memory is limited to $(ulimit -l) KiB: set LimitMEMLOCK=infinity for containerd on this node"; exit 1; }
+            resources: {requests: {cpu: 100m, memory: 64Mi}, limits: {cpu: 100m, memory: 64Mi}}
+            {{- include "openba.container" . | nindent 12 }}
+        {{- end }}
         nodeSelector: {{- toYaml .Values.workers.nodeSelector | nindent 10 }}
         tolerations: {{- toYaml .Values.workers.tolerations | nindent 10 }}
         containers:
@@ -66,8 +107,7 @@ workerGroupSpecs:
               {{- range $kind := list "requests" "limits" }}
               {{ $kind }}: {{- toYaml (merge (dict) $devices (index $.Values.workers.resources $kind)) | nindent 16 }}
               {{- end }}
-            # IPC_LOCK: InfiniBand pins the memory that it reads and writes.
-            securityContext: {allowPrivilegeEscalation: false, runAsNonRoot: true, capabilities: {add: [IPC_LOCK]}}
+            {{- include "openba.container" . | nindent 12 }}
             volumeMounts:
               - {name: state, mountPath: {{ .Values.state.path }}}
               - {name: shared-memory, mountPath: /dev/shm}
