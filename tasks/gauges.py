@@ -7,6 +7,7 @@ Ray adds the prefix `ray_`, and its list of nodes is what Prometheus scrapes.
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from openba.accounting.energy import JOULES_PER_KWH, paper_energy
 from openba.recipes.runtime import PipelineRuntime
-from openba.train.log import ATTEMPTS, HELDOUT, METRICS, read_rows
+from openba.train.log import ATTEMPTS, EVENTS, HELDOUT, METRICS, read_rows
 
 _SECONDS_BETWEEN_READS = 2.0
 
@@ -29,6 +30,8 @@ METRICS_TOLD = {
     "openba_mfu": "share of the devices' peak; count: useful or padded",
     "openba_data_wait": "share of a step's time that waits for batches",
     "openba_checkpoint_stall_seconds": "that training waited for checkpoints, since the last logged step",
+    "openba_events": "what was unusual so far; event: skipped, rolled back, spike, save failed",
+    "openba_attempts": "worker groups that have been started",
     "openba_device_hours": "of all attempts",
     "openba_energy_kwh": "method: paper (hours x watts x PUE) or measured (counters x PUE, after an attempt)",
     "openba_tco2eq": "t CO2eq of that energy; method as there",
@@ -36,7 +39,10 @@ METRICS_TOLD = {
 """Every metric and what it counts; labels besides are `name` of the step and its `fingerprint`."""
 
 
+_EVENTS = ("skipped", "rolled back", "spike", "save failed")
+"""Those that alert rules look at (infra/prometheus/alerts.yaml)."""
 _LABELS = {
+    "openba_events": "event",
     "openba_loss": "objective",
     "openba_heldout_loss": "objective",
     "openba_tokens_per_second": "count",
@@ -74,7 +80,11 @@ def figures(folder: Path, runtime: PipelineRuntime) -> Iterator[Figure]:
         yield Figure("openba_tokens_per_second", row[rate], count)
         if f"mfu_{count}" in row:
             yield Figure("openba_mfu", row[f"mfu_{count}"], count)
-    yield from _energy(read_rows(folder / ATTEMPTS), row["time"], runtime)
+    counts = Counter(event["event"] for event in read_rows(folder / EVENTS))
+    yield from (Figure("openba_events", counts[event], event) for event in _EVENTS)
+    attempts = read_rows(folder / ATTEMPTS)
+    yield Figure("openba_attempts", len(attempts))
+    yield from _energy(attempts, row["time"], runtime)
 
 
 def _losses(metric: str, row: dict[str, Any], names: dict[str, str]) -> Iterator[Figure]:

@@ -188,6 +188,7 @@ class Stack:
         file = self.folder / "prometheus.yaml"
         config = (self.root / "infra" / "prometheus" / "prometheus.yaml").read_text()
         file.write_text(self._here(config).replace(" 10s", " 1s"))
+        shutil.copyfile(self.root / "infra" / "prometheus" / "alerts.yaml", file.with_name("alerts.yaml"))
         command = ["prometheus", f"--config.file={file}", f"--storage.tsdb.path={self.folder / 'prometheus'}",
                    f"--web.listen-address={self.address('prometheus')}"]  # fmt: skip
         self._start("prometheus", command, self._answers("prometheus", "/-/ready"))

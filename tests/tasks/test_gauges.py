@@ -10,7 +10,7 @@ import pytest
 
 from openba.config import CONFIGS, load
 from openba.recipes.runtime import PipelineRuntime
-from openba.train.log import ATTEMPTS, HELDOUT, METRICS, RATES
+from openba.train.log import ATTEMPTS, EVENTS, HELDOUT, METRICS, RATES
 from tasks.gauges import _LABELS, METRICS_TOLD, Figure, figures
 
 RUNTIME = load(CONFIGS / "runtime" / "paper.yaml", PipelineRuntime)
@@ -60,6 +60,18 @@ def test_energy_is_of_all_attempts_and_measured_where_it_was(tmp_path: Path) -> 
     assert found["openba_energy_kwh", "paper"] == pytest.approx(32 * 0.4 * 1.1)
     assert found["openba_tco2eq", "paper"] == pytest.approx(32 * 0.4 * 1.1 * 0.385 / 1000)
     assert found["openba_energy_kwh", "measured"] == pytest.approx(2 * 1.1)
+
+
+def test_events_and_attempts_are_counted_from_zero(tmp_path: Path) -> None:
+    """An alert compares with an earlier value, so that there has to be one."""
+    leave(tmp_path, METRICS, row(1))
+    found = told(tmp_path)
+    assert [found["openba_events", event] for event in ("skipped", "rolled back", "save failed")] == [0, 0, 0]
+    assert found["openba_attempts", ""] == 0
+    leave(tmp_path, EVENTS, {"event": "skipped", "step": 1}, {"event": "skipped", "step": 2})
+    leave(tmp_path, ATTEMPTS, {"time": 0.0, "seconds": 1.0}, {"time": 5.0})
+    found = told(tmp_path)
+    assert (found["openba_events", "skipped"], found["openba_attempts", ""]) == (2, 2)
 
 
 def test_every_figure_has_a_declared_metric_and_label(tmp_path: Path) -> None:
