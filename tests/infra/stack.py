@@ -68,18 +68,24 @@ class Stack:
 
     def start(self) -> None:
         """Databases and storage first, then the servers side by side."""
-        for begin in (self.postgres, self.redis, self.store):
-            begin()
-        for name in ("postgres", "redis", "store"):
-            self.services[name].wait()
-        self._databases()
-        self._buckets()
+        self.redis()
+        self.start_storage()
+        self.services["redis"].wait()
         for begin in (self.ray, self.prefect_server, self.mlflow, self.prometheus):
             begin()
         self.services["prefect-server"].wait(150)
         self._start("prefect-services", self._python(self.command("prefect-services")), lambda: True)
         for service in self.services.values():
             service.wait(150)
+
+    def start_storage(self) -> None:
+        """Postgres with its databases and the object store with its buckets."""
+        self.postgres()
+        self.store()
+        for name in ("postgres", "store"):
+            self.services[name].wait()
+        self._databases()
+        self._buckets()
 
     def stop(self) -> None:
         for name in (

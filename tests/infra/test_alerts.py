@@ -1,4 +1,4 @@
-"""The alert rules: understood by Prometheus, fired by each fault and by nothing else, made from metrics that exist."""
+"""The alert rules: fired by each fault and by nothing else, and made from metrics that exist."""
 
 from __future__ import annotations
 

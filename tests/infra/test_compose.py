@@ -13,7 +13,13 @@ from compose_spec import PyCompose
 from tests.infra.conftest import variables
 
 NAMED = re.compile(r"(?<!\$)\$\{(\w+)(?::([-?])([^}]*))?\}")
-PAGES = {"prefect-server", "mlflow", "ray-head", "prometheus", "grafana"}
+PAGES = {"prefect-server", "mlflow", "ray-head", "prometheus", "grafana", "serve"}
+DEFAULTS = {
+    "LISTEN": "127.0.0.1",
+    "DOMAIN": "localhost",
+    "PREFECT_PAGE": "http://127.0.0.1:4200",
+    "SERVED_MODEL": "openba-chat",
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +47,10 @@ def test_valid_by_the_compose_specification(compose: dict[str, Any]) -> None:
 
 
 def test_every_variable_has_one_source(text: str, settings: dict[str, str]) -> None:
-    """A missing one stops `up` with its name (`:?`); only the address has a default."""
+    """A missing one stops `up` with its name (`:?`), unless it is one of the few with a default."""
     for name, sign, default in NAMED.findall(text):
-        assert name in settings
-        assert (name, sign, default) == ("LISTEN", "-", "127.0.0.1") or (sign, default) == ("?", ""), name
+        assert name in settings or name in DEFAULTS
+        assert (sign, default) == (("-", DEFAULTS[name]) if name in DEFAULTS else ("?", "")), name
 
 
 def test_images_are_pinned_in_one_place(text: str, root: Path, versions: dict[str, str]) -> None:
@@ -55,8 +61,25 @@ def test_images_are_pinned_in_one_place(text: str, root: Path, versions: dict[st
 
 def test_pages_are_on_loopback_and_nothing_else_is_published(compose: dict[str, Any]) -> None:
     published = {name: service.get("ports", []) for name, service in compose["services"].items()}
-    assert {name for name, ports in published.items() if ports} == PAGES
-    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+    assert {name for name, ports in published.items() if ports} == PAGES | {"proxy"}
+    pages = [port for name, ports in published.items() for port in ports if name != "proxy"]
+    assert all(port.startswith("127.0.0.1:") for port in pages)
+    assert compose["services"]["proxy"]["profiles"] == ["public"], "only when it is asked for"
+
+
+def test_every_service_has_a_limit_and_rotated_logs(compose: dict[str, Any]) -> None:
+    for name, service in compose["services"].items():
+        assert service.get("mem_limit"), name
+        assert service["logging"]["options"]["max-size"], name
+
+
+def test_deployments_are_made_before_a_worker_starts(compose: dict[str, Any], root: Path) -> None:
+    services = compose["services"]
+    assert services["prefect-worker"]["depends_on"]["deployments"] == {
+        "condition": "service_completed_successfully"
+    }
+    assert (root / services["deployments"]["command"].removeprefix("/openba/")).exists()
+    assert services["prefect-worker"]["environment"]["OPENBA_HOME"].startswith("/")
 
 
 def test_services_wait_for_what_they_need(compose: dict[str, Any]) -> None:
@@ -78,6 +101,8 @@ def test_volumes_and_mounted_files_are_there(compose: dict[str, Any], root: Path
     for service in compose["services"].values():
         for volume in service.get("volumes", []):
             source = volume.split(":")[0]
+            if source in ("./proxy/tls", "./backups"):  # made by hand, and ignored by git
+                continue
             assert (
                 (root / "infra" / source).exists() if source.startswith(".") else source in compose["volumes"]
             )
