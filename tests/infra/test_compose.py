@@ -19,6 +19,7 @@ DEFAULTS = {
     "DOMAIN": "localhost",
     "PREFECT_PAGE": "http://127.0.0.1:4200",
     "SERVED_MODEL": "openba-chat",
+    "RAY_FOLDER": "ray",
 }
 
 
