@@ -1,4 +1,6 @@
-"""`openba serve` under 64 clients: throughput against one request at a time, and whose tokens a client gets.
+"""`openba serve` under 64 clients and under random requests (`serving_fuzz.py`).
+
+Throughput against one request at a time, and whose tokens a client gets.
 
 A real process on loopback with a random model of the tiny pipeline's size (`configs/model/tiny.yaml`);
 clients are threads of this process. Every answer is compared with `openba.model.generate`'s for its prompt.
@@ -19,6 +21,7 @@ from pathlib import Path
 import httpx
 import torch
 
+from benchmarks import serving_fuzz
 from benchmarks.figure import ROOT, Figure
 from openba.artifacts import Build
 from openba.config import load
@@ -51,6 +54,7 @@ def figures() -> Iterator[Figure]:
         with _Serving(folder, Path(scratch) / "log") as url:
             alone = _Load(url, right, 1, ALONE_SECONDS).run()
             crowd = _Load(url, right, CLIENTS, SECONDS).run()
+        yield from serving_fuzz.figures(folder, lambda model: _Serving(model, Path(scratch) / "fuzz-log"))
     yield Figure("requests answered, 64 clients", crowd.answered, "")
     yield Figure("errors", crowd.errors + alone.errors, "", 0)
     yield Figure("answers with a foreign token", crowd.wrong + alone.wrong, "", 0)

@@ -167,6 +167,9 @@ class Store:
             return Path(self.base) / step.key
         local = self.work / ".cache" / step.key
         if not (local / MANIFEST).exists():
+            for remote in self.fs.find(f"{self.base}/{step.key}"):
+                if name := remote.partition(f"{step.key}/")[2].rstrip("/"):
+                    _check_is_below(self.uri(step), name)
             partial = local.with_name(f"{local.name}.{os.getpid()}")
             self.fs.get(f"{self.base}/{step.key}/", str(partial) + "/", recursive=True)
             shutil.rmtree(local, ignore_errors=True)
@@ -211,8 +214,10 @@ def fetched(uri: str, files: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
     Of a remote store it is a copy, which is gone after the block.
 
     Raises:
-        UserError: a file is missing or is not what its manifest says.
+        UserError: a file is missing or is not what its manifest says, or its name leads out of the folder.
     """
+    for name in files:  # before anything is written
+        _check_is_below(uri, name)
     fs, base = fsspec.core.url_to_fs(uri)
     if fs.protocol in ("file", ("file", "local")):
         _check(uri, Path(base), files)
@@ -226,6 +231,17 @@ def fetched(uri: str, files: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
                 fs.get_file(f"{base}/{name}", str(target))
         _check(uri, Path(copy), files)
         yield Path(copy)
+
+
+def _check_is_below(uri: str, name: str) -> None:
+    """Refuse a file's name that leads out of the folder it is joined to, on any system.
+
+    Raises:
+        UserError: the name is absolute or has a part such as `..`.
+    """
+    parts = name.replace("\\", "/").split("/")
+    if "\0" in name or ":" in parts[0] or {"", ".", ".."} & set(parts):
+        raise UserError(f"{uri}: file name {name!r} leads out of its folder; do not trust who wrote it")
 
 
 def _check(uri: str, local: Path, files: Mapping[str, Mapping[str, Any]]) -> None:

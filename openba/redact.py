@@ -10,6 +10,7 @@ httpx mask the password of a parsed address only.
 
 from __future__ import annotations
 
+import base64
 import logging
 import os
 import re
@@ -50,7 +51,7 @@ _SECRET_VARIABLE = re.compile(
     r"AUTH_STRING)$"
 )
 # Scheme, user, password; not host, port and a path with an @ in it.
-_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://[^:/\s]*:(?!\d*/)(\S*)@\S*")
+_ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://([^:/\s]*):(?!\d*/)(\S*)@\S*")
 _SHORTEST_VALUE, _SHORTEST_PASSWORD = 6, 4
 """Characters. Shorter values of secret variables, and shorter passwords, are part of too many words."""
 
@@ -151,10 +152,12 @@ def _environment_secrets() -> list[str]:
 def _secrets_of(name: str, value: str) -> frozenset[str]:
     """Secrets in one environment variable: the password of an address, or the value of a secret variable.
 
-    The password may hold any character, also / and @; it counts as written and as decoded.
+    The password may hold any character, also / and @; it counts as written, as decoded and as HTTP encodes it.
     """
     if (address := _ADDRESS.fullmatch(value)) is not None:
-        password = address[1]
-        return frozenset(each for each in (password, unquote(password)) if len(each) >= _SHORTEST_PASSWORD)
+        user, password = address.groups()
+        login = base64.b64encode(unquote(f"{user}:{password}").encode()).decode()  # as HTTP sends both
+        secrets = password, unquote(password), login
+        return frozenset(each for each in secrets if len(each) >= _SHORTEST_PASSWORD)
     is_secret = _SECRET_VARIABLE.search(name) and len(value) >= _SHORTEST_VALUE and not value.startswith("/")
     return frozenset({value} if is_secret else ())

@@ -45,7 +45,9 @@ CARD = "README.md"
 """The model's card, among the artifacts of its training's run."""
 _REQUIREMENTS = ["openba", "torch", "safetensors", "sentencepiece"]
 _SIGNATURE = ModelSignature(
-    inputs=Schema([ColSpec(DataType.string)]),
+    # No schema of inputs: MLflow would take the first column of a table, whatever it holds, before the model
+    # is asked, or refuse a list; `serve_model.prompts_of` finds the prompts.
+    inputs=None,
     outputs=Schema([ColSpec(DataType.string)]),
     params=ParamSchema([ParamSpec("max_new_tokens", DataType.long, 64)]),
 )

@@ -18,11 +18,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 import uvicorn
 
 from openba.artifacts import fetched
-from openba.errors import UserError
+from openba.errors import UserError, one_line
 from openba.home import Home
 from openba.serve.app import Application
 from openba.serve.host import Host, Served
@@ -30,6 +31,10 @@ from openba.serve.limits import Limits, Protocol
 from openba.serve.metrics import Metrics
 
 LOOPBACK = ("127.0.0.1", "localhost")
+EXIT_ENGINE_FAILED = 70
+"""Exit code after the engine has ended or stalled: a supervisor is to start the process again."""
+_SECONDS_TO_END = 5.0
+"""For errors of the engine's requests to reach their clients before the process ends."""
 _REGISTERED = re.compile(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))")
 
 
@@ -79,8 +84,8 @@ class Source:
 
         try:
             found = MlflowClient(self.uri, self.uri).get_model_version_by_alias(self.name, self.alias or "")
-        except MlflowException as error:
-            raise UserError(f"{self.asked}: {str(error).splitlines()[0]} (registry {self.uri})") from None
+        except (MlflowException, OSError) as error:  # requests' errors are OSErrors
+            raise UserError(f"{self.asked}: {one_line(error)} (registry {self.uri})") from None
         return Place(self.name, f"v{found.version}", None)
 
     @contextmanager
@@ -102,12 +107,13 @@ class Source:
             address = f"models:/{place.name}/{place.version.removeprefix('v')}"
             try:
                 folder = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch)
-                pointer = json.loads((Path(folder) / "artifacts" / "pointer.json").read_text())
-            except (MlflowException, OSError) as error:
-                raise UserError(
-                    f"{address}: no readable pointer.json: {str(error).splitlines()[0]}"
-                ) from None
-        with fetched(pointer["uri"], pointer["files"]) as output:
+                pointer = json.loads(
+                    (Path(folder) / "artifacts" / "pointer.json").read_text(encoding="utf-8")
+                )
+                uri, files = pointer["uri"], pointer["files"]
+            except (MlflowException, OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{address}: no readable pointer.json: {one_line(error)}") from None
+        with fetched(uri, files) as output:
             yield output / "model"
 
     def load(self, place: Place, models: Host) -> Served:
@@ -181,13 +187,29 @@ async def _serve(
     address = f"http://{host}:{listening.getsockname()[1]}"
     guard = "with a key" if key else "no key"
     print(f"{place.name} {place.version} on {address} ({guard}; Ctrl-C ends it)", flush=True)
+    server = uvicorn.Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    guarding = asyncio.create_task(models.until_failure())
     watching = asyncio.create_task(watch(source, models, poll)) if source.alias else None
     try:
-        await uvicorn.Server(config).serve(sockets=[listening])
+        await asyncio.wait({serving, guarding}, return_when=asyncio.FIRST_COMPLETED)
+        if not serving.done():
+            server.should_exit = True
+            await asyncio.wait({serving}, timeout=_SECONDS_TO_END)
+            _exit_after_failure(place.name, guarding.result())
+        await serving  # raises what ended it
     finally:
-        if watching:
-            watching.cancel()
+        for task in (guarding, watching):
+            if task:
+                task.cancel()
         models.close()
+
+
+def _exit_after_failure(name: str, failure: str) -> NoReturn:
+    """End the process at once: a thread that hangs in the model must not keep it alive."""
+    print(f"openba: {name}: the engine is {failure}; the server stops", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(EXIT_ENGINE_FAILED)
 
 
 async def watch(source: Source, models: Host, poll: float) -> None:
@@ -202,11 +224,14 @@ async def watch(source: Source, models: Host, poll: float) -> None:
             models.replace(await asyncio.to_thread(source.load, place, models))
             print(f"{place.name} {place.version} answers now", flush=True)
         except Exception as error:  # whatever it is must not end the following
-            if str(error) != models.trouble:
+            reason = one_line(error)
+            if reason != models.trouble:
                 print(
-                    f"openba: {source.asked}: the present model goes on: {error}", file=sys.stderr, flush=True
+                    f"openba: {source.asked}: the present model goes on: {reason}",
+                    file=sys.stderr,
+                    flush=True,
                 )
-            models.failed(str(error))
+            models.failed(reason)
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
-from openba.errors import UserError
+from openba.errors import UserError, one_line
 from openba.home import Home
 from openba.redact import has_credentials
 from openba.serve.limits import Limits
@@ -79,7 +79,7 @@ def _cluster() -> tuple[ServeSubmissionClient, dict[str, Any]]:
         client = ServeSubmissionClient(address)
         return client, client.get_serve_details()
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"RAY_ADDRESS={address}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"RAY_ADDRESS={address}: {one_line(error)}") from None
 
 
 def _config(present: dict[str, Any], settings: dict[str, Any] | None) -> dict[str, Any]:

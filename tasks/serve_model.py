@@ -8,12 +8,17 @@ the tracking server.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow.pyfunc import PythonModel
+
+COLUMN = "prompt"
+"""Column of the prompts where a table has several."""
 
 
 class OpenBA(PythonModel):
@@ -24,23 +29,55 @@ class OpenBA(PythonModel):
         from openba.artifacts import fetched
         from openba.model.files import load_model
 
-        pointer = json.loads(Path(context.artifacts["pointer"]).read_text())
+        pointer = json.loads(Path(context.artifacts["pointer"]).read_text(encoding="utf-8"))
         with fetched(pointer["uri"], pointer["files"]) as folder:
             self.model, self.tokenizer = load_model(folder / "model")
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> list[str]:
-        """One answer per prompt, given as a list or as a column. `params`: max_new_tokens (default 64).
+        """Return one answer per prompt.
 
-        A hint of `list[str]` would make MLflow put an own signature in place of ours, which has no params.
+        Args:
+            context: MLflow's.
+            model_input: texts, or a table whose only column, or column `prompt`, holds them.
+            params: max_new_tokens (default 64).
+
+        Raises:
+            UserError: several columns and none is `prompt`, or a prompt is no text.
         """
         from openba.data.instruct import encode_input
         from openba.model.generate import generate
 
         limit = self.model.architecture.max_seq_length
-        sources = [encode_input(self.tokenizer, prompt, (), limit) for prompt in model_input.iloc[:, 0]]
+        sources = [encode_input(self.tokenizer, prompt, (), limit) for prompt in prompts_of(model_input)]
         return generate(self.model, self.tokenizer, sources, (params or {}).get("max_new_tokens", 64))
+
+
+def prompts_of(model_input: Any) -> list[str]:
+    """Return the prompts in what MLflow passes on: a text, texts, an array, a table or its columns.
+
+    Raises:
+        UserError: see `predict`.
+    """
+    from openba.errors import UserError
+
+    table = model_input
+    if isinstance(model_input, str):
+        table = [model_input]
+    if isinstance(model_input, Mapping):
+        columns = {key: [value] if isinstance(value, str) else value for key, value in model_input.items()}
+        table = pd.DataFrame(columns)
+    if not isinstance(table, pd.DataFrame):
+        table = pd.DataFrame(np.asarray(table) if not isinstance(table, list) else table)
+    if COLUMN not in table.columns and len(table.columns) != 1:
+        names = ", ".join(map(str, table.columns)) or "none"
+        raise UserError(f"columns {names}: none is {COLUMN!r}; name the column of the prompts {COLUMN!r}")
+    column = table[COLUMN] if COLUMN in table.columns else table.iloc[:, 0]
+    for row, prompt in enumerate(column):
+        if not isinstance(prompt, str):
+            raise UserError(f"row {row}: the prompt is {type(prompt).__name__}, not a text")
+    return list(column)
 
 
 mlflow.models.set_model(OpenBA())

@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 
 from openba.errors import UserError
 from openba.home import Home
+from openba.redact import protect_output
 from openba.serve.app import Application
 from openba.serve.host import Host
 from openba.serve.limits import Limits
@@ -51,6 +52,7 @@ class Replica:
         Raises:
             UserError: no such model.
         """
+        protect_output()
         torch.set_num_threads(settings.threads)
         if settings.registry is not None:
             os.environ["MLFLOW_TRACKING_URI"] = settings.registry
@@ -66,9 +68,9 @@ class Replica:
         return Application(self.models, key()).asgi(names(self.settings.host))
 
     def check_health(self) -> None:
-        """Asked by Serve, which replaces a replica that raises."""
-        if self.models.present is None or not self.models.present.engine.thread.is_alive():
-            raise RuntimeError("the engine's thread has ended")
+        """Raise if the engine has ended or stalled; Serve then replaces the replica."""
+        if (state := self.models.state()) != "ok":
+            raise RuntimeError(f"the engine is {state}")
 
     def __del__(self) -> None:
         if self.following:

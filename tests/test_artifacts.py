@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,37 @@ def test_fetch_refuses_a_damaged_file(root: str, tmp_path: Path) -> None:
     store.fs.rm(f"{store.base}/{first.key}/number.txt")
     with pytest.raises(UserError, match="missing"), fetched(store.uri(first), record["files"]):
         pass
+
+
+@pytest.mark.parametrize("root", ["store", "memory://outside"])
+@pytest.mark.parametrize(
+    "name", ["../X", "model/../../X", "/tmp/X", "a//X", "..\\X", "C:X", "./X", "a/\0", ""]
+)
+def test_a_name_that_leads_out_of_the_folder_is_refused_before_anything_is_written(
+    root: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    store = Store(root if ":" in root else tmp_path / root, tmp_path / "work")
+    first, _ = two()
+    record = materialize(first, store)
+    before = sorted(tmp_path.rglob("*"))
+    files = record["files"] | {name: record["files"]["number.txt"]}
+    with pytest.raises(UserError, match="leads out of its folder"), fetched(store.uri(first), files):
+        pass
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_remote_store_writes_nothing_outside_its_copy(tmp_path: Path) -> None:
+    store = Store("memory://traversal", tmp_path / "work")
+    first, _ = two()
+    materialize(first, store)
+    store.fs.store[f"{store.base}/{first.key}/../../../X"] = store.fs.store[
+        f"{store.base}/{first.key}/number.txt"
+    ]
+    with pytest.raises(UserError, match="leads out of its folder"):
+        store.path(first)
+    assert not list(tmp_path.rglob("X"))
 
 
 def test_manifest_records_size_and_digest(store: Store) -> None:

@@ -1,7 +1,7 @@
-"""The ASGI application: paths, answers whole or in pieces, and the chat page.
+"""The ASGI application: paths, who may ask, the form of every error, and the chat page.
 
-Owns HTTP. Forms of bodies are `protocol.py`'s, limits `limits.py`'s, the model `host.py`'s. Starlette without
-FastAPI: bodies are read under limits of our own, and errors have OpenAI's form.
+Owns HTTP. Forms of requests are `protocol.py`'s, answers `answer.py`'s, limits `limits.py`'s, the model
+`host.py`'s. Starlette without FastAPI: bodies are read under our own limits, and errors have OpenAI's form.
 """
 
 from __future__ import annotations
@@ -10,33 +10,42 @@ import asyncio
 import base64
 import hashlib
 import re
+import sys
 import time
-import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import orjson
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request as HTTPRequest
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from openba.errors import UserError
-from openba.serve.engine import Full, Job
+from openba.errors import UserError, one_line
+from openba.redact import redact
+from openba.serve.answer import CLIENT_GONE, Answer, Stream
+from openba.serve.engine import EngineFailedError, Full
 from openba.serve.host import Host, Served
-from openba.serve.limits import Disconnected, Limits, check_key, read_body
+from openba.serve.limits import Disconnected, check_key, read_body
 from openba.serve.metrics import Metrics
-from openba.serve.protocol import Body, ChatRequest, CompletionRequest, Refused, Request, Text, jobs_of, parse
+from openba.serve.protocol import (
+    MOST_NAMED,
+    ChatRequest,
+    CompletionRequest,
+    Refused,
+    Request,
+    jobs_of,
+    parse,
+)
 
 PAGE = Path(__file__).with_name("chat.html")
-_GONE = 499
-"""Status in the metrics for a client that left before its answer (no client ever sees it)."""
+_MODEL = "/v1/models/{model:path}"
+_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/")
 
 
 class Application:
@@ -44,67 +53,65 @@ class Application:
 
     def __init__(self, host: Host, key: str | None) -> None:
         """Args: the host, with a model; the API key, or None for none."""
-        self.host, self.key, self.limits, self.metrics = host, key, host.limits, host.metrics
+        self.host, self.key = host, key
+        self.limits, self.metrics = host.limits, host.metrics
         page = PAGE.read_text(encoding="utf-8")
         self.page, self.policy = page.encode(), _policy(page)
 
     def asgi(self, hosts: Sequence[str]) -> Starlette:
-        """The application, for requests that name one of `hosts` (`*`: any)."""
+        """Return the application, for requests that name one of `hosts` (`*`: any)."""
         routes = [
             Route("/v1/chat/completions", self._endpoint(ChatRequest), methods=["POST"]),
             Route("/v1/completions", self._endpoint(CompletionRequest), methods=["POST"]),
             Route("/v1/models", self.models),
+            Route(_MODEL, self.model),
             Route("/health", self.health),
-            Route("/metrics", self.shown),
+            Route("/metrics", self.metrics_page),
             Route("/", self.chat_page),
         ]
-        middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))]
-        return Starlette(routes=routes, middleware=middleware, exception_handlers={HTTPException: _plain})
+        middleware = [Middleware(ErrorBoundary, metrics=self.metrics, hosts=hosts)]
+        return Starlette(
+            routes=routes, middleware=middleware, exception_handlers={HTTPException: _http_error}
+        )
 
     def _endpoint(self, kind: type[ChatRequest] | type[CompletionRequest]) -> Callable[..., Any]:
         async def endpoint(http: HTTPRequest) -> Response:
-            began, path = time.monotonic(), http.url.path
+            began = time.monotonic()
             try:
                 check_key(http.headers, self.key)
                 request = parse(kind, await read_body(http.headers, http.receive, self.limits))
                 answer = await self._begin(request, began)
-                if request.stream:
-                    return Stream(answer, self._count, path)
-                response = _json(await answer.whole(http.receive))
+                return Stream(answer) if request.stream else _json(await answer.complete(http.receive))
             except Refused as refused:
-                response = _refusal(refused)
+                return refusal(refused)
             except Disconnected:
-                self._count(path, _GONE)
-                return Response(status_code=_GONE)
-            self._count(path, response.status_code)
-            return response
+                return Response(status_code=CLIENT_GONE)
 
         return endpoint
-
-    def _count(self, path: str, status: int) -> None:
-        self.metrics.requests.labels(path, str(status)).inc()
 
     async def _begin(self, request: Request, began: float) -> Answer:
         """Let the request's prompts wait for rows."""
         served = self._present()
         if request.model not in (None, "", served.name):
-            raise Refused(
-                404, f"model: {request.model!r} is not served, {served.name!r} is", "model_not_found", "model"
-            )
+            asked = repr(request.model[:MOST_NAMED])
+            message = f"model: {asked} is not served, {served.name!r} is"
+            raise Refused(404, message, "model_not_found", "model")
+        if request.prompts > self.limits.prompts:
+            raise Refused(400, f"prompt: at most {self.limits.prompts} in one request", param="prompt")
         length = served.engine.model.architecture.max_seq_length
         sources = await asyncio.to_thread(request.sources, served.tokenizer, length)
-        if len(sources) > self.limits.prompts:
-            raise Refused(400, f"prompt: at most {self.limits.prompts} in one request", param="prompt")
-        jobs = jobs_of(request, sources, served.engine.longest)
+        engine = served.engine
+        jobs = jobs_of(request, sources, engine.longest, engine.used, self.limits.prompts)
         answer = Answer(request, served, jobs, self.limits, self.metrics, began)
         try:
             if self._present() is not served:  # replaced while the prompts were read; its queue is closed
                 return await self._begin(request, began)
-            served.engine.submit(jobs)
+            engine.submit(jobs)
         except Full:
-            raise Refused(
-                429, "too many requests wait already; come again in a moment", "queue_full"
-            ) from None
+            message = "too many requests wait already; come again in a moment"
+            raise Refused(429, message, "queue_full") from None
+        except EngineFailedError:
+            raise Refused(503, "the engine has ended; the server stops", "engine_error") from None
         except UserError as error:
             raise Refused(400, str(error)) from None
         return answer
@@ -114,201 +121,129 @@ class Application:
         return self.host.present
 
     async def models(self, http: HTTPRequest) -> Response:
-        """The one model that is served."""
+        """List the one model that is served."""
         try:
             check_key(http.headers, self.key)
         except Refused as refused:
-            return _refusal(refused)
+            return refusal(refused)
+        return _json({"object": "list", "data": [self._card()]})
+
+    async def model(self, http: HTTPRequest) -> Response:
+        """Describe the model of this name, if it is served."""
+        try:
+            check_key(http.headers, self.key)
+        except Refused as refused:
+            return refusal(refused)
+        card, asked = self._card(), http.path_params["model"]
+        if asked != card["id"]:
+            message = f"model: {asked[:MOST_NAMED]!r} is not served, {card['id']!r} is"
+            return refusal(Refused(404, message, "model_not_found", "model"))
+        return _json(card)
+
+    def _card(self) -> dict[str, Any]:
         served = self._present()
-        card = {"id": served.name, "object": "model", "owned_by": "openba", "version": served.version}
-        return _json({"object": "list", "data": [card]})
+        return {
+            "id": served.name,
+            "object": "model",
+            "created": served.loaded,
+            "owned_by": "openba",
+            "version": served.version,
+        }
 
     async def health(self, http: HTTPRequest) -> Response:
-        """Which model answers, and whether its engine does; 503 if not."""
-        served, engine = self._present(), self._present().engine
-        alive = engine.thread.is_alive()
-        body: dict[str, Any] = {"status": "ok" if alive else "dead"}
-        body |= {"model": served.name, "version": served.version}
-        body |= {
-            "rows": len(engine.rows),
-            "waiting": len(engine.waiting),
+        """Tell which model answers, and whether its engine does; 503 if not."""
+        served = self._present()
+        state = self.host.state()
+        body = {
+            "status": state,
+            "model": served.name,
+            "version": served.version,
+            "rows": len(served.engine.rows),
+            "waiting": len(served.engine.waiting),
             "reload_error": self.host.trouble or None,
         }
-        return _json(body, 200 if alive else 503)
+        return _json(body, 200 if state == "ok" else 503)
 
-    async def shown(self, http: HTTPRequest) -> Response:
-        """The metrics."""
+    async def metrics_page(self, http: HTTPRequest) -> Response:
+        """Show the metrics in Prometheus' text form."""
         engine = self._present().engine
         self.metrics.steps.set(engine.steps)
         self.metrics.rows.set(len(engine.rows))
         self.metrics.waiting.set(len(engine.waiting))
-        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4")
+        return Response(redact(self.metrics.text().decode()), media_type="text/plain; version=0.0.4")
 
     async def chat_page(self, http: HTTPRequest) -> Response:
-        """One static file that talks to this server only."""
+        """Send the one static file, which talks to this server only."""
         headers = {"content-security-policy": self.policy, "x-content-type-options": "nosniff"}
         return Response(self.page, media_type="text/html", headers=headers)
 
 
-class Answer:
-    """One request being answered."""
+class ErrorBoundary:
+    """The layer around all handlers: checks the host's name, counts answers, catches exceptions.
 
-    def __init__(
-        self,
-        request: Request,
-        served: Served,
-        jobs: list[Job],
-        limits: Limits,
-        metrics: Metrics,
-        began: float,
-    ) -> None:
-        self.request, self.served, self.jobs, self.limits = request, served, jobs, limits
-        self.metrics, self.began = metrics, began
-        self.body = Body(request, served.name, served.version, uuid.uuid4().hex)
-        self.texts = [Text(served.tokenizer, job, request.stops) for job in jobs]
-        self.changed = asyncio.Event()
-        for job in jobs:
-            job.wake = self.changed.set
+    An exception is one line on stderr and a 500 in OpenAI's form that repeats nothing of it.
+    """
 
-    async def whole(self, receive: Receive) -> dict[str, Any]:
-        """Wait for all of it.
-
-        Raises:
-            Refused: it took too long, or the engine failed.
-            Disconnected: the client left; its rows are freed.
-        """
-        gone = asyncio.ensure_future(_until_gone(receive))
-        try:
-            while not self._ended():
-                woken = asyncio.ensure_future(self.changed.wait())
-                left = self.limits.answer - (time.monotonic() - self.began)
-                await asyncio.wait({gone, woken}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-                woken.cancel()
-                self.changed.clear()
-                if gone.done():
-                    raise Disconnected
-                if left <= 0:
-                    raise Refused(503, f"no answer in {self.limits.answer:g} s", "timeout")
-            self._check()
-            return self.body.whole(self.texts)
-        finally:
-            gone.cancel()
-            self.end()
-
-    async def pieces(self) -> AsyncIterator[dict[str, Any]]:
-        """Its parts as they are written; the last of them may be an error's body."""
-        told = [False] * len(self.jobs)
-        if self.body.chat:
-            yield self.body.piece(0, None)
-        deadline = asyncio.get_running_loop().time() + self.limits.answer - (time.monotonic() - self.began)
-        try:
-            while not all(told):
-                async with asyncio.timeout_at(deadline):
-                    await self.changed.wait()
-                self.changed.clear()
-                for index, text in enumerate(self.texts):
-                    if told[index]:
-                        continue
-                    last, first = (
-                        text.job.reason is not None,
-                        not text.told,
-                    )  # before the text, which may grow
-                    if piece := text.more(last):
-                        if first:
-                            self.metrics.first.observe(time.monotonic() - self.began)
-                        yield self.body.piece(index, piece)
-                    if last or text.stopped:
-                        self._check()
-                        told[index] = text.job.cancelled = True
-                        yield self.body.piece(index, "", text.reason)
-            if self.request.stream_options and self.request.stream_options.include_usage:
-                yield self.body.used(self.jobs)
-        except TimeoutError:
-            yield Refused(503, f"no answer in {self.limits.answer:g} s", "timeout").body()
-        except Refused as refused:
-            yield refused.body()
-
-    def end(self) -> None:
-        """Nobody wants it any more: free the rows and count what it was."""
-        for job in self.jobs:
-            job.cancelled = True
-            job.wake = _nothing  # a cycle of job and answer less
-        self.metrics.seconds.observe(time.monotonic() - self.began)
-        self.metrics.read.inc(sum(len(job.source) for job in self.jobs))
-        self.metrics.written.inc(sum(len(job.written) for job in self.jobs))
-
-    def _ended(self) -> bool:
-        for text in self.texts:
-            if text.stops and text.job.reason is None:
-                text.whole()
-                text.job.cancelled |= text.stopped
-        return all(text.reason is not None for text in self.texts)
-
-    def _check(self) -> None:
-        if failed := next((job for job in self.jobs if job.reason == "error"), None):
-            raise Refused(500, f"the engine failed: {failed.error}", "engine_error")
-
-
-class Stream(Response):
-    """Server-sent events. A client that leaves, or takes no piece in time, frees its rows."""
-
-    def __init__(self, answer: Answer, count: Callable[[str, int], None], path: str) -> None:
-        super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
-        del self.headers["content-length"]
-        self.answer, self.count, self.path = answer, count, path
+    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: Sequence[str]) -> None:
+        self.app, self.metrics, self.hosts = app, metrics, hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until the end, the client's or the answer's."""
-        gone = asyncio.ensure_future(_until_gone(receive))
-        sending = asyncio.ensure_future(self._send(send))
+        """Handle one request."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        status = 0
+
+        async def note_status(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
         try:
-            await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
-            complete = sending.done() and sending.exception() is None
+            name = Headers(scope=scope).get("host", "").partition(":")[0]
+            if "*" in self.hosts or name in self.hosts:
+                await self.app(scope, receive, note_status)
+            else:
+                message = "host: the request names another server; ask for this one by its own name"
+                await refusal(Refused(400, message))(scope, receive, note_status)
+        except Exception as error:
+            print(
+                f"openba: {scope['method']} {_label(scope)}: {one_line(error)}", file=sys.stderr, flush=True
+            )
+            if not status:
+                message = "an error of the server; its log says which"
+                await refusal(Refused(500, message, "internal_error"))(scope, receive, note_status)
         finally:
-            gone.cancel()
-            sending.cancel()
-            with suppress(asyncio.CancelledError, TimeoutError, OSError):
-                await sending
-            self.answer.end()
-        self.count(self.path, 200 if complete else _GONE)
-
-    async def _send(self, send: Send) -> None:
-        patience = self.answer.limits.patience
-
-        async def put(data: bytes, more: bool = True) -> None:
-            async with asyncio.timeout(patience):
-                await send({"type": "http.response.body", "body": data, "more_body": more})
-
-        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-        async for piece in self.answer.pieces():
-            await put(b"data: " + orjson.dumps(piece) + b"\n\n")
-        await put(b"data: [DONE]\n\n", more=False)
+            counted = scope.get("openba.status", status)
+            self.metrics.requests.labels(_label(scope), str(counted)).inc()
 
 
-async def _until_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _label(scope: Scope) -> str:
+    """Return the path as a label of the metrics: few values, whatever clients ask for."""
+    path = scope["path"]
+    if path.startswith("/v1/models/"):
+        return _MODEL
+    return path if path in _PATHS else "other"
 
 
-async def _plain(http: HTTPRequest, error: Exception) -> Response:
-    """An unknown path or method, in the same form as other errors."""
+async def _http_error(http: HTTPRequest, error: Exception) -> Response:
+    """Answer an unknown path or method in the same form as other errors."""
     assert isinstance(error, HTTPException)
-    return _refusal(Refused(error.status_code, f"{http.method} {http.url.path}: {error.detail}"))
-
-
-def _nothing() -> None:
-    pass
+    path = http.url.path[:MOST_NAMED]
+    return refusal(Refused(error.status_code, f"{http.method} {path}: {error.detail}"))
 
 
 def _json(body: dict[str, Any], status: int = 200) -> Response:
     return Response(orjson.dumps(body), status, media_type="application/json")
 
 
-def _refusal(refused: Refused) -> Response:
+def refusal(refused: Refused) -> Response:
+    """Return the response that carries a refusal."""
     response = _json(refused.body(), refused.status)
     if refused.status == 429:
         response.headers["retry-after"] = "1"
-    if refused.status in (408, 413, 415):  # what is left of the body is not read
+    if refused.status in (408, 413, 415):  # the rest of the body is not read
         response.headers["connection"] = "close"
     if refused.status == 401:
         response.headers["www-authenticate"] = "Bearer"
@@ -316,15 +251,15 @@ def _refusal(refused: Refused) -> Response:
 
 
 def _policy(page: str) -> str:
-    """Only the page's own script and style run, and they reach this server only."""
+    """Return a policy by which only the page's own script and style run, and reach this server only."""
 
-    def digest(tag: str) -> str:
-        found = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+    def digests(tag: str) -> str:
+        texts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
         return " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in found
+            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts
         )
 
     return (
-        f"default-src 'none'; script-src {digest('script')}; style-src {digest('style')}; "
+        f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )

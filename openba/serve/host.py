@@ -8,6 +8,7 @@ from is the caller's.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +16,15 @@ from pathlib import Path
 import torch
 
 from openba.data.tokenizer import Tokenizer
+from openba.errors import UserError
 from openba.model.files import load_model
 from openba.model.generate import start_tokens
-from openba.serve.engine import Engine, Job
+from openba.redact import redact
+from openba.serve.engine import Engine, EngineFailedError, Job
 from openba.serve.limits import Limits
 from openba.serve.metrics import Metrics
+
+_SECONDS_BETWEEN_CHECKS = 0.5
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,8 @@ class Served:
     version: str
     engine: Engine
     tokenizer: Tokenizer
+    loaded: int
+    """Unix time in seconds."""
 
 
 class Host:
@@ -46,14 +53,28 @@ class Host:
         """Load a model and start its engine; takes its time, in any thread.
 
         Raises:
-            UserError: see `load_model`.
+            UserError: see `load_model`; or the model gives no finite logits.
         """
         model, tokenizer = load_model(folder)
-        engine = Engine(
-            model.to(torch.device(self.device)), start_tokens(tokenizer), tokenizer.eos, tokenizer.size,
-            rows=self.limits.rows, queue=self.limits.queue, notify=self._notify,
-        )  # fmt: skip
-        return Served(name, version, engine, tokenizer)
+        try:
+            engine = Engine(
+                model.to(torch.device(self.device)), start_tokens(tokenizer), tokenizer.eos, tokenizer.size,
+                rows=self.limits.rows, queue=self.limits.queue, notify=self._notify,
+            )  # fmt: skip
+        except EngineFailedError as error:
+            raise UserError(f"{folder}: {error}; serve another version") from None
+        return Served(name, version, engine, tokenizer, int(time.time()))
+
+    def state(self) -> str:
+        """Return `ok`, or what is wrong with the engine that answers: `dead` or `stalled`."""
+        return "dead" if self.present is None else self.present.engine.state(self.limits.answer)
+
+    async def until_failure(self) -> str:
+        """Wait until the engine that answers has ended or stalled; return which, with the reason."""
+        while (state := self.state()) == "ok":
+            await asyncio.sleep(_SECONDS_BETWEEN_CHECKS)
+        failure = self.present.engine.failure if self.present is not None else ""
+        return f"{state} ({failure})" if failure else state
 
     def replace(self, served: Served) -> None:
         """Let this model answer from now on."""
@@ -66,6 +87,7 @@ class Host:
 
     def failed(self, why: str) -> None:
         """Note that a replacement could not be loaded, or (empty) that there is no trouble any more."""
+        why = redact(why)
         if why and why != self.trouble:
             self.metrics.reloads.labels("failed").inc()
         self.trouble = why

@@ -33,7 +33,7 @@ class Limits:
     body: int = 2**20
     """Bytes of a request's body; more get 413."""
     prompts: int = 64
-    """Prompts in one request."""
+    """Prompts in one request, and answers to them."""
     patience: float = 10.0
     """Seconds for a request to arrive, and for a client to take a piece of its answer."""
     answer: float = 300.0
@@ -53,7 +53,8 @@ async def read_body(headers: Mapping[str, str], receive: Receive, limits: Limits
     """
     parts: list[bytes] = []
     size, declared = 0, headers.get("content-length", "")
-    most = _DISCARDED if not declared.isdigit() else min(_DISCARDED, int(declared))
+    is_number = declared.isascii() and declared.isdecimal()
+    most = min(_DISCARDED, int(declared)) if is_number else _DISCARDED
     try:
         async with asyncio.timeout(limits.patience):
             while True:

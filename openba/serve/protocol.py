@@ -1,27 +1,52 @@
-"""OpenAI's form: what a request may say, what the answers look like, and what an error is.
+"""OpenAI's form of a request: what it may say, and what an error is.
 
-Owns validation and JSON bodies. A field that would change the answer and is not supported is refused, never
-ignored. Prompts become ids as in training: a conversation through `openba.data.tasks.history`, everything
-wrapped by `openba.data.instruct`.
+Owns validation. A field that would change the answer and is not supported is refused by name, never ignored;
+a value that changes nothing (`tools: []`, `n: 1`, null) is accepted. Prompts become ids as in training: a
+conversation through `openba.data.tasks.history`, everything wrapped by `openba.data.instruct`. Bodies of
+answers are `bodies.py`'s.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from openba.data.instruct import encode_fitting
 from openba.data.tasks import history
 from openba.data.tokenizer import Tokenizer
 from openba.serve.engine import Job
+from openba.serve.sampling import Sampling
 
 DEFAULT_TOKENS = 256
 """Of an answer, where the request gives no limit and the model has the positions."""
-_IGNORED = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+MOST_STOPS, LONGEST_STOP = 4, 256
+"""Stop strings of a request; characters of each, as every step looks for them."""
+MOST_BIASES = 1024
+MOST_NAMED = 120
+"""Characters of a client's text that an error message repeats."""
+# Fields that change no answer, whatever they say.
+_IGNORED = (
+    *("user", "metadata", "store", "service_tier", "safety_identifier"),
+    *("prompt_cache_key", "prompt_cache_retention"),
+)
+# Fields of unsupported functions, with the values that ask for none of it.
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "tools": ([],),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "function_call": ("none", "auto"),
+    "parallel_tool_calls": (True, False),
+    "response_format": ({"type": "text"},),
+    "modalities": (["text"],),
+    "suffix": ("",),
+}
+_UNION_TAGS = frozenset(("str", "list[str]", "list[Part]"))
+"""Names of a union's members in pydantic's places of errors; no client has written them."""
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+_Seed = Field(None, ge=-(2**63), lt=2**63)
 
 
 class Refused(Exception):
@@ -32,67 +57,98 @@ class Refused(Exception):
         self.status, self.code, self.param = status, code, param
 
     def body(self) -> dict[str, Any]:
-        """OpenAI's error object."""
+        """Return OpenAI's error object."""
         kind = "server_error" if self.status >= 500 else "invalid_request_error"
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
 class StreamOptions(BaseModel):
-    """What a stream ends with."""
+    """What a stream ends with, and that its parts are not padded."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = _STRICT
     include_usage: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class Asked(BaseModel):
-    """What both kinds of request have; the values of the last fields are the only ones supported."""
+    """What both kinds of request have; a `Literal` names the only values supported."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = _STRICT
     model: str | None = None
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
-    top_p: float | None = Field(None, gt=0, le=1)
-    seed: int | None = Field(None, ge=0, lt=2**63)
+    top_p: float | None = Field(None, ge=0, le=1)
+    seed: int | None = _Seed
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     stop: str | list[str] | None = None
-    n: Literal[1] | None = None
+    n: int | None = Field(None, ge=1, le=128)
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
+    logit_bias: dict[str, float] | None = Field(None, max_length=MOST_BIASES)
 
     @field_validator("stop")
     @classmethod
-    def _few(cls, stop: str | list[str] | None) -> str | list[str] | None:
-        if isinstance(stop, list) and len(stop) > 4:
-            raise ValueError("at most 4 strings")
-        if stop is not None and "" in ([stop] if isinstance(stop, str) else stop):
+    def _check_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        stops = [stop] if isinstance(stop, str) else stop or []
+        if len(stops) > MOST_STOPS:
+            raise ValueError(f"at most {MOST_STOPS} strings")
+        if "" in stops:
             raise ValueError("an empty string would end every answer")
+        if any(len(each) > LONGEST_STOP for each in stops):
+            raise ValueError(f"at most {LONGEST_STOP} characters each")
         return stop
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _check_biases(cls, biases: dict[str, float] | None) -> dict[str, float] | None:
+        for token, bias in (biases or {}).items():
+            if not (token.isascii() and token.isdecimal() and len(token) < 10):
+                raise ValueError("keys are token ids, as strings")
+            if not -100 <= bias <= 100:
+                raise ValueError("values are between -100 and 100")
+        return biases
 
     @property
     def stops(self) -> list[str]:
         """Strings that end an answer."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
+    @property
+    def choices(self) -> int:
+        """Answers to each prompt."""
+        return self.n or 1
+
 
 class Part(BaseModel):
     """A part of a message; there are only texts."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = _STRICT
     type: Literal["text"]
     text: str
 
 
 class Message(BaseModel):
-    """One message of a conversation."""
+    """One message of a conversation, also as OpenAI's client prints those that it got."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = _STRICT
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part]
     name: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty_fields(cls, message: Any) -> Any:
+        """Drop `refusal: null`, `tool_calls: []` and the like; an assistant's null content is no text."""
+        if not isinstance(message, dict):
+            return message
+        kept = {key: value for key, value in message.items() if key == "content" or value not in (None, [])}
+        if kept.get("role") == "assistant" and kept.get("content", "") is None:
+            kept["content"] = ""
+        return kept
+
     def plain(self) -> dict[str, str]:
-        """Role and text as `history` takes them."""
+        """Return role and text as `history` takes them."""
         content = self.content
         text = content if isinstance(content, str) else "".join(part.text for part in content)
         return {"role": "system" if self.role == "developer" else self.role, "content": text}
@@ -103,15 +159,32 @@ class ChatRequest(Asked):
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: Literal[False] | None = None
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @model_validator(mode="after")
+    def _check_top_logprobs(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        return self
 
     @property
     def tokens(self) -> int | None:
         """The limit of the answer."""
         return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
 
+    @property
+    def recorded_logprobs(self) -> int | None:
+        """How many alternatives of each token to record; None: no log-probabilities."""
+        return self.top_logprobs or 0 if self.logprobs else None
+
+    @property
+    def prompts(self) -> int:
+        """Prompts in the request."""
+        return 1
+
     def sources(self, tokenizer: Tokenizer, length: int) -> list[list[int]]:
-        """Encoder ids; the oldest turns go first where the conversation is too long."""
+        """Return encoder ids; the oldest turns go first where the conversation is too long."""
         if self.messages[-1].role != "user":
             raise Refused(400, "messages: the last one must be the user's", param="messages")
         text, turns = history([message.plain() for message in self.messages])
@@ -123,17 +196,32 @@ class CompletionRequest(Asked):
 
     prompt: str | list[str] = Field(min_length=1)
     echo: Literal[False] | None = None
-    best_of: Literal[1] | None = None
-    logprobs: None = None
-    suffix: None = None
+    best_of: int | None = None
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @model_validator(mode="after")
+    def _check_best_of(self) -> CompletionRequest:
+        if self.best_of not in (None, self.choices):
+            raise ValueError("best_of other than n is not supported")
+        return self
 
     @property
     def tokens(self) -> int | None:
         """The limit of each answer."""
         return self.max_tokens
 
+    @property
+    def recorded_logprobs(self) -> int | None:
+        """How many alternatives of each token to record; None: no log-probabilities."""
+        return self.logprobs
+
+    @property
+    def prompts(self) -> int:
+        """Prompts in the request."""
+        return 1 if isinstance(self.prompt, str) else len(self.prompt)
+
     def sources(self, tokenizer: Tokenizer, length: int) -> list[list[int]]:
-        """Encoder ids of each prompt."""
+        """Return encoder ids of each prompt."""
         prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         return [_fitting(tokenizer, prompt, [], length, "prompt") for prompt in prompts]
 
@@ -150,124 +238,87 @@ def _fitting(tokenizer: Tokenizer, text: str, turns: Sequence[int], length: int,
 
 
 def parse(kind: type[ChatRequest] | type[CompletionRequest], body: bytes) -> Request:
-    """A checked request.
+    """Return a checked request.
 
     Raises:
         Refused: no JSON, or the first thing in it that is wrong, by its name.
     """
     try:
-        request = kind.model_validate_json(body)
+        # JSON as its standard says: no NaN, no Infinity, no number beyond a double, no half of a surrogate.
+        data = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Refused(400, f"the body is not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise Refused(400, "the body is not a JSON object")
+    try:
+        return kind.model_validate(_without_neutral_fields(kind, data))
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False, include_context=False)
-        left = [p for p in problems if not (p["type"] == "extra_forbidden" and p["loc"][0] in _IGNORED)]
-        if not left:  # only fields that change no answer: read again without them
-            return parse(kind, _without(body))
-        where = ".".join(map(str, left[0]["loc"]))
-        message = f"{where}: {left[0]['msg']}" if where else f"the body is not JSON: {left[0]['msg']}"
-        raise Refused(400, message, param=where or None) from None
-    return request
+        raise _refusal(error) from None
 
 
-def _without(body: bytes) -> bytes:
-    return orjson.dumps({key: value for key, value in orjson.loads(body).items() if key not in _IGNORED})
+def _without_neutral_fields(
+    kind: type[ChatRequest] | type[CompletionRequest], data: dict[str, Any]
+) -> dict[str, Any]:
+    """Drop what changes no answer; nulls are what OpenAI's client sends for a field that is not set."""
+    return {
+        key: value
+        for key, value in data.items()
+        if key not in _IGNORED
+        and not (key not in kind.model_fields and value is None)
+        and not (key in _WITHOUT_EFFECT and value in _WITHOUT_EFFECT[key])
+    }
 
 
-def jobs_of(request: Request, sources: list[list[int]], longest: int) -> list[Job]:
-    """What the engine is asked to write; without a temperature the likeliest tokens.
+def _refusal(error: ValidationError) -> Refused:
+    problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in problem["loc"] if part not in _UNION_TAGS)[:MOST_NAMED]
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = "not supported by this server"
+        if where == "response_format":
+            message += '; only {"type": "text"} is'
+    return Refused(400, f"{where}: {message}" if where else message, param=where or None)
+
+
+def jobs_of(
+    request: Request, sources: Sequence[list[int]], longest: int, vocabulary: int, most: int
+) -> list[Job]:
+    """Return what the engine is asked to write, `n` jobs for each source; greedy without a temperature.
+
+    Args:
+        request: the request.
+        sources: encoder ids of its prompts.
+        longest: new tokens that the decoder has positions for.
+        vocabulary: number of token ids.
+        most: answers that one request may ask for.
 
     Raises:
-        Refused: more tokens asked than the decoder has positions.
+        Refused: more tokens or answers than there may be, or a bias for no token.
     """
     limit = min(DEFAULT_TOKENS, longest) if request.tokens is None else request.tokens
     if limit > longest:
-        raise Refused(
-            400,
-            f"max_tokens: {limit} is more than the model's {longest}",
-            "context_length_exceeded",
-            "max_tokens",
-        )
+        message = f"max_tokens: {limit} is more than the model's {longest}"
+        raise Refused(400, message, "context_length_exceeded", "max_tokens")
+    if len(sources) * request.choices > most:
+        raise Refused(400, f"n: at most {most} answers in one request", param="n")
+    biases = {int(token): bias for token, bias in (request.logit_bias or {}).items()}
+    if outside := [token for token in biases if token >= vocabulary]:
+        raise Refused(400, f"logit_bias: {outside[0]} is no token id below {vocabulary}", param="logit_bias")
     watched = bool(request.stream or request.stops)
     return [
-        Job(source, limit, request.temperature or 0.0, 1.0 if request.top_p is None else request.top_p,
-            request.seed, watched)
+        Job(source, limit, _sampling(request, biases, choice), watched)
         for source in sources
-    ]  # fmt: skip
+        for choice in range(request.choices)
+    ]
 
 
-class Body:
-    """Bodies of one request's answer."""
-
-    def __init__(self, request: Request, name: str, version: str, identifier: str) -> None:
-        self.chat = isinstance(request, ChatRequest)
-        self.kind = "chat.completion" if self.chat else "text_completion"
-        self.head = {
-            "id": f"{'chatcmpl' if self.chat else 'cmpl'}-{identifier}",
-            "created": int(time.time()),
-            "model": name,
-            "system_fingerprint": version,
-        }
-
-    def whole(self, texts: Sequence[Text]) -> dict[str, Any]:
-        """The answer in one piece."""
-        choices = []
-        for index, text in enumerate(texts):
-            message = {"message": {"role": "assistant", "content": text.whole()}}
-            said: dict[str, Any] = message if self.chat else {"text": text.whole()}
-            choices.append({"index": index, **said, "logprobs": None, "finish_reason": text.reason})
-        used = usage([text.job for text in texts])
-        return self.head | {"object": self.kind, "choices": choices, "usage": used}
-
-    def piece(self, index: int, text: str | None, reason: str | None = None) -> dict[str, Any]:
-        """A part of a stream: a chat's beginning (None), some text, or the end with its reason."""
-        if self.chat:
-            begin = {"role": "assistant", "content": ""}
-            said: dict[str, Any] = {"delta": begin if text is None else {"content": text} if text else {}}
-        else:
-            said = {"text": text or ""}
-        choice = {"index": index, **said, "logprobs": None, "finish_reason": reason}
-        kind = "chat.completion.chunk" if self.chat else self.kind
-        return self.head | {"object": kind, "choices": [choice]}
-
-    def used(self, jobs: Sequence[Job]) -> dict[str, Any]:
-        """The last part of a stream that asked for its usage."""
-        return self.piece(0, "") | {"choices": [], "usage": usage(jobs)}
-
-
-def usage(jobs: Sequence[Job]) -> dict[str, int]:
-    """Tokens read and written."""
-    read, written = sum(len(job.source) for job in jobs), sum(len(job.written) for job in jobs)
-    return {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
-
-
-class Text:
-    """An answer's text while it is being written."""
-
-    def __init__(self, tokenizer: Tokenizer, job: Job, stops: Sequence[str]) -> None:
-        self.tokenizer, self.job, self.stops = tokenizer, job, stops
-        self.told = 0
-        self.stopped = False
-
-    @property
-    def reason(self) -> str | None:
-        """Why it ended, or None: a stop string counts before what the engine says of a cancelled row."""
-        return "stop" if self.stopped else self.job.reason
-
-    def whole(self) -> str:
-        """All that is written, up to the first stop string; a text that has stopped stays as it is."""
-        text = self.tokenizer.decode(self.job.written)
-        ends = [at for stop in self.stops if (at := text.find(stop)) >= 0]
-        if ends:
-            self.stopped = True
-            return text[: min(ends)]
-        return text
-
-    def more(self, last: bool) -> str:
-        """What is new and will not change: no half character, no beginning of a stop string."""
-        text = self.whole()
-        if not (last or self.stopped):
-            if text.endswith("\ufffd"):  # a character of several byte pieces
-                return ""
-            held = (n for stop in self.stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
-            text = text[: len(text) - max(held, default=0)]
-        piece, self.told = text[self.told :], max(self.told, len(text))
-        return piece
+def _sampling(request: Request, biases: dict[int, float], choice: int) -> Sampling:
+    """Return one choice's sampling; with a seed, each choice of a prompt has a seed of its own."""
+    seed = None if request.seed is None else (request.seed + choice + 2**63) % 2**64 - 2**63
+    return Sampling(
+        temperature=request.temperature or 0.0,
+        top_p=1.0 if request.top_p is None else request.top_p,
+        seed=seed,
+        bias=biases,
+        top_logprobs=request.recorded_logprobs,
+    )

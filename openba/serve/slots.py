@@ -73,9 +73,19 @@ class Slots:
         self.filled = [position + 1 for position in self.filled]
         return self.step.logits(hidden)
 
-    def leave(self, row: int) -> int:
-        """Free a row; the last one takes its place. Returns which row that was."""
+    @torch.inference_mode()
+    def leave(self, row: int, clear: bool = False) -> int:
+        """Free a row; the last one takes its place. Returns which row that was.
+
+        Args:
+            row: the row that leaves.
+            clear: also zero its memory, which may hold NaN: the next row in this slot attends to all of it,
+                to what is hidden with weight 0, and 0 * NaN is NaN.
+        """
         last = len(self) - 1
+        if clear:
+            self.cache[:, :, row] = 0
+            self.memory[:, :, row] = 0
         if row != last:
             # Memory behind a row's own tokens is hidden, so only they need to move.
             self.cache[:, :, row, :, : self.filled[last]] = self.cache[:, :, last, :, : self.filled[last]]

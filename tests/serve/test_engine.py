@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +14,12 @@ import torch
 from openba.data.instruct import encode_input
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
+from openba.model.files import load_model
 from openba.model.generate import generate_ids, start_tokens
 from openba.model.model import OpenBAModel
-from openba.serve.engine import Engine, Full, Job, choose
+from openba.model.step import PlainStep
+from openba.serve.engine import NOT_FINITE, Engine, EngineFailedError, Full, Job
+from openba.serve.sampling import Sampling
 
 TEXTS = (
     "房间很干净，服务也好。",
@@ -142,7 +147,7 @@ def test_a_failed_step_fails_its_rows_only(loaded: tuple[OpenBAModel, Tokenizer]
         engine._change.notify()
     watch.until([broken])
     assert broken.reason == "error"
-    assert "UserError: source row 0, position 0" in broken.error
+    assert "source row 0, position 0" in broken.error
     whole = Job(source, 9)
     engine.submit([whole])
     watch.until([whole])
@@ -155,22 +160,140 @@ def test_samples_are_the_seeds_and_nobody_elses(
 ) -> None:
     engine, watch = running
     (source,) = sources(loaded[1], 1)
-    alone = Job(source, 20, temperature=1.0, top_p=0.9, seed=7)
+    alone = Job(source, 20, Sampling(1.0, 0.9, seed=7))
     engine.submit([alone])
     watch.until([alone])
-    crowd = [Job(source, 20, temperature=1.0, top_p=0.9, seed=seed) for seed in (7, 8, 9)]
+    crowd = [Job(source, 20, Sampling(1.0, 0.9, seed=seed)) for seed in (7, 8, 9)]
     engine.submit(crowd)
     watch.until(crowd)
     assert crowd[0].written == alone.written
     assert crowd[1].written != alone.written
 
 
-def test_draws_follow_the_distribution() -> None:
-    probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
-    job = Job([1], 1, temperature=1.0, top_p=0.6, seed=1)
-    drawn = [choose(probabilities.log()[None], [job])[0] for _ in range(2000)]
-    # 0.5 alone is less than 0.6, with the next it is enough: two remain, 5 to 3.
-    assert set(drawn) == {0, 1}
-    assert drawn.count(0) / 2000 == pytest.approx(5 / 8, abs=0.05)
-    sharp = Job([1], 1, temperature=0.01, seed=1)
-    assert {choose(probabilities.log()[None], [sharp])[0] for _ in range(50)} == {0}
+@pytest.fixture
+def poisoned(model_folder: Path) -> tuple[OpenBAModel, Tokenizer, int]:
+    """The model with one token whose embedding is not a number; an answer that reads it has such logits."""
+    model, tokenizer = load_model(model_folder)
+    (token,) = set(tokenizer.encode("服务")[-1:])
+    with torch.no_grad():
+        model.shared_embedding.weight[token] = torch.nan
+    return model, tokenizer, token
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_logits_that_are_not_finite_end_their_row_only(
+    poisoned: tuple[OpenBAModel, Tokenizer, int], loaded: tuple[OpenBAModel, Tokenizer], compiled: bool
+) -> None:
+    """Also what comes into the same slots later is not touched by what the failed rows left there."""
+    model, tokenizer, token = poisoned
+    engine, watch = started((model, tokenizer), rows=4, queue=200)
+    if not compiled:  # the form of GPUs and of other precisions, which attends to hidden places with weight 0
+        engine.slots.step = PlainStep(model)
+    good = [source for source in sources(tokenizer, 60) if token not in source]
+    answers = [
+        answer if token not in answer[:-1] else None for answer in expected(loaded, good, [40] * len(good))
+    ]
+    good_jobs = [Job(source, 40) for source in good]
+    bad_jobs = [Job([*good[0][:-2], token, *good[0][-2:]], 40) for _ in range(30)]
+    mixed = [job for pair in zip(bad_jobs, good_jobs, strict=False) for job in pair]
+    engine.submit([*mixed, *good_jobs[len(bad_jobs) :]])
+    watch.until(good_jobs + bad_jobs)
+    assert {(job.reason, job.error) for job in bad_jobs} == {("error", f"{NOT_FINITE} after 0 tokens")}
+    compared = 0
+    for job, answer in zip(good_jobs, answers, strict=True):
+        if answer is not None:
+            assert (job.written, job.reason == "error") == (answer, False)
+            compared += 1
+    assert compared > 20
+    assert engine.state(60) == "ok"
+    engine.close()
+    engine.thread.join(10)
+    assert engine.failure == ""
+
+
+def test_one_source_that_cannot_be_encoded_fails_alone(loaded: tuple[OpenBAModel, Tokenizer]) -> None:
+    engine, watch = started(loaded, rows=4, queue=9)
+    good = sources(loaded[1], 3)
+    jobs = [Job(source, 9) for source in good]
+    broken = Job([loaded[1].size + 10**6], 9)
+    with engine._change:  # past the check of `submit`, all to be encoded together
+        engine.waiting.extend([jobs[0], broken, jobs[1], jobs[2]])
+        engine._change.notify()
+    watch.until([*jobs, broken])
+    assert [job.written for job in jobs] == expected(loaded, good, [9] * 3)
+    assert broken.reason == "error"
+    engine.close()
+
+
+def test_a_step_that_fails_once_does_not_end_the_engine(loaded: tuple[OpenBAModel, Tokenizer]) -> None:
+    engine, watch = started(loaded, rows=4, queue=9)
+    (source,) = sources(loaded[1], 1)
+    real, failures = engine.slots.step, iter([True])
+
+    def fail_once(*arguments: Any) -> torch.Tensor:
+        if next(failures, False):
+            raise torch.OutOfMemoryError("out of memory")
+        return real(*arguments)
+
+    fail_once.logits = real.logits  # type: ignore[attr-defined]
+    engine.slots.step = fail_once  # type: ignore[assignment]
+    lost, kept = Job(source, 9), Job(source, 9)
+    engine.submit([lost])
+    watch.until([lost])
+    assert "out of memory" in lost.error
+    engine.submit([kept])
+    watch.until([kept])
+    assert kept.written == expected(loaded, [source], [9])[0]
+    engine.close()
+
+
+def test_a_device_that_stays_broken_ends_the_engine_and_all_its_requests(
+    loaded: tuple[OpenBAModel, Tokenizer], capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine, watch = started(loaded, rows=1, queue=9)
+    (source,) = sources(loaded[1], 1)
+
+    def fail(*arguments: Any) -> torch.Tensor:
+        raise RuntimeError("device-side assert triggered")
+
+    engine.slots.step = fail  # type: ignore[assignment]
+    jobs = [Job(source, 9) for _ in range(3)]
+    engine.submit(jobs)
+    watch.until(jobs)  # those that wait, too
+    engine.thread.join(10)
+    assert [job.reason for job in jobs] == ["error"] * 3
+    assert engine.state(60) == "dead"
+    assert "device-side assert" in engine.failure
+    with pytest.raises(EngineFailedError, match="device-side assert"):
+        engine.submit([Job(source, 9)])
+    assert "the engine has ended" in capsys.readouterr().err
+
+
+def test_a_step_without_end_is_told(loaded: tuple[OpenBAModel, Tokenizer]) -> None:
+    engine, watch = started(loaded, rows=1, queue=9)
+    (source,) = sources(loaded[1], 1)
+    real, go_on = engine.slots.step, threading.Event()
+
+    def wait(*arguments: Any) -> torch.Tensor:
+        go_on.wait(20)
+        return real(*arguments)
+
+    wait.logits = real.logits  # type: ignore[attr-defined]
+    engine.slots.step = wait  # type: ignore[assignment]
+    job = Job(source, 9)
+    engine.submit([job])
+    time.sleep(0.3)
+    assert (engine.state(0.1), engine.state(60)) == ("stalled", "ok")
+    go_on.set()
+    watch.until([job])
+    time.sleep(0.1)
+    assert engine.state(0.1) == "ok"
+    engine.close()
+
+
+def test_a_model_without_finite_logits_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(model_folder)
+    with torch.no_grad():
+        model.decoder.final_layernorm.weight.fill_(torch.nan)
+    with pytest.raises(EngineFailedError, match=NOT_FINITE):
+        started((model, tokenizer), rows=1, queue=1)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from tests.serve.conftest import KEY, Server
+from tests.serve.slow_proxy import SlowProxy
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
+LONG = "房间很干净，服务也好。 4"
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
 
 
@@ -65,29 +69,184 @@ def test_conversation_is_streamed_and_remembered(page: sync_api.Page, server: Se
     assert '"role":"assistant"' in bodies[1]
 
 
-def test_stop_ends_the_answer(page: sync_api.Page, server: Server) -> None:
+@pytest.fixture
+def proxy(server: Server) -> Iterator[SlowProxy]:
+    proxy = SlowProxy(server.url)
+    yield proxy
+    proxy.close()
+
+
+@pytest.fixture
+def slow(browser: sync_api.Browser, proxy: SlowProxy) -> Iterator[sync_api.Page]:
+    """The page over a connection that gives an event every 0.1 s."""
+    proxy.delay = 0.1
+    context = browser.new_context(locale="en-GB", viewport={"width": 600, "height": 400})
+    context.grant_permissions(["clipboard-read", "clipboard-write"], origin=proxy.url)
+    page = context.new_page()
+    page.goto(proxy.url)
+    sync_api.expect(page.locator("#model")).to_have_text("small · folder")
     page.fill("#key", KEY)
-    # The answer is held back in the page's own reader until Stop: a real one would be over too soon.
-    page.evaluate(
-        """() => { const real = window.fetch; window.fetch = (url, options) => real(url, options).then((r) =>
-             url.startsWith('/v1') ? new Response(r.body.pipeThrough(new TransformStream({
-               transform: (chunk, out) => new Promise((go, stop) => { out.enqueue(chunk);
-                 options.signal.addEventListener('abort', () => stop(options.signal.reason)); })
-               })), r) : r); }"""
+    yield page
+    context.close()
+
+
+def ask(page: sync_api.Page, text: str) -> None:
+    """Ask and wait for the first text of the answer."""
+    page.fill("#prompt", text)
+    page.press("#prompt", "Enter")
+    sync_api.expect(page.locator("p.assistant").last).not_to_be_empty()
+
+
+def done(page: sync_api.Page) -> None:
+    sync_api.expect(page.locator("#send")).to_be_enabled(timeout=30_000)
+
+
+@pytest.mark.parametrize("key", [False, True], ids=["button", "Escape"])
+def test_stop_keeps_what_is_there_and_says_so(slow: sync_api.Page, key: bool) -> None:
+    ask(slow, LONG)
+    if key:
+        slow.press("#prompt", "Escape")
+    else:
+        slow.click("#stop")
+    done(slow)
+    sync_api.expect(slow.locator(".answer.incomplete .mark")).to_have_text("stopped")
+    text = slow.locator("p.assistant").text_content()
+    slow.wait_for_timeout(500)
+    assert slow.locator("p.assistant").text_content() == text  # nothing comes after it
+    slow.click("#language")
+    assert slow.locator(".mark").text_content() == "已停止"
+
+
+def test_clear_while_an_answer_comes_drops_all_of_it(slow: sync_api.Page, proxy: SlowProxy) -> None:
+    bodies: list[dict[str, Any]] = []
+    slow.on("request", lambda request: bodies.append(request.post_data_json) if request.post_data else None)
+    ask(slow, LONG)
+    slow.click("#clear")
+    sync_api.expect(slow.locator("#talk")).to_be_empty()
+    proxy.delay = 0.0
+    ask(slow, "def")
+    done(slow)
+    slow.wait_for_timeout(500)
+    assert slow.locator("p.assistant").count() == 1
+    assert [message["content"] for message in bodies[-1]["messages"]] == ["def"]
+    ask(slow, "again")
+    assert [message["role"] for message in bodies[-1]["messages"]] == ["user", "assistant", "user"]
+
+
+@pytest.mark.parametrize("cut", ["broken", "polite"])
+def test_an_answer_that_was_cut_looks_cut(slow: sync_api.Page, proxy: SlowProxy, cut: Any) -> None:
+    proxy.cut, proxy.cut_after, proxy.delay = cut, 6, 0.0
+    ask(slow, LONG)
+    done(slow)
+    sync_api.expect(slow.locator(".answer.incomplete .mark")).to_have_text("cut off")
+    sync_api.expect(slow.locator("p.problem")).to_be_visible()
+    proxy.cut_after = None
+    ask(slow, "def")
+    done(slow)
+    assert slow.locator(".answer.incomplete").count() == 1
+
+
+def test_a_token_limit_is_told_and_is_no_fault(slow: sync_api.Page, proxy: SlowProxy) -> None:
+    proxy.delay = 0.0
+    slow.fill("#tokens", "3")
+    ask(slow, LONG)
+    done(slow)
+    assert slow.locator(".mark").text_content() == "token limit reached"
+    assert slow.locator(".answer.incomplete").count() == 0
+
+
+def test_who_reads_further_up_is_not_moved(slow: sync_api.Page, proxy: SlowProxy) -> None:
+    proxy.delay = 0.0
+    for text in (LONG, LONG, LONG):
+        ask(slow, text)
+        done(slow)
+    place = "document.getElementById('talk').scrollTop"
+    end = "(t => t.scrollHeight - t.scrollTop - t.clientHeight)(document.getElementById('talk'))"
+    assert slow.evaluate(place) > 100  # there is something to scroll
+    assert slow.evaluate(end) < 5  # and the end was followed
+    proxy.delay = 0.1
+    ask(slow, LONG)
+    assert slow.evaluate(end) < 40
+    slow.evaluate(f"{place} = 20")
+    before = slow.locator("p.assistant").last.text_content()
+    done(slow)
+    assert slow.evaluate(place) == 20
+    assert slow.locator("p.assistant").last.text_content() != before
+
+
+def test_copy_and_history_of_prompts(slow: sync_api.Page, proxy: SlowProxy) -> None:
+    proxy.delay = 0.0
+    for text in ("def", LONG):
+        ask(slow, text)
+        done(slow)
+    slow.locator(".copy").last.click()
+    sync_api.expect(slow.locator(".copy").last).to_have_text("Copied")
+    copied = slow.evaluate("navigator.clipboard.readText()")
+    assert copied == slow.locator("p.assistant").last.text_content()
+    slow.fill("#prompt", "a draft")
+    for key, shown in (("ArrowUp", LONG), ("ArrowUp", "def"), ("ArrowUp", "def"), ("ArrowDown", LONG)):
+        slow.press("#prompt", key)
+        assert slow.input_value("#prompt") == shown
+    slow.press("#prompt", "ArrowDown")
+    assert slow.input_value("#prompt") == "a draft"
+    slow.fill("#prompt", "one\ntwo")
+    slow.press("#prompt", "ArrowUp")  # moves the cursor in the text, as everywhere
+    assert slow.input_value("#prompt") == "one\ntwo"
+
+
+def test_an_enter_of_an_input_method_sends_nothing(slow: sync_api.Page) -> None:
+    """Chromium's own input method by the devtools protocol; then Safari's order of the same events."""
+    slow.focus("#prompt")
+    devtools = slow.context.new_cdp_session(slow)
+    devtools.send("Input.imeSetComposition", {"text": "nihao", "selectionStart": 5, "selectionEnd": 5})
+    enter = {"windowsVirtualKeyCode": 229, "key": "Enter", "code": "Enter"}
+    devtools.send("Input.dispatchKeyEvent", {"type": "rawKeyDown", **enter})
+    assert slow.locator("p.user").count() == 0
+    devtools.send("Input.insertText", {"text": "你好"})
+    assert slow.input_value("#prompt") == "你好"
+    slow.evaluate(
+        """() => { const options = {bubbles: true, cancelable: true};
+             const area = document.getElementById('prompt');
+             area.dispatchEvent(new CompositionEvent('compositionend', options));
+             area.dispatchEvent(new KeyboardEvent('keydown', {key: 'Enter', ...options})); }"""
     )
-    page.fill("#prompt", "房间 1")
-    page.click("#send")
-    sync_api.expect(page.locator("#stop")).to_be_enabled()
-    page.click("#stop")
-    sync_api.expect(page.locator("#send")).to_be_enabled()
-    assert page.locator("p.note").last.text_content() == "stopped"
+    assert slow.locator("p.user").count() == 0
+    slow.wait_for_timeout(100)
+    slow.press("#prompt", "Enter")
+    sync_api.expect(slow.locator("p.user")).to_have_text("你好")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1100])
+def test_it_fits_any_width_in_both_colours(
+    browser: sync_api.Browser, server: Server, width: int, scheme: Any
+) -> None:
+    context = browser.new_context(
+        locale="zh-CN", viewport={"width": width, "height": 640}, color_scheme=scheme
+    )
+    page = context.new_page()
+    page.goto(server.url)
+    page.fill("#key", KEY)
+    ask(page, "请用中文介绍一下这家酒店的房间，" * 3)
+    done(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("document.documentElement.scrollHeight") <= 640
+    for name in ("#prompt", "#send", "#stop", "#clear", "#language", "#temperature"):
+        box = page.locator(name).bounding_box()
+        assert box is not None
+        assert 0 <= box["x"] <= box["x"] + box["width"] <= width
+    dark = page.evaluate("getComputedStyle(document.querySelector('main')).color") != "rgb(0, 0, 0)"
+    assert dark is (scheme == "dark")
+    if folder := os.environ.get("OPENBA_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/chat-{width}-{scheme}.png")
+    context.close()
 
 
 def test_two_languages_and_the_key(page: sync_api.Page) -> None:
     assert page.text_content("#send") == "Send"
     page.click("#language")
     assert page.text_content("#send") == "发送"
-    assert page.get_attribute("html", "lang") == "zh"
+    assert page.get_attribute("html", "lang") == "zh-CN"
     page.fill("#prompt", "你好")
     page.click("#send")
     sync_api.expect(page.locator("p.problem")).to_contain_text("API key")

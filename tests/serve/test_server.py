@@ -86,7 +86,8 @@ def test_conversation_is_read_as_in_training(server: Server, loaded: Loaded) -> 
     body = {"messages": messages, "max_completion_tokens": 20, "model": "small", "user": "someone"}
     answer = server.client.post("/v1/chat/completions", json=body).json()
     assert answer["object"] == "chat.completion"
-    assert answer["choices"][0]["message"] == {"role": "assistant", "content": expected}
+    message = {"role": "assistant", "content": expected, "refusal": None}
+    assert answer["choices"][0]["message"] == message
     assert answer["usage"]["prompt_tokens"] == len(source)
     body |= {"stream": True, "stream_options": {"include_usage": True}}
     parts = events(server.client, "/v1/chat/completions", body)
@@ -131,6 +132,14 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
     [
         ("completions", b"\x00\xff garbage", 400, "not JSON"),
         ("completions", b"[]", 400, "object"),
+        ("completions", b'{"prompt": "x", "user": Infinity}', 400, "not JSON"),
+        ("completions", b'{"prompt": "x", "temperature": NaN}', 400, "not JSON"),
+        ("completions", b'{"prompt": "x", "temperature": 1e400}', 400, "not JSON"),
+        ("completions", rb'{"prompt": "\ud800"}', 400, "not JSON"),
+        ("completions", b"[" * 2000, 400, "not JSON"),
+        ("completions", {"prompt": "x", "stop": "x" * 10_000}, 400, "stop"),
+        ("completions", {"prompt": "x", "y" * 5000: 1}, 400, "not supported"),
+        ("completions", {"prompt": "x", "model": "g" * 5000}, 404, "'small' is"),
         ("completions", {}, 400, "prompt: Field required"),
         ("completions", {"prompt": []}, 400, "prompt"),
         ("completions", {"prompt": "x", "max_tokens": 0}, 400, "max_tokens"),
@@ -141,8 +150,8 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
             "max_tokens: 127 is more than the model's 126",
         ),
         ("completions", {"prompt": "x", "temperature": -1}, 400, "temperature"),
-        ("completions", {"prompt": "x", "n": 2}, 400, "n: "),
-        ("completions", {"prompt": "x", "logit_bias": {}}, 400, "logit_bias"),
+        ("completions", {"prompt": "x", "n": 0}, 400, "n: "),
+        ("completions", {"prompt": "x", "logit_bias": {"a": 1}}, 400, "logit_bias"),
         ("completions", {"prompt": "x", "stop": ""}, 400, "stop"),
         ("completions", {"prompt": "x", "model": "gpt"}, 404, "'small' is"),
         ("completions", {"prompt": "书" * 500}, 400, "more than the 125 tokens"),
@@ -151,7 +160,7 @@ CHAT = {"messages": [{"role": "user", "content": "hi"}]}
         ("chat/completions", {"messages": []}, 400, "messages"),
         ("chat/completions", {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages.0.role"),
         ("chat/completions", {"messages": [{"role": "assistant", "content": "x"}]}, 400, "the last one"),
-        ("chat/completions", CHAT | {"tools": []}, 400, "tools"),
+        ("chat/completions", CHAT | {"tools": [{}]}, 400, "tools"),
         ("nothing", {}, 404, "Not Found"),
     ],
 )
@@ -165,13 +174,19 @@ def test_bad_requests_are_told_what_is_wrong(
     error = response.json()["error"]
     assert said in error["message"]
     assert "\n" not in error["message"]
+    assert len(error["message"]) < 400
+    counted = 'openba_serve_requests_total{path="%s",status="%d"}'
+    label = f"/v1/{path}" if path != "nothing" else "other"
+    assert counted % (label, status) in server.client.get("/metrics").text
 
 
 def test_other_methods_types_and_hosts(server: Server) -> None:
     assert server.client.get("/v1/completions").status_code == 405
     plain = {"content-type": "text/plain"}
     assert server.client.post("/v1/completions", content=b'{"prompt": "x"}', headers=plain).status_code == 415
-    assert server.client.get("/health", headers={"host": "evil.example"}).status_code == 400
+    refused = server.client.get("/health", headers={"host": "evil.example"})
+    assert refused.status_code == 400
+    assert "another server" in refused.json()["error"]["message"]
 
 
 @pytest.mark.parametrize("header", [{}, {"authorization": "Bearer wrong"}, {"authorization": "Basic eA=="}])
