@@ -12,7 +12,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from benchmarks.figure import Figure
 from openba.data.instruct import encode_input
-from openba.model.files import load_model, save_model
+from openba.model.files import EMBEDDING, HEAD, load_model, save_model
 from openba.model.generate import generate_ids
 
 REQUESTS = 10_000
@@ -121,13 +121,16 @@ def requests(draw: st.DrawFn) -> Fuzzed:
 
 
 def poison(folder: Path, out: Path) -> Path:
-    """Write a model's copy in which the last token of `POISON` has an embedding that is not a number."""
+    """Write a model's copy in which the last token of `POISON` has an embedding that is not a number.
+
+    Its head is its own: of a shared one every answer's logits would have the same NaN.
+    """
     model, tokenizer = load_model(folder)
-    weights = model.state_dict()
-    weights["shared_embedding.weight"][tokenizer.encode(POISON)[-1]] = torch.nan
-    if model.architecture.tie_embeddings:
-        raise ValueError("the head would have the same NaN and all answers with it")
-    save_model(out, weights, model.architecture, tokenizer)
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    weights.setdefault(HEAD, weights[EMBEDDING].clone())
+    weights[EMBEDDING][tokenizer.encode(POISON)[-1]] = torch.nan
+    architecture = replace(model.architecture, tie_word_embeddings=False)
+    save_model(out, weights, architecture, tokenizer)
     return out
 
 

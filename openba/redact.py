@@ -152,7 +152,7 @@ def _environment_secrets() -> list[str]:
 def _secrets_of(name: str, value: str) -> frozenset[str]:
     """Secrets in one environment variable: the password of an address, or the value of a secret variable.
 
-    The password may hold any character, also / and @; it counts as written, as decoded and as HTTP encodes it.
+    The password may hold any character, also / and @; it counts as written, decoded, and as HTTP encodes it.
     """
     if (address := _ADDRESS.fullmatch(value)) is not None:
         user, password = address.groups()
