@@ -98,7 +98,7 @@ def run_command(command: Callable[[], int | None]) -> int:
             return EXIT_USER_ERROR
         if is_service_failure(error):
             print(
-                f"openba: a service failed: {one_line(error)}; see that it runs, `openba doctor` looks",
+                f"openba: a service failed: {one_line(error)}; check that it runs (`openba doctor`)",
                 file=sys.stderr,
             )
             return EXIT_FAILURE

@@ -12,10 +12,12 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
+from openba.errors import error_boundary
 from openba.home import Home
 from tasks.tracking import FINGERPRINT
 
 
+@error_boundary()
 def end_flow_run(flow: Any, flow_run: Any, state: Any) -> None:
     """Stop the jobs of a flow run on the cluster that RAY_ADDRESS names; mark its MLflow runs KILLED."""
     del flow, state

@@ -47,7 +47,13 @@ def mlflow_server(store: str, port: int, log: Path, artifacts: Path | None = Non
         artifacts: its folder for files; None: the one that the experiments name.
     """
     command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
-    command += ["--workers", "1", "--backend-store-uri", store]
+    command += ["--workers", "1"]
     command += ["--artifacts-destination", str(artifacts)] if artifacts else []
-    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # its executors outlive the server by seconds
-    return Service("MLflow server", command, log, lambda: answers(f"http://{LOOPBACK}:{port}/health"), quiet)
+    settings = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its executors outlive the server by seconds
+        # Not among the arguments: those are shown to every user of the machine, and a database has a password.
+        "MLFLOW_BACKEND_STORE_URI": store,
+    }
+    return Service(
+        "MLflow server", command, log, lambda: answers(f"http://{LOOPBACK}:{port}/health"), settings
+    )
