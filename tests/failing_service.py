@@ -5,16 +5,28 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
+@dataclass
+class FailingService:
+    """A running one."""
+
+    port: int
+    paths: list[str] = field(default_factory=list)
+    """What it was asked for."""
+
+
 @contextmanager
-def failing_service(status: int) -> Iterator[int]:
-    """Yield the port of a server that answers every request with this status."""
+def failing_service(status: int) -> Iterator[FailingService]:
+    """Yield a server that answers every request with this status."""
+    paths: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             self.rfile.read(int(self.headers.get("content-length") or 0))
+            paths.append(self.path)
             body = f"refused {self.path}; Authorization: {self.headers.get('authorization')}".encode()
             self.send_response(status)
             self.send_header("content-length", str(len(body)))
@@ -29,7 +41,7 @@ def failing_service(status: int) -> Iterator[int]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield server.server_port
+        yield FailingService(server.server_port, paths)
     finally:
         server.shutdown()
         server.server_close()

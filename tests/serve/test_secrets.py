@@ -24,10 +24,11 @@ PASSWORD = "hunter2-Geheim"
 def test_no_route_shows_a_password(
     status: int, model_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with failing_service(status) as port:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{PASSWORD}@127.0.0.1:{port}")
+    with failing_service(status) as registry:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://me:{PASSWORD}@127.0.0.1:{registry.port}")
         monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
         texts = asyncio.run(ask_all(model_folder))
+    assert any("mlflow" in path for path in registry.paths)
     assert "the present model goes on" in capsys.readouterr().err
     assert '"reload_error":"' in texts["/health"]
     for path, text in texts.items():
