@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
+from openba.errors import UserError
 from openba.graph import Pipeline
 from openba.home import Home
 from tasks.relocation import adopt_home
@@ -28,13 +31,24 @@ def serve(pipeline: Pipeline, home: Home) -> None:
         for service in services:
             service.wait()
         print("\n".join([*addresses, "Ctrl-C ends them"]), flush=True)
-        while True:
-            time.sleep(3600)
+        wait_for_end(services)
     except KeyboardInterrupt:
         pass
     finally:
         for service in services:
             service.stop()
+
+
+def wait_for_end(services: Sequence[Service]) -> NoReturn:
+    """Wait until one of the servers ends by itself.
+
+    Raises:
+        UserError: always; the message names the server and its log.
+    """
+    while all(service.process.poll() is None for service in services):
+        time.sleep(1)
+    ended = next(service for service in services if service.process.poll() is not None)
+    raise UserError(f"{ended.name} ended (exit {ended.process.returncode}); see {ended.log}")
 
 
 def mlflow_server(store: str, port: int, log: Path, artifacts: Path | None = None) -> Service:
@@ -51,7 +65,7 @@ def mlflow_server(store: str, port: int, log: Path, artifacts: Path | None = Non
     command += ["--artifacts-destination", str(artifacts)] if artifacts else []
     settings = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its executors outlive the server by seconds
-        # Not among the arguments: those are shown to every user of the machine, and a database has a password.
+        # Not an argument: every user of the machine can read those, and the address may hold a password.
         "MLFLOW_BACKEND_STORE_URI": store,
     }
     return Service(
