@@ -40,6 +40,7 @@ _HOSTILE = (
     *("-1e400", "NaN", "Infinity", "-Infinity", "9223372036854775807", "9223372036854775808"),
     *("-9223372036854775809", "123456789012345678901234567890", "[]", "{}", "[[]]", '""', '"x"', '"0"'),
     *(r'"\u0000"', r'"\ud800"', r'"\ud83d\ude42"', '"</s>"', '"<extra_id_0>"', "[null]", '{"a": 1}', "[1]"),
+    *('"gpt-4"', "64", "128", '"required"', '{"role": 1}', '[{"type": "function"}]', '{"99999999": 1}'),
     *('["a", "b"]', f'"{"a" * 300}"', "[" * 60 + "]" * 60, '{"type": "json_object"}', '{"1e-39": NaN}'),
 )
 _TEXT = st.one_of(
@@ -55,32 +56,28 @@ _NUMBER = st.one_of(
     st.sampled_from(["1e-39", "1e-60", "5e-324", "0.7", "1", "0", "2"]),
 )
 _PLAUSIBLE: dict[str, st.SearchStrategy[str]] = {
-    "model": st.sampled_from(["null", '""', '"poisoned"', '"gpt-4"']),
+    "model": st.sampled_from(["null", '""', '"poisoned"']),
     "temperature": _NUMBER,
     "top_p": _NUMBER,
-    "seed": st.integers(-(2**64), 2**64).map(str),
-    "n": st.sampled_from(["1", "2", "3", "64"]),
+    "seed": st.integers(-(2**63), 2**63 - 1).map(str),
+    "n": st.sampled_from(["1", "2", "3"]),
     "stop": st.one_of(_RAW_TEXT, st.lists(_TEXT, max_size=5).map(json.dumps)),
     "stream": st.booleans().map(json.dumps),
     "stream_options": st.sampled_from(['{"include_usage": true}', '{"include_obfuscation": false}']),
-    "frequency_penalty": st.sampled_from(["0", "0.0", "0.1"]),
-    "presence_penalty": st.sampled_from(["0", "-0.0", "1"]),
+    "frequency_penalty": st.sampled_from(["0", "0.0"]),
+    "presence_penalty": st.sampled_from(["0", "-0.0"]),
     "logit_bias": st.dictionaries(
-        st.integers(0, 5000).map(str), st.floats(-101, 101), max_size=5
+        st.integers(0, 5000).map(str), st.floats(-100, 100), max_size=5
     ).map(json.dumps),
-    "tools": st.sampled_from(["[]", '[{"type": "function", "function": {"name": "f"}}]']),
-    "tool_choice": st.sampled_from(['"none"', '"auto"', '"required"']),
-    "response_format": st.sampled_from(['{"type": "text"}', '{"type": "json_object"}']),
+    "tools": st.just("[]"),
+    "tool_choice": st.sampled_from(['"none"', '"auto"']),
+    "response_format": st.just('{"type": "text"}'),
     "user": st.one_of(_RAW_TEXT, st.sampled_from(_HOSTILE)),
-    "best_of": st.sampled_from(["1", "2"]),
-    "echo": st.booleans().map(json.dumps),
-    "suffix": _RAW_TEXT,
-    "top_logprobs": st.integers(-1, 21).map(str),
 }  # fmt: skip
 _MESSAGES = st.lists(
     st.fixed_dictionaries(
         {
-            "role": st.sampled_from(["system", "developer", "user", "assistant", "tool"]),
+            "role": st.sampled_from(["system", "developer", "user", "assistant"]),
             "content": st.one_of(_TEXT, st.none(), st.lists(_TEXT, max_size=2).map(lambda texts: [
                 {"type": "text", "text": text} for text in texts
             ])),
@@ -106,14 +103,15 @@ def requests(draw: st.DrawFn) -> Fuzzed:
     fields = {"max_tokens": draw(st.integers(1, KNOWN_TOKENS).map(str))}
     if chat:
         fields["messages"] = draw(_MESSAGES)
-        plausible = _PLAUSIBLE | {"logprobs": st.booleans().map(json.dumps)}
+        plausible = _PLAUSIBLE | {"logprobs": st.just("true"), "max_completion_tokens": st.just("5")}
     else:
         fields["prompt"] = draw(st.one_of(_RAW_TEXT, st.lists(_TEXT, max_size=3).map(json.dumps)))
-        plausible = _PLAUSIBLE | {"logprobs": st.integers(-1, 6).map(str)}
+        plausible = _PLAUSIBLE | {"logprobs": st.integers(0, 5).map(str), "echo": st.just("false")}
     for name in draw(st.lists(st.sampled_from(sorted(plausible)), max_size=5, unique=True)):
         fields[name] = draw(plausible[name])
     if draw(st.integers(0, 3)) == 0:
-        name = draw(st.sampled_from([*sorted(plausible), "messages", "prompt", "max_tokens", "surprise"]))
+        others = ["messages", "prompt", "max_tokens", "top_logprobs", "best_of", "suffix", "surprise"]
+        name = draw(st.sampled_from([*sorted(plausible), *others]))
         fields[name] = draw(st.sampled_from(_HOSTILE))
     body = "{" + ", ".join(f"{json.dumps(name)}: {value}" for name, value in fields.items()) + "}"
     path = "/v1/chat/completions" if chat else "/v1/completions"
