@@ -97,6 +97,12 @@ def ask(page: sync_api.Page, text: str) -> None:
     sync_api.expect(page.locator("p.assistant").last).not_to_be_empty()
 
 
+def picture(page: sync_api.Page, name: str) -> None:
+    """Keep a picture for people in the folder that OPENBA_SCREENSHOTS names."""
+    if folder := os.environ.get("OPENBA_SCREENSHOTS"):
+        page.screenshot(path=f"{folder}/chat-{name}.png")
+
+
 def done(page: sync_api.Page) -> None:
     sync_api.expect(page.locator("#send")).to_be_enabled(timeout=30_000)
 
@@ -110,6 +116,7 @@ def test_stop_keeps_what_is_there_and_says_so(slow: sync_api.Page, key: bool) ->
         slow.click("#stop")
     done(slow)
     sync_api.expect(slow.locator(".answer.incomplete .mark")).to_have_text("stopped")
+    picture(slow, "stopped")
     text = slow.locator("p.assistant").text_content()
     slow.wait_for_timeout(500)
     assert slow.locator("p.assistant").text_content() == text  # nothing comes after it
@@ -140,6 +147,7 @@ def test_an_answer_that_was_cut_looks_cut(slow: sync_api.Page, proxy: SlowProxy,
     done(slow)
     sync_api.expect(slow.locator(".answer.incomplete .mark")).to_have_text("cut off")
     sync_api.expect(slow.locator("p.problem")).to_be_visible()
+    picture(slow, "cut")
     proxy.cut_after = None
     ask(slow, "def")
     done(slow)
@@ -237,8 +245,7 @@ def test_it_fits_any_width_in_both_colours(
         assert 0 <= box["x"] <= box["x"] + box["width"] <= width
     dark = page.evaluate("getComputedStyle(document.querySelector('main')).color") != "rgb(0, 0, 0)"
     assert dark is (scheme == "dark")
-    if folder := os.environ.get("OPENBA_SCREENSHOTS"):
-        page.screenshot(path=f"{folder}/chat-{width}-{scheme}.png")
+    picture(page, f"{width}-{scheme}")
     context.close()
 
 
