@@ -251,7 +251,8 @@ def _print_plan(planned: dict[str, Any]) -> None:
     spent = (
         f"{human(total['tokens'])} tokens, {total['flops']:.3g} FLOPs, {total['gpu_hours']:,.3g} device hours"
     )
-    where = f"{total['wall_hours']:,.3g} h on {planned['devices']} x {planned['device']}"
+    devices = f"{planned['workers']} of {planned['devices']} x {planned['device']}"
+    where = f"{total['wall_hours']:,.3g} h on {devices}"
     energy = f"{total['kwh']:,.3g} kWh, {total['tco2eq']:.3g} tCO2eq (paper's method)"
     money = "" if total["money"] is None else f", {total['money']:,.2f} at your price"
     console.print(f"total: {spent} ({where}), {energy}{money}", markup=False)

@@ -5,6 +5,7 @@ files it reads from outside, and the fingerprints of its inputs. Machine facts (
 batches, paths, log cadence) travel in a `Runtime` and never enter the hash.
 
     work/<name>/<fingerprint>/                  being built; a resumable step continues in it
+    work/<name>/<fingerprint>/manifest.json     built, not yet in the store: published without building again
     store/<name>/<fingerprint>/...              complete outputs only
     store/<name>/<fingerprint>/manifest.json    written last, atomically: present == complete
 
@@ -33,6 +34,7 @@ from typing import Any, Literal
 import fsspec
 from pydantic import BaseModel, ConfigDict
 
+from openba import durable
 from openba.config import flatten
 from openba.errors import UserError
 
@@ -58,12 +60,16 @@ class Kind:
     `flow`: in the process that runs the pipeline. `job`: as a Ray job. `gang`: on every worker
     of a Ray Train group inside a Ray job. Bump `version` when the function changes what it
     computes; source text is never hashed, so a log line does not cost 10,000 GPU-hours.
+
+    `scratch` names folders of the output directory that only serve to resume. They are no part of the output
+    and are deleted once the output is durable.
     """
 
     function: str  # "package.module:function", imported only where it runs
     version: str
     place: Literal["flow", "job", "gang"] = "flow"
     resumable: bool = False
+    scratch: tuple[str, ...] = ()
 
     def load(self) -> Callable[[Build], Mapping[str, Any] | None]:
         """Import the function."""
@@ -176,35 +182,107 @@ class Store:
             partial.rename(local)
         return local
 
+    def verified_path(self, step: Step) -> Path:
+        """`path`, after every file was compared with its digest, once per process and file.
+
+        Raises:
+            UserError: the output is not built, or a file is missing or damaged.
+        """
+        record = self.manifest(step)
+        if record is None:
+            raise UserError(f"{step.name}: not built, or its output was lost; run the pipeline from there")
+        local = self.path(step)
+        try:
+            _check(self.uri(step), local, record["files"])
+        except UserError:
+            if not self.remote:
+                raise
+            shutil.rmtree(local)  # the local copy may be what is damaged
+            local = self.path(step)
+            _check(self.uri(step), local, record["files"])
+        return local
+
     def siblings(self, name: str) -> list[dict[str, Any]]:
         """Manifests of every build of this step name, oldest first."""
-        found = (
+        records = (
             self._read(str(path)[len(self.base) + 1 :])
             for path in self.fs.glob(f"{self.base}/{name}/*/{MANIFEST}")
         )
-        return sorted((r for r in found if r), key=lambda record: record["finished"])
+        return sorted((r for r in records if r), key=lambda record: record["finished"])
 
-    def publish(self, step: Step, built: Path, record: dict[str, Any]) -> None:
-        """Make a built directory the step's complete output."""
-        if self.remote:
-            self.fs.put(f"{built}/", f"{self.base}/{step.key}/", recursive=True)
-            with self.fs.open(f"{self.base}/{step.key}/{MANIFEST}", "w") as file:
-                json.dump(record, file, indent=2)
-            shutil.rmtree(built)
+    def unpublished(self, step: Step) -> dict[str, Any] | None:
+        """The manifest of an output that was built in the work folder and has not reached the store.
+
+        None if there is none or if one of its files is not as it was built.
+        """
+        built = self.work / step.key
+        record = _parse_manifest((built / MANIFEST).read_bytes()) if (built / MANIFEST).exists() else None
+        if record is None or record["fingerprint"] != step.fingerprint:
+            return None
+        try:
+            _check(str(built), built, record["files"])
+        except UserError:
+            return None
+        return record
+
+    def publish(self, step: Step, record: dict[str, Any]) -> None:
+        """Make the built work folder, whose manifest is written, the step's complete output.
+
+        Nothing is deleted before its successor is durable: the scratch folders go once the manifest is on
+        disk, a damaged earlier output once the new one is in its place.
+        """
+        built = self.work / step.key
+        for name in step.kind.scratch:
+            shutil.rmtree(built / name, ignore_errors=True)
+        if not self.remote:
+            self._move_into_place(step, built, [*record["files"], MANIFEST])
             return
-        _write_durably(built / MANIFEST, json.dumps(record, indent=2))
+        for name in (*record["files"], MANIFEST):  # the manifest last: it makes the output complete
+            self.fs.makedirs(os.path.dirname(f"{self.base}/{step.key}/{name}"), exist_ok=True)
+            self.fs.put_file(str(built / name), f"{self.base}/{step.key}/{name}")
+        shutil.rmtree(built)
+
+    def _move_into_place(self, step: Step, built: Path, names: list[str]) -> None:
         final = Path(self.base) / step.key
-        shutil.rmtree(final, ignore_errors=True)  # a damaged earlier output
+        replaced, incoming = (Path(self.base) / folder / step.key for folder in (".replaced", ".incoming"))
         final.parent.mkdir(parents=True, exist_ok=True)
-        built.rename(final)
+        if final.exists():  # a damaged earlier output
+            shutil.rmtree(replaced, ignore_errors=True)
+            replaced.parent.mkdir(parents=True, exist_ok=True)
+            final.rename(replaced)
+        try:
+            built.rename(final)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            _copy_durably(built, incoming, names)  # the store is on another file system
+            incoming.rename(final)
+            shutil.rmtree(built)
+        durable.sync(final.parent)
+        shutil.rmtree(replaced, ignore_errors=True)
 
     def _read(self, key: str) -> dict[str, Any] | None:
         try:
-            return json.loads(self.fs.cat_file(f"{self.base}/{key}"))
+            return _parse_manifest(self.fs.cat_file(f"{self.base}/{key}"))
         except FileNotFoundError:
             return None
-        except ValueError:  # a manifest cut short by a full disk or a crash: not complete
-            return None
+
+
+def _parse_manifest(content: bytes) -> dict[str, Any] | None:
+    """The record of a manifest; None if it was cut short or one of its bytes changed."""
+    try:
+        record = json.loads(content)
+    except ValueError:
+        return None
+    return record if durable.is_intact(record) else None
+
+
+def _copy_durably(source: Path, target: Path, names: list[str]) -> None:
+    shutil.rmtree(target, ignore_errors=True)
+    for name in names:
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / name, target / name)
+        durable.sync(target / name)
 
 
 @contextmanager
@@ -247,13 +325,25 @@ def _check_is_below(uri: str, name: str) -> None:
 def _check(uri: str, local: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     for name, entry in files.items():
         try:
-            digest = _sha256(local / name)
+            digest = _digest_of_state(local / name)
         except FileNotFoundError:
             raise UserError(f"{uri}/{name}: missing; run the pipeline again to rebuild it") from None
         if digest != entry["sha256"]:
             raise UserError(
                 f"{uri}/{name}: damaged (digest differs from the manifest); delete {uri} and run again"
             )
+
+
+_DIGESTS: dict[tuple[str, int, int, int], str] = {}
+"""Digest by path, inode, size and time of change: a file that has not changed is read once per process."""
+
+
+def _digest_of_state(path: Path) -> str:
+    status = path.stat()
+    state = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
+    if state not in _DIGESTS:
+        _DIGESTS[state] = durable.sha256(path)
+    return _DIGESTS[state]
 
 
 def drift(step: Step, store: Store) -> dict[str, tuple[Any, Any]]:
@@ -277,53 +367,68 @@ def run_here(step: Step, build: Build) -> Mapping[str, Any] | None:
 def materialize(step: Step, store: Store, runtime: Any = None, run: Runner = run_here) -> dict[str, Any]:
     """Build the step unless it is already built; return its manifest.
 
+    An output that was built but not published, because the process was killed or the store refused it, is
+    published without building it again.
+
     Raises:
-        UserError: an input is not built, the disk is full, or another process builds the same step.
+        UserError: an input is not built or damaged, storage is full or not writable, or another process
+            builds the same step.
     """
-    with _only_builder(store.work / f"{step.key}.lock", step):
-        if (record := store.manifest(step)) is not None:
+    folder = store.work
+    try:
+        with _only_builder(store.work / f"{step.key}.lock", step):
+            if (record := store.manifest(step)) is not None:
+                return record
+            if (record := store.unpublished(step)) is None:
+                record = _build(step, store, runtime, run)
+            folder = Path(store.base)
+            store.publish(step, record)
             return record
-        missing = [key for key, parent in step.inputs.items() if store.manifest(parent) is None]
-        if missing:
-            raise UserError(
-                f"{step.name}: inputs not built: {', '.join(missing)}; run the pipeline from there"
-            )
-        out = store.work / step.key
+    except OSError as error:
+        raise durable.storage_error(error, folder) or error from error
+
+
+def _build(step: Step, store: Store, runtime: Any, run: Runner) -> dict[str, Any]:
+    """Run the step's function in the work folder and leave the manifest there; return the manifest."""
+    missing = [key for key, parent in step.inputs.items() if store.manifest(parent) is None]
+    if missing:
+        raise UserError(f"{step.name}: inputs not built: {', '.join(missing)}; run the pipeline from there")
+    inputs = {key: store.verified_path(parent) for key, parent in step.inputs.items()}
+    out = store.work / step.key
+    if not step.kind.resumable:
+        shutil.rmtree(out, ignore_errors=True)
+    started, clock = time.time(), time.monotonic()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        (out / MANIFEST).unlink(missing_ok=True)
+        facts = dict(run(step, Build(out, step.recipe, inputs, runtime)) or {})
+        return _record(step, out, facts, started, time.monotonic() - clock)
+    except OSError as error:
         if not step.kind.resumable:
             shutil.rmtree(out, ignore_errors=True)
-        out.mkdir(parents=True, exist_ok=True)
-        build = Build(out, step.recipe, {k: store.path(p) for k, p in step.inputs.items()}, runtime)
-        started = time.time()
-        try:
-            facts = dict(run(step, build) or {})
-            record = _record(step, out, facts, started)
-            store.publish(step, out, record)
-        except OSError as error:
-            if not step.kind.resumable:
-                shutil.rmtree(out, ignore_errors=True)
-            raise full_disk(error, out) or error from error
-        return record
+        raise durable.storage_error(error, out) or error from error
 
 
-def _record(step: Step, out: Path, facts: dict[str, Any], started: float) -> dict[str, Any]:
-    files = sorted(f for f in out.rglob("*") if f.is_file())
-    return {
+def _record(step: Step, out: Path, facts: dict[str, Any], started: float, seconds: float) -> dict[str, Any]:
+    """Flush all files of the output, then write and return its manifest."""
+    names = (f.relative_to(out) for f in sorted(out.rglob("*")) if f.is_file())
+    files = {}
+    for name in (name for name in names if name.parts[0] not in step.kind.scratch):
+        durable.sync(out / name)
+        files[str(name)] = {"bytes": (out / name).stat().st_size, "sha256": durable.sha256(out / name)}
+    body = {
         "name": step.name,
         "fingerprint": step.fingerprint,
         "identity": step.identity,
         "facts": facts,
         "started": started,
         "finished": time.time(),
-        "seconds": round(time.time() - started, 3),
-        "files": {str(f.relative_to(out)): {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files},
+        "seconds": round(seconds, 3),
+        "files": files,
     }
-
-
-def full_disk(error: BaseException, folder: Path) -> UserError | None:
-    """The line for a user if the error says that no space is left below `folder`, else None."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return UserError(f"{folder}: no space left while writing; free some or move OPENBA_HOME")
-    return None
+    record: dict[str, Any] = durable.signed(json.loads(durable.dumps(body)))
+    durable.write_text(out / MANIFEST, json.dumps(record, indent=2))
+    return record
 
 
 @contextmanager
@@ -342,17 +447,3 @@ def _only_builder(lock: Path, step: Step) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write_durably(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)

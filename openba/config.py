@@ -13,6 +13,7 @@ Two directives, valid in any mapping:
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -21,6 +22,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from openba.errors import UserError
+from openba.units import WRITTEN
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 SECTIONS = {
@@ -48,6 +50,8 @@ class Config:
         self.path = path
         self.data: dict[str, Any] = {}
         self.origin: dict[str, str] = {}
+        self._files: dict[str, Path] = {}
+        """Dotted key -> the file that set it; keys of `--set` are not in it."""
 
     @classmethod
     def read(cls, path: Path, overrides: list[str] | None = None) -> Config:
@@ -61,7 +65,7 @@ class Config:
     def validate(self, model: type[M]) -> M:
         """The typed recipe; every bad key is reported with the file that set it."""
         try:
-            return model.model_validate(self.data)
+            return model.model_validate(self.data, context=WRITTEN)
         except ValidationError as error:
             raise ConfigError("\n".join(self._explain(e, model) for e in error.errors())) from None
 
@@ -73,6 +77,15 @@ class Config:
                 return self.origin[key]
             key = key.rpartition(".")[0]
         return "(default)"
+
+    def folder_of(self, dotted: str) -> Path:
+        """The folder at which a relative path under this key starts.
+
+        It is that of the file that set the key, also where another file extends it; the working directory for
+        `--set`.
+        """
+        file = self._files.get(dotted)
+        return file.parent if file is not None else Path.cwd()
 
     def _resolve(self, path: Path, prefix: str, chain: tuple[Path, ...]) -> dict[str, Any]:
         if path in chain:
@@ -89,7 +102,7 @@ class Config:
             dotted = f"{prefix}{key}"
             if key in SECTIONS and _names(value):
                 into[key] = self._named(SECTIONS[key], value, file, f"{dotted}.", chain)
-                self.origin[dotted] = _short(file)
+                self._set_by_file(dotted, file)
             elif isinstance(value, dict):
                 child = into.get(key)
                 into[key] = self._merge(
@@ -97,8 +110,12 @@ class Config:
                 )
             else:  # scalars and lists replace
                 into[key] = value
-                self.origin[dotted] = _short(file)
+                self._set_by_file(dotted, file)
         return into
+
+    def _set_by_file(self, dotted: str, file: Path) -> None:
+        self.origin[dotted] = _short(file)
+        self._files[dotted] = file
 
     def _named(
         self, folder: str, value: str | list[str], file: Path, prefix: str, chain: tuple[Path, ...]
@@ -152,11 +169,13 @@ class Config:
             into = into.setdefault(part, {})
             if not isinstance(into, dict):
                 raise ConfigError(f"--set {text}: {'.'.join(parts[: depth + 1])} is a value, not a section")
-        value = yaml.safe_load(raw)
-        if isinstance(value, str) and _is_number(value):  # YAML 1.1 reads 3e-5 as a string
-            value = float(value)
+        try:
+            value = yaml.load(raw, _Loader)  # noqa: S506 - a SafeLoader subclass
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {text}: not valid YAML: {' '.join(str(error).split())}") from None
         self.origin = {k: file for k, file in self.origin.items() if not k.startswith(f"{key}.")}
         self.origin[key] = "--set"
+        self._files.pop(key, None)
         if parts[-1] in SECTIONS and _names(value):
             value = self._named(SECTIONS[parts[-1]], value, self.path.resolve(), f"{key}.", ())
         into[parts[-1]] = value
@@ -164,7 +183,14 @@ class Config:
     def _explain(self, error: Any, model: type[BaseModel]) -> str:
         loc = [part for part in error["loc"]]
         dotted = ".".join(str(part) for part in loc if not _is_tag(part, self.data, loc))
-        message = f"{self._file_of(dotted)}: {dotted}: {error['msg'].removeprefix('Value error, ')}"
+        text = error["msg"].removeprefix("Value error, ")
+        # A check over a whole section begins its message with the key that it is about.
+        key, colon, rest = text.partition(": ")
+        if error["type"] == "value_error" and colon and f"{dotted}.{key}" in self.origin:
+            dotted, text = f"{dotted}.{key}", rest
+        message = f"{self._file_of(dotted)}: {dotted}: {text}"
+        if isinstance(error["input"], int | float | str) and error["type"] != "value_error":
+            message += f", not {str(error['input'])[:40]}"
         if error["type"] == "extra_forbidden":
             message = f"{self._file_of(dotted)}: {dotted}: unknown key"
             known = _fields_at(model, loc[:-1])
@@ -212,7 +238,22 @@ def _construct_str(loader: _Loader, node: Any) -> Any:
     return float(value) if node.style is None and _is_number(value) else value
 
 
+def _construct_number(loader: _Loader, node: Any) -> Any:
+    """Refuse what YAML 1.1 reads as another number than a person does: `010` as 8, `1:30` as 90."""
+    text = node.value
+    if ":" in text or re.fullmatch(r"[-+]?0[0-9_]+", text):
+        raise yaml.constructor.ConstructorError(
+            None,
+            None,
+            f"{text} is read as another number by YAML; write it plainly or in quotes",
+            node.start_mark,
+        )
+    return getattr(loader, f"construct_yaml_{node.tag.rpartition(':')[2]}")(node)
+
+
 _Loader.add_constructor("tag:yaml.org,2002:str", _construct_str)
+for _kind in ("int", "float"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _construct_number)
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

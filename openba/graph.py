@@ -6,6 +6,7 @@ time, version) of files outside the store; it builds nothing.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from openba.artifacts import Kind, Recipe, Step
 from openba.config import CONFIGS, Config, ConfigError
 from openba.data.sources import outside_state, task_state
 from openba.errors import UserError
+from openba.recipes.checks import check_training
 from openba.recipes.data import (
     ContaminationRecipe,
     CorpusRecipe,
@@ -28,7 +30,7 @@ from openba.recipes.data import (
 )
 from openba.recipes.evaluate import SCORING_VERSION, BenchmarkRecipe, EvaluateStep
 from openba.recipes.model import ModelRecipe
-from openba.recipes.pipeline import ExpertConfig, PipelineConfig, expert_files
+from openba.recipes.pipeline import ExpertConfig, ExpertsConfig, PipelineConfig, expert_files
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainRecipe, TrainStep
 
@@ -39,7 +41,9 @@ MIXTURE = Kind("openba.data.mixture:build", "2")
 CONTAMINATION = Kind("openba.data.contamination:build", "1")
 TASK = Kind("openba.data.tasks:build", "4")
 INSTRUCT = Kind("openba.data.instruct:build", "3")
-TRAIN = Kind("openba.train.stage:build", "6", place="gang", resumable=True)
+TRAIN = Kind(
+    "openba.train.stage:build", "7", place="gang", resumable=True, scratch=("checkpoints", "heartbeat")
+)
 EVALUATE = Kind("openba.evaluate.run:build", SCORING_VERSION, place="job", resumable=True)
 
 
@@ -62,7 +66,7 @@ class Pipeline:
         self.path, self.strict = path, strict
         self.files = Config.read(path, _for_pipeline(overrides))
         self.config: PipelineConfig = self.files.validate(PipelineConfig)
-        self.experts = self._experts(overrides)
+        self.experts = self._experts(overrides or [])
         self.steps: dict[str, Step] = {}
         self._data()
         self._stages()
@@ -265,6 +269,11 @@ class Pipeline:
         if longest > model.positions:
             message = f"model.positions: {model.positions} are fewer than {name}'s {longest} tokens; raise it"
             raise ConfigError(message)
+        runtime = self.config.runtime
+        try:
+            check_training(recipe, runtime.for_expert() if name in self.experts else runtime)
+        except UserError as error:
+            raise ConfigError(f"{name}: {error}") from None
         step = TrainStep(model=model, train=recipe)
         self._add(name, TRAIN, step, config, tokenizer=self.steps["tokenizer"], **inputs)
 
@@ -307,9 +316,17 @@ class Pipeline:
         step = evaluation_name(name, prefix, at)
         self._add(step, EVALUATE, recipe, config, model=self.step(name), **tasks)
 
-    def _experts(self, overrides: list[str] | None) -> dict[str, ExpertConfig]:
+    def _experts(self, overrides: list[str]) -> dict[str, ExpertConfig]:
+        folder = self.files.folder_of("experts.folder") / self.config.experts.folder
+        files = expert_files(folder)
+        if files is None:
+            raise ConfigError(
+                f"{self.files.source_of('experts.folder')}: experts.folder: {self.config.experts.folder}: "
+                f"no folder {folder}; a relative path starts at the folder of the file that has it"
+            )
+        _check_expert_names(overrides, list(files))
         experts = {}
-        for name, file in expert_files(self.path, self.config.experts.folder).items():
+        for name, file in files.items():
             config = Config.read(file)
             config.lay_over("train", self.config.experts.train, str(self.files.source_of("experts.train")))
             for text in _for_expert(overrides, name):
@@ -343,14 +360,31 @@ def _stamp(path: str | None) -> dict[str, Any]:
     return {"path": path, "bytes": file.stat().st_size, "mtime_ns": file.stat().st_mtime_ns}
 
 
-def _for_expert(overrides: list[str] | None, name: str) -> list[str]:
+def _for_expert(overrides: list[str], name: str) -> list[str]:
     prefix = f"experts.{name}."
-    return [text.removeprefix(prefix) for text in overrides or [] if text.startswith(prefix)]
+    return [text.removeprefix(prefix) for text in overrides if text.startswith(prefix)]
 
 
 def _for_pipeline(overrides: list[str] | None) -> list[str]:
-    kept = ("experts.folder", "experts.train")
-    return [text for text in overrides or [] if not text.startswith("experts.") or text.startswith(kept)]
+    return [text for text in overrides or [] if _expert_of(text) is None]
+
+
+def _expert_of(override: str) -> str | None:
+    """The expert whose own recipe an override is for; None if it is for the pipeline."""
+    parts = override.partition("=")[0].split(".")
+    if parts[0] != "experts" or len(parts) < 2 or parts[1] in ExpertsConfig.model_fields:
+        return None
+    return parts[1]
+
+
+def _check_expert_names(overrides: list[str], names: list[str]) -> None:
+    for text in overrides:
+        name = _expert_of(text)
+        if name is not None and name not in names:
+            known = [*names, *ExpertsConfig.model_fields]
+            close = difflib.get_close_matches(name, known, 1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
+            raise ConfigError(f"--set: {text.partition('=')[0]}: no expert {name!r} ({remedy})")
 
 
 def find_pipeline(name: str) -> Path:

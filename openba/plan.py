@@ -34,6 +34,7 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
         "pipeline": pipeline.config.name,
         "device": pipeline.config.runtime.device.name,
         "devices": pipeline.config.runtime.devices,
+        "workers": pipeline.config.runtime.train.workers,
         "mixture": _mixture(pipeline, store),
         "steps": steps,
         "total": {key: sum(training[key] for training in trainings) for key in keys}

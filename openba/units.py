@@ -7,12 +7,16 @@ what the quantities are for.
 from __future__ import annotations
 
 import re
+from decimal import Decimal
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
+_MOST = 10**18
 _SCALE = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+WRITTEN = "written by a person"
+"""Validation context of values from YAML and the command line: a quantity without its unit is refused."""
 _NUMBER = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*([a-z]*)\s*$")
 
 
@@ -28,44 +32,57 @@ def parse_count(value: Any, unit: str) -> int:
         scale, word = "", unit
     if scale not in _SCALE or word not in (unit, unit.rstrip("s")):
         raise ValueError(f"cannot read {value!r}; the unit here is {unit!r}, as in '40B {unit}'")
-    amount = float(number.replace("_", "")) * _SCALE[scale]
+    amount = Decimal(number.replace("_", "")) * _SCALE[scale]  # exact: 2.01k is 2,010
+    if amount > _MOST:
+        raise ValueError(f"{value!r} is more than any training needs; the most is {_MOST:.0e} {unit}")
     if amount != int(amount):
         raise ValueError(f"{value!r} is not a whole number of {unit}")
     return int(amount)
 
 
 def parse_bytes(value: Any) -> int:
-    """`"4MiB"` -> 4194304."""
+    """`"4MiB"` -> 4194304. The unit is required."""
     match = _NUMBER.match(value) if isinstance(value, str) else None
     if match is None or match.group(2) not in _BYTES or match.group(3):
         raise ValueError(f"cannot read {value!r}; write bytes such as '4MiB' or '2GiB'")
-    return int(float(match.group(1).replace("_", "")) * _BYTES[match.group(2)])
+    amount = Decimal(match.group(1).replace("_", "")) * _BYTES[match.group(2)]
+    return int(amount) if amount < _MOST else _MOST
 
 
 def _count(unit: str) -> Any:
-    def read(value: Any) -> int:
-        # A plain int is a recipe that comes back from its manifest; the field's name says the unit.
-        return value if isinstance(value, int) and not isinstance(value, bool) else parse_count(value, unit)
+    def read(value: Any, info: ValidationInfo) -> int:
+        return value if _is_stored(value, info) else parse_count(value, unit)
 
     return BeforeValidator(read, json_schema_input_type=str | int)
 
 
+def _is_stored(value: Any, info: ValidationInfo) -> bool:
+    """A plain int outside of YAML is a recipe that comes back from its manifest; the field says the unit."""
+    return type(value) is int and info.context != WRITTEN
+
+
+def _read_bytes(value: Any, info: ValidationInfo) -> int:
+    return int(value) if _is_stored(value, info) else parse_bytes(value)
+
+
 Tokens = Annotated[int, _count("tokens")]
 Steps = Annotated[int, _count("steps")]
-Bytes = Annotated[int, BeforeValidator(lambda v: v if isinstance(v, int) else parse_bytes(v))]
+Bytes = Annotated[int, BeforeValidator(_read_bytes, json_schema_input_type=str | int)]
 
 
 class Budget(BaseModel):
     """How long to train: a number of tokens or of optimiser steps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    amount: int
+    amount: int = Field(strict=True, ge=1, le=10**18)
     unit: Literal["tokens", "steps"]
 
     @model_validator(mode="before")
     @classmethod
     def _parse(cls, value: Any) -> Any:
         if not isinstance(value, str):
+            if not isinstance(value, dict | cls):
+                raise ValueError(f"write the unit: '{value} steps' or '{value} tokens'")
             return value
         unit = "steps" if value.rstrip().endswith(("steps", "step")) else "tokens"
         return {"amount": parse_count(value, unit), "unit": unit}

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from openba.accounting.energy import JOULES_PER_KWH, paper_energy
 from openba.recipes.runtime import PipelineRuntime
-from openba.train.log import ATTEMPTS, EVENTS, HELDOUT, METRICS, read_rows
+from openba.train.log import ATTEMPTS, EVENTS, HELDOUT, METRICS, last_rows, read_rows
 
 _SECONDS_BETWEEN_READS = 2.0
 
@@ -62,16 +62,15 @@ class Figure(NamedTuple):
 
 def figures(folder: Path, runtime: PipelineRuntime) -> Iterator[Figure]:
     """What a stage's folder tells now; nothing before its first logged step."""
-    rows = read_rows(folder / METRICS)
+    rows = last_rows(folder / METRICS, 1)
     if not rows:
         return
-    row = rows[-1]
+    row = rows[0]
     yield Figure("openba_step", row["step"])
     yield Figure("openba_tokens", row["totals"]["tokens"])
     yield from _losses("openba_loss", row, {"loss": "all", "loss_R": "R", "loss_S": "S", "loss_X": "X"})
-    measured = read_rows(folder / HELDOUT)
-    if measured:
-        yield from _losses("openba_heldout_loss", measured[-1], {"loss": "all", "R": "R", "S": "S", "X": "X"})
+    if measured := last_rows(folder / HELDOUT, 1):
+        yield from _losses("openba_heldout_loss", measured[0], {"loss": "all", "R": "R", "S": "S", "X": "X"})
     plain = {"lr": "learning_rate", "gradient_norm": "gradient_norm", "data_wait": "data_wait"}
     plain |= {"checkpoint_stall": "checkpoint_stall_seconds"}
     yield from (Figure(f"openba_{name}", row[key]) for key, name in plain.items() if row[key] is not None)
@@ -84,7 +83,7 @@ def figures(folder: Path, runtime: PipelineRuntime) -> Iterator[Figure]:
     yield from (Figure("openba_events", counts[event], event) for event in _EVENTS)
     attempts = read_rows(folder / ATTEMPTS)
     yield Figure("openba_attempts", len(attempts))
-    yield from _energy(attempts, row["time"], runtime)
+    yield from _energy(attempts, row, runtime)
 
 
 def _losses(metric: str, row: dict[str, Any], names: dict[str, str]) -> Iterator[Figure]:
@@ -93,8 +92,12 @@ def _losses(metric: str, row: dict[str, Any], names: dict[str, str]) -> Iterator
     )
 
 
-def _energy(attempts: list[dict[str, Any]], now: float, runtime: PipelineRuntime) -> Iterator[Figure]:
-    seconds = sum(attempt.get("seconds", max(0.0, now - attempt["time"])) for attempt in attempts)
+def _energy(
+    attempts: list[dict[str, Any]], last: dict[str, Any], runtime: PipelineRuntime
+) -> Iterator[Figure]:
+    """Of all attempts; the running one's seconds are those of the last row, by a clock that never jumps."""
+    running = {last["attempt"]: last["attempt_seconds"]}
+    seconds = sum(row.get("seconds", running.get(number, 0.0)) for number, row in enumerate(attempts))
     hours = seconds * runtime.train.workers / 3600
     paper = paper_energy(hours, runtime.device.watts, runtime.pue, runtime.carbon_intensity)
     yield Figure("openba_device_hours", hours)

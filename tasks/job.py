@@ -24,7 +24,8 @@ from typing import Any
 
 import psutil
 
-from openba.artifacts import Build, full_disk
+from openba import durable
+from openba.artifacts import Build
 from openba.errors import UserError, error_boundary
 from openba.redact import protect_output, redact
 from openba.train.stopping import EXIT_PREEMPTED, REQUEST, Preempted
@@ -34,6 +35,12 @@ from tasks.nodes import NodeMeter
 
 SPEC, FACTS, ERROR, STOPPED = "spec.json", "facts.json", "error.json", "stopped.json"
 PROCESS = "process.json"
+_TRACEBACK = ".traceback"
+_DETERMINISTIC = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError,
+    SyntaxError, TypeError, ValueError,
+)  # fmt: skip
+"""Errors of the program or its input: another group of workers would meet them again."""
 
 
 def main() -> None:
@@ -72,10 +79,11 @@ def run_function(folder: Path, spec: dict[str, Any]) -> None:
         inputs={key: Path(path) for key, path in spec["inputs"].items()},
         runtime=_model(spec["runtime_type"]).model_validate(spec["runtime"]),
     )
-    began = time.time()
+    began, clock = time.time(), time.monotonic()
     facts = getattr(importlib.import_module(module), name)(build)
     if int(os.environ.get("RANK", "0")) == 0:
-        _leave(folder / FACTS, {"facts": facts, "began": began, "ended": time.time()})
+        # Counted by a clock that never jumps, told from the moment of the wall clock that it began.
+        _leave(folder / FACTS, {"facts": facts, "began": began, "ended": began + time.monotonic() - clock})
 
 
 def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
@@ -107,20 +115,42 @@ def _try_gangs(folder: Path, spec: dict[str, Any], out: Path, failed: tuple[type
 
     signal.signal(signal.SIGTERM, ask)
     patience = Patience(out, spec["runtime"]["train"]["max_failures"])
+    errors: list[str] = []
     for attempt in itertools.count(1):
         (folder / STOPPED).unlink(missing_ok=True)
         watch = DrainWatch(folder, out)
         try:
+            for traceback_file in folder.glob(f"rank-*{_TRACEBACK}"):
+                traceback_file.unlink()
             _trainer(folder, spec, f"gang-{attempt}").fit()
             if not (watch.noticed and (folder / STOPPED).exists()) or stop.is_set():
                 break
             print("the workers saved and left a node that is taken away; started again", file=sys.stderr)
         except failed:
-            if (folder / ERROR).exists() or not patience.lasts():
+            if (folder / ERROR).exists():
                 raise
+            same = _is_same_error(folder, spec["runtime"]["train"]["workers"], errors)
+            if not patience.lasts():
+                raise
+            if same:
+                raise UserError(
+                    f"the workers failed twice after step {patience.reached} with the same error: "
+                    f"{errors[0]} (whole tracebacks: {folder}/rank-*{_TRACEBACK})"
+                ) from None
             print(f"the workers died after step {patience.reached}; started again", file=sys.stderr)
         finally:
             watch.end()
+
+
+def _is_same_error(folder: Path, workers: int, errors: list[str]) -> bool:
+    """Whether every worker of this group raised what it raised in the group before; `errors` is updated.
+
+    Where a worker was killed, it left no traceback and the others only report its loss: that may pass.
+    """
+    before = list(errors)
+    tracebacks = sorted(folder.glob(f"rank-*{_TRACEBACK}"))
+    errors[:] = [file.read_text().strip().rpartition("\n")[2] for file in tracebacks]
+    return len(errors) == workers and errors == before
 
 
 class Patience:
@@ -132,17 +162,16 @@ class Patience:
         """Step of the newest committed checkpoint; -1 if there is none."""
 
     def lasts(self) -> bool:
-        """A group has died: whether another may try."""
+        """Whether another worker group may be started after a failure."""
         newest = self._newest()
         self.failures = self.failures + 1 if newest == self.reached else 1
         self.reached = newest
         return self.failures <= self.allowed
 
     def _newest(self) -> int:
-        from openba.train.checkpoint import MARKER  # loads torch, which the flow does not need
+        from openba.train.checkpoint import committed_steps  # loads torch, which the flow does not need
 
-        steps = self.out.glob(f"checkpoints/step-??????/{MARKER}")
-        return max((int(marker.parent.name.removeprefix("step-")) for marker in steps), default=-1)
+        return max(committed_steps(self.out / "checkpoints"), default=-1)
 
 
 def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
@@ -192,15 +221,28 @@ def _worker(config: dict[str, str]) -> None:
         if context.get_world_rank() == 0:
             _leave(folder / STOPPED, {"message": str(stopped)})
     except Exception as error:
-        if (told := _for_user(error, folder)) is not None:
-            _leave(folder / ERROR, {"message": str(told)})
         # Kept beside the spec: Ray shows the group's failure, this says which rank failed and where.
-        (folder / f"rank-{context.get_world_rank()}.traceback").write_text(redact(traceback.format_exc()))
+        file = folder / f"rank-{context.get_world_rank()}{_TRACEBACK}"
+        file.write_text(redact(traceback.format_exc()))
+        if (told := _for_user(error, folder) or _of_program(error, file)) is not None:
+            _leave(folder / ERROR, {"message": str(told)})
         raise
 
 
 def _for_user(error: Exception, folder: Path) -> UserError | None:
-    return error if isinstance(error, UserError) else full_disk(error, folder.parent)
+    return error if isinstance(error, UserError) else durable.storage_error(error, folder.parent)
+
+
+def _of_program(error: Exception, file: Path) -> UserError | None:
+    """The line for an error that another try would meet again; None if another try may pass."""
+    if not isinstance(error, _DETERMINISTIC):
+        return None
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    reason = " ".join(str(error).split())[:300]
+    return UserError(
+        f"{type(error).__name__}: {reason} ({Path(place.filename).name}, line {place.lineno}); it would "
+        f"happen again, so it is not tried again (whole traceback: {file})"
+    )
 
 
 def _model(reference: str) -> Any:
@@ -209,9 +251,7 @@ def _model(reference: str) -> Any:
 
 
 def _leave(path: Path, value: Any) -> None:
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(json.dumps(value))
-    partial.replace(path)
+    durable.write_json(path, value)
 
 
 if __name__ == "__main__":

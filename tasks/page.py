@@ -27,7 +27,7 @@ from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectException
 
 from openba.report.charts import loss_chart
-from openba.train.log import METRICS, read_rows
+from openba.train.log import METRICS, last_rows, read_rows
 
 _SECONDS_BETWEEN_UPDATES = 10.0
 _PAUSES = (0.5, 1.0, 2.0, 4.0)
@@ -59,7 +59,7 @@ class Page:
         if identity is None or time.monotonic() < self._next.get(training, 0.0):
             return
         self._next[training] = time.monotonic() + _SECONDS_BETWEEN_UPDATES
-        if rows := read_rows(folder / METRICS):
+        if rows := last_rows(folder / METRICS, 1):
             _show(lambda: update_progress_artifact(identity, progress=100.0 * rows[-1]["step"] / steps))
 
     def finish(self, training: str, folder: Path) -> None:
@@ -68,7 +68,7 @@ class Page:
             return
         _show(lambda: update_progress_artifact(identity, progress=100.0))
         # The chart wants step, loss and no more of a row.
-        curve: Any = read_rows(folder / METRICS)
+        curve: Any = [row for row in read_rows(folder / METRICS) if row["loss"] is not None]
         drawn = picture(loss_chart(training, curve))
         _show(
             lambda: create_image_artifact(drawn, self.key(training, "loss"), f"Training loss of {training}")

@@ -14,10 +14,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from openba.data.clean import progress as cleaning
-from openba.train.log import METRICS, read_rows
+from openba.train.log import METRICS, last_rows
 from openba.units import human, human_time
 
 _SECONDS_BETWEEN_LINES = 5.0
+_RECENT = 20
+"""Rows that the rate is a mean of."""
 
 
 class ProgressView:
@@ -101,16 +103,20 @@ class _Moved(NamedTuple):
 
 
 def _training(folder: Path, total: int) -> _Moved | None:
-    """Optimiser steps, from a training's newest metrics."""
-    rows = read_rows(folder / METRICS)
-    if not rows:
+    """Optimiser steps, from a training's newest metrics; None before its first logged step."""
+    recent = last_rows(folder / METRICS, _RECENT)
+    if not recent:
         return None
-    last, recent = rows[-1], rows[-20:]
-    tokens = sum(row["tokens"] for row in recent)
-    rate = tokens / sum(row["tokens"] / row["tokens_per_second"] for row in recent)
-    left = (total - last["step"]) * tokens / len(recent) / rate
-    note = f"loss {last['loss']:.3f}  {human(rate)} tokens/s  ETA {human_time(left)}"
-    return _Moved(last["step"], total, note)
+    last = recent[-1]
+    loss = "not finite" if last["loss"] is None else f"{last['loss']:.3f}"
+    # Rows of steps without a usable sample have no rate.
+    timed = [row for row in recent if row["tokens_per_second"]]
+    seconds = sum(row["tokens"] / row["tokens_per_second"] for row in timed)
+    if not seconds:
+        return _Moved(last["step"], total, f"loss {loss}")
+    rate = sum(row["tokens"] for row in timed) / seconds
+    left = (total - last["step"]) * seconds / len(timed)
+    return _Moved(last["step"], total, f"loss {loss}  {human(rate)} tokens/s  ETA {human_time(left)}")
 
 
 def _cleaning(folder: Path) -> _Moved | None:

@@ -13,8 +13,9 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
@@ -27,6 +28,8 @@ from openba.train.stopping import REQUEST
 from tasks.job import ERROR, FACTS, PROCESS, SPEC, STOPPED
 from tasks.places import Work, kind_of
 from tasks.services import RayHead
+
+T = TypeVar("T")
 
 POLL_SECONDS = 0.2
 """The end of each job of a chain waits for half of it."""
@@ -76,7 +79,11 @@ class RayJobs:
         return done
 
     def _status(self, job: str, watch: Callable[[], None]) -> JobStatus:
-        """The job's state. A cluster that does not answer is asked on: the job goes on without us.
+        """The job's state; `watch` is called while the cluster does not answer."""
+        return self._answer(lambda: self.client.get_job_status(job), f"job {job}", watch)
+
+    def _answer(self, ask: Callable[[], T], about: str, watch: Callable[[], None] | None = None) -> T:
+        """Return the cluster's answer. Keep asking one that does not answer: its jobs go on meanwhile.
 
         Raises:
             UserError: no answer for ten minutes, or from an own head for ten seconds.
@@ -84,21 +91,27 @@ class RayJobs:
         end = time.monotonic() + self.patience
         while True:
             try:
-                return self.client.get_job_status(job)
-            except (
-                OSError,
-                RuntimeError,
-            ) as error:  # RuntimeError: an HTTP status; else OSErrors
+                return ask()
+            except (OSError, RuntimeError) as error:  # RuntimeError: an HTTP status
                 if time.monotonic() > end:
+                    reason = redact(" ".join(str(error).split()))[:200]
                     raise UserError(
-                        f"Ray job {job}: {self.client.get_address()} gives no answer ({error}); it may go on "
-                        "there: run again to wait for it"
+                        f"Ray at {self._dashboard} gives no answer about {about} ({reason}); what runs there "
+                        "may go on: run again to wait for it"
                     ) from None
-            watch()
+            if watch is not None:
+                watch()
             time.sleep(POLL_SECONDS)
 
     def stop(self) -> None:
-        """Stop every job that this process waits for, and see it end; trainings save their state first."""
+        """Stop every job that this process waits for, and see it end; trainings save their state first.
+
+        A cluster that is gone has nothing to stop.
+        """
+        with suppress(OSError, RuntimeError):
+            self._stop()
+
+    def _stop(self) -> None:
         jobs, told = dict(self.running), set[str]()
         for out in jobs.values():
             if (out / ATTEMPTS).exists():
@@ -118,7 +131,8 @@ class RayJobs:
 
     def _attach_or_submit(self, step: Step, build: Build, folder: Path) -> str:
         prefix = f"{step.name}-{step.fingerprint}-"
-        known = {job.submission_id: job.status for job in self.client.list_jobs() if job.submission_id}
+        jobs = self._answer(self.client.list_jobs, f"jobs of {step.name}")
+        known = {job.submission_id: job.status for job in jobs if job.submission_id}
         attempts = {name: status for name, status in known.items() if name.startswith(prefix)}
         for name, status in attempts.items():
             if not status.is_terminal() or (status is JobStatus.SUCCEEDED and (folder / FACTS).exists()):
@@ -127,9 +141,16 @@ class RayJobs:
         folder.mkdir(parents=True)
         (build.out / REQUEST).unlink(missing_ok=True)  # of a run that ended before it was seen
         (folder / SPEC).write_text(json.dumps(_spec(step, build)))
-        return self.client.submit_job(
+        name = f"{prefix}{len(attempts) + 1}"
+        self._answer(lambda: self._submit(step, build, folder, name), f"job {name}")
+        return name
+
+    def _submit(self, step: Step, build: Build, folder: Path, name: str) -> None:
+        if any(job.submission_id == name for job in self.client.list_jobs()):
+            return  # an earlier try was heard and its answer lost
+        self.client.submit_job(
             entrypoint=shlex.join([self.python, "-m", "tasks.job", str(folder)]),
-            submission_id=f"{prefix}{len(attempts) + 1}",
+            submission_id=name,
             # A job's entry point runs on the head; one that computes there itself asks for a device.
             # One that hands its work out needs none.
             entrypoint_num_gpus=1
@@ -147,7 +168,10 @@ class RayJobs:
         if (folder / STOPPED).exists():
             return str(json.loads((folder / STOPPED).read_text())["message"])
         log = folder / "job.log"
-        log.write_text(self.client.get_job_logs(job))
+        try:
+            log.write_text(self.client.get_job_logs(job))
+        except (OSError, RuntimeError):  # the node that had it is gone
+            log.write_text("")
         lines = [line for line in log.read_text().splitlines() if line.strip()]
         return (
             f"Ray job {job} ended as {status.value}: {lines[-1] if lines else 'no output'} (whole log: {log})"

@@ -28,7 +28,7 @@ def write_report(session: Session, registered: list[Registration]) -> str:
         "git": _git(),
         "hardware": _hardware(),
         "started": session.started,
-        "seconds": round(time.time() - session.started, 1),
+        "seconds": round(time.monotonic() - session.clock, 1),
         "links": links(session),
         "work": {name: list(done[1:]) for name, done in session.work.items()},
         "registry": [_registry_row(row) for row in registered],

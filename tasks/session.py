@@ -45,7 +45,7 @@ class Session:
     def __init__(self, pipeline: Pipeline, home: Home, steps: list[Step], flow_run: str) -> None:
         self.pipeline, self.home, self.steps = pipeline, home, steps
         self.store, self.runtime = home.store, pipeline.config.runtime
-        self.started = time.time()
+        self.started, self.clock = time.time(), time.monotonic()
         self.states: dict[str, str] = {}
         self.work: dict[str, Work] = {}
         """Of the steps that this run has built."""

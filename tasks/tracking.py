@@ -27,12 +27,14 @@ from openba.config import flatten
 from openba.errors import UserError
 from openba.home import Home
 from openba.redact import redact
-from openba.train.log import HELDOUT, METRICS, RATES, read_rows
+from openba.train.log import HELDOUT, METRICS, RATES, NewRows, last_rows
 from tasks import nodes
 from tasks.relocation import ARTIFACTS, adopt_home
 
 FINGERPRINT = "openba.fingerprint"
 _log = logging.getLogger(__name__)
+_TAGS_OF_MLFLOW = ("mlflow.source.name", "mlflow.source.type", "mlflow.user")
+"""Tags that a new run gets from MLflow itself."""
 _SHIPPED = ("loss", "loss_R", "loss_S", "loss_X", "lr", "gradient_norm", *RATES)
 _SECONDS_BETWEEN_BATCHES = 3.0
 _SECONDS_AFTER_FAILURE = 30.0
@@ -118,10 +120,31 @@ class Tracking:
                 lambda: self.client.search_runs([self.experiment], max_results=5000),
                 seconds=_PATIENCE_AT_START,
             )
-        self._runs = {run.data.tags[FINGERPRINT]: run for run in runs if FINGERPRINT in run.data.tags}
+            self._runs = self._newest(runs)
+        self._begun: dict[str, StepRun] = {}
+
+    def _newest(self, runs: list[Run]) -> dict[str, Run]:
+        """The newest run of each fingerprint; older ones are deleted.
+
+        They were replaced (`StepRun`) by a process that was killed before it deleted them.
+
+        Args:
+            runs: newest first.
+        """
+        newest: dict[str, Run] = {}
+        for run in runs:
+            if (fingerprint := run.data.tags.get(FINGERPRINT)) is None:
+                continue
+            if fingerprint in newest:
+                self.client.delete_run(run.info.run_id)
+            else:
+                newest[fingerprint] = run
+        return newest
 
     def run_of(self, step: Step) -> str | None:
         """The id of the step's run, if it has one."""
+        if (begun := self._begun.get(step.fingerprint)) is not None:
+            return begun.run_id
         run = self._runs.get(step.fingerprint)
         return run.info.run_id if run else None
 
@@ -130,12 +153,13 @@ class Tracking:
         with self._lock:
             run = self._runs.get(step.fingerprint) or self.patiently(lambda: self._create(step))
             self._runs[step.fingerprint] = run
-        run_id = run.info.run_id
+        run_id = self.run_of(step) or run.info.run_id
         inputs = {f"openba.input.{key}": parent.key for key, parent in step.inputs.items()}
         tags = [RunTag(k, v) for k, v in {**inputs, "prefect.flow_run_id": self.flow_run}.items()]
         self.patiently(lambda: self.client.log_batch(run_id, tags=tags))
         self.patiently(lambda: self.client.update_run(run_id, status="RUNNING"))
-        return self.patiently(lambda: StepRun(self.client, run_id))
+        begun = self._begun[step.fingerprint] = StepRun(self.client, run_id)
+        return begun
 
     def finish(self, run: StepRun, step: Step, record: dict[str, Any], store: Store) -> None:
         """Ship what is left and mark the run FINISHED.
@@ -214,12 +238,31 @@ class Tracking:
         return run
 
 
+class _Sent:
+    """Which rows of one file MLflow has, by step, and the reader of that file."""
+
+    def __init__(self, path: Path, history: list[Metric], is_timed: bool) -> None:
+        self.is_timed = is_timed
+        self.rows = {metric.step: self.state(metric.timestamp, metric.value) for metric in history}
+        self.reader = NewRows(path)
+
+    def state(self, milliseconds: int, value: float) -> tuple[int, float]:
+        """What tells a row from another of the same step; a measurement has no time of its own."""
+        return (milliseconds if self.is_timed else 0, value)
+
+
 class StepRun:
-    """One step's run while the step is being built."""
+    """One step's run while the step is being built.
+
+    MLflow only appends. Where a stage's file no longer has a row that was shipped, because the training was
+    rolled back or resumed before that step, the run is deleted and a new one gets the file from the start.
+    """
 
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client, self.run_id = client, run_id
-        self._last_shipped = {name: self._newest_step(name) for name in ("loss", "heldout/loss")}
+        self._sent: dict[Path, _Sent] = {}
+        self._replaced: list[str] = []
+        """Runs that are to be deleted."""
         self._next = self._next_link = 0.0
         self._names: set[str] = set()
         self._links: dict[str, str] = {}
@@ -243,23 +286,75 @@ class StepRun:
 
     def ship(self, folder: Path) -> None:
         """Ship all metrics of a stage that MLflow does not have yet; after an error, they are next time."""
-        shipped = dict(self._last_shipped)
+        files = self._files(folder)
         try:
-            self._ship(folder)
+            new = {path: self._unsent(path, *names) for path, names in files.items()}
+            if any(rows is None for rows in new.values()):
+                self._renew()
+                new = {path: self._unsent(path, *names) for path, names in files.items()}
+            for path, names in files.items():
+                self._send(path, new[path] or [], *names)
+            while self._replaced:
+                self.client.delete_run(self._replaced[-1])
+                self._replaced.pop()
         except BaseException:
-            self._last_shipped = shipped
+            for sent in self._sent.values():
+                sent.reader = NewRows(sent.reader.path)  # what was read and not sent is read again
             raise
 
-    def _ship(self, folder: Path) -> None:
-        metrics = self._new_rows(folder / METRICS, "loss", {key: key for key in _SHIPPED})
-        newest = read_rows(folder / HELDOUT)[-1:]
+    def _files(self, folder: Path) -> dict[Path, tuple[str, dict[str, str]]]:
+        """Each file to mirror, the metric that stands for a row, and the metric name of each of its keys."""
         # By denoiser and by language; both at once are in the file only.
+        newest = last_rows(folder / HELDOUT, 1)
         keys = [k for row in newest for k in row if k not in ("step", "tokens") and k.count("_") < 2]
-        metrics += self._new_rows(folder / HELDOUT, "heldout/loss", {key: f"heldout/{key}" for key in keys})
-        metrics += self._of_nodes(folder)
+        files = {folder / METRICS: ("lr", {key: key for key in _SHIPPED})}
+        if newest:
+            files[folder / HELDOUT] = ("loss", {key: f"heldout/{key}" for key in keys})
+        # As MLflow's own system metrics, by node.
+        for path in sorted((folder / nodes.FOLDER).glob("*.jsonl"))[:_MOST_NODES]:
+            files[path] = (nodes.NAMES[0], {key: f"system/{path.stem}/{key}" for key in nodes.NAMES})
+        return files
+
+    def _unsent(self, path: Path, marker: str, names: dict[str, str]) -> list[dict[str, Any]] | None:
+        """Rows that MLflow does not have; None if it has a row that is not in the file."""
+        if path not in self._sent:
+            history = self.client.get_metric_history(self.run_id, names[marker]) if marker in names else []
+            self._sent[path] = _Sent(path, history, is_timed=path.name != HELDOUT)
+        sent, first = self._sent[path], self._sent[path].reader.is_new
+        rows = [row for row in sent.reader.read() if row.get(marker) is not None]
+        new = [row for row in rows if row["step"] not in sent.rows]
+        again = {
+            row["step"]: sent.state(_milliseconds(row), row[marker])
+            for row in rows
+            if row["step"] in sent.rows
+        }
+        if first or sent.reader.rewritten:
+            return new if again == sent.rows else None
+        return new if not again else None
+
+    def _send(self, path: Path, rows: list[dict[str, Any]], marker: str, names: dict[str, str]) -> None:
+        metrics = [
+            Metric(names[key], row[key], _milliseconds(row), row["step"])
+            for row in rows
+            for key in names
+            if row.get(key) is not None
+        ]
         self._names |= {metric.key for metric in metrics}
         for start in range(0, len(metrics), 1000):  # MLflow's limit per call
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
+        sent = self._sent[path]
+        sent.rows |= {row["step"]: sent.state(_milliseconds(row), row[marker]) for row in rows}
+
+    def _renew(self) -> None:
+        """Make a run with the same tags and parameters and no metrics; the old one is deleted afterwards."""
+        old = self.client.get_run(self.run_id)
+        own = {key: value for key, value in old.data.tags.items() if key not in _TAGS_OF_MLFLOW}
+        run = self.client.create_run(old.info.experiment_id, tags=own)
+        params = [Param(key, value) for key, value in old.data.params.items()]
+        self.client.log_batch(run.info.run_id, params=params)
+        self._replaced.append(self.run_id)
+        self.run_id = run.info.run_id
+        self._sent, self._names = {}, set()
 
     def finish(self, step: Step, record: dict[str, Any], store: Store) -> None:
         """Log the facts and the output's address; mark the run FINISHED."""
@@ -290,31 +385,9 @@ class StepRun:
         except (MlflowException, OSError):
             self._next_link = time.monotonic() + _SECONDS_AFTER_FAILURE
 
-    def _of_nodes(self, folder: Path) -> list[Metric]:
-        """As MLflow's own system metrics, by node."""
-        found = []
-        for path in sorted((folder / nodes.FOLDER).glob("*.jsonl"))[:_MOST_NODES]:
-            names = {key: f"system/{path.stem}/{key}" for key in nodes.NAMES}
-            marker = names[nodes.NAMES[0]]
-            if marker not in self._last_shipped:
-                self._last_shipped[marker] = self._newest_step(marker)
-            found += self._new_rows(path, marker, names)
-        return found
 
-    def _new_rows(self, path: Path, marker: str, names: dict[str, str]) -> list[Metric]:
-        rows = [row for row in read_rows(path) if row["step"] > self._last_shipped[marker]]
-        if rows:
-            self._last_shipped[marker] = rows[-1]["step"]
-        return [
-            Metric(names[key], row[key], int(row.get("time", time.time()) * 1000), row["step"])
-            for row in rows
-            for key in names
-            if row.get(key) is not None
-        ]
-
-    def _newest_step(self, metric: str) -> int:
-        history = self.client.get_metric_history(self.run_id, metric)
-        return max((m.step for m in history), default=-1)
+def _milliseconds(row: dict[str, Any]) -> int:
+    return int(row.get("time", time.time()) * 1000)
 
 
 def _is_name(key: str) -> bool:

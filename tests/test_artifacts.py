@@ -1,5 +1,6 @@
 """Identity, completeness and building once."""
 
+import errno
 import json
 import multiprocessing
 import subprocess
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from openba import artifacts
+from openba import artifacts, durable
 from openba.artifacts import Build, Kind, Recipe, Runtime, Step, Store, drift, fetched, materialize
 from openba.errors import UserError
 
@@ -49,6 +50,15 @@ def go_on(build: Build) -> dict[str, Any]:
     if len(done.read_text()) < 2:
         raise RuntimeError("interrupted")
     return {}
+
+
+def train(build: Build) -> dict[str, Any]:
+    """Leaves a checkpoint to resume from, and an output."""
+    CALLS.append("train")
+    (build.out / "checkpoints").mkdir(exist_ok=True)
+    (build.out / "checkpoints" / "step").write_text("state")
+    (build.out / "model").write_text("weights")
+    return {"loss": float("nan")}
 
 
 def kind(function: Any, **more: Any) -> Kind:
@@ -244,3 +254,115 @@ def test_manifest_records_size_and_digest(store: Store) -> None:
     record = json.loads((store.path(first) / artifacts.MANIFEST).read_text())
     assert record["files"]["number.txt"]["bytes"] == 1
     assert len(record["files"]["number.txt"]["sha256"]) == 64
+
+
+def trained() -> Step:
+    return Step("train", kind(train, resumable=True, scratch=("checkpoints",)), Number(value=1))
+
+
+def test_scratch_is_no_output_and_goes_when_the_output_is_durable(store: Store) -> None:
+    record = materialize(trained(), store)
+    assert list(record["files"]) == ["model"]
+    assert sorted(path.name for path in store.path(trained()).iterdir()) == ["manifest.json", "model"]
+    assert json.loads((store.path(trained()) / "manifest.json").read_text())["facts"] == {"loss": None}
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_failed_publish_costs_no_second_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remote: bool
+) -> None:
+    root = "memory://bucket/failed" if remote else tmp_path / "store"
+    store, step = Store(root, tmp_path / "work"), trained()
+    with monkeypatch.context() as patched:
+        refused = OSError(errno.EROFS, "Read-only file system")
+        patched.setattr(store, "publish", lambda *_: (_ for _ in ()).throw(refused))
+        with pytest.raises(UserError, match="Read-only file system") as told:
+            materialize(step, store)
+    assert "\n" not in str(told.value)
+    assert (store.work / step.key / "checkpoints" / "step").read_text() == "state"
+    assert store.manifest(step) is None
+    materialize(step, store)
+    assert CALLS == ["train"]
+    assert (store.path(step) / "model").read_text() == "weights"
+
+
+def test_a_kill_before_the_store_has_it_costs_no_second_build(tmp_path: Path) -> None:
+    """The process is killed when its output is to be moved into the store."""
+    script = (
+        "import os, signal, sys; from pathlib import Path; from tests.test_artifacts import *;"
+        "sys.modules['__main__'] = sys.modules['tests.test_artifacts'];"
+        "store = Store(Path(sys.argv[1]) / 'store', Path(sys.argv[1]) / 'work');"
+        "store._move_into_place = lambda *_: os.kill(os.getpid(), signal.SIGKILL);"
+        "materialize(trained(), store)"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=Path(__file__).parents[1], check=False
+    )
+    assert ended.returncode == -9
+    store = Store(tmp_path / "store", tmp_path / "work")
+    assert store.unpublished(trained()) is not None
+    materialize(trained(), store)
+    assert CALLS == []
+    assert (store.path(trained()) / "model").read_text() == "weights"
+
+
+def test_a_damaged_unpublished_output_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, step = Store(tmp_path / "store", tmp_path / "work"), trained()
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "publish", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
+        with pytest.raises(UserError, match="no space left"):
+            materialize(step, store)
+    (store.work / step.key / "model").write_text("weightz")
+    materialize(step, store)
+    assert CALLS == ["train", "train"]
+
+
+def test_a_store_on_another_file_system_works(tmp_path: Path) -> None:
+    shared_memory = Path("/dev/shm")
+    if not shared_memory.is_dir() or shared_memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("no second file system")
+    with tempfile.TemporaryDirectory(dir=shared_memory) as other:
+        store = Store(Path(other) / "store", tmp_path / "work")
+        first, second = two()
+        materialize(first, store)
+        assert materialize(second, store)["facts"] == {"total": 1}
+        assert materialize(first, store)["facts"] == {"value": 1}
+        assert not (store.work / first.key).exists()
+        assert [record["fingerprint"] for record in store.siblings("first")] == [first.fingerprint]
+        assert not list((Path(other) / "store").glob(".incoming/first/*"))
+
+
+@pytest.mark.parametrize("root", ["store", "memory://verified"])
+def test_an_input_with_a_flipped_bit_is_refused(root: str, tmp_path: Path) -> None:
+    store = Store(root if ":" in root else tmp_path / root, tmp_path / "work")
+    first, second = two()
+    materialize(first, store)
+    with store.fs.open(f"{store.base}/{first.key}/number.txt", "w") as file:
+        file.write("3")  # same size
+    with pytest.raises(UserError, match=r"number.txt: damaged \(digest differs from the manifest\); delete"):
+        materialize(second, store)
+    assert store.manifest(second) is None
+
+
+def test_a_file_is_hashed_once_per_process(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, _ = two()
+    materialize(first, store)
+    hashed: list[Path] = []
+    real = durable.sha256
+    monkeypatch.setattr(durable, "sha256", lambda path: hashed.append(path) or real(path))
+    store.verified_path(first)
+    store.verified_path(first)
+    assert [path.name for path in hashed] == ["number.txt"]
+
+
+def test_a_flipped_bit_of_the_manifest_is_a_miss(store: Store) -> None:
+    first, _ = two()
+    materialize(first, store)
+    path = store.path(first) / "manifest.json"
+    content = path.read_bytes()
+    for place in range(0, len(content), 7):
+        flipped = bytearray(content)
+        flipped[place] ^= 1
+        path.write_bytes(flipped)
+        # White space, which no digest covers, changes nothing.
+        assert store.manifest(first) is None or json.loads(flipped) == json.loads(content)

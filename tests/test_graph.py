@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from openba.config import CONFIGS
+from openba.errors import UserError
 from openba.graph import Pipeline, find_pipeline
 
 TINY = find_pipeline("tiny")
@@ -95,3 +96,41 @@ def test_prompts_of_the_three_modes_are_evaluations_of_their_own() -> None:
     assert added == {f"evaluate-{stage}-{mode}" for stage in ("stage2", "stage3") for mode in "RX"}
     assert {getattr(after.steps[name].recipe, "prefix") for name in added} == {"R", "X"}  # noqa: B009
     assert all(after.steps[name].fingerprint == step.fingerprint for name, step in before.steps.items())
+
+
+def test_an_inherited_experts_folder_belongs_to_the_file_that_wrote_it(tmp_path: Path) -> None:
+    """A pipeline file anywhere that extends a shipped one has its experts."""
+    (tmp_path / "mine.yaml").write_text("extends: tiny\nname: mine\n")
+    assert list(Pipeline(tmp_path / "mine.yaml").experts) == list(Pipeline(TINY).experts) != []
+
+
+def test_a_relative_experts_folder_starts_at_its_file(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    shutil.copy(CONFIGS / "finetune" / "ner.yaml", tmp_path / "own" / "names.yaml")
+    (tmp_path / "mine.yaml").write_text("extends: tiny\nname: mine\nexperts: {folder: own}\n")
+    assert list(Pipeline(tmp_path / "mine.yaml").experts) == ["names"]
+
+
+@pytest.mark.parametrize("written", ["file", "--set"])
+def test_a_missing_experts_folder_is_an_error(tmp_path: Path, written: str) -> None:
+    overrides = ["experts.folder=nowhere"] if written == "--set" else []
+    text = "extends: tiny\nname: mine\n" + ("" if overrides else "experts: {folder: nowhere}\n")
+    (tmp_path / "mine.yaml").write_text(text)
+    with pytest.raises(UserError, match=r"experts\.folder: nowhere: no folder") as told:
+        Pipeline(tmp_path / "mine.yaml", overrides)
+    assert ("--set: " if overrides else "mine.yaml: ") in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "remedy"),
+    [
+        ("experts.nerr.train.budget=5 steps", "did you mean 'ner'"),
+        ("experts.trane.budget=5 steps", "did you mean 'train'"),
+        ("experts.xyz=1", "known here: chat, code, folder"),
+    ],
+)
+def test_an_override_of_no_expert_is_refused(override: str, remedy: str) -> None:
+    with pytest.raises(UserError, match=remedy) as told:
+        Pipeline(TINY, [override])
+    assert "\n" not in str(told.value)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from openba.artifacts import Store, materialize
+from openba.errors import UserError
 from openba.graph import Pipeline, find_pipeline
 from openba.plan import plan
 
@@ -53,7 +54,8 @@ def test_totals_are_sums_over_all_trainings_and_it_is_json(store: Store, name: s
     assert found["total"].pop("money") is None  # no price, no cost
     for key, total in found["total"].items():
         assert total == pytest.approx(sum(training[key] for training in trainings))
-    assert found["total"]["wall_hours"] * found["devices"] == pytest.approx(found["total"]["gpu_hours"])
+    for training in trainings:
+        assert training["wall_hours"] * training["workers"] == pytest.approx(training["gpu_hours"])
     assert json.loads(json.dumps(found, allow_nan=False)) == found
 
 
@@ -71,6 +73,34 @@ def test_steps_stand_in_building_order_with_their_state(store: Store) -> None:
     }
     for step in graph.steps.values():
         assert all(order.index(parent.name) < order.index(step.name) for parent in step.inputs.values())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("runtime.train.workers=64", "stage1: runtime.train.workers: 64 workers need a device each"),
+        ("runtime.train.workers=30", "stage1: runtime.train.workers: 30 is not a multiple of"),
+        ("runtime.tensor_parallel=3", "is not a multiple of runtime.tensor_parallel 3"),
+        (
+            "stage2.batch=1022",
+            "stage2: runtime.train.workers: 8 data-parallel workers cannot share a batch of 1022",
+        ),
+    ],
+)
+def test_the_plan_refuses_workers_that_the_run_would(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as told:
+        Pipeline(find_pipeline("paper"), [override])
+    assert "\n" not in str(told.value)
+
+
+def test_fewer_workers_take_longer(store: Store) -> None:
+    hours = [
+        plan(Pipeline(find_pipeline("paper"), [f"runtime.train.workers={workers}"]), store)["total"][
+            "wall_hours"
+        ]
+        for workers in (32, 8)
+    ]
+    assert hours[1] == pytest.approx(4 * hours[0])
 
 
 def test_planning_writes_nothing(store: Store, tmp_path: Path) -> None:

@@ -124,9 +124,12 @@ def loss_bytes(
     return rows * (tokens * (4 + 2 * _WIDTH[precision]) + 4 * model.d_model)
 
 
-def checkpoint_bytes(parameters: int, precision: Precision = "bf16") -> int:
-    """One resumable checkpoint: weights, Adam's moments and, in half precision, the master copy."""
-    return parameters * (_WIDTH[precision] + _optimizer_width(precision))
+def checkpoint_bytes(parameters: int) -> int:
+    """Bytes of one resumable checkpoint: fp32 weights and both of Adam's moments, in any precision.
+
+    The weights in half precision are not written: they are the fp32 ones, rounded (`openba.train.state`).
+    """
+    return parameters * 12
 
 
 def _optimizer_width(precision: Precision) -> int:

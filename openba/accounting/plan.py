@@ -11,8 +11,8 @@ from typing import TypedDict
 from openba.accounting.energy import paper_energy
 from openba.accounting.flops import parameters, run_flops, run_hardware_flops, useful_run_flops
 from openba.accounting.memory import activation_bytes, checkpoint_bytes, loss_bytes, state_bytes
-from openba.errors import UserError
 from openba.model.architecture import Recompute
+from openba.recipes.checks import check_training, data_parallel_workers
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep
 
@@ -45,8 +45,10 @@ class TrainingPlan(TypedDict):
     """The model's on real tokens; None for instruction data, whose lengths nobody knows before."""
     flops_hardware: float | None
     """The same with what is computed again."""
+    workers: int
     gpu_hours: float
     wall_hours: float
+    """With every worker on a device of its own; devices without a worker do not help."""
     kwh: float
     tco2eq: float
     money: float | None
@@ -66,9 +68,10 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
     """Tokens, FLOPs, hours, memory, energy and disk of one training run.
 
     Raises:
-        UserError: the workers cannot be divided into tensor-parallel groups.
+        UserError: the runtime cannot run it, see `check_training`.
     """
     train, device = recipe.train, runtime.device
+    check_training(train, runtime)
     count = sum(parameters(recipe.model, vocab).values())
     flops = run_flops(recipe, vocab)
     gpu_hours = flops / (device.peak_tflops * 1e12 * device.utilisation) / 3600
@@ -84,8 +87,9 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
         "flops_hardware_padded": run_hardware_flops(recipe, vocab, recompute),
         "flops_useful": useful and useful[0],
         "flops_hardware": useful and useful[1],
+        "workers": runtime.train.workers,
         "gpu_hours": gpu_hours,
-        "wall_hours": gpu_hours / runtime.devices,
+        "wall_hours": gpu_hours / runtime.train.workers,
         "kwh": carbon.kwh,
         "tco2eq": carbon.tco2eq,
         "money": None if runtime.price is None else gpu_hours * runtime.price,
@@ -95,17 +99,12 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
         "recompute": runtime.train.recompute,
         "device_memory": device.memory,
         "fits": any(stage["fits"] for stage in memory if stage["chosen"]),
-        "checkpoint_bytes": checkpoint_bytes(count, train.precision),
+        "checkpoint_bytes": checkpoint_bytes(count),
     }
 
 
 def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int) -> list[ZeroMemory]:
     train, gang, tensor_parallel = recipe.train, runtime.train, runtime.tensor_parallel
-    if gang.workers % tensor_parallel:
-        raise UserError(
-            f"runtime: train.workers {gang.workers} is not a multiple of tensor_parallel {tensor_parallel}; "
-            "change one of them"
-        )
     activations = activation_bytes(
         recipe.model,
         train.encoder_length,
@@ -130,7 +129,7 @@ def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int)
         state = state_bytes(
             count,
             zero_stage=stage,
-            data_parallel=gang.workers // tensor_parallel,
+            data_parallel=data_parallel_workers(runtime),
             tensor_parallel=tensor_parallel,
             precision=train.precision,
             fp32_gradients=train.precision == "bf16",  # as `openba.train.engine` accumulates them

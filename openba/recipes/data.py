@@ -7,7 +7,18 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from openba.artifacts import Recipe
-from openba.units import Tokens
+from openba.recipes.numbers import (
+    Count,
+    CountOrNone,
+    NonNegative,
+    PositiveTokens,
+    Records,
+    Repetitions,
+    Seed,
+    Share,
+    Size,
+    Version,
+)
 
 Language = Literal["zh", "en", "code"]
 
@@ -27,10 +38,10 @@ class CleanRecipe(Recipe):
     """Reduce runs of one repeated character, or of a short repeated sequence, to one instance."""
     paragraph_dedup: bool = True
     """Remove runs of 1..max_sentences consecutive sentences that occurred before."""
-    max_sentences: int = 99
-    min_repeat_characters: int = 20
+    max_sentences: Count = 99
+    min_repeat_characters: Count = 20
     """Shorter repeated runs stay (the paper gives no figure; 1 would drop every second 'Thank you.')."""
-    min_words: int = 10
+    min_words: CountOrNone = 10
     """Sentences with fewer words go; for Chinese one Han character counts as a word. 0 keeps all."""
     languages: tuple[Literal["zh", "en"], ...] = ("zh", "en")
     """Keep documents that CLD2 is sure are in one of these; empty keeps all."""
@@ -56,7 +67,7 @@ class PackageSource(_Source):
     """Distribution name, `python` for the standard library. Its version enters the fingerprint."""
     reader: str
     """Which reader of `openba.data.samples` understands the package's files."""
-    limit: int | None = None
+    limit: Records | None = None
     """Keep the first so many documents."""
 
 
@@ -71,7 +82,7 @@ class FileSource(_Source):
     task. Plain text: one document per file."""
     id_field: str | None = None
     """Column or key with a stable id; without it the id is `file:row`."""
-    limit: int | None = None
+    limit: Records | None = None
 
 
 class HuggingFaceSource(_Source):
@@ -85,7 +96,7 @@ class HuggingFaceSource(_Source):
     """Commit of the data set; required for a hub data set, so that a fingerprint means one text."""
     text_field: str | None = "text"
     id_field: str | None = None
-    limit: int | None = None
+    limit: Records | None = None
 
 
 SourceRecipe = Annotated[PackageSource | FileSource | HuggingFaceSource, Field(discriminator="adapter")]
@@ -114,11 +125,11 @@ class TokenizerRecipe(Recipe):
     whitespace_tokens: bool = False
     """`file`: append tokens for newline, tab, runs of spaces and full-width forms and leave out the
     normalisation, so that every text comes back byte for byte. Off: the ids are the release's."""
-    vocab_size: int | None = None
+    vocab_size: Size | None = None
     """`unigram`: number of pieces, byte pieces included, before the appended special tokens."""
-    train_characters: int = 2_000_000
+    train_characters: Records = 2_000_000
     """`unigram`: at most so many characters are read, the sources' shares kept."""
-    seed: int = 1234
+    seed: Seed = 1234
 
     @model_validator(mode="after")
     def _complete(self) -> TokenizerRecipe:
@@ -140,19 +151,19 @@ PARTS = ("heldout", "stage1", "stage2")
 class MixtureRecipe(Recipe):
     """The paper's mix (Figure 1(a)): 47.5 % English, 47.5 % Chinese, 5 % code, by tokens."""
 
-    shares: dict[str, float] = {"en": 0.475, "zh": 0.475, "code": 0.05}
+    shares: dict[str, Share] = {"en": 0.475, "zh": 0.475, "code": 0.05}
     """Group -> share of the tokens. A group is a source, or all other sources of a language."""
-    epochs: dict[str, Annotated[float, Field(ge=1)]] = {}
+    epochs: dict[str, Repetitions] = {}
     """Group -> how often at most its documents may stand in a stage if it is short of text; others: once."""
-    stage1: Tokens
+    stage1: PositiveTokens
     """Corpus tokens for Stage I."""
-    stage2: Tokens
+    stage2: PositiveTokens
     """Corpus tokens for Stage II; its documents never occur in Stage I."""
-    heldout: Tokens
+    heldout: PositiveTokens
     """Tokens kept from both, to measure the loss on; never repeated."""
     drop_contaminated: bool = True
     """Leave out documents that hold a record of the base benchmarks; else they are only reported."""
-    seed: int = 1234
+    seed: Seed = 1234
 
     @model_validator(mode="after")
     def _whole(self) -> MixtureRecipe:
@@ -177,7 +188,7 @@ class ContaminationRecipe(Recipe):
     """Tasks whose held-out records are evaluated on."""
     tasks: tuple[str, ...]
     """Tasks that are trained on; the mixture's documents are always looked at."""
-    ngram: int = NGRAM
+    ngram: Size = NGRAM
 
 
 class Turn(Recipe):
@@ -190,7 +201,7 @@ class Turn(Recipe):
     """Template of the encoder text, fields in braces; `{examples}` is where solved examples go."""
     target: str
     """Template of the decoder text."""
-    shots: int = Field(default=0, ge=0)
+    shots: CountOrNone = 0
     """So many solved examples, drawn by the task's seed from records of the training part."""
     example: str | None = None
     """Template of one solved example."""
@@ -280,7 +291,7 @@ class Dialogue(Recipe):
 class TaskRecipe(Recipe):
     """A labelled task: records of a source rendered through templates. Trains and evaluates alike."""
 
-    version: int = 1
+    version: Version = 1
     """To be raised when the task asks something else under the same name; part of its identity."""
     source: SourceRecipe
     group: Literal["zh", "en"] | None = None
@@ -319,7 +330,7 @@ class TaskRecipe(Recipe):
     discards the record as unlabelled. Numbers and booleans as JSON writes them."""
     replace: dict[str, str] = {}
     """Text -> what stands for it in every message, such as the name of the model: OpenBA: Kite."""
-    min_words: float = Field(default=0, ge=0, allow_inf_nan=False)
+    min_words: NonNegative = 0
     """Conversations of fewer words in all are dropped as overly simple (paper section 6.1). Greetings, thanks
     and the like do not count; a Han character counts as 0.6 words."""
     drop_identity: bool = False
@@ -328,19 +339,19 @@ class TaskRecipe(Recipe):
     """With `drop_identity`: models that wrote the answers; an answer that names one of them counts."""
     reject: str | None = None
     """A regular expression; a record with it in an assistant's turn, or in the target, is dropped whole."""
-    repeat: int = 1
+    repeat: Count = 1
     """How often the training part is repeated."""
-    heldout: float = 0.1
+    heldout: Share = 0.1
     """Share of records kept for evaluation, chosen by the hash of their id."""
     partition: Partition | None = None
     """Kept for evaluation is what the data set keeps, in place of `heldout`."""
     require: str | None = None
     """A regular expression to be found in the target; others are discarded and counted."""
-    limit: int | None = None
+    limit: Records | None = None
     """Use only so many records, chosen by the hash of their id."""
     broken: Literal["refuse", "count"] = "refuse"
     """A record that lacks a field or has an impossible answer ends the step, or is left out and named."""
-    seed: int = 1234
+    seed: Seed = 1234
     """Draws the examples of few-shot templates."""
 
     @property
@@ -367,14 +378,14 @@ class InstructRecipe(Recipe):
 
     tasks: dict[str, str]
     """Task name -> language group it counts to."""
-    shares: dict[str, float] | None = None
+    shares: dict[str, Share] | None = None
     """Share of samples per language group (paper Figure 1(b): en 0.667, zh 0.333); none: all there is."""
     part_of: dict[str, str] = {}
     """Task name -> sub-mixture of its group."""
-    parts: dict[str, dict[str, float]] = {}
+    parts: dict[str, dict[str, NonNegative]] = {}
     """Group -> sub-mixture -> weight in the group's samples; a group without: all tasks as they come."""
-    encoder_length: int
-    decoder_length: int
+    encoder_length: Size
+    decoder_length: Size
     over_long: Literal["drop", "truncate"] = "drop"
     """The paper drops samples that exceed the encoder (3.1.2); the release truncates the source."""
-    seed: int = 1234
+    seed: Seed = 1234

@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field, model_validator
 
 from openba.artifacts import Recipe
 from openba.recipes.data import TaskRecipe
+from openba.recipes.numbers import (
+    Attempts,
+    Count,
+    CountOrNone,
+    Finite,
+    NonNegativeSteps,
+    Positive,
+    Records,
+    Size,
+    Version,
+)
 
 Metric = Literal[
     "accuracy",
@@ -55,7 +66,7 @@ _WRITTEN: tuple[Metric, ...] = (
 class PaperValue(Recipe):
     """The figure in the paper that stands nearest, shown beside ours."""
 
-    value: float
+    value: Finite
     where: str
     """Table and row, and how the paper's benchmark differs from this one."""
 
@@ -63,7 +74,7 @@ class PaperValue(Recipe):
 class BenchmarkRecipe(Recipe):
     """Held-out records of a task, how to answer them and how to score the answers."""
 
-    version: int = 1
+    version: Version = 1
     """To be raised when prompt, items or scoring change under the same name; told with every score."""
     task: TaskRecipe
     language: Literal["zh", "en"]
@@ -86,13 +97,13 @@ class BenchmarkRecipe(Recipe):
     """Group -> its categories (see the task's `category`); a category may be in several."""
     average: Literal["item", "category"] = "item"
     """Scores of groups, and of all: mean over items, or mean over categories."""
-    items: int | None = Field(default=100, ge=1)
+    items: Records | None = 100
     """Held-out records used, the first by id hash; null: all."""
-    max_new_tokens: int = Field(default=64, ge=1)
-    attempts: int = Field(default=1, ge=1)
+    max_new_tokens: Size = 64
+    attempts: Attempts = 1
     """Answers a record, drawn at `temperature`; `pass_at_k` says how many of them must be tried."""
-    temperature: float = Field(default=0.8, gt=0, allow_inf_nan=False)
-    k: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1,), min_length=1)
+    temperature: Positive = 0.8
+    k: tuple[Count, ...] = Field(default=(1,), min_length=1)
     models: dict[Literal["mauve", "sim"], str] = {}
     """Metric -> folder of the transformers model that it compares texts by."""
     paper: PaperValue | None = None
@@ -162,12 +173,12 @@ class EvaluateStep(Recipe):
     """One model on several benchmarks."""
 
     benchmarks: dict[str, BenchmarkRecipe]
-    encoder_length: int
-    samples: int = 5
+    encoder_length: Size
+    samples: CountOrNone = 5
     """Generations kept per benchmark for the report."""
     prefix: Literal["R", "S", "X"] = "S"
     """The mode token that every prompt begins with (Figure 6(d) compares them)."""
-    at: int | None = None
+    at: NonNegativeSteps | None = None
     """The step of the training whose weights are asked, one of those that it keeps; none: its last."""
 
 

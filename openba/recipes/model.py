@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
 
 from openba.artifacts import Recipe
 from openba.model.architecture import Architecture
+from openba.recipes.numbers import Decay, Positive, Size
 
 
 class ModelRecipe(Recipe):
     """An asymmetric encoder-decoder (paper section 3.2 and Table 1). Any depths, paper form by default."""
 
-    d_model: int
-    num_heads: int
-    kv_channels: int
+    d_model: Size
+    num_heads: Size
+    kv_channels: Size
     """Width of one head; heads * kv_channels may differ from d_model (release: 40 * 128 != 4096)."""
-    ffn: int
+    ffn: Annotated[Size, Field(ge=2)]
     """Nominal width; SwiGLU uses ffn_multiple * ceil(int(2 * ffn / 3) / ffn_multiple)."""
-    ffn_multiple: int = 256
-    encoder_layers: int
-    decoder_layers: int
+    ffn_multiple: Size = 256
+    encoder_layers: Size
+    decoder_layers: Size
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Paper: RMSNorm; released weights: LayerNorm with bias."""
     sandwich: bool = True
@@ -30,16 +33,21 @@ class ModelRecipe(Recipe):
     """Multiply embeddings by sqrt(d_model). Neither the paper nor the release tells of it; without it the
     paper's sandwich norm drowns the embeddings (docs/learning.md). The released weights do without."""
     head_bias: bool = False
-    rope_base: float = 10_000.0
-    norm_eps: float = 1e-5
-    dropout: float = 0.0
-    init_std: float | None = None
+    rope_base: Positive = 10_000.0
+    norm_eps: Positive = 1e-5
+    dropout: Decay = 0.0
+    init_std: Positive | None = None
     """Standard deviation of the initial weights; none: 1 / sqrt(d_model), which is near the release's 0.02
     at its own width only (docs/learning.md)."""
-    positions: int = 1024
+    positions: Size = 1024
     """Positions of the rotary table, for either side; longer input is refused (released configs: 1024)."""
-    vocab_multiple: int = 128
+    vocab_multiple: Size = 128
     """The embedding is padded to a multiple of this (128 * tensor-parallel size)."""
+
+    @model_validator(mode="after")
+    def _is_a_model(self) -> ModelRecipe:
+        self.architecture(1)  # says what no model can have
+        return self
 
     @property
     def ffn_inner(self) -> int:

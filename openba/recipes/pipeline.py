@@ -11,6 +11,7 @@ from openba.artifacts import Recipe
 from openba.recipes.data import CleanRecipe, MixtureRecipe, SourceRecipe, TaskRecipe, TokenizerRecipe
 from openba.recipes.evaluate import BenchmarkRecipe
 from openba.recipes.model import ModelRecipe
+from openba.recipes.numbers import NonNegative, Share
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainRecipe
 
@@ -19,8 +20,8 @@ class FlanConfig(Recipe):
     """Stage III's data: tasks of two language groups, mixed by share of samples."""
 
     tasks: dict[str, TaskRecipe]
-    shares: dict[Literal["en", "zh"], float] = {"en": 0.667, "zh": 0.333}
-    parts: dict[Literal["en", "zh"], dict[str, float]] = {}
+    shares: dict[Literal["en", "zh"], Share] = {"en": 0.667, "zh": 0.333}
+    parts: dict[Literal["en", "zh"], dict[str, NonNegative]] = {}
     """Group -> sub-mixture (a task's `part`) -> its weight in the group; 0 leaves the part's tasks out."""
     over_long: Literal["drop", "truncate"] = "drop"
 
@@ -54,7 +55,7 @@ class ExpertsConfig(Recipe):
     """Where the experts' recipes lie; every YAML file there is one expert."""
 
     folder: str
-    """Relative to the pipeline's file."""
+    """A relative path starts at the folder of the file that sets it; of `--set`, at the working directory."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Laid over every expert's `train`, such as a smaller budget."""
 
@@ -62,13 +63,13 @@ class ExpertsConfig(Recipe):
 class GateConfig(Recipe):
     """configs/gate/*.yaml: when a candidate becomes champion. None or False leaves a rule out."""
 
-    heldout_loss: float | None = Field(ge=0)
+    heldout_loss: NonNegative | None
     """Nats per token that its held-out loss may be above the champion's."""
     evaluation: bool
     """Every benchmark that its evaluation declares has run."""
-    standard_errors: float | None = Field(ge=0)
+    standard_errors: NonNegative | None
     """No benchmark may be worse than the champion's by more of them, of the difference of both scores."""
-    contamination: float | None = Field(ge=0, le=1)
+    contamination: Share | None
     """Largest share of a benchmark's records that stand in the training data (`dirty` of the report)."""
     trained_on: tuple[str, ...] = ()
     """Benchmarks of what the model was taught on purpose, such as its name; `contamination` skips them."""
@@ -130,6 +131,8 @@ class PipelineConfig(Recipe):
         return self
 
 
-def expert_files(pipeline_file: Path, folder: str) -> dict[str, Path]:
-    """Expert name -> recipe file, sorted by name."""
-    return {path.stem: path for path in sorted((pipeline_file.resolve().parent / folder).glob("*.yaml"))}
+def expert_files(folder: Path) -> dict[str, Path] | None:
+    """Expert name -> recipe file, sorted by name; None if there is no such folder."""
+    if not folder.is_dir():
+        return None
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}

@@ -5,11 +5,27 @@ from __future__ import annotations
 from difflib import get_close_matches
 from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from openba.artifacts import Runtime
 from openba.model.architecture import Recompute
-from openba.units import Bytes, Steps
+from openba.recipes.numbers import (
+    CarbonIntensity,
+    Count,
+    CountOrNone,
+    DeviceMemory,
+    NonNegative,
+    NonNegativeSteps,
+    ObjectStoreMemory,
+    Port,
+    PositiveShare,
+    PositiveSteps,
+    PowerOverhead,
+    Seconds,
+    TeraFlops,
+    Threads,
+    Watts,
+)
 
 
 class DeviceRuntime(Runtime):
@@ -17,28 +33,28 @@ class DeviceRuntime(Runtime):
 
     name: str
     kind: Literal["cpu", "cuda"]
-    peak_tflops: float
+    peak_tflops: TeraFlops
     """Dense bf16 peak of one device in TFLOP/s (CPU: measured fp32)."""
-    watts: float
+    watts: Watts
     """Nominal power of one device (paper section 4.2 uses the A100's 400 W)."""
-    memory: Bytes
-    utilisation: float
+    memory: DeviceMemory
+    utilisation: PositiveShare
     """Share of the peak that training reaches, for `openba plan`; the file says where it was measured."""
 
 
 class RayRuntime(Runtime):
     """The embedded Ray head; not used when RAY_ADDRESS names a cluster."""
 
-    cpus: int = 4
+    cpus: Count = 4
     """Logical CPUs that Ray hands out; workers mostly wait for each other, so more than cores."""
-    object_store: Bytes = 100 * 2**20
+    object_store: ObjectStoreMemory = 100 * 2**20
 
 
 class ServicesRuntime(Runtime):
     """Ports of the embedded servers; none: the first free one from the usual one on."""
 
-    prefect_port: int | None = None
-    dashboard_port: int | None = None
+    prefect_port: Port | None = None
+    dashboard_port: Port | None = None
 
 
 class CleanRuntime(Runtime):
@@ -52,19 +68,19 @@ class CleanRuntime(Runtime):
 class EvaluateRuntime(Runtime):
     """How an evaluation shares out its shards."""
 
-    workers: int = Field(default=1, ge=1)
+    workers: Count = 1
     """1: in the job's own process. More: by Ray Data, each with the model, where OPENBA_HOME is seen."""
 
 
 class TrainRuntime(Runtime):
     """One gang of workers."""
 
-    workers: int
-    expert_workers: int | None = None
+    workers: Count
+    expert_workers: Count | None = None
     """Of an expert's gang; several small ones side by side (`parallel_jobs`) wait less. None: `workers`."""
-    threads: int = 1
+    threads: Threads = 1
     """torch threads per worker."""
-    micro_batch: int
+    micro_batch: Count
     """Samples per forward pass of one worker; accumulation follows from the recipe's batch."""
     batches: Literal["packed", "padded"] = "packed"
     """`packed`: a micro-batch is filled with the tokens of `micro_batch` longest samples, and no padding is
@@ -73,18 +89,18 @@ class TrainRuntime(Runtime):
     """Stage 0 is out: plain data parallelism in fp32 has no overflow path to skip a bad step with."""
     recompute: Recompute = "none"
     """What the backward pass computes again instead of keeping it (see `OpenBAModel.recompute`)."""
-    checkpoint_every: Steps
-    keep_checkpoints: int = Field(default=2, ge=1)
-    max_failures: int = 3
+    checkpoint_every: PositiveSteps
+    keep_checkpoints: Count = 2
+    max_failures: CountOrNone = 3
     """How often a died worker group is started again without a new checkpoint since."""
-    compare_every: Steps = 100
+    compare_every: PositiveSteps = 100
     """Steps between comparisons of the workers' copies of the parameters."""
-    stall_seconds: float = Field(default=60.0, gt=0)
+    stall_seconds: Seconds = 60.0
     """A group in which nothing moves for so long, and for twice its usual time, is ended."""
     allow_changes: bool = False
     """Go on from a checkpoint of another model, recipe, tokenizer or data."""
-    log_every: Steps = 1
-    profile_after: Steps | None = None
+    log_every: PositiveSteps = 1
+    profile_after: NonNegativeSteps | None = None
     """Three steps after this one are traced by torch's profiler, into the output's `profile/`."""
 
 
@@ -92,26 +108,26 @@ class PipelineRuntime(Runtime):
     """configs/runtime/*.yaml."""
 
     device: DeviceRuntime
-    devices: int
+    devices: Count
     """All devices of the cluster."""
-    tensor_parallel: int = Field(default=1, ge=1)
+    tensor_parallel: Count = 1
     """Workers that share each weight; `train.workers` is a multiple of it, the quotient share the data."""
     train: TrainRuntime
     clean: CleanRuntime = CleanRuntime()
     evaluate: EvaluateRuntime = EvaluateRuntime()
     ray: RayRuntime = RayRuntime()
     services: ServicesRuntime = ServicesRuntime()
-    parallel_jobs: int = 1
+    parallel_jobs: Count = 1
     """Ray jobs of one pipeline at a time."""
     job_environment: dict[str, str] = {}
     """Environment of every job, such as NCCL settings. Never secrets: those come from the environment."""
-    pue: float = 1.1
+    pue: PowerOverhead = 1.1
     """Power usage effectiveness (paper section 4.2)."""
-    carbon_intensity: float = 0.385
+    carbon_intensity: CarbonIntensity = 0.385
     """kg CO2eq per kWh (paper equation 2, US average)."""
     codecarbon: str | None = None
     """Country by ISO code, such as CHN: codecarbon estimates each training too, offline. None: no."""
-    price: float | None = Field(default=None, ge=0)
+    price: NonNegative | None = None
     """Of one device hour, in the currency that you think in; None: no cost is told."""
 
     @field_validator("codecarbon")
@@ -138,5 +154,10 @@ class PipelineRuntime(Runtime):
             raise ValueError(
                 f"tensor_parallel {self.tensor_parallel} goes with train.zero_stage 1 or 2; at stage 3 the "
                 "weights are shared already, so take tensor_parallel 1"
+            )
+        if self.evaluate.workers > self.devices:
+            raise ValueError(
+                f"evaluate.workers: {self.evaluate.workers} workers need a device each, but devices is "
+                f"{self.devices}; they would be waited for for ever"
             )
         return self

@@ -8,16 +8,29 @@ from pydantic import Field, model_validator
 
 from openba.artifacts import Recipe
 from openba.recipes.model import ModelRecipe
-from openba.units import Budget, Steps
+from openba.recipes.numbers import (
+    Count,
+    Decay,
+    InnerShare,
+    LearningRate,
+    NonNegative,
+    NonNegativeSteps,
+    Positive,
+    PositiveSteps,
+    SampleLength,
+    Seed,
+    Size,
+)
+from openba.units import Budget
 
 
 class DenoiserRecipe(Recipe):
     """One row of the paper's Table 3."""
 
     mode: Literal["R", "S", "X"]
-    mean_span: int | None = None
+    mean_span: Size | None = None
     """Mean tokens of a masked span; none for S, which masks the end."""
-    ratio: float
+    ratio: InnerShare
     """Share of tokens masked."""
 
     @model_validator(mode="after")
@@ -54,9 +67,9 @@ class UL2Recipe(Recipe):
     """Stage I: a mixture of denoisers, one per sample (paper section 3.3, Table 3)."""
 
     objective: Literal["ul2"]
-    length: int = Field(ge=2)
+    length: SampleLength
     """Tokens of one sample before corruption. 568 gives the release's 570 encoder tokens."""
-    denoisers: tuple[DenoiserRecipe, ...]
+    denoisers: tuple[DenoiserRecipe, ...] = Field(min_length=1)
     """Drawn uniformly per sample, as the release does (1/7 each)."""
     s_length: Literal["fixed", "uniform"] = "fixed"
     """Masked tail of S: `fixed` at its ratio (paper), or uniform in 1..ratio (release)."""
@@ -72,8 +85,8 @@ class PrefixRecipe(Recipe):
     """Stage II: S-denoising with one fixed ratio (paper: 50 %)."""
 
     objective: Literal["prefix"]
-    length: int = Field(ge=2)
-    ratio: float = 0.5
+    length: SampleLength
+    ratio: InnerShare = 0.5
     closed: bool = True
     """</s> after the target. The release's 1025 labels for 1024 tokens leave no place for it."""
 
@@ -100,47 +113,65 @@ Objective = Annotated[UL2Recipe | PrefixRecipe | InstructionRecipe, Field(discri
 class OptimRecipe(Recipe):
     """AdamW and its schedule."""
 
-    lr: float
-    min_lr: float = 0.0
+    lr: LearningRate
+    min_lr: LearningRate = 0.0
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: Steps = 0
-    decay: Steps | None = None
+    warmup: NonNegativeSteps = 0
+    decay: PositiveSteps | None = None
     """Steps until min_lr is reached; none: the whole budget."""
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    clip: float = 1.0
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    eps: Positive = 1e-8
+    weight_decay: NonNegative = 0.1
+    clip: NonNegative = 1.0
+    """Largest norm of the gradient; 0: it is not clipped."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> OptimRecipe:
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}, at which the schedule begins")
+        return self
+
+
+_MOST_STEPS = 10**11
+"""Steps times samples of the largest batch still fit into 64 bits."""
 
 
 class TrainRecipe(Recipe):
     """One training run. What it starts from and reads is the step's inputs, not told here."""
 
     data: Objective
-    encoder_length: int
+    encoder_length: Size
     """Longest encoder input in tokens (paper Table 2)."""
-    decoder_length: int
-    batch: int
+    decoder_length: Size
+    batch: Count
     """Samples per optimiser step, over all workers (paper Table 2)."""
     budget: Budget
     """Tokens are counted as the paper's Table 2 seems to: batch * (encoder_length + decoder_length)."""
     optim: OptimRecipe
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    skip_loss_above: float = 10_000.0
+    skip_loss_above: Positive = 10_000.0
     """A step whose loss is larger, or not finite, is skipped (paper section 5.4)."""
-    skip_loss_sigma: float | None = None
+    skip_loss_sigma: Positive | None = None
     """Skip, too, a step whose loss is so many standard deviations above the mean of the last 128."""
-    heldout_batches: int = 4
+    heldout_batches: Count = 4
     """Batches of held-out data measured before, during and after training."""
-    evaluate_every: Steps
-    keep_every: Steps | None = None
+    evaluate_every: PositiveSteps
+    keep_every: PositiveSteps | None = None
     """Keep the weights after every so many steps as well, to be evaluated like a stage's own (Figure 6)."""
-    seed: int = 1234
+    seed: Seed = 1234
 
     @model_validator(mode="after")
     def _fits(self) -> TrainRecipe:
-        if self.budget.amount < 1:
-            raise ValueError("budget: nothing would be trained; give 1 step or more")
+        if self.steps > _MOST_STEPS:
+            raise ValueError(
+                f"budget: {self.budget} are {self.steps:.3g} steps; the most is {_MOST_STEPS:.0e}"
+            )
+        if self.optim.warmup > self.steps:
+            raise ValueError(
+                f"optim.warmup: {self.optim.warmup} steps are more than the {self.steps} of the budget; "
+                "the full rate would never be reached"
+            )
         if not isinstance(self.data, InstructionRecipe):
             encoder, target = self.data.longest
             if encoder > self.encoder_length or target > self.decoder_length:

@@ -109,7 +109,7 @@ def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
     record = store.manifest(model.training)
     assert record is not None
     facts = record["facts"]
-    rows = read_rows(store.path(model.training) / METRICS)
+    rows = [row for row in read_rows(store.path(model.training) / METRICS) if row["loss"] is not None]
     keys = ("step", "loss", "tokens_per_second", "lr")
     every = max(1, len(rows) // _CURVE_POINTS)
     is_expert = model.name in pipeline.experts

@@ -119,9 +119,21 @@ class Batch:
         return int((self.labels != IGNORE).sum())
 
     @property
+    def lengths(self) -> tuple[list[int], list[int]]:
+        """Encoder and target tokens of each labelled sample.
+
+        A sample without labels fills a place so that all workers have as many micro-batches, or was refused;
+        how many there are depends on the workers, so they count for nothing.
+        """
+        targets = (self.labels != IGNORE).sum(1)
+        labelled = targets > 0
+        return self.mask.sum(1)[labelled].tolist(), targets[labelled].tolist()
+
+    @property
     def tokens(self) -> int:
-        """Real encoder and target tokens."""
-        return int(self.mask.sum()) + self.targets
+        """Encoder and target tokens of labelled samples."""
+        encoder, targets = self.lengths
+        return sum(encoder) + sum(targets)
 
 
 def collate(pairs: list[Pair], pad: int) -> Batch:

@@ -1,18 +1,20 @@
 """Checkpoints of a running stage: written beside the training, committed by a marker, verified when read.
 
     checkpoints/step-000120/rank-00000.safetensors  a worker's share
-    checkpoints/step-000120/rank-00000.json         its digest
-    checkpoints/step-000120/COMMITTED               step, numbers, files' sizes and SHA-256; last
+    checkpoints/step-000120/logs.json               the stage's logs up to this step (`log.py`)
+    checkpoints/step-000120/COMMITTED               step, numbers, sizes and digests of all files; written last
 
-Owns staging (`step-000120.tmp`), the writer thread, the marker, verification, choice and retention. The form
-is the same for any number of workers and ZeRO stage (`state.py`), so another number of them goes on from it.
+Every byte is covered by a digest, the marker's by its own. While a checkpoint is staged in `step-000120.tmp`,
+`rank-00000.json` tells rank 0 the digest of a share; it is deleted before the commit.
+
+Owns staging, the writer thread, the marker, verification, choice and retention. The form is the same for any
+number of workers and ZeRO stage (`state.py`), so another number of them goes on from it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import re
 import shutil
 import sys
 import time
@@ -26,13 +28,27 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from openba import durable
 from openba.errors import UserError
 from openba.train.engine import Engine
 
 MARKER = "COMMITTED"
+LOGS = "logs.json"
 FAILURES = 5
 """Saves in a row that may fail, as on a full disk, before the training stops."""
-_STEP = "step-" + "[0-9]" * 6
+_NAME = re.compile(r"step-(\d{6,})(\.tmp)?")
+_SHARE = ".safetensors"
+
+
+def committed_steps(folder: Path) -> list[int]:
+    """Return the steps of the checkpoints that have their marker, in rising order; files are not verified."""
+    return [step for step, path in _folders(folder) if (path / MARKER).exists()]
+
+
+def _folders(folder: Path, staged: bool = False) -> list[tuple[int, Path]]:
+    """Step and folder of each checkpoint, or of each one that is staged, by rising step."""
+    names = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step-*")]
+    return sorted((int(match[1]), path) for match, path in names if match and bool(match[2]) is staged)
 
 
 class Checkpoints:
@@ -48,13 +64,20 @@ class Checkpoints:
         self.reason = ""
         """Why the last failed save failed, and on which rank."""
 
-    def save(self, engine: Engine, step: int, extra: Mapping[str, Any]) -> None:
+    def save(
+        self,
+        engine: Engine,
+        step: int,
+        extra: Mapping[str, Any],
+        logs: Mapping[str, list[str]] | None = None,
+    ) -> None:
         """All workers call it; returns when the state is copied. It is committed while training goes on.
 
         Args:
             engine: this worker's.
             step: steps that are done.
             extra: what the record says beside the engine's numbers.
+            logs: lines of the stage's log files up to this step; rank 0's are written.
 
         Raises:
             UserError: the last five saves failed.
@@ -66,7 +89,7 @@ class Checkpoints:
         tensors, numbers = engine.share()
         dist.barrier()
         record = {"step": step, "world": engine.world, "zero_stage": engine.zero_stage, **numbers, **extra}
-        self._save = _Save(self, staged, engine.rank, record, tensors, error)
+        self._save = _Save(self, staged, engine.rank, record, tensors, dict(logs or {}), error)
         self.stall += time.perf_counter() - begin
 
     @property
@@ -113,14 +136,17 @@ class Checkpoints:
     def newest(self, rank: int = 0, world: int = 1, agree: Callable[[bool], bool] = bool) -> Path | None:
         """Folder of the newest checkpoint whose files are as they were written.
 
-        A damaged one is told and put aside as `step-N.damaged`.
+        A damaged one is reported on stderr and renamed to `step-N.damaged`.
 
         Args:
             rank: this worker; the workers share the files of a checkpoint among them.
             world: how many look together.
             agree: whether all workers found their part whole, see `everywhere`.
+
+        Raises:
+            UserError: a checkpoint was written by an older version of openba.
         """
-        for folder in sorted(self.folder.glob(_STEP), reverse=True):
+        for _, folder in reversed(_folders(self.folder)):
             fault = _fault(folder, rank, world)
             if fault:
                 print(f"checkpoint {folder}: {fault}; the one before it is used", file=sys.stderr)
@@ -132,10 +158,13 @@ class Checkpoints:
         return None
 
     def prune(self) -> None:
-        """Keep the newest `keep` committed ones."""
-        committed = [f for f in sorted(self.folder.glob(_STEP)) if (f / MARKER).exists()]
-        for old in committed[: -self.keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        """Delete all committed checkpoints but the newest `keep`, and older ones without a marker."""
+        kept = committed_steps(self.folder)[-self.keep :]
+        for step, path in _folders(self.folder):
+            if kept and step < kept[0]:
+                # The marker goes first: a checkpoint that is half deleted must not look committed.
+                (path / MARKER).unlink(missing_ok=True)
+                shutil.rmtree(path, ignore_errors=True)
 
 
 class _Save(Thread):
@@ -148,10 +177,12 @@ class _Save(Thread):
         rank: int,
         record: dict[str, Any],
         tensors: dict[str, Tensor],
+        logs: dict[str, list[str]],
         error: OSError | None,
     ) -> None:
         super().__init__(name=f"checkpoint-{record['step']}", daemon=True)
         self.owner, self.staged, self.rank, self.record, self.tensors = owner, staged, rank, record, tensors
+        self.logs = logs
         self.written, self.abandoned = Event(), Event()
         self.error = error
         self.start()
@@ -170,11 +201,15 @@ class _Save(Thread):
             self.written.set()
 
     def _write(self) -> None:
-        file = self.staged / f"rank-{self.rank:05d}.safetensors"
+        file = self.staged / f"rank-{self.rank:05d}{_SHARE}"
         save_file(self.tensors, file)
         self.tensors = {}
-        _sync(file)
-        _leave(file.with_suffix(".json"), {file.name: [file.stat().st_size, _digest(file)]})
+        durable.sync(file)
+        files = {file.name: _state(file)}
+        if self.rank == 0:
+            durable.write_json(self.staged / LOGS, self.logs)
+            files[LOGS] = _state(self.staged / LOGS)
+        durable.write_json(file.with_suffix(".json"), files)
 
     def _all_there(self) -> bool:
         while len(list(self.staged.glob("rank-*.json"))) < self.record["world"]:
@@ -186,20 +221,46 @@ class _Save(Thread):
         files: dict[str, Any] = {}
         for report in sorted(self.staged.glob("rank-*.json")):
             files |= json.loads(report.read_text())
+            report.unlink()
         target = self.staged.with_suffix("")
-        shutil.rmtree(target, ignore_errors=True)
+        if target.exists():  # without a marker, or damaged: else the run would not be at this step again
+            target.replace(_free(target.with_suffix(".damaged")))
         self.staged.replace(target)
-        _sync(target.parent)
-        _leave(target / MARKER, self.record | {"files": files})
-        _sync(target)
+        durable.sync(target.parent)
+        durable.write_json(target / MARKER, durable.signed({**self.record, "files": files}))
         self.owner.prune()
+
+
+def read_marker(folder: Path) -> dict[str, Any]:
+    """Return the record of a committed checkpoint.
+
+    Raises:
+        FileNotFoundError: it is not committed.
+        ValueError: a byte of the marker is not as it was written.
+        UserError: an older version of openba wrote it, without a digest of the marker.
+    """
+    record = json.loads((folder / MARKER).read_text())
+    if isinstance(record, dict) and "sha256" not in record and "format" in record:
+        raise UserError(
+            f"{folder}: a checkpoint of form {record['format']}, this version of openba reads none below 4; "
+            f"go on with the version that wrote it, or remove {folder.parent} to start again"
+        )
+    if not durable.is_intact(record):
+        raise ValueError("its digest differs")
+    return record
+
+
+def read_logs(folder: Path) -> dict[str, list[str]]:
+    """Return the lines of the stage's log files as a checkpoint has them, by file name."""
+    logs: dict[str, list[str]] = json.loads((folder / LOGS).read_text())
+    return logs
 
 
 def reader(folder: Path) -> tuple[dict[str, Any], Callable[[str], Tensor]]:
     """The record of a checkpoint and a function from name to tensor; files are mapped, not read."""
-    record = json.loads((folder / MARKER).read_text())
+    record = read_marker(folder)
     where: dict[str, Any] = {}
-    for name in record["files"]:
+    for name in (name for name in record["files"] if name.endswith(_SHARE)):
         file = safe_open(folder / name, framework="pt")
         where |= dict.fromkeys(file.keys(), file)
     return record, lambda name: where[name].get_tensor(name)
@@ -208,8 +269,8 @@ def reader(folder: Path) -> tuple[dict[str, Any], Callable[[str], Tensor]]:
 def _prepare(staged: Path) -> OSError | None:
     """An empty folder to stage in, without what worker groups that died have left; or why there is none."""
     try:
-        for left in staged.parent.glob(f"{_STEP}.tmp"):
-            shutil.rmtree(left, ignore_errors=True)
+        for _, abandoned in _folders(staged.parent, staged=True):
+            shutil.rmtree(abandoned, ignore_errors=True)
         staged.mkdir(parents=True)
     except OSError as error:
         return error
@@ -224,14 +285,13 @@ def everywhere(engine: Engine) -> Callable[[bool], bool]:
 def _fault(folder: Path, rank: int, world: int) -> str:
     """What is wrong with this worker's part of the files; empty if nothing is."""
     try:
-        record = json.loads((folder / MARKER).read_text())
-        files = list(record["files"].items())
+        files = list(read_marker(folder)["files"].items())
         for name, (size, digest) in files[rank::world]:
             if (folder / name).stat().st_size != size:
                 return f"{name} has {(folder / name).stat().st_size} bytes of {size}"
-            if _digest(folder / name) != digest:
+            if durable.sha256(folder / name) != digest:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         return f"not committed, or its marker is broken ({error})"
     return ""
 
@@ -242,22 +302,6 @@ def _free(path: Path) -> Path:
     return next(p for p in (path, *taken) if not p.exists())
 
 
-def _digest(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _leave(file: Path, value: dict[str, Any]) -> None:
-    partial = file.with_suffix(".part")
-    partial.write_text(json.dumps(value))
-    _sync(partial)
-    partial.replace(file)
-
-
-def _sync(path: Path) -> None:
-    """To the disk: a file's bytes, a folder's names."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _state(file: Path) -> list[Any]:
+    """Size in bytes and digest of a file."""
+    return [file.stat().st_size, durable.sha256(file)]

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from openba.errors import UserError
 from openba.model.model import IGNORE, OpenBAModel
 from openba.model.parallel import gathered
+from openba.recipes.checks import accumulation_steps
 from openba.recipes.runtime import PipelineRuntime, TrainRuntime
 from openba.recipes.train import TrainRecipe
 from openba.train.batches import Batch
@@ -41,6 +41,8 @@ def deepspeed_config(recipe: TrainRecipe, runtime: TrainRuntime, world: int) -> 
         "zero_optimization": {"stage": runtime.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
+        # DeepSpeed's default is the precision of the weights: a sum over workers would be rounded to bf16.
+        "communication_data_type": "fp32",
     }
     if recipe.precision == "bf16":
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
@@ -52,17 +54,6 @@ def deepspeed_config(recipe: TrainRecipe, runtime: TrainRuntime, world: int) -> 
             "hysteresis": 2,
         }
     return config
-
-
-def accumulation_steps(recipe: TrainRecipe, runtime: TrainRuntime, world: int) -> int:
-    """Micro-batches per worker and optimiser step, `world` data-parallel workers sharing a batch.
-
-    Raises:
-        UserError: the workers cannot share a batch evenly; one would wait for the others for ever.
-    """
-    if recipe.batch % world:
-        raise UserError(f"train.workers: {world} cannot share a batch of {recipe.batch}; take a divisor")
-    return -(-recipe.batch // (runtime.micro_batch * world))
 
 
 class Engine:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from safetensors.torch import save_file
 
 from openba.errors import UserError
@@ -114,19 +115,39 @@ class Guard:
         self.log.event("rolled back", to, at=at, why=why, shift=self.shift, roll_backs=self.roll_backs)
 
     def begin(self) -> None:
-        """Go on from what the stage's events say."""
+        """Go on from what the stage's events and its checkpoint say; all workers call it together.
+
+        Rank 0 decides: the others may not see yet what it has written.
+        """
         for row in self.log.rows(EVENTS):
             if row["event"] == "rolled back":
-                self.shift, self.roll_backs = row["shift"], row["roll_backs"]
+                self._pass_over(row["shift"], row["roll_backs"])
+        decided = [(self.shift, self.roll_backs)]
+        if dist.is_initialized():
+            dist.broadcast_object_list(decided)
+        self.shift, self.roll_backs = decided[0]
+
+    def _pass_over(self, shift: int, roll_backs: int) -> None:
+        # A checkpoint may be older than a roll-back to it, so what it says never takes one back.
+        self.shift = max(self.shift, shift)
+        self.roll_backs = max(self.roll_backs, roll_backs)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"history": list(self._history), "bad": self.bad, "lowest": min(self._lowest, 1e9)}
+        return {
+            "history": list(self._history),
+            "bad": self.bad,
+            "lowest": min(self._lowest, 1e9),
+            "shift": self.shift,
+            "roll_backs": self.roll_backs,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a checkpoint's."""
         self._history = deque(state["history"], maxlen=_HISTORY)
-        self.bad, self._lowest = state["bad"], state["lowest"]
+        self.bad = state["bad"]
+        self._lowest = state["lowest"]
+        self._pass_over(state["shift"], state["roll_backs"])
 
     def bundle(self, step: int, rank: int, batches: Sequence[Batch], verdict: Verdict) -> Path:
         """Leave in `debug/step-N` what is needed to look into a step: batches and the last rows."""

@@ -15,8 +15,8 @@ from openba.config import flatten
 from openba.errors import UserError
 from openba.recipes.train import TrainStep
 
-FORMAT = 3
-"""Of checkpoints; 1 had no identity, 2 no FLOPs among its totals."""
+FORMAT = 4
+"""Of checkpoints; 1 had no identity, 2 no FLOPs among its totals, 3 no digest of its marker and no logs."""
 HARMLESS = ("train.evaluate_every", "train.heldout_batches")
 """What may differ: it changes what is measured, not what is learnt."""
 _BLOCKS, _BLOCK = 16, 2**16

@@ -2,8 +2,11 @@
 
 `metrics.jsonl` one row per optimiser step, `heldout.jsonl` one per measurement, `attempts.jsonl`
 one per start of the worker group, `events.jsonl` what was unusual: skipped steps, roll-backs, alarms.
-These files are the truth; MLflow is fed from them. A full disk loses no row and stops no training: rows
-wait in memory until there is room.
+These files are the truth; MLflow is fed from them. Numbers that are not finite are `null`.
+
+Rank 0 holds the lines in memory as well: a row that a full disk refused is written later, and a file that
+does not hold what was written to it is written anew at the next checkpoint and at the end. A checkpoint keeps
+a copy of the lines under its digests, from which a resumed stage takes them.
 """
 
 from __future__ import annotations
@@ -12,12 +15,19 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-METRICS, HELDOUT, ATTEMPTS, EVENTS = "metrics.jsonl", "heldout.jsonl", "attempts.jsonl", "events.jsonl"
+from openba import durable
 
+METRICS, HELDOUT, ATTEMPTS, EVENTS = "metrics.jsonl", "heldout.jsonl", "attempts.jsonl", "events.jsonl"
+_KEY = {METRICS: "step", HELDOUT: "step", EVENTS: "step", ATTEMPTS: "from"}
+"""A key that each row of a file has; a line without it is not one of ours."""
+
+_ROW_BYTES = 2048
+"""More than most rows have."""
 
 RATES = (
     "tokens_per_second", "padded_tokens_per_second", "tflops", "mfu_useful", "mfu_padded", "data_wait",
@@ -31,24 +41,40 @@ class StageLog:
 
     def __init__(self, folder: Path, enabled: bool) -> None:
         self.folder, self.enabled = folder, enabled
-        self._waiting: dict[str, list[str]] = {}
+        self._lines: dict[str, list[str]] = {name: [] for name in _KEY}
+        """Every line that each file has to hold, in order."""
+        self._unwritten: dict[str, int] = dict.fromkeys(_KEY, 0)
+        """How many lines at the end of each list the disk refused."""
         self._began = time.monotonic()
+        if enabled:
+            for name in _KEY:
+                self._lines[name] = _read(folder / name)[0]
 
-    def begin(self, step: int) -> None:
+    def begin(self, step: int, saved: Mapping[str, list[str]] | None = None) -> None:
         """A worker group starts after `step`: cut what is run again, note the attempt.
 
         The time of a group that died is known up to its last logged step; it is kept, because
-        its device hours were spent.
+        its device hours were spent. Broken lines, as a power cut leaves them, are dropped and reported.
+
+        Args:
+            step: steps that are done.
+            saved: the lines as the checkpoint of that step has them.
         """
         if not self.enabled:
             return
-        attempts, steps = self.rows(ATTEMPTS), self.rows(METRICS)
-        if attempts and "seconds" not in attempts[-1]:
-            last = max((row["time"] for row in steps), default=attempts[-1]["time"])
-            attempts[-1]["seconds"] = max(0.0, last - attempts[-1]["time"])
-        self.cut(step)
+        broken = self._read_files(step, saved or {})
+        self._close_dead_attempts()
+        if saved:
+            for name in (METRICS, HELDOUT):
+                self._lines[name] = list(saved[name])
         self._began = time.monotonic()
-        self._rewrite(ATTEMPTS, [*attempts, {"from": step, "time": time.time()}])
+        self._lines[ATTEMPTS].append(durable.dumps({"from": step, "time": time.time()}))
+        self.cut(step)
+        self._rewrite(ATTEMPTS)
+        for name, count in broken.items():
+            told = f"{count} broken line{'s' * (count > 1)} dropped"
+            print(f"{self.folder / name}: {told}", file=sys.stderr)
+            self.event("log repaired", step, file=name, dropped=count)
 
     def cut(self, step: int) -> None:
         """Forget what came after `step`, since it is run again; roll-backs stay."""
@@ -56,47 +82,198 @@ class StageLog:
             return
         for name in (METRICS, HELDOUT):
             # At step 0 nothing is kept: the measurement before the first step is made again too.
-            self._rewrite(name, [row for row in self.rows(name) if row["step"] <= step and step > 0])
-        if events := self.rows(EVENTS):
-            holds = [row["event"] == "rolled back" and row["step"] <= step for row in events]
-            kept = len(events) - holds[::-1].index(True) if any(holds) else 0  # also what led to it
-            self._rewrite(EVENTS, events[:kept] + [row for row in events[kept:] if row["step"] <= step])
+            self._keep(name, [row["step"] <= step and step > 0 for row in self.rows(name)])
+        events = self.rows(EVENTS)
+        holds = [row["event"] == "rolled back" and row["step"] <= step for row in events]
+        settled = len(events) - holds[::-1].index(True) if any(holds) else 0  # also what led to it
+        self._keep(EVENTS, [n < settled or row["step"] <= step for n, row in enumerate(events)])
 
     def end(self, joules: dict[str, float | None], estimated: dict[str, float | None]) -> None:
         """The worker group has done its last step, with the energy measured and estimated."""
         if self.enabled:
-            attempts = self.rows(ATTEMPTS)
-            attempts[-1] |= {"seconds": time.monotonic() - self._began}
-            attempts[-1] |= {"joules": joules, "estimated": estimated}
-            self._rewrite(ATTEMPTS, attempts)
+            row = json.loads(self._lines[ATTEMPTS][-1])
+            row |= {"seconds": self.seconds, "joules": joules, "estimated": estimated}
+            self._lines[ATTEMPTS][-1] = durable.dumps(row)
+            self._rewrite(ATTEMPTS)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since this worker group began, by a clock that never jumps."""
+        return time.monotonic() - self._began
+
+    @property
+    def attempt(self) -> int:
+        """Number of this worker group, from 0."""
+        return max(0, len(self._lines[ATTEMPTS]) - 1)
 
     def write(self, name: str, row: dict[str, Any]) -> None:
-        """Append one row, and those before it that found no room."""
-        if self.enabled:
-            rows = self._waiting.setdefault(name, [])
-            rows.append(json.dumps(row) + "\n")
-            if _append(self.folder / name, "".join(rows)):
-                rows.clear()
+        """Append one row, and those before it that the disk refused."""
+        if not self.enabled:
+            return
+        lines = self._lines[name]
+        lines.append(durable.dumps(row))
+        self._unwritten[name] += 1
+        if _append(self.folder / name, _text(lines[-self._unwritten[name] :])):
+            self._unwritten[name] = 0
 
     def event(self, event: str, step: int, **facts: Any) -> None:
         """Note what was unusual at `step`, for people and for a resumed run."""
         self.write(EVENTS, {"event": event, "step": step, **facts, "time": time.time()})
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """All whole rows."""
-        return read_rows(self.folder / name)
+        """All rows that were written; on other ranks than 0, those that have reached the file."""
+        if not self.enabled:
+            return read_rows(self.folder / name)
+        return [json.loads(line) for line in self._lines[name]]
 
-    def _rewrite(self, name: str, rows: list[dict[str, Any]]) -> None:
-        partial = self.folder / f"{name}.tmp"
-        partial.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        partial.replace(self.folder / name)
+    def verify(self, step: int) -> None:
+        """Write each file anew that does not hold what was written to it, and note that as an event."""
+        if not self.enabled:
+            return
+        for name in _KEY:
+            if self._unwritten[name] == 0 and not _holds(self.folder / name, _text(self._lines[name])):
+                self._rewrite(name)
+                print(f"{self.folder / name}: damaged; written anew", file=sys.stderr)
+                self.event("log repaired", step, file=name)
+
+    def snapshot(self) -> dict[str, list[str]]:
+        """Return the lines of every file, for a checkpoint; empty on other ranks than 0."""
+        return {name: list(lines) for name, lines in self._lines.items()} if self.enabled else {}
+
+    def _read_files(self, step: int, saved: Mapping[str, list[str]]) -> dict[str, int]:
+        """Take the lines from the files, completed from the checkpoint's; return broken lines by file."""
+        broken = {}
+        for name in _KEY:
+            self._lines[name], count = _read(self.folder / name)
+            if count:
+                broken[name] = count
+        self._lines[EVENTS] = _merged(saved.get(EVENTS, []), self._lines[EVENTS])
+        # An attempt's row is replaced when the attempt ends: it is known by the moment that it began.
+        begun = [json.loads(line)["time"] for line in self._lines[ATTEMPTS]]
+        lost = [line for line in saved.get(ATTEMPTS, []) if json.loads(line)["time"] not in begun]
+        self._lines[ATTEMPTS] = lost + self._lines[ATTEMPTS]
+        return broken
+
+    def _close_dead_attempts(self) -> None:
+        """Give each attempt that has no end the seconds up to its last logged step."""
+        reached: dict[int, float] = {}
+        for row in self.rows(METRICS):
+            if "attempt" in row:
+                reached[row["attempt"]] = row["attempt_seconds"]
+        for number, row in enumerate(self.rows(ATTEMPTS)):
+            if "seconds" not in row:
+                self._lines[ATTEMPTS][number] = durable.dumps({**row, "seconds": reached.get(number, 0.0)})
+
+    def _keep(self, name: str, chosen: list[bool]) -> None:
+        self._lines[name] = [line for line, keep in zip(self._lines[name], chosen, strict=True) if keep]
+        if self._lines[name] or (self.folder / name).exists():
+            self._rewrite(name)
+
+    def _rewrite(self, name: str) -> None:
+        """Replace the file; if the disk refuses, all of it waits in memory."""
+        try:
+            durable.write_text(self.folder / name, _text(self._lines[name]))
+            self._unwritten[name] = 0
+        except OSError as error:
+            print(f"{self.folder / name}: {error}; it is written later", file=sys.stderr)
+
+
+class NewRows:
+    """Reads the rows that were appended to a JSON-lines file since the last call, and those only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rewritten = False
+        """Whether the last call found another file: its rows are all of the file's, from the first."""
+        self._inode, self._offset = -1, 0
+
+    @property
+    def is_new(self) -> bool:
+        """Whether the file was never read: the next call returns all of its rows."""
+        return self._inode == -1
+
+    def read(self) -> list[dict[str, Any]]:
+        """Return whole new rows, in order; a line that is being written is left for the next call."""
+        self.rewritten = False
+        try:
+            with self.path.open("rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._offset:
+                    self.rewritten = self._inode != -1
+                    self._inode, self._offset = status.st_ino, 0
+                file.seek(self._offset)
+                content = file.read()
+        except FileNotFoundError:
+            return []
+        whole = content.rfind(b"\n") + 1
+        self._offset += whole
+        return [json.loads(line) for line in _parse(self.path.name, content[:whole])[0]]
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the whole rows of a JSON-lines file; lines that a crash cut short or broke are left out."""
+    return [json.loads(line) for line in _read(path)[0]]
+
+
+def last_rows(path: Path, count: int) -> list[dict[str, Any]]:
+    """Return the last whole rows, at most `count`, without reading the file before them."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            length = min(size, count * _ROW_BYTES)
+            while True:
+                file.seek(size - length)
+                content = file.read(length)
+                if length == size or content.count(b"\n") > count:
+                    break
+                length = min(size, 2 * length)
+    except FileNotFoundError:
+        return []
+    if length < size:
+        content = content[content.find(b"\n") + 1 :]  # the rest of a row that begins before the block
+    return [json.loads(line) for line in _parse(path.name, content)[0][-count:]]
+
+
+def _read(path: Path) -> tuple[list[str], int]:
+    """Lines that hold a row, and how many do not."""
+    return _parse(path.name, path.read_bytes()) if path.exists() else ([], 0)
+
+
+def _parse(name: str, content: bytes) -> tuple[list[str], int]:
+    lines, broken = [], 0
+    *whole, tail = content.split(b"\n")
+    for line in whole:
+        with suppress(ValueError):  # not JSON, or not UTF-8
+            row = json.loads(line)
+            if isinstance(row, dict) and (name not in _KEY or _KEY[name] in row):
+                lines.append(line.decode())
+                continue
+        broken += 1
+    return lines, broken + bool(tail)
+
+
+def _merged(saved: list[str], current: list[str]) -> list[str]:
+    """The checkpoint's lines, then those that came after it."""
+    known = set(saved)
+    return [*saved, *(line for line in current if line not in known)]
+
+
+def _text(lines: list[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _holds(path: Path, text: str) -> bool:
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return not text
 
 
 def _append(path: Path, text: str) -> bool:
     """Add all of the text or nothing of it."""
     size = path.stat().st_size if path.exists() else 0
     try:
-        with path.open("a") as file:
+        with path.open("a", encoding="utf-8") as file:
             file.write(text)
         return True
     except OSError as error:
@@ -104,10 +281,3 @@ def _append(path: Path, text: str) -> bool:
         with suppress(OSError):
             os.truncate(path, size)
         return False
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Whole rows of a JSON-lines file; a last line cut short by a crash is left out."""
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]

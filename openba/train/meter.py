@@ -13,7 +13,6 @@ import psutil
 import torch
 
 from openba.accounting.flops import recomputed_flops, train_flops, useful_train_flops
-from openba.model.model import IGNORE
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep
 from openba.train.batches import Batch
@@ -35,8 +34,9 @@ class Meter:
 
     def flops(self, batches: list[Batch]) -> tuple[float, float]:
         """FLOPs of this worker's batches, each sample at its own lengths: the model's, the hardware's."""
-        sources = [n for batch in batches for n in batch.mask.sum(1).tolist()]
-        targets = [n for batch in batches for n in (batch.labels != IGNORE).sum(1).tolist()]
+        lengths = [batch.lengths for batch in batches]
+        sources = [count for encoder, _ in lengths for count in encoder]
+        targets = [count for _, decoder in lengths for count in decoder]
         model = useful_train_flops(self.model, self.vocab, sources, targets)
         more = recomputed_flops(self.model, self.vocab, sources, targets, self.recompute)
         return float(model), float(model + more)

@@ -39,7 +39,7 @@ def rehearse(
             f"{checkpoints.folder}: the first checkpoint could not be written ({checkpoints.reason}); "
             "free some space or make the folder writable"
         )
-    batch = largest(recipe, micro_batch)
+    batch = largest(recipe, min(micro_batch, recipe.batch))
     for _ in range(engine.accumulation):
         loss = engine.forward(batch)
         engine.backward(loss, batch.targets * engine.data_world * engine.accumulation)

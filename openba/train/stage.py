@@ -5,14 +5,14 @@ Joins model, data, engine, loop and checkpoints; owns what happens around an opt
 II, III and every expert; which one it is follows from the recipe and the inputs.
 
 Inputs: `tokenizer`; `data` (a mixture or a mix of task pairs); `start` (an exported model to
-begin from), absent for Stage I. Output: `model/`, `metrics.jsonl`, `heldout.jsonl`, `events.jsonl`.
+begin from), absent for Stage I. Output: `model/`, `metrics.jsonl`, `heldout.jsonl`, `events.jsonl`. Its
+checkpoints stay in `checkpoints/` until the output is in the store (`Kind.scratch`).
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import sys
 import time
 from contextlib import nullcontext
@@ -29,15 +29,17 @@ from openba.accounting.flops import parameters, run_flops, run_hardware_flops
 from openba.artifacts import Build
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
-from openba.model.files import fitting, load_weights, save_model, weights_folder
+from openba.model.files import fitting, load_weights, weights_folder
 from openba.model.model import OpenBAModel
 from openba.model.parallel import make_part
 from openba.model.parallel_loss import TensorGroup
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep, UL2Recipe
 from openba.train.batches import Batch, TrainingBatches, training_samples
-from openba.train.checkpoint import Checkpoints, everywhere, reader
+from openba.train.checkpoint import Checkpoints, everywhere, read_logs, reader
 from openba.train.engine import Engine
+from openba.train.exports import Exports
+from openba.train.finished import finished_facts, leave_finished
 from openba.train.groups import make_groups
 from openba.train.guard import IN_A_ROW, Guard
 from openba.train.heldout import HeldOut
@@ -58,7 +60,14 @@ _LEASE_SECONDS = 10.0
 
 
 def build(build: Build) -> dict[str, Any]:
-    """Train on this worker until the budget is spent; rank 0's facts are the step's."""
+    """Train on this worker until the budget is spent; rank 0's facts are the step's.
+
+    A training that is finished, but was ended before its output reached the store, is not repeated.
+    """
+    facts = [finished_facts(build.out, build.recipe, build.inputs) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(facts)
+    if facts[0] is not None:
+        return facts[0] if dist.get_rank() == 0 else {}
     return _Stage(build).run()
 
 
@@ -85,6 +94,9 @@ class _Stage:
         # Of every step, logged or not.
         self.totals: dict[str, float] = dict.fromkeys(("tokens", "targets", "skipped", *_WORK), 0)
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.runtime.train.keep_checkpoints)
+        self.exports = Exports(self.out, self.engine, self.model.architecture, self.tokenizer)
+        self._saved_logs: dict[str, list[str]] = {}
+        """Of the checkpoint that was taken last."""
         self._told_stall = 0.0
         self._try_again = -1
         """Step after which a save that failed is tried again."""
@@ -194,7 +206,8 @@ class _Stage:
         if info.step % self.train.evaluate_every == 0 or last:
             self._measure(info.step)
         if info.step in self.train.kept:
-            self._export(info.step)
+            self.watchdog.beat("save")
+            self._note_export(info.step, self.exports.keep(info.step))
         # No checkpoint at the last step: the export that follows at once is the output.
         due = info.step % self.runtime.train.checkpoint_every == 0 or info.step == self._try_again
         if (stops or due) and not last:
@@ -214,7 +227,10 @@ class _Stage:
 
     def _save(self, step: int) -> None:
         self._settle(step)
-        self.checkpoints.save(self.engine, step, self._record())
+        if self.exports.are_waiting and not self._note_export(step, self.exports.retry()):
+            return  # see `exports.py`
+        self.log.verify(step)
+        self.checkpoints.save(self.engine, step, self._record(), self.log.snapshot())
 
     def _record(self) -> dict[str, Any]:
         """What a checkpoint says beside the engine's state."""
@@ -249,6 +265,7 @@ class _Stage:
         self._settle(at)
         if (step := self._load()) is None:
             raise UserError(f"step {at}: {why}, and no whole checkpoint is left to go back to")
+        self.exports.forget_after(step)
         self.guard.rolled_back(at, step, why)
         self.log.cut(step)
         if self.engine.rank == 0:
@@ -274,8 +291,7 @@ class _Stage:
     def _resume(self) -> int:
         """Step to go on from."""
         step = self._load() or 0
-        self.log.begin(step)
-        dist.barrier()
+        self.log.begin(step, self._saved_logs)
         self.guard.begin()
         return step
 
@@ -285,6 +301,7 @@ class _Stage:
         if found is None:
             return None
         record, read = reader(found)
+        self._saved_logs = read_logs(found)
         changes = check(record, self.identity, found, self.runtime.train.allow_changes)
         for line in changes if self.engine.rank == 0 else ():
             print(f"{found.name}: goes on with {line}", file=sys.stderr)
@@ -312,7 +329,8 @@ class _Stage:
             figures = self.meter.row(seconds, info.tokens, step.flops, step.data_seconds, stall)
             modes = {f"loss_{mode}": loss for mode, loss in step.modes.items()}
             counts = {"failed_saves": self.checkpoints.failures, "totals": self.totals}
-            row = asdict(info) | modes | figures | counts | {"time": time.time()}
+            clock = {"time": time.time(), "attempt": self.log.attempt, "attempt_seconds": self.log.seconds}
+            row = asdict(info) | modes | figures | counts | clock
             self.log.write(METRICS, row)
 
     def _measure(self, step: int) -> None:
@@ -320,21 +338,23 @@ class _Stage:
         row = {"step": step, "tokens": self.totals["tokens"], **self.heldout.measure(self.engine)}
         self.log.write(HELDOUT, row)
 
-    def _export(self, step: int | None = None) -> None:
+    def _note_export(self, step: int, written: bool) -> bool:
+        """Have a refused export tried again, and note it; return whether it was written."""
         self.watchdog.beat("save")
-        weights = self.engine.weights()
-        dist.barrier()
-        if self.engine.rank == 0:
-            folder = weights_folder(self.out, step)
-            save_model(folder, weights, self.model.architecture, self.tokenizer)
+        if not written:
+            self._try_again = step + 2**self.exports.failures
+            self.log.event("export failed", step, why=self.exports.reason)
+        return written
 
     def _finish(self) -> dict[str, Any]:
-        self._export()
+        self.watchdog.beat("save")
+        self.exports.finish()
         if self.engine.rank != 0:
             return {}
-        for folder in (self.checkpoints.folder, self.out / "heartbeat"):
-            shutil.rmtree(folder, ignore_errors=True)
-        return self._facts()
+        self.log.verify(self.train.steps)
+        facts = self._facts()
+        leave_finished(self.out, self.identity, facts)
+        return facts
 
     def _facts(self) -> dict[str, Any]:
         steps, heldout, attempts = (self.log.rows(name) for name in (METRICS, HELDOUT, ATTEMPTS))

@@ -51,7 +51,7 @@ def test_stage_one_of_the_paper() -> None:
     assert plan["flops_useful"] / plan["flops"] == pytest.approx(real / padded)
     assert 1 < plan["flops_hardware"] / plan["flops_useful"] < 1.01
     assert 1 < plan["flops_hardware_padded"] / plan["flops"] < 1.01
-    assert plan["checkpoint_bytes"] == 14 * plan["parameters"]
+    assert plan["checkpoint_bytes"] == 12 * plan["parameters"]
 
 
 def test_memory_marks_the_chosen_stage_and_what_fits() -> None:
@@ -67,6 +67,23 @@ def test_memory_marks_the_chosen_stage_and_what_fits() -> None:
     assert not plan_training(STEP, cluster(1, 1), vocab=250_368)["fits"]
 
 
+@pytest.mark.parametrize(
+    ("workers", "message"), [(64, "64 workers need a device each"), (12, "cannot share a batch")]
+)
+def test_a_runtime_that_the_run_would_refuse_is_refused(workers: int, message: str) -> None:
+    runtime = cluster(1, 1)
+    train = runtime.train.model_copy(update={"workers": workers})
+    with pytest.raises(UserError, match=message):
+        plan_training(STEP, runtime.model_copy(update={"train": train}), vocab=250_368)
+
+
+def test_hours_follow_the_workers_not_the_devices() -> None:
+    runtime = cluster(1, 1)
+    train = runtime.train.model_copy(update={"workers": 8})
+    eight = plan_training(STEP, runtime.model_copy(update={"train": train}), vocab=250_368)
+    assert eight["wall_hours"] == pytest.approx(4 * plan_training(STEP, runtime, vocab=250_368)["wall_hours"])
+
+
 def test_workers_must_split_into_tensor_parallel_groups() -> None:
-    with pytest.raises(UserError, match="32 is not a multiple of tensor_parallel 3"):
+    with pytest.raises(UserError, match=r"train.workers: 32 is not a multiple of runtime.tensor_parallel 3"):
         plan_training(STEP, cluster(1, 3), vocab=250_368)

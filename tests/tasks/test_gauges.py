@@ -22,7 +22,8 @@ def leave(folder: Path, name: str, *rows: dict[str, Any]) -> None:
 
 def row(step: int, **more: Any) -> dict[str, Any]:
     figures = dict.fromkeys(("loss", "lr", "gradient_norm", *RATES), 0.5)
-    return {"step": step, "time": 1000.0 + step, "totals": {"tokens": 100 * step}, **figures, **more}
+    clock = {"time": 1000.0 + step, "attempt": 0, "attempt_seconds": float(step)}
+    return {"step": step, "totals": {"tokens": 100 * step}, **clock, **figures, **more}
 
 
 def told(folder: Path) -> dict[tuple[str, str], float]:
@@ -48,12 +49,12 @@ def test_the_newest_row_is_told(tmp_path: Path) -> None:
 
 def test_energy_is_of_all_attempts_and_measured_where_it_was(tmp_path: Path) -> None:
     """32 devices at 400 W and PUE 1.1 for an hour: 14.08 kWh; equation 2 of the paper gives the carbon."""
-    leave(tmp_path, METRICS, row(5, time=5000.0 + 1800))
+    leave(tmp_path, METRICS, row(5, time=0.0, attempt=1, attempt_seconds=1800.0))
     leave(
         tmp_path,
         ATTEMPTS,
-        {"time": 0.0, "seconds": 1800.0, "joules": {"gpu": 7.2e6, "cpu": None}},
-        {"time": 5000.0},
+        {"from": 0, "time": 0.0, "seconds": 1800.0, "joules": {"gpu": 7.2e6, "cpu": None}},
+        {"from": 0, "time": 5000.0},
     )
     found = told(tmp_path)
     assert found["openba_device_hours", ""] == pytest.approx(32)

@@ -4,10 +4,14 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from openba.errors import UserError
 from openba.train.checkpoint import MARKER
-from tasks.job import PROCESS, SPEC, Patience
+from tasks.job import PROCESS, SPEC, Patience, _is_same_error, _of_program
 
 
 def reach(out: Path, step: int) -> None:
@@ -38,3 +42,46 @@ def test_a_job_says_when_its_process_began(tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-m", "tasks.job", tmp_path], capture_output=True).returncode
     began = json.loads((tmp_path / PROCESS).read_text())["began"]
     assert before - 0.05 < began < time.time()  # the kernel counts hundredths
+
+
+def raised(make: Callable[[], object]) -> Exception:
+    with pytest.raises(Exception) as caught:  # noqa: PT011 - which one is the test's argument
+        make()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: {}["loss"], lambda: 1 / 0, lambda: int("x"), lambda: [].missing, lambda: 1 + ""]
+)
+def test_an_error_of_the_program_is_told_once_and_not_tried_again(
+    tmp_path: Path, make: Callable[[], object]
+) -> None:
+    told = _of_program(raised(make), tmp_path / "rank-0.traceback")
+    assert isinstance(told, UserError)
+    assert "test_job.py, line" in str(told)
+    assert "not tried again" in str(told)
+    assert "\n" not in str(told)
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Connection closed by peer"), OSError(5, "I/O"), MemoryError()]
+)
+def test_what_may_pass_is_tried_again(tmp_path: Path, error: Exception) -> None:
+    assert _of_program(error, tmp_path / "rank-0.traceback") is None
+
+
+def test_the_same_error_of_all_workers_twice_is_the_end(tmp_path: Path) -> None:
+    errors: list[str] = []
+
+    def leave(*lines: str) -> bool:
+        for file in tmp_path.glob("rank-*.traceback"):
+            file.unlink()
+        for rank, line in enumerate(lines):
+            (tmp_path / f"rank-{rank}.traceback").write_text(f"Traceback ...\n  at {time.time()}\n{line}\n")
+        return _is_same_error(tmp_path, 2, errors)
+
+    shapes = "RuntimeError: mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)"
+    assert not leave("RuntimeError: Connection closed by peer [::1]:4711")  # the other was killed
+    assert not leave("RuntimeError: Connection closed by peer [::1]:4711")
+    assert not leave(shapes, shapes)
+    assert leave(shapes, shapes)

@@ -13,8 +13,8 @@ from mlflow.tracking import MlflowClient
 
 from openba.errors import UserError
 from openba.home import Home
-from openba.train.log import HELDOUT, METRICS, RATES
-from tasks.tracking import StepRun, Tracking
+from openba.train.log import HELDOUT, METRICS, RATES, StageLog
+from tasks.tracking import FINGERPRINT, StepRun, Tracking
 
 
 def row(step: int) -> dict[str, float]:
@@ -60,6 +60,81 @@ def test_fault_31_a_server_that_is_away_gets_everything_later(
     assert {"loss_R", "mfu_useful", "heldout/R", "heldout/accuracy", "heldout/loss_zh"} < names.keys()
     assert "heldout/R_accuracy_zh" not in names
     assert len(names) <= 40  # and 20 facts
+
+
+def history(run: StepRun, metric: str) -> list[tuple[int, int, float]]:
+    return [(m.step, m.timestamp, m.value) for m in run.client.get_metric_history(run.run_id, metric)]
+
+
+def test_a_roll_back_leaves_no_withdrawn_row(run: StepRun, tmp_path: Path) -> None:
+    """Steps 4 to 6 are withdrawn and made again with other losses: MLflow has what the file has."""
+    log = StageLog(tmp_path, enabled=True)
+    log.begin(0)
+    log.write(HELDOUT, {"step": 0, "tokens": 0, "loss": 9.0})
+    for step in range(1, 7):
+        log.write(METRICS, row(step) | {"loss": 8.0})
+    run.ship(tmp_path)
+    first = run.run_id
+    run.client.set_tag(first, "openba.fingerprint", "f" * 12)
+    log.cut(3)
+    for step in range(4, 6):
+        log.write(METRICS, row(step) | {"loss": 7.0, "time": 2e9 + step})
+    run.ship(tmp_path)
+    log.write(METRICS, row(6) | {"loss": 7.0, "time": 2e9 + 6})
+    run.ship(tmp_path)
+    run.ship(tmp_path)
+    expected = [(r["step"], int(r["time"] * 1000), r["loss"]) for r in log.rows(METRICS)]
+    assert history(run, "loss") == expected
+    assert [(step, value) for step, _, value in history(run, "heldout/loss")] == [(0, 9.0)]
+    assert run.run_id != first
+    assert run.client.get_run(first).info.lifecycle_stage == "deleted"
+    assert run.client.get_run(run.run_id).data.tags["openba.fingerprint"] == "f" * 12
+
+
+def test_a_resumed_run_is_mirrored_by_another_process(run: StepRun, tmp_path: Path) -> None:
+    """The flow that shipped six steps died; the next one meets a training that went on from step 3."""
+    leave(tmp_path, range(1, 7))
+    run.ship(tmp_path)
+    leave(tmp_path, range(1, 4))
+    with (tmp_path / METRICS).open("a") as file:
+        file.write(json.dumps(row(4) | {"time": 2e9}) + "\n")
+    again = StepRun(run.client, run.run_id)
+    again.ship(tmp_path)
+    assert [step for step, _, _ in history(again, "loss")] == [1, 2, 3, 4]
+    assert history(again, "loss")[-1][1] == int(2e9) * 1000
+
+
+def test_rows_that_mlflow_has_are_not_shipped_again(run: StepRun, tmp_path: Path) -> None:
+    leave(tmp_path, range(1, 4))
+    run.ship(tmp_path)
+    again = StepRun(run.client, run.run_id)
+    again.ship(tmp_path)
+    assert again.run_id == run.run_id
+    assert [step for step, _, _ in history(again, "loss")] == [1, 2, 3]
+    assert len(history(again, "heldout/R")) == 1
+
+
+def test_a_loss_that_is_not_finite_reaches_mlflow_as_no_point(run: StepRun, tmp_path: Path) -> None:
+    log = StageLog(tmp_path, enabled=True)
+    log.begin(0)
+    log.write(METRICS, row(1))
+    log.write(METRICS, row(2) | {"loss": float("nan"), "gradient_norm": None})
+    log.write(METRICS, row(3))
+    run.ship(tmp_path)
+    assert [step for step, _, _ in history(run, "loss")] == [1, 3]
+    assert [step for step, _, _ in history(run, "lr")] == [1, 2, 3]
+
+
+def test_the_newer_of_two_runs_of_a_step_stays(mlflow_home: Home) -> None:
+    """A process that replaced a run was killed before it deleted the old one."""
+    tracking = Tracking(mlflow_home, "test", "flow")
+    runs = [
+        tracking.client.create_run(tracking.experiment, start_time=time, tags={FINGERPRINT: "a" * 12})
+        for time in (1000, 2000)
+    ]
+    again = Tracking(mlflow_home, "test", "flow")
+    assert again._runs["a" * 12].info.run_id == runs[1].info.run_id
+    assert tracking.client.get_run(runs[0].info.run_id).info.lifecycle_stage == "deleted"
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ class Runs:
 
     def job(self, name: str, do: str = "run_stage", **change: Any) -> dict[str, Any]:
         """A tiny Stage I but for what is given."""
-        own = ("stopped_stage", "skip_a_step", "metered_stage", "in_fp16")
+        own = ("stopped_stage", "skip_a_step", "metered_stage", "in_fp16", "reduced")
         module = "tests.train.gang" if do in own else gangs.WORKER
         inputs = {**self.inputs, **change.pop("inputs", {})}
         return gangs.job(self.root / name, inputs, do if ":" in do else f"{module}:{do}", **change)
@@ -119,6 +119,12 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
         "all-skipped": runs.job("all-skipped", skip_loss_above=1.0, precision="bf16", budget="2 steps"),
         "skip": runs.job("skip", do="skip_a_step"),
         "skip-zero2": runs.job("skip-zero2", do="skip_a_step", runtime={"zero_stage": 2, "micro_batch": 2}),
+        **{
+            f"reduced-zero{stage}": runs.job(
+                f"reduced-zero{stage}", do="reduced", precision="bf16", runtime={"zero_stage": stage}
+            )
+            for stage in (1, 2, 3)
+        },
         "started": runs.job(
             "started",
             data={"objective": "instruction"},
@@ -145,6 +151,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
     }
     one = {
         "one": runs.job("one", runtime={"workers": 1}),
+        "one-no-filler": runs.job("one-no-filler", runtime={"workers": 1, "micro_batch": 8}),
         "other-world": runs.interrupted("other-world"),
         "alone-twenty": twenty(runs, "alone-twenty"),
         "alone-four": twenty(runs, "alone-four", runtime={"micro_batch": 2}),
@@ -163,8 +170,15 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
     }
     four = {
         "tp2-dp2": twenty(runs, "tp2-dp2", tensor_parallel=2, runtime={"zero_stage": 2, "micro_batch": 4}),
+        "many-fillers": runs.job("many-fillers", runtime={"workers": 4, "micro_batch": 1}),
     }
     runs.facts = gangs.results(root, {"two": (2, two), "one": (1, one), "four": (4, four)})
+    for copy in ("again", "again-damaged"):
+        shutil.copytree(root / "undisturbed", root / copy)
+    weights = root / "again-damaged" / "model" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    again = {name: runs.interrupted(name) for name in ("again", "again-damaged")}
+    runs.facts |= gangs.results(root, {"again": (2, again)})
     return runs
 
 

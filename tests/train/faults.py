@@ -21,12 +21,13 @@ from typing import Any
 
 import torch
 
+from openba import durable
 from openba.artifacts import Build
 from openba.errors import UserError
-from openba.train import checkpoint
 from openba.train.stage import _Stage
 
-_SYNC = checkpoint._sync
+BALLAST = "ballast"
+_SYNC = durable.sync
 
 
 def run(
@@ -52,7 +53,7 @@ def run(
     except (UserError, OSError) as error:
         return {"error": str(error), "pid": os.getpid()}
     finally:
-        checkpoint._sync = _SYNC
+        durable.sync = _SYNC
         if stage is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
@@ -110,19 +111,23 @@ class _Faulty(_Stage):
 
     def _slow_disk(self, module: Any, loss: torch.Tensor) -> None:
         """From now on a file takes longer to reach the disk than a step."""
-        before = checkpoint._sync
+        before = durable.sync
 
         def slow(path: Path) -> None:
             time.sleep(0.2)
             before(path)
 
-        checkpoint._sync = slow
+        durable.sync = slow
+
+    def _free_disk(self, module: Any, loss: torch.Tensor) -> None:
+        """What fills the disk of the kept weights goes away."""
+        (self.out / "steps" / BALLAST).unlink()
 
     def _flip(self, module: Any, loss: torch.Tensor) -> None:
         self.flip = True
 
     def _sleep_in_save(self, module: Any, loss: torch.Tensor) -> None:
-        checkpoint._sync = lambda path: time.sleep(120)
+        durable.sync = lambda path: time.sleep(120)
 
     def _sleep_in_data(self, module: Any, loss: torch.Tensor) -> None:
         samples = self.batches.samples

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
@@ -93,3 +94,24 @@ def _digests(trainer: Trainer) -> list[str]:
     everyone: list[str] = [""] * trainer.engine.world
     dist.all_gather_object(everyone, own)
     return everyone
+
+
+def reduced(build: Build) -> list[tuple[str, int]]:
+    """Dtype and elements of what the workers reduce in the backward pass of a step, scalars left out."""
+    trainer, seen = Trainer(build), []
+
+    def watched(name: str) -> Any:
+        reduce = getattr(dist, name)
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            tensors = [each for each in (*arguments, *options.values()) if isinstance(each, torch.Tensor)]
+            seen.extend((str(each.dtype), each.numel()) for each in tensors[-1:] if each.numel() > 64)
+            return reduce(*arguments, **options)
+
+        return mock.patch.object(dist, name, call)
+
+    with contextlib.ExitStack() as stack:
+        for name in ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor"):
+            stack.enter_context(watched(name))
+        trainer.step(0)
+    return seen

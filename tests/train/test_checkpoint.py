@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from openba.train.checkpoint import MARKER, Checkpoints
+from openba import durable
+from openba.errors import UserError
+from openba.train.checkpoint import LOGS, MARKER, Checkpoints, committed_steps, read_marker
 from tests.train.conftest import HALVES, STEPS
 
 
@@ -86,9 +89,17 @@ def test_the_newest_two_are_kept(runs: Any) -> None:
     assert runs.facts["saved"]["folders"] == ["step-000002", "step-000003"]
 
 
-def test_a_finished_stage_leaves_no_checkpoint(runs: Any) -> None:
-    for run in ("undisturbed", "killed", "damaged", "other-world"):
-        assert not (runs.root / run / "checkpoints").exists()
+def test_a_finished_stage_is_not_trained_again(runs: Any) -> None:
+    """As after a kill between its end and its publication: the facts and the model of the first run stay."""
+    assert runs.facts["again"] == runs.facts["undisturbed"]
+    assert runs.rows("undisturbed", "attempts.jsonl") == runs.rows("again", "attempts.jsonl")
+    assert runs.model_bytes("again") == runs.model_bytes("undisturbed")
+
+
+def test_a_finished_stage_with_a_damaged_model_goes_on_from_its_checkpoint(runs: Any) -> None:
+    attempts = runs.rows("again-damaged", "attempts.jsonl")
+    assert attempts[-1]["from"] == 8  # of ten steps
+    assert runs.model_bytes("again-damaged") == runs.model_bytes("undisturbed")
 
 
 def committed(folder: Path, step: int, state: bytes = b"weights") -> Path:
@@ -100,8 +111,51 @@ def committed(folder: Path, step: int, state: bytes = b"weights") -> Path:
         data = state + bytes([rank])
         (checkpoint / f"rank-{rank:05d}.safetensors").write_bytes(data)
         files[f"rank-{rank:05d}.safetensors"] = [len(data), hashlib.sha256(data).hexdigest()]
-    (checkpoint / MARKER).write_text(json.dumps({"step": step, "files": files}))
+    durable.write_json(checkpoint / MARKER, durable.signed({"step": step, "files": files}))
     return checkpoint
+
+
+@pytest.mark.parametrize("steps", [(9, 10, 999_999, 1_000_000), (999_999, 1_000_000, 12_345_678)])
+def test_any_number_of_steps_is_found_in_order_and_pruned(tmp_path: Path, steps: tuple[int, ...]) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    for step in steps:
+        committed(checkpoints.folder, step)
+    assert committed_steps(checkpoints.folder) == list(steps)
+    assert checkpoints.newest() == checkpoints.folder / f"step-{steps[-1]:06d}"
+    checkpoints.prune()
+    assert committed_steps(checkpoints.folder) == list(steps[-2:])
+
+
+def test_every_flipped_bit_of_the_marker_is_noticed(tmp_path: Path) -> None:
+    """Also that in `"step": 8`, which would skip a step."""
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    older, newer = (committed(checkpoints.folder, step) for step in (7, 8))
+    record, content = read_marker(newer), (newer / MARKER).read_bytes()
+    for place in range(len(content)):
+        for bit in range(8):
+            flipped = bytearray(content)
+            flipped[place] ^= 1 << bit
+            (newer / MARKER).write_bytes(flipped)
+            with contextlib.suppress(ValueError):
+                assert read_marker(newer) == record  # such as another white space
+    (newer / MARKER).write_bytes(content.replace(b'"step": 8', b'"step": 9'))
+    assert checkpoints.newest() == older
+
+
+def test_every_file_of_a_checkpoint_has_a_digest(runs: Any) -> None:
+    folder = runs.root / "undisturbed" / "checkpoints" / "step-000008"
+    files = {path.name for path in folder.iterdir()}
+    assert files == {MARKER, *read_marker(folder)["files"]}
+    assert LOGS in files
+
+
+def test_a_checkpoint_of_an_older_version_is_refused_not_put_aside(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=2)
+    old = committed(checkpoints.folder, 5)
+    (old / MARKER).write_text(json.dumps({"step": 5, "files": {}, "format": 3}))
+    with pytest.raises(UserError, match="a checkpoint of form 3"):
+        checkpoints.newest()
+    assert old.exists()
 
 
 def test_the_newest_whole_one_is_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,11 +12,12 @@ from openba.config import CONFIGS, load
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.model import OpenBAModel
+from openba.recipes.checks import accumulation_steps
 from openba.recipes.model import ModelRecipe
 from openba.recipes.runtime import TrainRuntime
 from openba.recipes.train import TrainRecipe, TrainStep
 from openba.train.batches import TrainingBatches, training_samples
-from openba.train.engine import accumulation_steps, deepspeed_config
+from openba.train.engine import deepspeed_config
 from openba.train.schedule import learning_rate
 
 
@@ -105,7 +106,7 @@ def test_zero_three_runs_with_an_uneven_number_of_held_out_samples(runs: Any) ->
 
 def test_a_batch_the_workers_cannot_share_is_refused(runs: Any) -> None:
     # They would wait for each other for ever.
-    assert "train.workers: 2 cannot share a batch of 5" in runs.facts["uneven"]["error"]
+    assert "train.workers: 2 data-parallel workers cannot share a batch of 5" in runs.facts["uneven"]["error"]
 
 
 @pytest.mark.parametrize(
@@ -129,3 +130,11 @@ def test_fp16_scales_as_the_release_did() -> None:
     fp16 = deepspeed_config(recipe, runtime, 1)["fp16"]
     assert (fp16["initial_scale_power"], fp16["loss_scale_window"], fp16["hysteresis"]) == (32, 1000, 2)
     assert deepspeed_config(recipe, runtime, 1)["gradient_clipping"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["reduced-zero1", "reduced-zero2", "reduced-zero3"])
+def test_gradients_of_bf16_cross_workers_in_fp32(runs: Any, name: str) -> None:
+    """A sum over workers in bf16 would lose up to 8 of the 24 bits of a fp32 gradient."""
+    reductions = runs.facts[name]
+    assert sum(count for _, count in reductions) >= runs.facts["reference"]["parameters"]
+    assert {dtype for dtype, _ in reductions} == {"torch.float32"}

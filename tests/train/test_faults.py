@@ -19,12 +19,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from benchmarks.gangs import Gang
-from openba.train.checkpoint import MARKER
+from openba.train.checkpoint import LOGS, MARKER, read_marker
 from openba.train.stopping import EXIT_PREEMPTED
 from openba.train.watchdog import EXIT_STALLED
+from tests.train import faults
 from tests.train.conftest import Runs
 
 KEPT = {"checkpoint_every": 1, "keep_checkpoints": 20, "micro_batch": 2, "compare_every": 2}
@@ -71,8 +73,9 @@ class Cases:
 
     def state(self, name: str, step: int) -> tuple[Any, ...]:
         """Digests of the whole training state, and what else is kept with it, but for the guard."""
-        record = json.loads((self.root / f"{name}-kept" / f"step-{step:06d}" / MARKER).read_text())
-        return record["files"], record["adam_step"], record["totals"]["tokens"]
+        record = read_marker(self.root / f"{name}-kept" / f"step-{step:06d}")
+        shares = {file: state for file, state in record["files"].items() if file != LOGS}
+        return shares, record["adam_step"], record["totals"]["tokens"]
 
     def log(self, name: str) -> str:
         return self.gangs[name].logs()
@@ -107,7 +110,7 @@ def broken(cases: Cases) -> Cases:
             cases.job("small-files", "small_files", at=[3], runtime={"checkpoint_every": 3}),
             cases.job("refused", inputs={"data": str(data)}, runtime=rare),
             cases.job("slow-disk", "slow_disk", at=[9]),
-            *(cases.job(name, runtime=rare) for name in disk_jobs),
+            *(cases.job(name, **{"runtime": rare, **change}) for name, change in disk_jobs.items()),
             cases.job("no-sync", "no_sync", at=[3]),  # the last one: no later file of this group is synced
         ]
         cases.run(2, jobs)
@@ -115,21 +118,38 @@ def broken(cases: Cases) -> Cases:
 
 
 @contextlib.contextmanager
-def disks(root: Path) -> Iterator[list[str]]:
-    """Runs with their checkpoints on a small disk and on a read-only one; none without the right to mount."""
+def disks(root: Path) -> Iterator[dict[str, dict[str, Any]]]:
+    """Runs with checkpoints, or kept weights, on small disks and on a read-only one; none without mounts."""
     full, closed = (root / name / "checkpoints" for name in ("full-disk", "read-only"))
+    freed, hopeless = (root / name / "steps" for name in ("export-freed", "export-hopeless"))
     mounted: list[Path] = []
     # The first checkpoint fits, those with moments do not.
-    for folder, size in ((full, "1500k"), (closed, "9m")):
+    for folder, size in ((full, "1500k"), (closed, "9m"), (freed, "4m"), (hopeless, "4m")):
         folder.mkdir(parents=True)
         command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder]
         if subprocess.run(command, check=False, capture_output=True).returncode == 0:
             mounted.append(folder)
     try:
-        if len(mounted) == 2:
-            subprocess.run(["mount", "-o", "remount,ro", closed], check=True)
-        yield ["full-disk", "read-only"] if len(mounted) == 2 else []
+        if len(mounted) < 4:
+            yield {}
+            return
+        subprocess.run(["mount", "-o", "remount,ro", closed], check=True)
+        for folder in (freed, hopeless):
+            with contextlib.suppress(OSError), (folder / faults.BALLAST).open("wb") as file:
+                while True:
+                    file.write(bytes(2**16))
+                    file.flush()
+        yield {
+            "full-disk": {},
+            "read-only": {},
+            "export-freed": {
+                "fault": "free_disk", "rank": 0, "at": [12], "keep_every": "5 steps", "runtime": {},
+            },
+            "export-hopeless": {"keep_every": "1 steps", "runtime": {}},
+        }  # fmt: skip
     finally:
+        if (freed / "5").exists():  # seen through the mount only
+            shutil.copytree(freed / "5", root / "export-freed-steps" / "5")
         for folder in mounted:
             subprocess.run(["umount", "-l", folder], check=False)
 
@@ -273,6 +293,32 @@ def test_fault_10_a_full_or_read_only_disk(broken: Cases) -> None:
     assert broken.facts["full-disk"]["resumed"] == 0
     assert broken.events("full-disk")["save failed"]["step"] in (5, 6, 7, 8)
     assert broken.runs.model_bytes("full-disk") == broken.runs.model_bytes("clean")
+
+
+def test_kept_weights_that_a_full_disk_refuses_are_written_later(broken: Cases) -> None:
+    """The disk is full after step 5 and has room from step 6 on; the next try is after step 7."""
+    if "export-freed" not in broken.facts:
+        pytest.skip("no right to mount a small disk")
+    assert broken.events("export-freed")["export failed"]["step"] == 5
+    assert "No space left" in broken.events("export-freed")["export failed"]["why"]
+    kept = load_file(broken.root / "export-freed-steps" / "5" / "model.safetensors")
+    saved: dict[str, Any] = {}
+    for share in (broken.root / "clean-kept" / "step-000005").glob("*.safetensors"):
+        saved |= load_file(share)
+    assert all(torch.equal(tensor, saved[f"weight/{name}"]) for name, tensor in kept.items())
+    assert broken.runs.model_bytes("export-freed") == broken.runs.model_bytes("clean")
+    # No checkpoint was committed while weights of an earlier step had not reached the disk.
+    steps = {path.name for path in (broken.root / "export-freed-kept").glob("step-*")}
+    assert {"step-000004", "step-000007"} <= steps
+    assert not {"step-000005", "step-000006"} & steps
+
+
+def test_kept_weights_that_never_fit_end_the_run_in_one_line(broken: Cases) -> None:
+    if "export-hopeless" not in broken.facts:
+        pytest.skip("no right to mount a small disk")
+    error = broken.facts["export-hopeless"]["error"]
+    assert "weights that are to be kept could not be written 5 times in a row" in error
+    assert "\n" not in error
 
 
 def test_fault_10_a_disk_that_syncs_nothing_ends_the_run_after_five_saves(broken: Cases) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from openba.accounting.energy import totals
 from openba.accounting.flops import parameters, recomputed_flops, run_flops, useful_train_flops
+from openba.accounting.memory import checkpoint_bytes
 from openba.data.store import TokenStore
 from openba.data.tokenizer import Tokenizer
 from openba.model.files import load_model
@@ -112,6 +113,19 @@ def test_work_before_a_restart_counts_once(runs: Any) -> None:
         assert runs.facts["resumed"][name] == runs.facts["undisturbed"][name] > 0
     cost = runs.facts["resumed"]["cost"]
     assert 0 < cost["utilisation_useful"] < cost["utilisation_hardware"] < cost["utilisation"]
+
+
+def test_a_checkpoint_has_the_planned_size(runs: Any) -> None:
+    """Of a model of 140,000 parameters, whose file headers are some percent."""
+    shares = (runs.root / "undisturbed" / "checkpoints" / "step-000008").glob("*.safetensors")
+    planned = checkpoint_bytes(runs.facts["undisturbed"]["parameters"])
+    assert sum(path.stat().st_size for path in shares) == pytest.approx(planned, rel=0.01)
+
+
+def test_tokens_and_work_do_not_depend_on_the_workers(runs: Any) -> None:
+    """Four workers get fillers where a step's samples do not fill their micro-batches alike."""
+    for key in ("tokens", "target_tokens", "flops_useful", "flops_hardware"):
+        assert runs.facts["many-fillers"][key] == runs.facts["one-no-filler"][key]
 
 
 def test_padded_batches_train_the_same(runs: Any) -> None:

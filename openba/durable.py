@@ -1,0 +1,114 @@
+"""Files that are written so that a crash or a power cut leaves the old content or the new one, never half.
+
+Owns atomic replacement, flushing to disk, digests, the JSON that is written, and the translation of storage
+errors into a line for the user.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from openba.errors import UserError
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
+# safetensors reports a failed write as its own exception with the operating system's number in the text.
+_NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file atomically and flush it and its name to disk."""
+    partial = path.with_name(f"{path.name}.tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as JSON, with `null` for numbers that are not finite; see `write_text`."""
+    write_text(path, dumps(value))
+
+
+def dumps(value: Any) -> str:
+    """Return standard JSON: NaN and infinity, which JSON does not have, become `null`."""
+    return json.dumps(without_non_finite(value), allow_nan=False)
+
+
+def without_non_finite(value: Any) -> Any:
+    """Return the JSON-like value with None in place of NaN and infinities."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_non_finite(child) for key, child in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_non_finite(child) for child in value]
+    return value
+
+
+def sync(path: Path) -> None:
+    """Flush a file's bytes, or a folder's names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256(path: Path) -> str:
+    """Return the hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def signed(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON record with the digest of all its other fields under `sha256`."""
+    return {**record, "sha256": _digest_of_record(record)}
+
+
+def is_intact(record: Any) -> bool:
+    """Return whether a record read back is what `signed` returned."""
+    return isinstance(record, dict) and record.get("sha256") == _digest_of_record(record)
+
+
+def storage_error(error: BaseException, folder: Path) -> UserError | None:
+    """Return the line for a user if storage refused to read or write, else None.
+
+    Args:
+        error: of a write or read below `folder`.
+        folder: named where the error names no file.
+    """
+    number = error_number(error)
+    place = getattr(error, "filename", None) or folder
+    if number in _NO_SPACE:
+        return UserError(f"{folder}: no space left while writing; free some or move OPENBA_HOME")
+    if number in _NOT_WRITABLE:
+        return UserError(
+            f"{place}: {os.strerror(number)}; make it writable for this user, or move OPENBA_HOME"
+        )
+    if number == errno.EIO:
+        return UserError(f"{place}: {os.strerror(number)}; check the disk, then run again")
+    return None
+
+
+def error_number(error: BaseException) -> int | None:
+    """Return the operating system's error number, also where safetensors has it in its text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    match = _NUMBER_IN_TEXT.search(str(error))
+    return int(match[1]) if match else None
+
+
+def _digest_of_record(record: dict[str, Any]) -> str:
+    body = {key: value for key, value in record.items() if key != "sha256"}
+    canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,53 @@
+"""What a training recipe and a runtime must have in common; the plan and the run ask the same functions.
+
+Owns checks that need both sides. What one of them may say alone is in its own type.
+"""
+
+from __future__ import annotations
+
+from openba.errors import UserError
+from openba.recipes.runtime import PipelineRuntime, TrainRuntime
+from openba.recipes.train import TrainRecipe
+
+
+def check_training(recipe: TrainRecipe, runtime: PipelineRuntime) -> None:
+    """Refuse a runtime that cannot run this training.
+
+    Raises:
+        UserError: more workers than devices, or workers that cannot share the weights or the batch evenly.
+    """
+    if runtime.train.workers > runtime.devices:
+        raise UserError(
+            f"runtime.train.workers: {runtime.train.workers} workers need a device each, but runtime.devices "
+            f"is {runtime.devices}; lower the workers or raise the devices"
+        )
+    accumulation_steps(recipe, runtime.train, data_parallel_workers(runtime))
+
+
+def data_parallel_workers(runtime: PipelineRuntime) -> int:
+    """Return how many groups of workers see different data.
+
+    Raises:
+        UserError: the workers cannot be divided into tensor-parallel groups.
+    """
+    workers, tensor_parallel = runtime.train.workers, runtime.tensor_parallel
+    if workers % tensor_parallel:
+        raise UserError(
+            f"runtime.train.workers: {workers} is not a multiple of runtime.tensor_parallel "
+            f"{tensor_parallel}; change one of them"
+        )
+    return workers // tensor_parallel
+
+
+def accumulation_steps(recipe: TrainRecipe, runtime: TrainRuntime, world: int) -> int:
+    """Micro-batches per worker and optimiser step, `world` data-parallel workers sharing a batch.
+
+    Raises:
+        UserError: the workers cannot share a batch evenly; one would wait for the others for ever.
+    """
+    if recipe.batch % world:
+        raise UserError(
+            f"runtime.train.workers: {world} data-parallel workers cannot share a batch of {recipe.batch}; "
+            "take a divisor"
+        )
+    return -(-recipe.batch // (runtime.micro_batch * world))

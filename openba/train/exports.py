@@ -1,0 +1,106 @@
+"""Exported models of a stage: that of its end, and those of the steps whose weights are kept.
+
+Owns what happens when the disk refuses one. The weights of a kept step move on with the next step, so they
+wait in rank 0's memory and are tried again, as a failed checkpoint is; no checkpoint is saved meanwhile, so
+that a group that dies goes on from before that step and makes the export again.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor
+
+from openba import durable
+from openba.data.tokenizer import Tokenizer
+from openba.errors import UserError
+from openba.model.architecture import Architecture
+from openba.model.files import save_model, weights_folder
+from openba.train.checkpoint import FAILURES
+from openba.train.engine import Engine
+
+
+class Exports:
+    """Writes the exported models of one stage; all workers call each method together."""
+
+    def __init__(self, out: Path, engine: Engine, architecture: Architecture, tokenizer: Tokenizer) -> None:
+        self.out, self.engine = out, engine
+        self.architecture, self.tokenizer = architecture, tokenizer
+        self.failures = 0
+        """Exports in a row that failed; the same on all workers."""
+        self.reason = ""
+        """Why the last one failed."""
+        self._waiting: dict[int, dict[str, Tensor]] = {}
+        """Step -> its weights, which are on rank 0 only."""
+
+    @property
+    def are_waiting(self) -> bool:
+        """Whether weights of a kept step have not reached the disk."""
+        return bool(self._waiting)
+
+    def keep(self, step: int) -> bool:
+        """Export the weights as they are after `step`; return False if the disk refused them.
+
+        Raises:
+            UserError: too many tries in a row failed.
+        """
+        weights = self.engine.weights()
+        refused = self._write(weights_folder(self.out, step), weights)
+        if refused:
+            self._waiting[step] = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
+        return self._note(refused)
+
+    def retry(self) -> bool:
+        """Write what waits; return False if the disk still refuses it. Errors as `keep`."""
+        for step in list(self._waiting):
+            if refused := self._write(weights_folder(self.out, step), self._waiting[step]):
+                return self._note(refused)
+            del self._waiting[step]
+        return self._note("")
+
+    def forget_after(self, step: int) -> None:
+        """Drop waiting weights of later steps: the training was rolled back and reaches them anew."""
+        self._waiting = {kept: weights for kept, weights in self._waiting.items() if kept <= step}
+
+    def finish(self) -> None:
+        """Export the model at the end of the training.
+
+        Raises:
+            UserError: the disk refused it, or still refuses weights that were to be kept.
+        """
+        refused = "" if self.retry() else self.reason
+        refused = refused or self._write(weights_folder(self.out), self.engine.weights())
+        if refused:
+            raise UserError(
+                f"{self.out}: the model could not be written ({refused}); free some space or mend the disk, "
+                "then run again: the last checkpoint is kept"
+            )
+
+    def _note(self, refused: str) -> bool:
+        self.failures = self.failures + 1 if refused else 0
+        self.reason = refused
+        if self.failures >= FAILURES:
+            raise UserError(
+                f"{self.out}: weights that are to be kept could not be written {FAILURES} times in a row "
+                f"({refused}); free some space or mend the disk, then run again"
+            )
+        return not refused
+
+    def _write(self, folder: Path, weights: dict[str, Tensor]) -> str:
+        """Write a model on rank 0; return why it failed, on all ranks, or nothing."""
+        told = [""]
+        if self.engine.rank == 0:
+            try:
+                save_model(folder, weights, self.architecture, self.tokenizer)
+            except (OSError, SafetensorError) as error:
+                if isinstance(error, SafetensorError) and durable.error_number(error) is None:
+                    raise
+                told = [" ".join(str(error).split())]
+                print(f"{folder}: {told[0]}; training goes on", file=sys.stderr)
+                shutil.rmtree(folder, ignore_errors=True)  # what it holds may be what fills the disk
+        dist.broadcast_object_list(told)
+        return told[0]
