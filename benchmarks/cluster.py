@@ -30,6 +30,7 @@ SMALL = (
     "model.kv_channels=16",
     "model.ffn=96",
     "stage1.budget=6 steps",
+    "stage1.optim.warmup=2 steps",
     "stage1.evaluate_every=6 steps",
     "stage1.batch=8",
     "stage1.heldout_batches=1",

@@ -30,6 +30,9 @@ from tasks.doctor import AUTOMATIONS
 from tasks.services import LOOPBACK, RayHead, Service, answers, free_port
 from tasks.ui import mlflow_server
 
+_FOUR_STEPS = (
+    "optim: {warmup: 1 steps}, batch: 8, budget: 4 steps, evaluate_every: 4 steps, heldout_batches: 1"
+)
 SMALL = f"""
 extends: {CONFIGS}/pipeline/tiny
 name: small
@@ -37,13 +40,13 @@ sources: [people-daily, bbc-news, python-code]
 tokenizer: {{vocab_size: 4000, train_characters: 300000}}
 mixture: {{stage1: 20k tokens, stage2: 20k tokens, heldout: 8k tokens}}
 model: {{d_model: 32, num_heads: 2, kv_channels: 16, ffn: 96}}
-stage1: {{batch: 8, budget: 4 steps, evaluate_every: 4 steps, heldout_batches: 1, data: {{length: 64}}}}
-stage2: {{batch: 8, budget: 4 steps, evaluate_every: 4 steps, heldout_batches: 1, data: {{length: 64}}}}
-stage3: {{batch: 8, budget: 4 steps, evaluate_every: 4 steps, heldout_batches: 1}}
+stage1: {{{_FOUR_STEPS}, data: {{length: 64}}}}
+stage2: {{{_FOUR_STEPS}, data: {{length: 64}}}}
+stage3: {{{_FOUR_STEPS}}}
 flan: {{tasks: [translate-zh-en, translate-en-zh]}}
 experts:
   folder: experts
-  train: {{batch: 8, budget: 4 steps, evaluate_every: 4 steps, heldout_batches: 1}}
+  train: {{{_FOUR_STEPS}}}
 evaluate: [stage3]
 benchmarks: [translate-zh-en]
 """

@@ -1,8 +1,9 @@
 """Types of the numbers in recipes and runtimes: each has a meaning, a range and, where it counts, a unit.
 
 Owns these types; every numeric field of `openba.recipes` is of one of them, which
-`tests/recipes/test_numbers.py` checks. Bounds are what a meaning allows (a share is at most 1), or far beyond any use and below what
-overflows (a batch of 16 million). NaN, infinities, booleans and numbers in quotes are never allowed.
+`tests/recipes/test_numbers.py` checks. Bounds are what a meaning allows (a share is at most 1), or far beyond
+any use and below what overflows (a batch of 16 million). NaN, infinities, booleans and numbers in quotes are
+never allowed.
 """
 
 from __future__ import annotations

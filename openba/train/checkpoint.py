@@ -2,7 +2,7 @@
 
     checkpoints/step-000120/rank-00000.safetensors  a worker's share
     checkpoints/step-000120/logs.json               the stage's logs up to this step (`log.py`)
-    checkpoints/step-000120/COMMITTED               step, numbers, sizes and digests of all files; written last
+    checkpoints/step-000120/COMMITTED               step, numbers, sizes and digests of files; last
 
 Every byte is covered by a digest, the marker's by its own. While a checkpoint is staged in `step-000120.tmp`,
 `rank-00000.json` tells rank 0 the digest of a share; it is deleted before the commit.
