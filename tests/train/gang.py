@@ -12,6 +12,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from deepspeed.comm import comm
 
 from benchmarks import gang_worker
 from benchmarks.gang_worker import Trainer, run_stage
@@ -100,18 +101,18 @@ def reduced(build: Build) -> list[tuple[str, int]]:
     """Dtype and elements of what the workers reduce in the backward pass of a step, scalars left out."""
     trainer, seen = Trainer(build), []
 
-    def watched(name: str) -> Any:
-        reduce = getattr(dist, name)
-
+    def watched(reduce: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
             tensors = [each for each in (*arguments, *options.values()) if isinstance(each, torch.Tensor)]
             seen.extend((str(each.dtype), each.numel()) for each in tensors[-1:] if each.numel() > 64)
             return reduce(*arguments, **options)
 
-        return mock.patch.object(dist, name, call)
+        return call
 
+    # DeepSpeed looks the first two up when it reduces, the last one, of ZeRO 3, when it is loaded.
+    places = [(dist, "all_reduce"), (dist, "reduce"), (comm.cdb, "reduce_scatter_function")]
     with contextlib.ExitStack() as stack:
-        for name in ("all_reduce", "reduce", "reduce_scatter", "reduce_scatter_tensor"):
-            stack.enter_context(watched(name))
+        for owner, name in places:
+            stack.enter_context(mock.patch.object(owner, name, watched(getattr(owner, name))))
         trainer.step(0)
     return seen
