@@ -12,7 +12,7 @@ import typer
 from benchmarks.figure import circumstances
 from openba.errors import UserError
 
-GROUPS = ("data", "eval", "model", "ner", "operations", "quality", "serving", "story", "train")
+GROUPS = ("data", "eval", "model", "ner", "operations", "quality", "serving", "soak", "story", "train")
 """A module of this package each, with a function `figures`."""
 
 

@@ -117,6 +117,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
         "resumed": runs.interrupted("killed"),
         "damaged": runs.interrupted("damaged"),
         "all-skipped": runs.job("all-skipped", skip_loss_above=1.0, precision="bf16", budget="2 steps"),
+        "extremes": extremes(runs),
         "skip": runs.job("skip", do="skip_a_step"),
         "skip-zero2": runs.job("skip-zero2", do="skip_a_step", runtime={"zero_stage": 2, "micro_batch": 2}),
         **{
@@ -180,6 +181,28 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
     again = {name: runs.interrupted(name) for name in ("again", "again-damaged")}
     runs.facts |= gangs.results(root, {"again": (2, again)})
     return runs
+
+
+def extremes(runs: Runs) -> dict[str, Any]:
+    """A run with the least and the greatest values that the types of its numbers allow."""
+    never = 10**12
+    return runs.job(
+        "extremes",
+        optim={
+            "lr": 1e-3, "min_lr": 0, "warmup": 4, "clip": 0, "weight_decay": 0, "beta1": 0, "beta2": 0,
+            "decay": never,
+        },
+        skip_loss_above=1e300,
+        skip_loss_sigma=1e300,
+        heldout_batches=2**24,
+        evaluate_every=never,
+        keep_every=never,
+        seed=2**31 - 1,
+        runtime={
+            "micro_batch": 2**24, "checkpoint_every": never, "compare_every": never, "log_every": never,
+            "profile_after": never, "keep_checkpoints": 2**24, "stall_seconds": 1e7, "max_failures": 0,
+        },
+    )  # fmt: skip
 
 
 def twenty(runs: Runs, name: str, steps: int = 20, **options: Any) -> dict[str, Any]:

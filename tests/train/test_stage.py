@@ -36,6 +36,13 @@ def test_the_output_is_a_model_and_its_logs(runs: Any) -> None:
     assert loaded.architecture == step.model.architecture(4103)
 
 
+def test_the_extremes_of_the_recipe_numbers_run(runs: Any) -> None:
+    """What `tests/recipes/test_numbers.py` accepts is no promise until it has run."""
+    facts = runs.facts["extremes"]
+    assert (facts["steps"], facts["skipped_steps"]) == (4, 0)
+    assert facts["heldout_loss"] < facts["heldout"][0]["loss"]
+
+
 def test_facts_add_up(runs: Any) -> None:
     facts, rows = runs.facts["reference"], runs.rows("reference")
     step = TrainStep.model_validate(runs.job("x")["recipe"])
