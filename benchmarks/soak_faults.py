@@ -248,5 +248,5 @@ def _command(process: psutil.Process) -> str:
 
 def _mount(folder: Path) -> bool:
     folder.mkdir(parents=True)
-    command = ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", folder]
+    command = ["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", str(folder)]
     return subprocess.run(command, capture_output=True).returncode == 0
