@@ -70,7 +70,7 @@ def test_events_and_attempts_are_counted_from_zero(tmp_path: Path) -> None:
     assert [found["openba_events", event] for event in ("skipped", "rolled back", "save failed")] == [0, 0, 0]
     assert found["openba_attempts", ""] == 0
     leave(tmp_path, EVENTS, {"event": "skipped", "step": 1}, {"event": "skipped", "step": 2})
-    leave(tmp_path, ATTEMPTS, {"time": 0.0, "seconds": 1.0}, {"time": 5.0})
+    leave(tmp_path, ATTEMPTS, {"from": 0, "time": 0.0, "seconds": 1.0}, {"from": 0, "time": 5.0})
     found = told(tmp_path)
     assert (found["openba_events", "skipped"], found["openba_attempts", ""]) == (2, 2)
 
