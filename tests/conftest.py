@@ -43,6 +43,7 @@ SLOW = (
     "tests/train/test_parallel.py",
     "tests/train/test_stage.py",
     "tests/serve",
+    "tests/infra/test_backup.py",
     "tests/infra/test_programs.py",
     "tests/infra/test_services.py",
     "tests/tasks/test_clean.py",

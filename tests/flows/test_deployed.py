@@ -1,0 +1,30 @@
+"""A deployed flow's home: named by the worker's environment, never the worker's temporary folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from flows.deployed import _home
+from openba.errors import UserError
+
+
+@pytest.mark.parametrize("given", [None, "", "state"])
+def test_a_deployed_flow_asks_for_an_absolute_home(
+    given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "any")
+    monkeypatch.delenv("OPENBA_HOME", raising=False)
+    if given is not None:
+        monkeypatch.setenv("OPENBA_HOME", given)
+    with pytest.raises(UserError, match="absolute path in the environment of the Prefect worker"):
+        _home()
+    monkeypatch.delenv("PREFECT__RUNTIME__DEPLOYMENT__ID")
+    assert _home().root.is_absolute()
+
+
+def test_a_deployed_flow_takes_an_absolute_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "any")
+    monkeypatch.setenv("OPENBA_HOME", str(tmp_path))
+    assert _home().root == tmp_path
