@@ -111,7 +111,7 @@ class Shelf:
             items = [
                 dict.fromkeys(SAMPLES.names)
                 | {"id": str(i), "category": "", "input": "?", "target": "a", "references": ["a"],
-                   "output": "a" if i < right else "b", "attempts": [],
+                   "output": "a" if i < right else "b", "attempts": [], "choices": [],
                    "cut": False, "unfinished": False, "examples_left_out": 0}
                 for i in range(ITEMS)
             ]  # fmt: skip
