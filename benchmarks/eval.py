@@ -231,14 +231,14 @@ def _throughput() -> Iterator[Figure]:
 def _own_command(python: str, root: Path, rows: list[dict[str, Any]], ours: list[float]) -> Figure:
     """lm-eval's plain command with our model and our MMLU as its task, against the same questions' scores."""
     recipe = _recipe("mmlu", _CHOICES["mmlu"]).model_copy(update={"items": OF_ITS_COMMAND})
-    (file,) = harness.export(root / "tasks", {"mmlu": recipe})
+    (file,), _ = harness.export(root / "tasks", {"mmlu": recipe})
     command = [str(Path(python).with_name("lm_eval")), "--model", "openba"]
     command += ["--model_args", f"pretrained={root / 'model'}", "--include_path", str(root / "tasks")]
     command += ["--tasks", str(file), "--output_path", str(root / "told")]
     subprocess.run(command, cwd=root, env=_environment(root), capture_output=True, check=True)
     told = json.loads(next((root / "told").rglob("results_*.json")).read_text(encoding="utf-8"))
     right = [rows[i]["choices"][_best(ours, i)] == rows[i]["target"] for i in range(OF_ITS_COMMAND)]
-    apart = abs(told["results"]["openba_mmlu"]["acc,none"] - sum(right) / len(right))
+    apart = abs(told["results"]["openba_mmlu"]["accuracy,none"] - sum(right) / len(right))
     name = f"lm_eval --model openba --include_path, {OF_ITS_COMMAND} questions: accuracy apart from ours"
     return Figure(name, round(100 * apart, 4), "points", 0.0)
 

@@ -59,24 +59,50 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def compare(one: Path, other: Path, as_json: Json = False) -> None:
-    """Scores of two evaluations, their difference and its standard error."""
-    from openba.evaluate.compare import compare as look
+def compare(
+    folders: Annotated[list[Path], typer.Argument(help="Folders of evaluations; others against the first.")],
+    page: Annotated[Path | None, typer.Option(help="Write answers side by side to this HTML file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Scores of two or more evaluations: differences, their 95 % interval, and whether they are chance."""
+    from openba.evaluate.compare import compare as rows_of
+    from openba.report.differences import write_differences
 
-    rows = look(one, other)
+    if len(folders) < 2:
+        raise UserError("compare: give two folders or more, such as `openba compare results/a results/b`")
+    tables = {str(other): rows_of(folders[0], other) for other in folders[1:]}
+    written = write_differences(page, folders) if page is not None else None
     if as_json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print(json.dumps(next(iter(tables.values())) if len(tables) == 1 else tables, ensure_ascii=False))
         return
-    table = Table(
-        "benchmark", "metric", str(one), str(other), "difference", "stderr", "n", "differs", box=None
-    )
+    for other, rows in tables.items():
+        console.print(_comparison(str(folders[0]), other, rows))
+        for row in rows:
+            if row["notes"]:
+                console.print(f"{row['benchmark']}: {'; '.join(row['notes'])}", markup=False)
+    if written is not None:
+        console.print(str(written), markup=False)
+
+
+def _comparison(one: str, other: str, rows: list[dict[str, Any]]) -> Table:
+    heads = ("benchmark", "metric", one, other, "difference", "95 % interval", "p", "test", "n", "differs")
+    table = Table(*heads, box=None)
     for row in rows:
-        found = row["one"] or row["other"] or {}
+        score = row["one"] or row["other"] or {}
         cells = [f"{row[side]['score']:.2f}" if row[side] else "not run" for side in ("one", "other")]
-        apart = [f"{row[key]:+.2f}" if key in row else "" for key in ("difference", "stderr")]
-        odd = ", ".join(row.get("changed", []))
-        table.add_row(row["benchmark"], found.get("metric", ""), *cells, *apart, str(found.get("n", "")), odd)
-    console.print(table)
+        tested = ["", "", "", ""]
+        if "difference" in row:
+            worse_or_better = " (less is better)" if row["lower_is_better"] else ""
+            tested = [
+                f"{row['difference']:+.2f}{worse_or_better}",
+                "{:+.2f} to {:+.2f}".format(*row["interval"]),
+                "" if row["p"] is None else f"{row['p']:.3g}",
+                row["test"],
+            ]
+        count = str(row.get("items") or score.get("n", ""))
+        differs = ", ".join(row.get("changed", []))
+        table.add_row(row["benchmark"], score.get("metric", ""), *cells, *tested, count, differs)
+    return table
 
 
 def judge(

@@ -144,12 +144,17 @@ def _worse(found: Evidence, against: Against, gate: GateConfig) -> Iterator[str]
                 f"{row['benchmark']}: difference to {champion} is {row['difference']}, its standard error "
                 f"{row['stderr']}"
             )
-        elif row["difference"] < -gate.standard_errors * row["stderr"]:
+        elif _gain(row) < -gate.standard_errors * row["stderr"]:
             yield (
                 f"{row['benchmark']}: {row['other']['metric']} {row['other']['score']:.2f}, {champion} "
                 f"{row['one']['score']:.2f}; {gate.standard_errors:g} standard errors "
                 f"are {gate.standard_errors * row['stderr']:.2f}"
             )
+
+
+def _gain(row: dict[str, Any]) -> float:
+    """How much better the candidate's score is; of perplexity and the like less is better."""
+    return -row["difference"] if row.get("lower_is_better") else row["difference"]
 
 
 def _contaminated(found: Evidence, limit: float, trained_on: tuple[str, ...]) -> Iterator[str]:

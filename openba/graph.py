@@ -39,7 +39,7 @@ CORPUS = Kind("openba.data.clean.corpus:build", "5", resumable=True)
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
 MIXTURE = Kind("openba.data.mixture:build", "2")
 CONTAMINATION = Kind("openba.data.contamination:build", "1")
-TASK = Kind("openba.data.tasks:build", "4")
+TASK = Kind("openba.data.tasks:build", "5")
 INSTRUCT = Kind("openba.data.instruct:build", "3")
 TRAIN = Kind(
     "openba.train.stage:build", "7", place="gang", resumable=True, scratch=("checkpoints", "heartbeat")

@@ -261,10 +261,10 @@ def _options(fields: Fields, options: Options, where: str) -> Fields:
     letters = list(ascii_uppercase[: len(texts)])
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
         right = answer
+    elif answer in letters:  # before the texts: an option may read "C" itself
+        right = letters.index(answer)
     elif answer in texts:
         right = texts.index(answer)
-    elif answer in letters:
-        right = letters.index(answer)
     else:
         raise UserError(
             f"{where}: record {fields['id']}: {options.answer} {answer!r:.60} is none of its "

@@ -37,6 +37,7 @@ _SUFFIXES = {
     "jsonl": (".jsonl", ".jsonl.gz"),
     "text": (".txt",),
     "bio": (".txt", ".bio", ".conll"),
+    "exam": (".csv", ".jsonl", ".jsonl.gz"),
 }
 _TAG = re.compile(r"O|[BI]-\S+")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
@@ -124,7 +124,8 @@ class Rendered:
             turn = self.recipe.templates[pair["template"]]
             text, turns = pair["input"], []
             if turn.shots:
-                examples = self._draw(pair["id"], int(self._asks[row]), turn.shots, pair["category"])
+                choose = self._first if turn.shots_from == "first" else self._draw
+                examples = choose(pair["id"], int(self._asks[row]), turn.shots, pair["category"])
                 position = few.index(turn)
                 drawn = [example[position] for example in examples]
                 turns = [*accumulate(map(len, drawn), initial=pair["at"])]
@@ -136,9 +137,7 @@ class Rendered:
         drawn: dict[int, tuple[str, ...]] = {}
         pool = self._pool.get(category, [])
         usable = [entry for entry in pool if entry[0] != asks] if len(pool) < 50 else pool
-        if not usable:
-            of = f" of {category}" if category else ""
-            raise UserError(f"{self.name}: no training record{of} is left to draw examples from; add records")
+        self._need(usable, category)
         for attempt in range(20 * shots):
             other, texts = usable[digest(f"shot {self.recipe.seed} {attempt}", identifier) % len(usable)]
             if other != asks:
@@ -146,6 +145,18 @@ class Rendered:
             if len(drawn) == shots:
                 break
         return list(drawn.values())
+
+    def _first(self, identifier: str, asks: int, shots: int, category: str) -> list[tuple[str, ...]]:
+        """The category's first training records, but for one that asks what the pair asks."""
+        del identifier  # the same examples whatever the record
+        usable = [texts for other, texts in self._pool.get(category, [])[:shots] if other != asks]
+        self._need(usable, category)
+        return usable
+
+    def _need(self, usable: Sized, category: str) -> None:
+        if not usable:
+            of = f" of {category}" if category else ""
+            raise UserError(f"{self.name}: no training record{of} is left to draw examples from; add records")
 
 
 def sorted_out(seen: Seen, keep_heldout: bool = False) -> tuple[dict[Split, np.ndarray], Counter[str]]:
@@ -177,7 +188,9 @@ def spill(batches: Iterable[pa.RecordBatch], path: Path | None, schema: pa.Schem
     if path is None:
         return pa.Table.from_batches(batches, schema)
     iterator = iter(batches)
-    first = next(iterator)
+    first = next(iterator, None)
+    if first is None:
+        return pa.Table.from_batches([], schema)
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
         writer.write_batch(first)
         for batch in iterator:

@@ -21,7 +21,7 @@ import orjson
 import pyarrow as pa
 
 from openba.artifacts import Build
-from openba.data import files
+from openba.data import exams, files
 from openba.data.quarantine import QUARANTINE, Bad, Quarantine, Tell, refuse
 from openba.data.samples import READERS, Reader
 from openba.data.samples.locate import INSTALL
@@ -38,6 +38,9 @@ from openba.recipes.data import (
 
 _BATCH_DOCUMENTS = 1000
 _BATCH_CHARACTERS = 16 * 2**20  # a batch of books still fits in memory
+
+
+_READERS = {"jsonl": files.json_lines, "bio": files.tagged_sentences, "exam": exams.questions}
 
 
 class _Document(NamedTuple):
@@ -104,6 +107,22 @@ def outside_state(recipe: SourceRecipe) -> dict[str, Any]:
     return state if folder is None else {**state, **files.digest(files.below(folder))}
 
 
+def task_files(task: TaskRecipe) -> dict[str, Path]:
+    """Name -> local file of all that a task reads: its source's files and those beside it.
+
+    Raises:
+        UserError: a file is missing.
+    """
+    source: list[tuple[str, Path]] = []
+    if isinstance(task.source, FileSource):
+        source = files.find(task.source.path, task.source.adapter)
+    elif isinstance(task.source, HuggingFaceSource) and (folder := _local_folder(task.source)) is not None:
+        source = files.below(folder)
+    beside = [entry for template in task.beside.values() for entry in _beside(template)]
+    named = [(f"source/{name}", path) for name, path in source]
+    return dict(named + [(f"beside/{name}", path) for name, path in beside])
+
+
 def task_state(task: TaskRecipe) -> dict[str, Any]:
     """The same of a task: its source's, and that of the files beside it.
 
@@ -112,9 +131,12 @@ def task_state(task: TaskRecipe) -> dict[str, Any]:
     """
     state = outside_state(task.source)
     for field, template in task.beside.items():
-        found = files.find(re.sub(r"\{.*?\}", "*", template), "text")
-        state[f"beside.{field}"] = files.digest(found)
+        state[f"beside.{field}"] = files.digest(_beside(template))
     return state
+
+
+def _beside(template: str) -> list[tuple[str, Path]]:
+    return files.find(re.sub(r"\{.*?\}", "*", template), "text")
 
 
 def _batches(name: str, recipe: SourceRecipe, tell: Tell) -> Iterator[pa.RecordBatch]:
@@ -211,8 +233,7 @@ def _from_records(recipe: FileSource, tell: Tell) -> Iterator[_Document]:
         if recipe.adapter == "parquet":
             rows = files.parquet_rows(path, tell, partial(_fault_of_columns, recipe=recipe))
         else:
-            read = files.tagged_sentences if recipe.adapter == "bio" else files.json_lines
-            rows = read(path, tell)
+            rows = _READERS[recipe.adapter](path, tell)
         yield from _of_rows(rows, recipe, str(path), name, tell)
 
 

@@ -26,6 +26,8 @@ from openba.artifacts import Build
 from openba.data.fields import Fields, Text, derive, expand, kinds_of, need, parse
 from openba.data.identity import states_identity
 from openba.data.pairs import ANSWER, BATCH, RULES, SCHEMA, SPILLED, Pool, Rendered, Seen, digest, spill
+from openba.data.quarantine import refuse
+from openba.data.schema import SCHEMA as DOCUMENTS
 from openba.data.simple_talk import content_words
 from openba.data.sources import read
 from openba.errors import UserError
@@ -67,8 +69,15 @@ def build(build: Build) -> dict[str, Any]:
     """
     step: TaskStep = build.recipe
     scratch = build.out / "documents.arrow", build.out / "pairs.arrow"
-    documents = spill(read(step.name, step.task.source), scratch[0])
+    unreadable: list[str] = []
+    tell = refuse if step.task.broken == "refuse" else lambda bad: unreadable.append(str(bad))
+    documents = spill(read(step.name, step.task.source, tell), scratch[0], DOCUMENTS)
     rendered = render(step.task, documents, step.name, scratch[1])
+    if unreadable and not documents.num_rows:
+        raise UserError(f"task {step.name}: no record can be read; first: {unreadable[0]}")
+    if unreadable:
+        rendered.broken = [*unreadable, *rendered.broken][:_NAMED]
+        rendered.discarded = Counter(rendered.discarded) + Counter(broken=len(unreadable))
     samples: list[dict[str, str]] = []
     counts = {}
     told = {"discarded": rendered.discarded, "broken": rendered.broken}
@@ -170,7 +179,9 @@ def _pair_batches(
         for pair, heldout, rule in found:
             if pair.examples and not heldout and not rule:
                 # A heap of the lowest hashes, so negated.
-                entry = (-digest(f"pool {recipe.seed}", pair.id), len(seen.asks), pair.examples)
+                first = any(turn.shots_from == "first" for turn in recipe.templates)
+                rank = len(seen.asks) if first else digest(f"pool {recipe.seed}", pair.id)
+                entry = (-rank, len(seen.asks), pair.examples)
                 heap = pool.setdefault(pair.category, [])
                 (heapq.heappush if len(heap) < _POOL else heapq.heappushpop)(heap, entry)
             seen.asks.append(pair.asks)
@@ -189,10 +200,7 @@ def _ruled(
     recipe: TaskRecipe, outer: Fields, fields: Fields, where: str, discarded: Counter[str]
 ) -> Iterator[tuple[_Pair, bool, int]]:
     """A record's pairs, whether they are held out, and the rule that discards each by itself."""
-    heldout = _is_heldout(recipe, outer, where)
-    if heldout is None:
-        discarded["other_part"] += 1
-        return
+    heldout = bool(_is_heldout(recipe, outer, where))
     for pair in _pairs(recipe, fields, where, discarded):
         yield pair, heldout, RULES.index(_discard(recipe, pair, heldout, where))
 
@@ -236,6 +244,13 @@ def _records(
                 kinds |= kinds_of(record, recipe, where)
         labels = ", ".join(sorted(kinds))
     for outer in raw():
+        is_used = False
+        with _leaving_out(recipe, discarded, broken):
+            is_used = _is_heldout(recipe, outer, where) is not None
+            if not is_used:  # such as a split whose answers are not public
+                discarded["other_part"] += 1
+        if not is_used:
+            continue
         elements: list[Fields] = []
         with _leaving_out(recipe, discarded, broken):
             elements = list(expand(outer, recipe, where))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from openba.model.decoding import Session
 from openba.model.generate import continuation_losses, generate_ids, next_logits, start_tokens
 from openba.model.seq2seq import Seq2Seq
 from openba.recipes.evaluate import BenchmarkRecipe
+
+_NOT_FINITE = "not finite numbers; its weights are damaged or overflow in this precision"
 
 
 @dataclass
@@ -60,14 +63,23 @@ def answer(
         targets = [
             [*tokenizer.encode(row["target"])[: benchmark.max_new_tokens], tokenizer.eos] for row in rows
         ]
-        losses = continuation_losses(model, sources, targets, start)
-        return [Answer("", [sum(one), float(len(one))]) for one in losses]
+        losses = [sum(one) for one in continuation_losses(model, sources, targets, start)]
+        for row, loss in zip(rows, losses, strict=True):
+            if not isfinite(loss):
+                raise UserError(f"record {row['id']}: the loss of the right answer is {loss}, {_NOT_FINITE}")
+        return [Answer("", [loss, float(len(ids))]) for loss, ids in zip(losses, targets, strict=True)]
     scored = _letters if benchmark.method == "letters" else _choices
     choices = rows[0]["choices"]
     if not choices:
         raise UserError(f"record {rows[0]['id']} has no choices, so no method {benchmark.method!r}")
-    found = scored(model, tokenizer, list(sources), choices, start)
-    return [Answer(choices[scores.index(max(scores))], scores) for scores in found]
+    answers = []
+    for row, scores in zip(rows, scored(model, tokenizer, list(sources), choices, start), strict=True):
+        if not all(map(isfinite, scores)):  # the maximum of these would be the first choice
+            raise UserError(
+                f"record {row['id']}: the model's scores of the choices are {scores}, {_NOT_FINITE}"
+            )
+        answers.append(Answer(choices[scores.index(max(scores))], scores))
+    return answers
 
 
 def _letters(

@@ -6,10 +6,14 @@ model wrote which stands in the key only. No judgement is ever made here.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
+from io import StringIO
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
@@ -32,6 +36,9 @@ def write_sheet(
 ) -> Path:
     """Write `sheet.csv`, to be copied for each annotator, and `key.json`, to be kept from them.
 
+    The sheet is UTF-8 with a byte order mark, without which Excel takes it for the system's code page. A cell
+    that begins as a formula does gets an apostrophe, since spreadsheets run formulas of whoever wrote them.
+
     Args:
         one: folder of an evaluation, as `openba eval` writes it.
         other: another model's.
@@ -41,8 +48,13 @@ def write_sheet(
         seed: draws items and order.
 
     Raises:
-        UserError: a folder lacks the benchmark, or they share no item.
+        UserError: a folder lacks the benchmark, they share no item, or the folder has a sheet already.
     """
+    if existing := [path for path in (out / SHEET, out / KEY) if path.exists()]:
+        raise UserError(
+            f"{existing[0]}: is there already, perhaps filled in; it is not overwritten. Give another --out, "
+            "or move it away"
+        )
     found = [_texts(folder, benchmark) for folder in (one, other)]
     shared = [name for name in found[0] if name in found[1]]
     if not shared:
@@ -50,14 +62,15 @@ def write_sheet(
     drawn = sorted(shared, key=lambda name: xxhash.xxh3_64_intdigest(f"judge {seed} {name}".encode()))[:items]
     out.mkdir(parents=True, exist_ok=True)
     key: dict[str, list[str]] = {}
-    with (out / SHEET).open("w", encoding="utf-8", newline="") as file:
+    with (out / SHEET).open("w", encoding="utf-8-sig", newline="") as file:
         write = csv.writer(file)
         write.writerow(["item", "prompt", "text 1", "text 2", *ASPECTS])
         for number, name in enumerate(drawn, 1):
             turned = xxhash.xxh3_64_intdigest(f"order {seed} {name}".encode()) % 2
             sides = [(found[0][name], str(one)), (found[1][name], str(other))][:: -1 if turned else 1]
             key[str(number)] = [folder for _, folder in sides]
-            write.writerow([number, sides[0][0]["input"], *(row["output"] for row, _ in sides), "", ""])
+            texts = [sides[0][0]["input"], *(row["output"] for row, _ in sides)]
+            write.writerow([number, *map(_no_formula, texts), "", ""])
     (out / KEY).write_text(json.dumps({"one": str(one), "other": str(other), "order": key}), encoding="utf-8")
     return out / SHEET
 
@@ -87,13 +100,43 @@ def _texts(folder: Path, benchmark: str) -> dict[str, dict[str, Any]]:
     return {row["id"]: row for row in pq.read_table(path, columns=["id", "input", "output"]).to_pylist()}
 
 
+def _no_formula(text: str) -> str:
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _rows(sheet: Path) -> list[dict[str, str]]:
+    """Rows of a sheet as a spreadsheet saves it: UTF-8, UTF-16 or GBK; commas, semicolons or tabs.
+
+    Raises:
+        UserError: it is missing, in no such encoding, or lacks a column.
+    """
+    try:
+        content = sheet.read_bytes()
+    except OSError as error:
+        raise UserError(f"{sheet}: {error.strerror}; give the filled sheet") from None
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ("utf-16",) if is_utf16 else ("utf-8-sig", "gb18030"):
+        with suppress(UnicodeDecodeError):
+            text = content.decode(encoding)
+            break
+    else:
+        raise UserError(f"{sheet}: neither UTF-8 nor GBK; save it as CSV (UTF-8) and try again")
+    head = text.partition("\n")[0]
+    delimiter = max(",;\t", key=head.count)
+    rows = list(csv.DictReader(StringIO(text, newline=""), delimiter=delimiter))
+    columns = list(rows[0]) if rows else []
+    if missing := [name for name in ("item", *ASPECTS) if name not in columns]:
+        raise UserError(f"{sheet}: no column {missing[0]!r}; fill in a copy of the sheet and keep its head")
+    return rows
+
+
 def _filled(sheet: Path, order: dict[str, list[str]]) -> dict[str, list[str]]:
-    with sheet.open(encoding="utf-8-sig", newline="") as file:
-        rows = {row["item"]: row for row in csv.DictReader(file)}
+    rows = {(row["item"] or "").strip(): row for row in _rows(sheet)}
     said: dict[str, list[str]] = {aspect: [] for aspect in ASPECTS}
     for item in order:
         for aspect in ASPECTS:
             value = (rows.get(item, {}).get(aspect) or "").strip().lower()
+            value = unicodedata.normalize("NFKC", value)  # Chinese input methods write １
             if value not in CHOICES:
                 raise UserError(f"{sheet}: item {item}: {aspect} is {value!r}; write 1, 2 or tie")
             said[aspect].append(value)

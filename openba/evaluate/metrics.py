@@ -23,8 +23,6 @@ from openba.evaluate import (
 from openba.evaluate.answers import Answers, CorpusScore, Language, NotRunError, Scores, mean, resampled
 from openba.recipes.evaluate import Metric
 
-LOWER_IS_BETTER: frozenset[Metric] = frozenset({"perplexity", "repetition_2"})
-
 _OF_ITEMS: dict[Metric, Callable[[Answers], list[float]]] = {
     "accuracy": label_metrics.accuracy,
     "call_arguments": program_metrics.call_arguments,
@@ -115,11 +113,6 @@ def score_items(metrics: Sequence[Metric], answers: Answers) -> tuple[Scores, di
             values[metric] = of_items
     rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in scores.items()}
     return rounded, values
-
-
-def score_key(metric: Metric, k: Sequence[int] = (1,)) -> str:
-    """The key of a metric's value in the scores."""
-    return f"pass_at_{k[0]}" if metric == "pass_at_k" else metric
 
 
 def category_values(metric: Metric, answers: Answers) -> dict[str, float] | None:

@@ -23,10 +23,10 @@ from openba.errors import UserError
 from openba.evaluate.answers import Answers, mean
 from openba.evaluate.extraction import extract
 from openba.evaluate.grouping import Score, grouped
-from openba.evaluate.metrics import score_answers, score_items, score_key
+from openba.evaluate.metrics import score_answers, score_items
 from openba.evaluate.shards import SAMPLES, Job, Mapper, Part, divided, here, merged
 from openba.model.files import weights_folder
-from openba.recipes.evaluate import SCORING_VERSION, BenchmarkRecipe, EvaluateStep, Metric
+from openba.recipes.evaluate import SCORING_VERSION, BenchmarkRecipe, EvaluateStep, Metric, score_key
 
 
 def build(build: Build, mapper: Mapper = here) -> dict[str, Any]:

@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 import torch
 
 from openba.data.instruct import encode_fitting
+from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.evaluate.answering import answer
 from openba.model.files import load_model
+from openba.model.seq2seq import Seq2Seq
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
 
 SHARD = 512
@@ -98,24 +100,50 @@ class Worker:
         path = part.shard(number)
         if path.exists():
             return
-        rows = records(part)
-        found = [item for batch in divided(part)[number] for item in self._batch(part, rows, batch)]
+        rows, step = records(part), part.step
+        items: list[dict[str, Any]] = []
+        for batch in divided(part)[number]:
+            chosen = [rows[i] for i in batch]
+            found = answered(
+                self.model, self.tokenizer, chosen, part.benchmark, step.prefix, step.encoder_length
+            )
+            items += [{**item, "row": i} for i, item in zip(batch, found, strict=True)]
         partial = path.with_suffix(".partial")
-        pq.write_table(pa.Table.from_pylist(found, _SHARD), partial)
+        pq.write_table(pa.Table.from_pylist(items, _SHARD), partial)
         partial.replace(path)
 
-    def _batch(self, part: Part, rows: list[dict[str, Any]], chosen: list[int]) -> list[dict[str, Any]]:
-        mode, length = self.tokenizer.mode(part.step.prefix), part.step.encoder_length
-        mine = [rows[i] for i in chosen]
-        fitted = [encode_fitting(self.tokenizer, row["input"], row["turns"], length) for row in mine]
-        sources = [[mode, *ids[1:]] for ids, _, _ in fitted]
-        found = answer(self.model, self.tokenizer, sources, mine, part.benchmark)
-        return [
-            {key: row[key] for key in _KEPT}
-            | {"output": one.text, "scores": one.scores, "attempts": one.attempts}
-            | {"unfinished": one.unfinished, "examples_left_out": left_out, "cut": cut, "row": i}
-            for i, row, one, (_, left_out, cut) in zip(chosen, mine, found, fitted, strict=True)
-        ]
+
+def answered(
+    model: Seq2Seq,
+    tokenizer: Tokenizer,
+    rows: Sequence[dict[str, Any]],
+    benchmark: BenchmarkRecipe,
+    prefix: str,
+    length: int,
+) -> list[dict[str, Any]]:
+    """The items of one batch with their answers, in its order.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: the model's.
+        rows: one of `batches`.
+        benchmark: how to answer.
+        prefix: R, S or X, the mode token that each prompt begins with.
+        length: the most encoder ids; the oldest examples go first.
+
+    Raises:
+        UserError: see `answer`.
+    """
+    fitted = [encode_fitting(tokenizer, row["input"], row["turns"], length) for row in rows]
+    sources = [[tokenizer.mode(prefix), *ids[1:]] for ids, _, _ in fitted]
+    return [
+        {key: row[key] for key in _KEPT}
+        | {"output": one.text, "scores": one.scores, "attempts": one.attempts}
+        | {"unfinished": one.unfinished, "examples_left_out": left_out, "cut": cut}
+        for row, one, (_, left_out, cut) in zip(
+            rows, answer(model, tokenizer, sources, rows, benchmark), fitted, strict=True
+        )
+    ]
 
 
 def here(model: Path, jobs: Sequence[Job]) -> Iterator[tuple[int, str]]:
@@ -146,7 +174,7 @@ def divided(part: Part) -> list[list[list[int]]]:
     """Row numbers by shard and batch; batches do not depend on how large a shard is."""
     shards: list[list[list[int]]] = []
     room = 0
-    for batch in _batches(records(part), part.benchmark):
+    for batch in batches(records(part), part.benchmark):
         if room <= 0:
             shards.append([])
             room = part.size
@@ -167,7 +195,7 @@ def _records(path: Path, items: int | None) -> list[dict[str, Any]]:
     return pq.read_table(path).slice(0, items).to_pylist()
 
 
-def _batches(rows: list[dict[str, Any]], benchmark: BenchmarkRecipe) -> Iterator[list[int]]:
+def batches(rows: Sequence[dict[str, Any]], benchmark: BenchmarkRecipe) -> Iterator[list[int]]:
     """Rows of the same choices, prompts of like lengths together: less padding."""
     alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, row in enumerate(rows):

@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, Config, ConfigError, load
 from openba.data import tasks
+from openba.data.sources import task_files, task_state
 from openba.errors import UserError
 from openba.evaluate.results import RESULTS
 from openba.evaluate.run import evaluated
 from openba.evaluate.shards import Mapper, Part, here
 from openba.model.files import load_architecture
 from openba.recipes.data import TaskStep
-from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep, SuiteRecipe
+from openba.recipes.evaluate import SCORING_VERSION, BenchmarkRecipe, EvaluateStep, SuiteRecipe
 
 DATA = "data/eval/"
 """What the paths of the paper's benchmarks begin with."""
@@ -41,15 +42,27 @@ def chosen(
         overrides: `key.path=value`, for every benchmark.
 
     Raises:
-        ConfigError: there is no such file, or it is no benchmark.
+        ConfigError: there is no such file, it is no benchmark, or two different ones have one name.
     """
-    found: dict[str, BenchmarkRecipe] = {}
+    recipes: dict[str, BenchmarkRecipe] = {}
+    origins: dict[str, str] = {}
+
+    def add(name: str, recipe: BenchmarkRecipe, origin: str) -> None:
+        if name in recipes and recipes[name] != recipe:
+            raise ConfigError(
+                f"{origin}: another benchmark {name!r} is already chosen ({origins[name]}); results are kept "
+                "by this name, so rename one of the files"
+            )
+        recipes[name] = recipe
+        origins[name] = origin
+
     for suite in suites:
-        found |= load(_file("suite", suite), SuiteRecipe).benchmarks
+        for name, recipe in load(_file("suite", suite), SuiteRecipe).benchmarks.items():
+            add(name, recipe, f"suite {suite}")
     for name in names:
         file = _file("benchmark", name)
-        found[file.stem] = Config.read(file).validate(BenchmarkRecipe)
-    return {name: _changed(recipe, data, overrides or []) for name, recipe in found.items()}
+        add(file.stem, Config.read(file).validate(BenchmarkRecipe), str(file))
+    return {name: _changed(recipe, data, overrides or []) for name, recipe in recipes.items()}
 
 
 def run_suite(
@@ -71,6 +84,7 @@ def run_suite(
     """
     out.mkdir(parents=True, exist_ok=True)
     length = load_architecture(model).max_seq_length
+    weights = folder_digests(model)
     results: dict[str, Result] = {}
 
     def done(name: str, result: Result) -> None:
@@ -85,7 +99,7 @@ def run_suite(
             {"benchmarks": {name: benchmark}, "encoder_length": length, "prefix": prefix}
         )
         try:
-            found = _prepared(model, name, step, out)
+            found = _prepared(weights, name, step, out)
         except UserError as error:
             found = {"error": str(error)}
         if isinstance(found, Part):
@@ -99,11 +113,20 @@ def run_suite(
     return {name: results[name] for name in benchmarks}
 
 
-def _prepared(model: Path, name: str, step: EvaluateStep, out: Path) -> Part | Result:
-    """A benchmark with its records rendered, or its result on the same recipe, weights and data."""
-    from openba.data.sources import task_state
+def _prepared(weights: dict[str, str], name: str, step: EvaluateStep, out: Path) -> Part | Result:
+    """A benchmark with its records rendered, or its result on the same recipe, weights and data.
 
-    state = [step.model_dump(mode="json"), task_state(step.benchmarks[name].task), *_weights(model)]
+    The key is made of contents alone: two models of one shape differ in nothing else (lm-eval issue 4063).
+    """
+    benchmark = step.benchmarks[name]
+    state = {
+        "scoring": SCORING_VERSION,
+        "step": step.model_dump(mode="json"),
+        "model": weights,
+        "source": task_state(benchmark.task),
+        "data": {file: digest_of(path) for file, path in task_files(benchmark.task).items()},
+        "models": {metric: folder_digests(Path(folder)) for metric, folder in benchmark.models.items()},
+    }
     key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
     path, work = out / f"{name}.json", out / "work" / f"{name}-{key}"
     if path.is_file() and (known := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
@@ -125,10 +148,19 @@ def _kept(part: Part, out: Path, result: Result) -> Result:
     return result
 
 
-def _weights(model: Path) -> Iterator[list[Any]]:
-    for file in sorted(model.glob("*.safetensors")):
-        status = file.stat()
-        yield [file.name, status.st_size, status.st_mtime_ns]
+def folder_digests(folder: Path) -> dict[str, str]:
+    """Name -> digest of each file of a model's folder: weights, configuration and tokenizer.
+
+    Folders in it, hidden files and Markdown, such as a model card, say nothing about its answers.
+    """
+    files = (path for path in sorted(folder.glob("*")) if path.is_file())
+    return {f.name: digest_of(f) for f in files if f.suffix != ".md" and not f.name.startswith(".")}
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's contents, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _changed(recipe: BenchmarkRecipe, data: Path | None, overrides: list[str]) -> BenchmarkRecipe:

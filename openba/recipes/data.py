@@ -72,9 +72,12 @@ class PackageSource(_Source):
 
 
 class FileSource(_Source):
-    """Local Parquet, JSON lines (`.jsonl`, `.jsonl.gz`), plain text or BIO tags (`.txt`, `.bio`,...)."""
+    """Local Parquet, JSON lines (`.jsonl`, `.jsonl.gz`), plain text, BIO tags (`.txt`, `.bio`,...) or exams.
 
-    adapter: Literal["parquet", "jsonl", "text", "bio"]
+    `exam`: questions with options as MMLU, CMMLU and C-Eval publish them, CSV files, or as JSON lines.
+    """
+
+    adapter: Literal["parquet", "jsonl", "text", "bio", "exam"]
     path: str
     """A file, a folder or a glob; relative to the working directory (into `configs/`: or as shipped)."""
     text_field: str | None = "text"
@@ -203,6 +206,9 @@ class Turn(Recipe):
     """Template of the decoder text."""
     shots: CountOrNone = 0
     """So many solved examples, drawn by the task's seed from records of the training part."""
+    shots_from: Literal["drawn", "first"] = "drawn"
+    """`drawn`: each record has its own examples, drawn by its id. `first`: all records of a category have the
+    same ones in the same order, the category's first training records (the release, MMLU, CMMLU, C-Eval)."""
     example: str | None = None
     """Template of one solved example."""
     starts: str | None = None
@@ -220,6 +226,8 @@ class Turn(Recipe):
     def _examples(self) -> Turn:
         if not (self.shots > 0) == (self.example is not None) == ("{examples}" in self.input):
             raise ValueError("shots, example and {examples} in the input go together")
+        if self.shots_from == "first" and not self.shots:
+            raise ValueError("shots_from says which examples; it needs shots")
         if self.shots and self.starts:
             raise ValueError("examples are drawn (shots) or stand in the input (starts), not both")
         return self
@@ -231,7 +239,8 @@ class Options(Recipe):
     of: tuple[str, ...]
     """The field that holds the list, or one field for each option."""
     answer: str
-    """The field with the right one: its position from 0, its letter or its text."""
+    """The field with the right one: its position from 0, its letter or its text. A letter names its option
+    even where another option's text is that letter."""
 
 
 class Joined(Recipe):

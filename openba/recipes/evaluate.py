@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -56,11 +56,26 @@ EXTRACTORS = ("text", "letter", "answer", "short_answer", "code")
 SCORING_VERSION = "5"
 """Raised when answers or scores change under the same declaration; part of every evaluation's identity."""
 
+LOWER_IS_BETTER: frozenset[Metric] = frozenset({"perplexity", "repetition_2"})
+
+MEANS_OF_ITEMS: frozenset[Metric] = frozenset(
+    {
+        "accuracy", "call_arguments", "exact_match", "normalised_match", "pass_at_k", "python_syntax",
+        "repetition_2", "rouge_1", "rouge_2", "rouge_l", "sim", "token_f1",
+    }
+)  # fmt: skip
+"""Metrics that give each item 0 to 1, its verdict."""
+
 _WRITTEN: tuple[Metric, ...] = (
     "bleu", "bleu_2", "call_arguments", "chrf", "distinct_2", "entity_f1", "mauve", "pass_at_k",
     "python_syntax", "repetition_2", "rouge_1", "rouge_2", "rouge_l", "sim",
 )  # fmt: skip
 """Metrics of text that a model writes, which no choice among given answers has."""
+
+
+def score_key(metric: Metric, k: Sequence[int] = (1,)) -> str:
+    """The key of a metric's value in the scores."""
+    return f"pass_at_{k[0]}" if metric == "pass_at_k" else metric
 
 
 class PaperValue(Recipe):

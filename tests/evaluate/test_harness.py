@@ -8,6 +8,7 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -16,10 +17,12 @@ from openba.data.instruct import encode_input
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.evaluate import harness
-from openba.evaluate.suite import chosen
+from openba.evaluate.run import judged
+from openba.evaluate.suite import chosen, run_suite
 from openba.model.files import save_model
 from openba.model.generate import continuation_losses, generate_ids, start_tokens
 from openba.model.model import OpenBAModel
+from openba.recipes.evaluate import MEANS_OF_ITEMS, BenchmarkRecipe
 from openba.recipes.model import ModelRecipe
 
 torch.set_num_threads(1)
@@ -87,24 +90,118 @@ def _name(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> str:
 
 _TaskLoader.add_constructor("!function", _name)
 
+EXPORTED = {
+    "mmlu": ("eval_mmlu", "letters"),
+    "cmmlu-5shot": ("eval_cmmlu", "letters, an answer prefix and examples that do not all fit"),
+    "ceval": ("eval_ceval", "an average over categories"),
+    "superglue-copa": ("eval_superglue/COPA/val.jsonl", "choices"),
+    "superglue-multirc": ("eval_superglue/MultiRC/val.jsonl", "F1 and whole questions"),
+    "mmlu-cot": ("eval_mmlu", "a letter read out of text"),
+    "bbh": ("eval_bbh/bbh/*.json", "a short answer and an average"),
+    "superglue-record": ("eval_superglue/ReCoRD/train.jsonl", "several right answers"),
+    "ner-mit-movie": ("ner_mit/movie_trivia10k13/*.jsonl", "entities"),
+    "flores-en-zh": ("eval_flores_zh_en/dev.jsonl", "BLEU"),
+}
+
+
+def recipes(shared: Path) -> dict[str, BenchmarkRecipe]:
+    found: dict[str, BenchmarkRecipe] = {}
+    for name, (path, _) in EXPORTED.items():
+        source = f"task.source.path={shared / 'data' / path}"
+        found |= chosen([], [name], None, ["items=16", "max_new_tokens=6", source])
+    return found
+
 
 def test_a_benchmark_becomes_a_task_of_its_form(shared: Path, tmp_path: Path) -> None:
-    paths = {"mmlu": "eval_mmlu/*.jsonl", "flores-en-zh": "eval_flores_zh_en/dev.jsonl"}
-    for name, path in paths.items():
-        benchmarks = chosen([], [name], None, ["items=30", f"task.source.path={shared / 'data' / path}"])
-        (file,) = harness.export(tmp_path, benchmarks)
+    files, refused = harness.export(tmp_path, recipes(shared))
+    assert not refused
+    for name, file in zip(EXPORTED, files, strict=True):
         task = yaml.load(file.read_text(encoding="utf-8"), _TaskLoader)
         assert task["doc_to_text"] == harness.PROMPT
         lines = Path(task["dataset_kwargs"]["data_files"]["test"]).read_text(encoding="utf-8").splitlines()
         items = [json.loads(line) for line in lines]
-        assert len(items) == 30
+        assert len(items) == 16
         assert task["task"] == f"openba_{name}"
-        if name == "mmlu":
-            assert task["output_type"] == "multiple_choice"
+        if task["output_type"] == "multiple_choice":
             assert all(item["choices"][item["gold"]] == item["target"] for item in items)
-        else:
-            assert task["output_type"] == "generate_until"
-            assert [row["metric"] for row in task["metric_list"]] == ["bleu", "chrf"]
+    assert [row["metric"] for row in task["metric_list"]] == ["bleu", "chrf"]
+
+
+def test_what_a_task_cannot_say_is_refused_by_name_and_the_rest_exported(
+    shared: Path, tmp_path: Path
+) -> None:
+    path = f"task.source.path={shared / 'data' / 'eval_qqp' / 'valid.jsonl'}"
+    asked = chosen([], ["belebele-zh-hans"], tmp_path)  # no data there
+    asked |= chosen([], ["qqp"], None, [path, "items=4"])
+    humaneval = chosen([], ["humaneval"])["humaneval"]
+    asked["humaneval"] = humaneval.model_copy(update={"attempts": 20})
+    files, refused = harness.export(tmp_path / "tasks", asked)
+    assert [file.name for file in files] == ["openba_qqp.yaml"]
+    assert set(refused) == {"belebele-zh-hans", "humaneval", "qqp: mauve", "qqp: sim"}
+    assert "no such file" in refused["belebele-zh-hans"]
+    assert "lm-eval asks once" in refused["humaneval"]
+
+
+@pytest.mark.skipif(not find_spec("lm_eval"), reason="lm-eval is not installed")
+@pytest.mark.timeout(900)
+def test_lm_eval_gives_the_native_verdicts(
+    scorer: harness.Scorer, shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    from lm_eval import simple_evaluate
+
+    benchmarks = recipes(shared)
+    files, _ = harness.export(tmp_path / "tasks", benchmarks)
+    folder = scorer.folder
+    native = run_suite(folder, benchmarks, tmp_path / "out")
+    tasks = [str(file) for file in files]
+    lm = harness.register()(pretrained=str(folder))
+    theirs = simple_evaluate(model=lm, tasks=tasks, log_samples=True, bootstrap_iters=0)
+    for name, benchmark in benchmarks.items():
+        rows = {row["id"]: row for row in pq.read_table(tmp_path / "out" / f"{name}.parquet").to_pylist()}
+        samples = theirs["samples"][f"openba_{name}"]
+        first = benchmark.metrics[0]
+        assert len(samples) == len(rows) == 16
+        for sample in samples:
+            row = rows[sample["doc"]["id"]]
+            if row["verdict"] is None:
+                assert sample[first]["output"] == row["output"]
+            else:
+                assert sample[first] == pytest.approx(row["verdict"]), name
+        scores = theirs["results"][f"openba_{name}"]
+        for metric in (*benchmark.metrics, *(["average"] if benchmark.average == "category" else [])):
+            factor = 100 if metric in MEANS_OF_ITEMS or metric == "average" else 1
+            assert factor * scores[f"{metric},none"] == pytest.approx(
+                native[name]["scores"][metric], abs=0.01
+            )
+
+
+@pytest.mark.skipif(not find_spec("lm_eval"), reason="lm-eval is not installed")
+def test_answers_right_and_wrong_get_the_same_verdict_in_both(shared: Path, tmp_path: Path) -> None:
+    """What a model of random weights cannot show: answers in many forms, half of them right."""
+    from openba.evaluate import harness_model
+
+    forms = ["{}", "The answer is {}.", "So the answer is ({}).", "I do not know. {}\nQuestion: no", ""]
+    benchmarks = {name: one for name, one in recipes(shared).items() if one.method == "generate"}
+    files, _ = harness.export(tmp_path, benchmarks)
+    for file, (name, benchmark) in zip(files, benchmarks.items(), strict=True):
+        lines = file.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
+        items = [json.loads(line) for line in lines]
+        outputs = [forms[i % len(forms)].format(item["target"]) for i, item in enumerate(items)]
+        common = {"scores": [], "attempts": [], "examples_left_out": 0, "cut": False, "unfinished": False}
+        answered = [{**item, **common, "output": text} for item, text in zip(items, outputs, strict=True)]
+        scores = judged(benchmark, answered, 0)["scores"]
+        verdicts = [
+            harness_model.process_results(item, [text]) for item, text in zip(items, outputs, strict=True)
+        ]
+        for metric in benchmark.metrics:
+            found = [verdict[metric] for verdict in verdicts]
+            if metric in MEANS_OF_ITEMS:
+                assert 100 * sum(found) / len(found) == pytest.approx(scores[metric], abs=1e-3)
+                assert 0 < sum(found) < len(found), name
+            else:
+                aggregate = getattr(harness_model, f"aggregate_{metric}")
+                assert aggregate(found) == pytest.approx(scores[metric], abs=1e-3)
 
 
 def test_without_lm_eval_it_is_said_how_to_get_it() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -272,3 +274,73 @@ def test_an_eleventh_benchmark_is_one_file_and_what_goes_wrong_is_counted(
     assert not rows["plain"]["cut"]
     silent = [{**row, "output": "", "unfinished": False, "cut": False} for row in rows.values()]
     assert run.judged(chosen["capitals"], silent, 0)["counts"] == {"empty answers": 3}
+
+
+def test_a_result_is_kept_by_contents_and_not_by_times(
+    inputs: dict[str, Path], shared: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(inputs["model"] / "model", tmp_path / "one")
+    shutil.copytree(inputs["model"] / "model", tmp_path / "other")
+    model, tokenizer = load_model(tmp_path / "other")
+    weights = {name: tensor.flip(0) for name, tensor in model.state_dict().items()}
+    save_model(tmp_path / "other", weights, model.architecture, tokenizer)
+    path = shared / "data" / "eval_superglue" / "COPA" / "val.jsonl"
+    chosen = suite.chosen([], ["superglue-copa"], None, ["items=20", f"task.source.path={path}"])
+
+    def scores(folder: str) -> list[list[float]]:
+        for file in (tmp_path / folder).iterdir():
+            os.utime(file, ns=(1, 1))
+        suite.run_suite(tmp_path / folder, chosen, tmp_path / "out")
+        return [row["scores"] for row in answers(tmp_path / "out", "superglue-copa")]
+
+    first = scores("one")
+    assert scores("other") != first
+    assert scores("one") == first
+    vocabulary = next((tmp_path / "one").glob("*.model"))
+    assert vocabulary.name in suite.folder_digests(tmp_path / "one")
+    (tmp_path / "one" / "README.md").write_text("a card", encoding="utf-8")
+    assert "README.md" not in suite.folder_digests(tmp_path / "one")
+
+
+def test_large_data_files_are_known_by_their_contents(inputs: dict[str, Path], tmp_path: Path) -> None:
+    line = '{"text": "%s", "target": "Rome"}\n'
+    (tmp_path / "b.yaml").write_text(
+        "language: en\nmethod: generate\nmetrics: [exact_match]\nmax_new_tokens: 2\nitems: 2\n"
+        f"task:\n  heldout: 1.0\n  source: {{adapter: jsonl, path: {tmp_path}/data.jsonl, language: en, "
+        "licence: own}\n  templates: [{input: '{text:.20}', target: '{target}'}]\n",
+        encoding="utf-8",
+    )
+    prompts = []
+    for word in ("aaaa", "bbbb"):
+        text = line % (word * 5 + "x" * 2**19)
+        (tmp_path / "data.jsonl").write_text(text + line % f"{word} {'y' * 2**19}", encoding="utf-8")
+        os.utime(tmp_path / "data.jsonl", ns=(1, 1))
+        chosen = suite.chosen([], [str(tmp_path / "b.yaml")])
+        suite.run_suite(inputs["model"] / "model", chosen, tmp_path / "out")
+        prompts.append({row["input"] for row in answers(tmp_path / "out", "b")})
+    assert (tmp_path / "data.jsonl").stat().st_size > 2**20
+    assert not prompts[0] & prompts[1]
+
+
+def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
+    shipped = (CONFIGS / "benchmark" / "bbc-title.yaml").read_text(encoding="utf-8")
+    for folder, tokens in (("a", 24), ("b", 25)):
+        (tmp_path / folder).mkdir()
+        text = shipped.replace("max_new_tokens: 24", f"max_new_tokens: {tokens}")
+        (tmp_path / folder / "bbc-title.yaml").write_text(text, encoding="utf-8")
+    names = [str(tmp_path / folder / "bbc-title.yaml") for folder in "ab"]
+    assert list(suite.chosen([], [names[0], names[0]])) == ["bbc-title"]
+    with pytest.raises(UserError, match=r"b/bbc-title.yaml: another benchmark 'bbc-title' is already chosen"):
+        suite.chosen([], names)
+    assert len(suite.chosen(["quick", "paper"], ["mmlu"])) > 30
+
+
+def test_a_model_without_finite_numbers_is_refused(inputs: dict[str, Path]) -> None:
+    model, tokenizer = load_model(inputs["model"] / "model")
+    with torch.no_grad():
+        model.shared_embedding.weight[:, 0] = float("nan")
+    for method in ("choice", "letters"):
+        recipe = benchmark("review-sentiment", f"method={method}")
+        rows = [{"id": "1", "choices": ["A", "B"]}]
+        with pytest.raises(UserError, match=r"record 1: .* not finite numbers; its weights are damaged"):
+            answering.answer(model, tokenizer, [[5, 1]], rows, recipe)
