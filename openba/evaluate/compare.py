@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from openba.config import flatten
 from openba.evaluate.results import read_results
-from openba.recipes.evaluate import LOWER_IS_BETTER, MEANS_OF_ITEMS, BenchmarkRecipe, score_key
+from openba.recipes.evaluate import LOWER_IS_BETTER, MEANS_OF_ITEMS, BenchmarkRecipe, Metric, score_key
 
 if TYPE_CHECKING:  # loading it takes what the metrics' libraries take
     from openba.evaluate.significance import Paired
@@ -80,7 +80,7 @@ def _row(name: str, one: Evaluation, other: Evaluation) -> dict[str, Any]:
     return row | (_paired(metric, results[0], results[1], files) or _independent(scores[0], scores[1]))
 
 
-def _metrics(result: Result | None) -> dict[str, str]:
+def _metrics(result: Result | None) -> dict[Metric, str]:
     """Metric -> key of its score, those with a value, in the declared order."""
     if not result or "error" in result:
         return {}
@@ -107,7 +107,7 @@ def _not_run(result: Result | None) -> Iterator[str]:
                 yield f"{key.removesuffix('_not_run')} not run: {reason}"
 
 
-def _score(result: Result | None, metrics: dict[str, str], metric: str | None = None) -> dict[str, Any]:
+def _score(result: Result | None, metrics: dict[Metric, str], metric: Metric | None = None) -> dict[str, Any]:
     """The score by a metric, or by the first that there is."""
     assert result is not None
     metric = metric or next(iter(metrics))
@@ -150,7 +150,7 @@ def _independent(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _paired(metric: str, one: Result, other: Result, files: tuple[Path, Path]) -> dict[str, Any] | None:
+def _paired(metric: Metric, one: Result, other: Result, files: tuple[Path, Path]) -> dict[str, Any] | None:
     """The difference on the items that both answered; None if they cannot be paired."""
     from openba.evaluate import significance
     from openba.evaluate.metrics import category_values, corpus_score, score_items
@@ -171,13 +171,11 @@ def _paired(metric: str, one: Result, other: Result, files: tuple[Path, Path]) -
     else:
         answers = [read_answers(recipe, side) for recipe, side in zip(recipes, items, strict=True)]
         if metric in MEANS_OF_ITEMS - {"pass_at_k", "sim"}:  # those two need a sandbox and a model
-            values = [score_items([metric], side)[1][metric] for side in answers]  # type: ignore[list-item,index]
+            values = [score_items([metric], side)[1][metric] for side in answers]
             return _as_row(significance.of_values(values[0], values[1]))
-        of_categories = [category_values(metric, side) for side in answers]  # type: ignore[arg-type]
-        corpus = [corpus_score(metric, side) for side in answers]  # type: ignore[arg-type]
-        if of_categories[0] is not None and of_categories[1] is not None:
-            first, second = of_categories
-            names = [name for name in first if name in second]
+        first, second = (category_values(metric, side) or {} for side in answers)
+        corpus = [corpus_score(metric, side) for side in answers]
+        if names := [name for name in first if name in second]:
             found = significance.of_values([first[name] for name in names], [second[name] for name in names])
         elif corpus[0] is not None and corpus[1] is not None:
             found = significance.of_statistics(corpus[0].statistic, corpus[1].statistic, len(items[0]))
