@@ -110,9 +110,9 @@ def _not_run(result: Result | None) -> Iterator[str]:
 def _score(result: Result | None, metrics: dict[Metric, str], metric: Metric | None = None) -> dict[str, Any]:
     """The score by a metric, or by the first that there is."""
     assert result is not None
-    metric = metric or next(iter(metrics))
-    key, scores = metrics[metric], result["scores"]
-    name = f"{metric}, average over categories" if key == "average" else metric
+    chosen = next(iter(metrics)) if metric is None else metric
+    key, scores = metrics[chosen], result["scores"]
+    name = f"{chosen}, average over categories" if key == "average" else chosen
     error = float(scores.get(f"{key}_stderr") or 0.0)
     return {"metric": name, "score": float(scores[key]), "stderr": error, "n": result["n"]}
 
