@@ -11,7 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openba.config import CONFIGS, ConfigError, load
+from openba.data.pairs import ANSWER
+from openba.errors import UserError
 from openba.evaluate.extraction import FORMS, extract, option_letter
+from openba.evaluate.run import judged
+from openba.evaluate.sandbox import run_program
 from openba.recipes.evaluate import EXTRACTORS, BenchmarkRecipe
 
 CASES = [
@@ -101,3 +105,30 @@ def test_a_recipe_that_cannot_work_is_refused_when_read(overrides: list[str], me
     with pytest.raises(ConfigError) as error:
         load(CONFIGS / "benchmark" / "bbc-title.yaml", BenchmarkRecipe, overrides)
     assert message in str(error.value)
+
+
+def test_fenced_programs_and_every_attempt_are_read(shared: Path) -> None:
+    try:
+        run_program("pass")
+    except UserError as error:
+        pytest.skip(str(error))
+    recipe = load(
+        CONFIGS / "benchmark" / "paper" / "humaneval.yaml", BenchmarkRecipe, ["attempts=2", "k=[1, 2]"]
+    )
+    lines = (shared / "data" / "code_humaneval" / "problems.jsonl").read_text(encoding="utf-8").splitlines()
+    items = []
+    for problem in map(json.loads, lines[:4]):
+        program = problem["prompt"] + problem["canonical_solution"]
+        fenced = f"Here is the function:\n\n```python\n{program}```\n\nIt passes all tests."
+        items.append(
+            {
+                "id": problem["task_id"], "category": "", "input": problem["prompt"], "choices": [],
+                "references": [recipe.task.check.format(**problem, answer=ANSWER)],  # type: ignore[union-attr]
+                "output": fenced, "attempts": [fenced, "I cannot."], "scores": [], "target": program,
+                "cut": False, "examples_left_out": 0, "unfinished": False,
+            }
+        )  # fmt: skip
+    result = judged(recipe, items, 0)
+    assert result["scores"]["pass_at_1"] == 50
+    assert result["scores"]["pass_at_2"] == 100
+    assert [item["verdict"] for item in items] == [0.5] * 4
