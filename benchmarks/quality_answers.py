@@ -125,11 +125,11 @@ def _by_random_weights(
     save_model(root / "model", model.state_dict(), model.architecture, tokenizer)
     run_suite(root / "model", benchmarks, root / "out")
     lm = harness.register()(pretrained=str(root / "model"))
-    found = simple_evaluate(model=lm, tasks=list(map(str, files)), log_samples=True, bootstrap_iters=0)
+    results = simple_evaluate(model=lm, tasks=list(map(str, files)), log_samples=True, bootstrap_iters=0)
     differing = compared = 0
     for name, benchmark in benchmarks.items():
         rows = {row["id"]: row for row in pq.read_table(root / "out" / f"{name}.parquet").to_pylist()}
-        for sample in found["samples"][f"openba_{name}"]:
+        for sample in results["samples"][f"openba_{name}"]:
             row, value = rows[sample["doc"]["id"]], sample[benchmark.metrics[0]]
             compared += 1
             if row["verdict"] is None:  # the metric is none of items: the same text gives the same score

@@ -165,7 +165,7 @@ def _paired(metric: Metric, one: Result, other: Result, files: tuple[Path, Path]
     verdicts = [[item["verdict"] for item in side] for side in items]
     categories = [item["category"] for item in items[0]] if recipes[0].average == "category" else None
     if all(recipe.metrics[0] == metric for recipe in recipes) and None not in (*verdicts[0], *verdicts[1]):
-        found = significance.of_values(verdicts[0], verdicts[1], categories)
+        tested = significance.of_values(verdicts[0], verdicts[1], categories)
     elif categories is not None or metric == "mauve":
         return None
     else:
@@ -176,16 +176,16 @@ def _paired(metric: Metric, one: Result, other: Result, files: tuple[Path, Path]
         first, second = (category_values(metric, side) or {} for side in answers)
         corpus = [corpus_score(metric, side) for side in answers]
         if names := [name for name in first if name in second]:
-            found = significance.of_values([first[name] for name in names], [second[name] for name in names])
+            tested = significance.of_values([first[name] for name in names], [second[name] for name in names])
         elif corpus[0] is not None and corpus[1] is not None:
-            found = significance.of_statistics(corpus[0].statistic, corpus[1].statistic, len(items[0]))
+            tested = significance.of_statistics(corpus[0].statistic, corpus[1].statistic, len(items[0]))
         else:
             return None
-    return _as_row(found)
+    return _as_row(tested)
 
 
-def _as_row(found: Paired) -> dict[str, Any]:
-    return vars(found) | {"interval": list(found.interval), "paired": True}
+def _as_row(tested: Paired) -> dict[str, Any]:
+    return vars(tested) | {"interval": list(tested.interval), "paired": True}
 
 
 def _shared_items(one: Path, other: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -247,9 +247,9 @@ def _letters_called_right(text: str, options: str) -> list[str]:
 
 def _bare_letter(text: str, options: str) -> str:
     """The letter of a text that is nothing else, or that begins or ends with it as a line of its own."""
-    whole = re.fullmatch(rf"{_OPENING}([{options}{options.lower()}]){_CLOSING}[.。:]?\s*", text)
-    if whole:
-        return whole[1].upper()
+    sole = re.fullmatch(rf"{_OPENING}([{options}{options.lower()}]){_CLOSING}[.。:]?\s*", text)
+    if sole:
+        return sole[1].upper()
     begin = re.match(
         rf"{_OPENING}([{options}])(?:[\"”)\]】]*\s*[.):、．](?![A-Za-z]\.)|[)\]】]|\s*[选選]?[项項]\s*$)"
         r"(?!\s*(?:is|was|are)\s+(?:wrong|incorrect|not|false))",

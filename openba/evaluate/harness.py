@@ -307,9 +307,11 @@ def _shared_out(
     """Results in the order of the requests; our exported tasks have a function of their own."""
     results: list[Any] = [None] * len(requests)
     for is_ours, answer_all in ((True, exported), (False, others)):
-        places = [i for i, request in enumerate(requests) if (DECLARATION in (request.doc or {})) == is_ours]
-        found = answer_all([requests[i] for i in places]) if places else []
-        for i, result in zip(places, found, strict=True):
+        positions = [
+            i for i, request in enumerate(requests) if (DECLARATION in (request.doc or {})) == is_ours
+        ]
+        answers = answer_all([requests[i] for i in positions]) if positions else []
+        for i, result in zip(positions, answers, strict=True):
             results[i] = result
     return results
 

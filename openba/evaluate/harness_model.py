@@ -50,11 +50,13 @@ def process_results(item: dict[str, Any], results: Sequence[Any]) -> dict[str, A
     of_items = [metric for metric in exported_metrics(benchmark) if metric not in of_all(benchmark)]
     answers = read_answers(benchmark, [answered])
     values = score_items(of_items, answers)[1] if of_items else {}
-    found: dict[str, Any] = {score_key(metric, benchmark.k): value[0] for metric, value in values.items()}
-    found |= dict.fromkeys(of_all(benchmark), answered)
+    values_by_metric: dict[str, Any] = {
+        score_key(metric, benchmark.k): value[0] for metric, value in values.items()
+    }
+    values_by_metric |= dict.fromkeys(of_all(benchmark), answered)
     if benchmark.average == "category" and benchmark.metrics[0] in values:
-        found["average"] = (answered["category"], values[benchmark.metrics[0]][0])
-    return found
+        values_by_metric["average"] = (answered["category"], values[benchmark.metrics[0]][0])
+    return values_by_metric
 
 
 def exported_metrics(benchmark: BenchmarkRecipe) -> list[Metric]:

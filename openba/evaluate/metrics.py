@@ -101,14 +101,16 @@ def score_items(metrics: Sequence[Metric], answers: Answers) -> tuple[Scores, di
     values: dict[Metric, list[float]] = {}
     for metric in metrics:
         try:
-            found, of_items = _score(metric, answers)
+            computed, of_items = _score(metric, answers)
         except NotRunError as error:
             scores[f"{metric}_not_run"] = str(error)
             continue
-        if odd := [key for key, value in found.items() if isinstance(value, float) and not isfinite(value)]:
-            scores[f"{metric}_not_run"] = f"{odd[0]} is {found[odd[0]]}, no finite number"
+        if odd := [
+            key for key, value in computed.items() if isinstance(value, float) and not isfinite(value)
+        ]:
+            scores[f"{metric}_not_run"] = f"{odd[0]} is {computed[odd[0]]}, no finite number"
             continue
-        scores |= found
+        scores |= computed
         if of_items is not None:
             values[metric] = of_items
     rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in scores.items()}

@@ -104,10 +104,10 @@ class Worker:
         items: list[dict[str, Any]] = []
         for batch in divided(part)[number]:
             chosen = [rows[i] for i in batch]
-            found = answered(
+            answers = answered(
                 self.model, self.tokenizer, chosen, part.benchmark, step.prefix, step.encoder_length
             )
-            items += [{**item, "row": i} for i, item in zip(batch, found, strict=True)]
+            items += [{**item, "row": i} for i, item in zip(batch, answers, strict=True)]
         partial = path.with_suffix(".partial")
         pq.write_table(pa.Table.from_pylist(items, _SHARD), partial)
         partial.replace(path)

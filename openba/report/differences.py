@@ -33,10 +33,12 @@ def write_differences(path: Path, folders: Sequence[Path], shown: int = SHOWN) -
         UserError: a folder has no results, or no benchmark was run by two of them.
     """
     names = _names(folders)
-    known = dict.fromkeys(name for folder in folders for name in read_results(folder)["benchmarks"])
+    names_of_benchmarks = dict.fromkeys(
+        name for folder in folders for name in read_results(folder)["benchmarks"]
+    )
     rows = {names[folder]: compare(folders[0], folder) for folder in folders[1:]}
     benchmarks = []
-    for name in known:
+    for name in names_of_benchmarks:
         files = [(names[folder], folder / f"{name}.parquet") for folder in folders]
         answered = {model: pq.read_table(file).to_pylist() for model, file in files if file.is_file()}
         if len(answered) < 2:
@@ -73,18 +75,18 @@ def _items(answered: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]
     """Items that two models or more answered, in the order of the first that has each."""
     by_id = {model: {row["id"]: row for row in rows} for model, rows in answered.items()}
     for identifier in dict.fromkeys(row["id"] for rows in answered.values() for row in rows):
-        found = {model: rows[identifier] for model, rows in by_id.items() if identifier in rows}
-        if len(found) < 2:
+        given = {model: rows[identifier] for model, rows in by_id.items() if identifier in rows}
+        if len(given) < 2:
             continue
-        first = next(iter(found.values()))
-        prompts = {row["input"] for row in found.values()}
+        first = next(iter(given.values()))
+        prompts = {row["input"] for row in given.values()}
         yield {
             "id": identifier,
             "category": first["category"],
             "references": first["references"],
             "prompt": first["input"],
             "same_prompt": len(prompts) == 1,
-            "answers": found,
-            "differ": len({row["answer"] for row in found.values()}) > 1,
-            "verdicts_differ": len({row["verdict"] for row in found.values()}) > 1,
+            "answers": given,
+            "differ": len({row["answer"] for row in given.values()}) > 1,
+            "verdicts_differ": len({row["verdict"] for row in given.values()}) > 1,
         }
