@@ -28,6 +28,7 @@ COMMANDS = {
     "explain": ["stage1"],
     "doctor": [],
     "rollback": ["openba-chat", "--reason", "a test"],
+    "promote": ["openba-chat", "1", "--reason", "a test"],
     "report": [],
     "ui": [],
     "eval": ["nowhere", "nothing"],
