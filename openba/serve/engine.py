@@ -100,6 +100,8 @@ class Engine:
         self.closing = False
         self.failure = ""
         """Why the thread ended before it was closed; empty if it did not."""
+        self._joining: list[Job] = []
+        """Taken from the queue in this step; some may have no row yet."""
         self._step_began: float | None = None
         self._next_line = 0.0
         self._change = threading.Condition()
@@ -159,8 +161,9 @@ class Engine:
             print(f"openba: the engine has ended: {failure}", file=sys.stderr, flush=True)
             with self._change:
                 self.failure, self.closing = failure, True
-                left_over = [*self.rows, *self.waiting]
+                taken = dict.fromkeys((*self.rows, *self._joining, *self.waiting))
                 self.rows, self.waiting = [], deque()
+            left_over = [job for job in taken if job.reason is None]
             for job in left_over:
                 job.error, job.reason = "the engine has ended", "error"
             self.notify(left_over)
@@ -173,11 +176,11 @@ class Engine:
                     self._change.wait()
                 if not (self.waiting or self.rows):
                     return
-                joining = self._next_to_join()
+                self._joining = self._next_to_join()
                 self._step_began = time.monotonic()
             changed: dict[Job, None] = {}  # a set in order
             try:
-                self._join(joining, changed)
+                self._join(list(self._joining), changed)
                 self._step(changed)
             finally:
                 self.notify(list(changed))

@@ -269,6 +269,23 @@ def test_a_device_that_stays_broken_ends_the_engine_and_all_its_requests(
     assert "the engine has ended" in capsys.readouterr().err
 
 
+def test_no_request_is_left_without_an_answer_if_sources_cannot_be_encoded_any_more(
+    loaded: tuple[OpenBAModel, Tokenizer],
+) -> None:
+    engine, watch = started(loaded, rows=4, queue=9)
+
+    def fail(*arguments: Any) -> torch.Tensor:
+        raise RuntimeError("device-side assert triggered")
+
+    engine.slots.join = fail  # type: ignore[method-assign, assignment]
+    jobs = [Job(source, 9) for source in sources(loaded[1], 6)]  # four to be encoded together, two wait
+    engine.submit(jobs)
+    watch.until(jobs)
+    assert [job.reason for job in jobs] == ["error"] * 6
+    engine.thread.join(10)
+    assert engine.state(60) == "dead"
+
+
 def test_a_step_without_end_is_told(loaded: tuple[OpenBAModel, Tokenizer]) -> None:
     engine, watch = started(loaded, rows=1, queue=9)
     (source,) = sources(loaded[1], 1)
