@@ -114,7 +114,7 @@ def test_a_run_whose_tracking_fails_leaves_no_password_in_prefect(tmp_path: Path
     with failing_service(403) as tracking:
         own = environment(tmp_path, tracking.port)
         del own["PREFECT_API_URL"], own["RAY_ADDRESS"]
-        text = outputs(["-m", "flows.cli", "run", "tiny", "--until", "source-reviews"], own, seconds=200)
+        text = outputs(["-m", "flows.cli", "run", "tiny", "--until", "source-reviews"], own, seconds=400)
     assert not any(form in text for form in FORMS), text
     assert tracking.paths
     assert (tmp_path / "prefect").exists()
