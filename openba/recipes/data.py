@@ -36,10 +36,10 @@ class CleanRecipe(Recipe):
     """Keep the first of documents with the same text."""
     character_dedup: bool = True
     """Shorten runs of one repeated character, or of a short repeated sequence."""
-    kept_repeats: int = Field(default=3, ge=1)
-    """So many instances stay; runs that are no longer stay as they are. The paper keeps "a single instance": 1.
-    Digits, indentation and table cells always stay."""
-    kept_signs: int = Field(default=10, ge=1)
+    kept_repeats: Count = 3
+    """So many instances stay; runs that are no longer stay as they are. The paper keeps "a single instance",
+    that is 1. Digits, indentation and table cells always stay."""
+    kept_signs: Count = 10
     """So many stay of signs, emoji and words of one letter, whose number is often their meaning: ★★★★★, ++++,
     )))), AAAA. The paper makes no difference: 1."""
     paragraph_dedup: bool = True
@@ -47,6 +47,9 @@ class CleanRecipe(Recipe):
     max_sentences: Count = 99
     min_repeat_characters: Count = 20
     """Shorter repeated runs stay (the paper gives no figure; 1 would drop every second 'Thank you.')."""
+    literal_sentences: bool = False
+    """End a sentence at every stop and every line end. By default it does not end within quotation marks and
+    brackets, nor where a line goes on: in wrapped text, verses, tables, lists and code."""
     min_words: CountOrNone = 10
     """Sentences with fewer words go; for Chinese one Han character counts as a word. 0 keeps all."""
     languages: tuple[Literal["zh", "en"], ...] = ("zh", "en")

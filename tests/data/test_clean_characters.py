@@ -36,6 +36,9 @@ PAGES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "raw_zh
         ("<defs>图</defs>", "图"),
         ("&lt;p&gt;是段落，&amp;lt;是小于号", "<p>是段落，&lt;是小于号"),
         ("&#25105;&#x6211;&copy;", "我我©"),
+        ("<item><title><![CDATA[标题]]></title><d><![CDATA[<b>正文</b>]]></d></item>", "标题\n正文"),
+        ("前<script>document.write('好')</script>后", "前后"),
+        ('前<script type="text/template">模板</script>后', "前后"),
     ],
 )
 def test_markup_goes_and_entities_are_read_once(text: str, left: str) -> None:
@@ -54,6 +57,9 @@ def test_markup_goes_and_entities_are_read_once(text: str, left: str) -> None:
         "AT&T &foo; R&D;",
         "未完的<!-- 注释",
         "<3 <3 <3",
+        "脚本写在<script>和</script>之间，样式写在<style>和</style>之间。",
+        "if x[y[0]]>1",
+        "未完的<![CDATA[一段",
     ],
 )
 def test_what_is_no_markup_stays(text: str) -> None:

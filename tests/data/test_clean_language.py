@@ -55,7 +55,15 @@ def test_chinese_beyond_doubt_has_the_verdict_of_cld2() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["東京都千代田区永田町一丁目国会議事堂前駅", "平成二十年度予算案説明会開催日程一覧表"]
+    "text",
+    [
+        "東京都千代田区永田町一丁目国会議事堂前駅",
+        "平成二十年度予算案説明会開催日程一覧表",
+        "二〇〇四年三月 株式会社設立 東京証券取引所第一部上場 2006",
+        "新製品発売記念特別割引実施中",
+        "国立国会図書館東京本館",
+        "営業時間午前九時午後六時定休日水曜日",
+    ],
 )
 def test_japanese_without_kana_is_not_taken_for_chinese_by_its_script(text: str) -> None:
     texts = texts_of([text])
@@ -75,6 +83,28 @@ def test_chinese_that_cld2_is_not_sure_of_is_known_by_its_script(text: str) -> N
     assert not pycld2.detect(text)[0]
     assert rule(text) == ""
     assert rule(text, ("en",)) == "unsure_language"
+
+
+def test_a_chinese_article_with_a_sentence_of_japanese_stays() -> None:
+    japanese = "吾輩は猫である。名前はまだ無い。どこで生れたかとんと見当がつかぬ。"
+    chinese = (
+        "这是日本作家夏目漱石的小说开头的几句话，后来被翻译成许多国家的文字。小说借一只猫的眼睛，"
+        "讽刺了当时社会上的种种现象，发表以后受到读者的欢迎，至今仍然有很多人阅读它。"
+    )
+    assert pycld2.detect(japanese)[2][0][1] == "ja"
+    assert rule(japanese + chinese) == ""
+    assert rule(japanese * 4 + chinese) == "other_language"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "台北市中山區南京東路三段", "國立臺灣大學圖書館開放時間公告", "學而時習之不亦說乎有朋自遠方來不亦樂乎",
+        "大学之道在明明德在亲民在止于至善", "香港特別行政區政府新聞公報",
+    ],
+)  # fmt: skip
+def test_chinese_of_few_characters_is_not_taken_for_japanese(text: str) -> None:
+    assert rule(text) == ""
 
 
 @pytest.mark.parametrize("text", ["請求ﾃｽﾄ 2004年 3次 2006年", "decoder = 解码器(AddNorm, dropout)", "好的"])

@@ -29,9 +29,13 @@ RULES = (
 """Why something went. Empty: a rewriting that loses nothing, such as a decoded entity: not recorded."""
 RULE_CODE = {rule: code for code, rule in enumerate(RULES)}
 
-SPACE, WORD, HAN, CLOSING, DIGIT, LETTER = 1, 2, 4, 8, 16, 32
-"""Bits of a character's class; space, word, digit and letter as Python's `str` has them."""
-_CLOSING = "”’』」）)】》\"'"
+SPACE, WORD, HAN, CLOSING, DIGIT, LETTER, OPENING, STOP = 1, 2, 4, 8, 16, 32, 64, 128
+"""Bits of a character's class; space, word, digit and letter as Python's `str` has them. Opening and closing
+are brackets and quotation marks; a stop is what a sentence may end with, a line feed included."""
+CLOSED_BY = dict(zip('“‘《〈（【「『("', '”’》〉）】」』)"', strict=True))
+"""Opening marks, within which a sentence does not end, and what closes them."""
+_CLOSING = "".join(CLOSED_BY.values()) + "'"
+_STOPS = "\n!.?。！？｡"
 _HAN_RANGES = ((0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3134F))
 
 
@@ -60,17 +64,18 @@ def as_string(codes: np.ndarray) -> str:
 @cache
 def classes() -> np.ndarray:
     """The class of every code point, uint8."""
-    characters = np.arange(0x110000, dtype=np.uint32).view("<U1")
+    points = np.arange(0x110000, dtype=np.uint32).view("<U1")
     table = np.zeros(0x110000, np.uint8)
     for bit, found in (
-        (SPACE, np.strings.isspace(characters)),
-        (WORD, np.strings.isalnum(characters)),
-        (DIGIT, np.strings.isdigit(characters)),
-        (LETTER, np.strings.isalpha(characters)),
+        (SPACE, np.strings.isspace(points)),
+        (WORD, np.strings.isalnum(points)),
+        (DIGIT, np.strings.isdigit(points)),
+        (LETTER, np.strings.isalpha(points)),
     ):
         table[found] |= bit
     table[ord("_")] |= WORD
-    table[[ord(c) for c in _CLOSING]] |= CLOSING
+    for bit, characters in ((CLOSING, _CLOSING), (OPENING, CLOSED_BY), (STOP, _STOPS)):
+        table[[ord(character) for character in characters]] |= bit
     for first, last in _HAN_RANGES:
         table[first : last + 1] |= HAN
     return table

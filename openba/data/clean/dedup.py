@@ -52,9 +52,11 @@ def document_keys(texts: pa.Array) -> np.ndarray:
 class Windows:
     """The minimal windows over the sentences of a batch."""
 
-    def __init__(self, texts: Texts, max_sentences: int, min_characters: int) -> None:
+    def __init__(
+        self, texts: Texts, max_sentences: int, min_characters: int, literal_sentences: bool = False
+    ) -> None:
         self.texts = texts
-        self.ends, self.first = sentences.split(texts)
+        self.ends, self.first = sentences.split(texts, literal_sentences)
         self._limits = (max_sentences, max(1, min_characters))
         self._starts, stops = _stripped(texts.codes, texts.offsets, self.ends, self.first, classes())
         self._lengths = stops - self._starts

@@ -28,6 +28,12 @@ _LEAST_SIMPLIFIED = 0.05
 """Chinese beyond doubt: so many Han characters to a word of another script, and that share of them written as
 in China alone (GB 2312 has them and JIS X 0208 has not; simplified text has a quarter to a half)."""
 
+_MOST_FOREIGN = 1 / 3
+"""Kana and Hangul to a Han character in such text: an article that opens with a sentence of Japanese."""
+_LEAST_JAPANESE, _LEAST_JAPANESE_SHARE = 2, 0.05
+"""Japanese without kana: so many Han characters, and that share, in forms that no Chinese writes together,
+and none in a form of China's."""
+
 _MOST_BYTES = 16_000_000
 """Of a document that CLD2 is given. It counts 100 times the bytes in 32 bits: from 21.5 MB on it is sure of
 nothing (measured: real news are Chinese at 20 MB and "unknown" at 40 MB)."""
@@ -37,8 +43,12 @@ _REFUSED_RANGES = (
     (0x00, 0x08), (0x0B, 0x0B), (0x0E, 0x1F), (0x7F, 0x9F), (0xFDD0, 0xFDEF),
     *((plane + 0xFFFE, plane + 0xFFFF) for plane in range(0, 0x110000, 0x10000)),
 )  # fmt: skip
-_IS_HAN, _COMMON, _SIMPLIFIED, _FOREIGN, _LETTER, _REFUSED = 1, 2, 4, 8, 16, 32
+_IS_HAN, _COMMON, _SIMPLIFIED, _FOREIGN, _LETTER, _REFUSED, _NOT_MAINLAND, _NOT_TAIWAN = (
+    1, 2, 4, 8, 16, 32, 64, 128,
+)  # fmt: skip
+"""Bits of a code point. The last two: written so in Japan, but not in GB 2312 or not in Big5."""
 _BEYOND_DOUBT = 2
+_JAPANESE = -1
 _KANA_AND_HANGUL = ((0x3041, 0x30FA), (0x30FD, 0x30FF), (0x31F0, 0x31FF), (0xAC00, 0xD7A3), (0xFF66, 0xFF9F))
 
 
@@ -52,13 +62,15 @@ def find(texts: Texts, languages: Collection[str]) -> np.ndarray:
     """
     shares, chinese, spaced = _examine(texts.codes, texts.offsets, _table())
     if "zh" not in languages:
-        chinese[:] = 0
+        chinese[chinese > 0] = 0
     unclear = chinese != _BEYOND_DOUBT
-    common, by_script = shares.tolist(), (chinese > 0).tolist()
+    common, by_script = shares.tolist(), chinese.tolist()
     rules: dict[int, int] = {}
     asked = utf8(Texts(spaced, texts.offsets).take(unclear))
     for row, text in zip(np.flatnonzero(unclear).tolist(), asked, strict=True):
-        if rule := _verdict(text, common[row], by_script[row], languages):
+        if by_script[row] == _JAPANESE:
+            rules[row] = RULE_CODE["other_language"]
+        elif rule := _verdict(text, common[row], by_script[row] > 0, languages):
             rules[row] = RULE_CODE[rule]
     return whole(texts, np.array([*rules], np.int64), np.array([*rules.values()], np.int64))
 
@@ -78,16 +90,19 @@ def _verdict(text: bytes, common: float, by_script: bool, languages: Collection[
 def _examine(
     codes: np.ndarray, offsets: np.ndarray, table: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Shares of common Han; what the script says; the code points with spaces for what CLD2 refuses.
+    """Return shares of common Han, what the script says, and the code points without what CLD2 refuses.
 
     Common is what GB 2312 or level 1 of Big5 has; a text without Han has share 1. The script says Chinese (1)
     if Han characters, each a word, are half the words and clearly common and there is no kana and no Hangul;
-    beyond doubt is 2.
+    beyond doubt is 2, with a few of them allowed. It says Japanese (-1) if there is neither kana nor a
+    character that only China writes, but some that neither mainland nor Taiwan writes (発, 駅), or some of
+    both kinds that one of them does not write (東 with 区). Spaces stand for what CLD2 refuses.
     """
     shares, chinese = np.ones(len(offsets) - 1, np.float64), np.zeros(len(offsets) - 1, np.int64)
     refused = np.uint8(0)
     for row in range(len(shares)):
-        han, common, simplified, words = 0, 0, 0, 0
+        han, common, simplified, words, foreign = 0, 0, 0, 0, 0
+        neither, not_mainland, not_taiwan = 0, 0, 0
         every = before = np.uint8(0)
         for code in codes[offsets[row] : offsets[row + 1]]:
             kind = table[code]
@@ -95,15 +110,25 @@ def _examine(
             common += (kind >> 1) & 1
             simplified += (kind >> 2) & 1
             words += (kind & ~before & 16) >> 4
+            foreign += (kind >> 3) & 1
+            neither += kind >> 6 == 3
+            not_mainland += kind >> 6 == 1
+            not_taiwan += kind >> 6 == 2
             every |= kind
             before = kind
         refused |= every & 32
         if han == 0:
             continue
         shares[row] = common / han
-        if han >= max(_LEAST_HAN, words) and shares[row] >= _CLEARLY_COMMON and not every & 8:
+        japanese = neither + min(not_mainland, not_taiwan)
+        if foreign + simplified == 0 and japanese >= max(_LEAST_JAPANESE, _LEAST_JAPANESE_SHARE * han):
+            chinese[row] = _JAPANESE
+        elif han >= max(_LEAST_HAN, words) and shares[row] >= _CLEARLY_COMMON:
             plain = han >= _HAN_PER_WORD * words and simplified >= _LEAST_SIMPLIFIED * han
-            chinese[row] = _BEYOND_DOUBT if plain else 1
+            if plain and foreign <= _MOST_FOREIGN * han:
+                chinese[row] = _BEYOND_DOUBT
+            elif foreign == 0:
+                chinese[row] = 1
     if refused == 0:  # as after the filter of unusual characters: nothing is copied
         return shares, chinese, codes
     spaced = codes.copy()
@@ -127,7 +152,10 @@ def _table() -> np.ndarray:
     japanese = _two_bytes("euc_jp", range(0xB0, 0xF5), range(0xA1, 0xFF))
     table[[ord(c) for c in gb2312 + big5]] |= _COMMON
     table[[ord(c) for c in {*gb2312} - {*japanese}]] |= _SIMPLIFIED
+    all_big5 = _two_bytes("big5", range(0xA4, 0xFA), [*range(0x40, 0x7F), *range(0xA1, 0xFF)])
+    table[[ord(c) for c in {*japanese} - {*gb2312}]] |= _NOT_MAINLAND
+    table[[ord(c) for c in {*japanese} - {*all_big5}]] |= _NOT_TAIWAN
     for bit, ranges in ((_FOREIGN, _KANA_AND_HANGUL), (_REFUSED, _REFUSED_RANGES)):
         for first, last in ranges:
-            table[first : last + 1] |= bit
+            table[first : last + 1] = table[first : last + 1] & ~np.uint8(_LETTER) | bit
     return table

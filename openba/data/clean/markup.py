@@ -44,8 +44,11 @@ _BARE_ATTRIBUTES = frozenset(
 )
 _VALUED = re.compile(r"""[\w:.@-]++\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'<>`=]++)?+""")
 _CLOSED = re.compile(r"</([A-Za-z][A-Za-z0-9:-]*)")
+_IS_SCRIPT = re.compile(r"[{};=]|\w\(|//|/\*")
+"""What scripts and style sheets are made of, and a sentence between their tags is not."""
+_CDATA_START, _CDATA_END = "<![CDATA[", "]]>"
 _MARKUP = re.compile(
-    rf"""(?P<comment><!--|<!\[CDATA\[)|<[!?][A-Za-z][^<>]*+>
+    rf"""(?P<comment><!--)|<!\[CDATA\[|\]\]>|<[!?][A-Za-z][^<>]*+>
     |<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9:-]*+)
         (?P<attributes>(?:\s++(?:{_VALUED.pattern}|[\w:.@-]++))*+)\s*+(?P<self>/?)>
     |(?P<entity>&(?:\#[0-9]{{1,7}}|\#[xX][0-9A-Fa-f]{{1,6}}|[A-Za-z][A-Za-z0-9]{{1,31}});)""",
@@ -89,8 +92,10 @@ def _candidates(codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 
 def find_html(text: str) -> list[Edit]:
-    """Tags, comments, scripts and style sheets; entities are decoded once.
+    """Return edits of tags, comments, scripts and style sheets; entities are decoded once.
 
+    The text of a CDATA section stays, and is looked at like other text. What stands between `<script>` and
+    `</script>` without attributes or any sign of a program is a text about them and stays, tags included.
     A tag is a known element, or any name with a value, a colon, a hyphen or a closing tag; so "a < b",
     "a<b and c>d" and "List<String>" stay. A tag that begins or ends a block leaves a line break.
     """
@@ -98,10 +103,20 @@ def find_html(text: str) -> list[Edit]:
     closed = {name.lower() for name in _CLOSED.findall(text)}
     unclosed: set[str] = set()  # each missing end is looked for once, or many beginnings cost quadratic time
     at = 0
+    in_cdata = False
+    last_cdata_end = text.rfind(_CDATA_END)
     while match := _MARKUP.search(text, at):
-        edit = _entity(match) if match["entity"] else _markup(text, match, closed, unclosed)
+        edit: Edit | None
+        if match[0] == _CDATA_END:
+            edit = Edit(*match.span(), "tag") if in_cdata else None  # else code, as in x[y[0]]>1
+            in_cdata = False
+        elif match[0] == _CDATA_START:
+            in_cdata = match.end() <= last_cdata_end
+            edit = Edit(*match.span(), "tag") if in_cdata else None
+        else:
+            edit = _entity(match) if match["entity"] else _markup(text, match, closed, unclosed)
         at = edit.end if edit else match.end()
-        edits += [edit] if edit else []
+        edits += [edit] if edit and edit.start < edit.end else []
     return edits
 
 
@@ -113,10 +128,17 @@ def _entity(match: re.Match[str]) -> Edit | None:
 
 def _markup(text: str, match: re.Match[str], closed: set[str], unclosed: set[str]) -> Edit | None:
     if match["comment"]:
-        return _through("-->" if match["comment"] == "<!--" else "]]>", "comment", text, match, unclosed)
+        return _through("-->", "comment", text, match, unclosed)
     name = (match["name"] or "").lower()
     if name in ("script", "style") and not match["close"] and not match["self"]:
-        return _through(f"</{name}", name, text, match, unclosed) or Edit(*match.span(), "tag")
+        element = _through(f"</{name}", name, text, match, unclosed)
+        if element is None:
+            return Edit(*match.span(), "tag")
+        inside = text[match.end() : text.rindex("<", match.end(), element.end)]
+        is_mention = inside.strip() and not match["attributes"] and not _IS_SCRIPT.search(inside)
+        return (
+            Edit(element.end, element.end, "") if is_mention else element
+        )  # empty: the search goes on there
     if name and not _is_tag(name, match, closed):
         return None
     return Edit(*match.span(), "tag", "\n" if name in _BLOCKS else "")

@@ -192,7 +192,9 @@ def _add_documents(out: Outcome, batch: pa.RecordBatch) -> None:
 
 
 def _windows(work: Batch, recipe: CleanRecipe) -> dedup.Windows:
-    return dedup.Windows(work.texts, recipe.max_sentences, recipe.min_repeat_characters)
+    return dedup.Windows(
+        work.texts, recipe.max_sentences, recipe.min_repeat_characters, recipe.literal_sentences
+    )
 
 
 def _write(out: Outcome, batches: list[pa.RecordBatch], **more: Any) -> None:

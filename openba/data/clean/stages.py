@@ -73,7 +73,7 @@ def on_characters(recipe: CleanRecipe) -> list[Stage]:
 
 def on_documents(recipe: CleanRecipe) -> list[Stage]:
     """Return the filters after the paragraph dedup."""
-    short = partial(sentences.find_short, minimum=recipe.min_words)
+    short = partial(sentences.find_short, minimum=recipe.min_words, literal=recipe.literal_sentences)
     known = partial(language.find, languages=recipe.languages)
     loses_sentences = recipe.min_words > 0 or recipe.paragraph_dedup
     order = [
