@@ -153,3 +153,37 @@ OTHERS: dict[str, Draw] = {
     "digits of pi": lambda d: f"3.14159265358979{_digits(d, 6)}",
 }
 """Name -> how a number is made that is none of what privacy filtering removes."""
+
+_DIGITS = ("０１２３４５６７８９", "𝟎𝟏𝟐𝟑𝟒𝟓𝟔𝟕𝟖𝟗", "𝟶𝟷𝟸𝟹𝟺𝟻𝟼𝟽𝟾𝟿", "⓪①②③④⑤⑥⑦⑧⑨", "₀₁₂₃₄₅₆₇₈₉")
+_BETWEEN = (
+    "\u200b", "\xad", "\u3000", "\u2002", "\u2581", "\n", "\t", "----", "----------------", "\ue000", "<b>",
+    "<!-- x -->", "&#8203;", "锟斤拷", "\n短句。\n", " http://a.cn/ ", "\u200d", "…", "\u0301",
+)  # fmt: skip
+_MORE_FORMS: tuple[Draw, ...] = (
+    lambda d: f"400{d.choice('016789')}{_digits(d, 6)}",
+    lambda d: f"http://例子.中国/{_digits(d, 3)}",
+    lambda d: f"王@例子.公司 {_address(d)}",
+    lambda d: f"bit.ly/{_digits(d, 5)}",
+    lambda d: f"{d.choice(_NAMES)}@例子.中国",
+)
+
+
+def planted_document(draw: random.Random) -> str:
+    """Return a paragraph with a private value of any form and width, other characters within it."""
+    value = draw.choice(_MORE_FORMS)(draw) if draw.random() < 0.2 else draw.choice([*FORMS.values()])[1](draw)
+    form = draw.randrange(5)
+    if form == 1:
+        value = value.translate({code: code + 0xFEE0 for code in range(0x21, 0x7F)})
+    elif form == 2:
+        value = value.translate(str.maketrans("0123456789", draw.choice(_DIGITS)))
+    elif form >= 3:
+        places = sorted(draw.randrange(len(value) + 1) for _ in range(draw.randint(1, 2)))
+        for place in reversed(places):
+            value = value[:place] + draw.choice(_BETWEEN) + value[place:]
+    name = "".join(chr(draw.randrange(0x4E00, 0x5E00)) for _ in range(3))
+    other = draw.choice([*OTHERS.values()])(draw)
+    return (
+        f"这一天上午十点钟左右，我们在城里遇到了老朋友{name}，聊了很久才分手。他说可以通过"
+        f"{draw.choice(['', '电话', '邮箱：', '（', '网址 '])}{value}"
+        f"{draw.choice(['', '，', '）', '。', ' '])}来联系{name}本人，编号{other}的事情以后再说。"
+    )

@@ -99,7 +99,8 @@ def test_a_chinese_article_with_a_sentence_of_japanese_stays() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "台北市中山區南京東路三段", "國立臺灣大學圖書館開放時間公告", "學而時習之不亦說乎有朋自遠方來不亦樂乎",
+        "台北市中山區南京東路三段", "國立臺灣大學圖書館開放時間公告",
+        "學而時習之不亦說乎有朋自遠方來不亦樂乎",
         "大学之道在明明德在亲民在止于至善", "香港特別行政區政府新聞公報",
     ],
 )  # fmt: skip

@@ -77,7 +77,8 @@ def test_wrapped_lines_are_one_sentence() -> None:
     english = (
         "Chapter One\n",
         "It was a bright cold day in April, and the clocks were striking thirteen while\n"
-        "Winston Smith, his chin nuzzled into his breast in an effort to escape the vile\nwind, slipped quickly.\n",
+        "Winston Smith, his chin nuzzled into his breast in an effort to escape the vile\n"
+        "wind, slipped quickly.\n",
         "He went on.",
     )
     for wanted in (chinese, english):

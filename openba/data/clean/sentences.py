@@ -32,8 +32,8 @@ def _keys(words: str) -> np.ndarray:
 _TITLES = _keys("mr mrs ms dr prof st mt gen col lt sgt capt maj rev hon gov sen rep pres messrs jr sr")
 """With a capital; no sentence ends behind them."""
 _ABBREVIATIONS = _keys(
-    "vs cf viz al etc approx dept univ inc ltd corp co bros assn ave blvd esp incl resp fig figs eq eqs sec secs vol "
-    "vols ref refs nos pp ed eds trans thm lem prop def"
+    "vs cf viz al etc approx dept univ inc ltd corp co bros assn ave blvd esp incl resp fig figs eq eqs sec "
+    "secs vol vols ref refs nos pp ed eds trans thm lem prop def"
 )
 _BEFORE_NUMBERS = _keys(
     "no p v c n ch art tab app ex ver jan feb mar apr jun jul aug sep sept oct nov dec step par"
@@ -127,7 +127,7 @@ def _is_abbreviation(codes: np.ndarray, begin: int, at: int, after: int, end: in
 
 @njit(cache=True, nogil=True)
 def _uses_ascii_stops(codes: np.ndarray, begin: int, end: int, table: np.ndarray) -> bool:
-    """Whether Chinese sentences of a text end with ".", which is else a mark within names, as in 乔治.布什."""
+    """Whether Chinese sentences of a text end with ".", which else stands within names: 乔治.布什."""
     stops = between = 0
     for at in range(begin, end):
         if codes[at] == 0x3002:
@@ -146,7 +146,7 @@ def _quotes(code: int) -> bool:
 
 @njit(cache=True, nogil=True)
 def _goes_on_behind(codes: np.ndarray, stop: int, mark: int, end: int, table: np.ndarray) -> bool:
-    """Whether a sentence goes on behind a closing mark with the stop `mark` before it, as in “对。”他说。"""
+    """Whether a sentence goes on behind a closing mark with a stop before it, as in `“对。”他说。`."""
     if stop >= end or codes[stop] == 10:
         return False
     after = _spaces(codes, stop, end, table)
