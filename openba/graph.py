@@ -42,7 +42,7 @@ CONTAMINATION = Kind("openba.data.contamination:build", "1")
 TASK = Kind("openba.data.tasks:build", "5")
 INSTRUCT = Kind("openba.data.instruct:build", "3")
 TRAIN = Kind(
-    "openba.train.stage:build", "7", place="gang", resumable=True, scratch=("checkpoints", "heartbeat")
+    "openba.train.stage:build", "8", place="gang", resumable=True, scratch=("checkpoints", "heartbeat")
 )
 EVALUATE = Kind("openba.evaluate.run:build", SCORING_VERSION, place="job", resumable=True)
 

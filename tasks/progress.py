@@ -81,6 +81,8 @@ class ProgressView:
             self.console.print(
                 f"[{self.done:>2}/{self.total}] {state:<7} {name}{took}{measured}", markup=False
             )
+            for alarm in (record or {}).get("facts", {}).get("source_alarms", []):
+                self.console.print(f"        {alarm}", markup=False, soft_wrap=True)
             if told := _set_aside(record):
                 self.console.print(f"        {told}", markup=False, soft_wrap=True)
 

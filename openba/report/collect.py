@@ -126,6 +126,7 @@ def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
         "baseline_heldout": facts["heldout"][0]["loss"] if is_expert else None,
         "cost": cost(cast(TrainFacts, facts), pipeline.config.runtime),
         "resumed": facts["resumed"],
+        "source_alarms": facts["source_alarms"],
     }
 
 

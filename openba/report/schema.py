@@ -103,6 +103,8 @@ class HeldoutPoint(TypedDict):
 
     step: int
     loss: float
+    shuffled: NotRequired[float]
+    """Loss with another sample's source; near `loss` if the source is not used."""
     R: NotRequired[float]
     S: NotRequired[float]
     X: NotRequired[float]
@@ -124,6 +126,8 @@ class Training(TypedDict):
     """`openba.accounting.energy.Cost`."""
     resumed: NotRequired[int]
     """How often it went on from a checkpoint."""
+    source_alarms: NotRequired[list[str]]
+    """What the last measurement says against it (`openba.train.source_use`)."""
 
 
 class PaperFigure(TypedDict):

@@ -29,6 +29,9 @@ from openba.train.packing import counted, packed
 HELDOUT_SEED = 20231008
 """Held-out samples are corrupted the same way at every measurement and in every run."""
 
+MOST_TASKS_APART = 20
+"""Of more tasks than that, held-out samples are too few to measure each task apart."""
+
 Pair = tuple[np.ndarray, np.ndarray]
 """Encoder and target ids of one sample."""
 
@@ -45,8 +48,12 @@ class Samples(Protocol):
         """Encoder and target tokens that `batch` will give them, int64 `[2, B]`."""
         ...
 
-    def languages(self, items: np.ndarray) -> list[str]:
-        """Language of each item; "" where it is not known."""
+    def subsets(self, items: np.ndarray) -> list[str]:
+        """What each item is measured apart as: its language, or its task; "" where it is neither."""
+        ...
+
+    def tasks(self, items: np.ndarray) -> np.ndarray:
+        """Number of each item's task, int64 `[B]`: sources are exchanged within one."""
         ...
 
 
@@ -75,8 +82,12 @@ class DenoisedSamples:
         """Of the samples' corruption; the text does not matter."""
         return self.denoising.lengths(samples, seed)
 
-    def languages(self, items: np.ndarray) -> list[str]:
-        """Of the document that each window's middle lies in."""
+    def tasks(self, items: np.ndarray) -> np.ndarray:
+        """One task for all."""
+        return np.zeros(len(items), np.int64)
+
+    def subsets(self, items: np.ndarray) -> list[str]:
+        """Language of the document that each window's middle lies in."""
         middles = items * self.length + self.length // 2
         rows = np.searchsorted(self.store.offsets, middles, "right") - 1
         return self.store.documents["language"].take(rows).to_pylist()
@@ -99,9 +110,15 @@ class PairSamples:
         """Of the pairs as they lie in the files."""
         return self.pairs.lengths(items)
 
-    def languages(self, items: np.ndarray) -> list[str]:
-        """Not known: the data step keeps the task only."""
-        return [""] * len(items)
+    def tasks(self, items: np.ndarray) -> np.ndarray:
+        """As the data step numbered them."""
+        return np.array([self.pairs.task(index) for index in items.tolist()], np.int64)
+
+    def subsets(self, items: np.ndarray) -> list[str]:
+        """The task's name; "" where there are too many tasks to measure each apart."""
+        if len(self.pairs.names) > MOST_TASKS_APART:
+            return [""] * len(items)
+        return [self.pairs.names[task] for task in self.tasks(items).tolist()]
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import json
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from openba.recipes.train import TrainRecipe
 from openba.train.batches import Batch
 from openba.train.engine import Engine
 from openba.train.log import EVENTS, METRICS, StageLog
+from openba.train.source_use import alarms
 
 IN_A_ROW = 3
 """Bad steps, one after the other, after which the weights are no longer trusted."""
@@ -148,6 +149,16 @@ class Guard:
         self.bad = state["bad"]
         self._lowest = state["lowest"]
         self._pass_over(state["shift"], state["roll_backs"])
+
+    def look_at_source_use(
+        self, step: int, figures: Mapping[str, float], entropies: Mapping[str, float]
+    ) -> None:
+        """Note that the measurement after `step` shows a training that does not use its source.
+
+        Every measurement after twice the warm-up that shows it is an event; nothing else follows from it.
+        """
+        if step > 2 * self.recipe.optim.warmup and (reasons := alarms(figures, entropies)):
+            self.log.event("source not used", step, reasons=reasons)
 
     def bundle(self, step: int, rank: int, batches: Sequence[Batch], verdict: Verdict) -> Path:
         """Leave in `debug/step-N` what is needed to look into a step: batches and the last rows."""

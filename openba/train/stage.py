@@ -35,7 +35,7 @@ from openba.model.parallel import make_part
 from openba.model.parallel_loss import TensorGroup
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep, UL2Recipe
-from openba.train.batches import Batch, TrainingBatches, training_samples
+from openba.train.batches import Batch, PairSamples, TrainingBatches, training_samples
 from openba.train.checkpoint import Checkpoints, everywhere, read_logs, reader
 from openba.train.engine import Engine
 from openba.train.exports import Exports
@@ -51,6 +51,7 @@ from openba.train.meter import Meter, is_out_of_memory, leave_memory
 from openba.train.profile import Profile
 from openba.train.rehearsal import rehearse
 from openba.train.replicas import differing
+from openba.train.source_use import alarms, label_entropies
 from openba.train.stopping import Preempted, StopRequest
 from openba.train.watchdog import Watchdog
 
@@ -90,6 +91,7 @@ class _Stage:
         self.batches = TrainingBatches(samples, self.train, *ids, self.engine.padded)
         micro = self.runtime.train.micro_batch
         self.heldout = HeldOut(self.train, build.inputs["data"], self.tokenizer, micro)
+        self.label_entropies = label_entropies(samples.pairs) if isinstance(samples, PairSamples) else {}
         self.log = StageLog(self.out, enabled=self.engine.rank == 0)
         # Of every step, logged or not.
         self.totals: dict[str, float] = dict.fromkeys(("tokens", "targets", "skipped", *_WORK), 0)
@@ -335,8 +337,9 @@ class _Stage:
 
     def _measure(self, step: int) -> None:
         self.watchdog.beat("evaluate")
-        row = {"step": step, "tokens": self.totals["tokens"], **self.heldout.measure(self.engine)}
-        self.log.write(HELDOUT, row)
+        figures = self.heldout.measure(self.engine)
+        self.log.write(HELDOUT, {"step": step, "tokens": self.totals["tokens"], **figures})
+        self.guard.look_at_source_use(step, figures, self.label_entropies)
 
     def _note_export(self, step: int, written: bool) -> bool:
         """Have a refused export tried again, and note it; return whether it was written."""
@@ -370,6 +373,8 @@ class _Stage:
             "final_loss": steps[-1]["loss"],
             "heldout": heldout,
             "heldout_loss": heldout[-1]["loss"],
+            "label_entropies": self.label_entropies,
+            "source_alarms": alarms(heldout[-1], self.label_entropies),
             "workers": self.engine.world,
             "training_seconds": sum(row["seconds"] for row in attempts),
             "resumed": len(attempts) - 1,

@@ -417,6 +417,15 @@ def test_an_estimate_is_called_one() -> None:
     assert "has no readable counter" in html
 
 
+def test_a_training_that_ignores_its_source_is_named() -> None:
+    run = training()[0]
+    assert "does not use its source" not in render({"training": [run]})
+    line = "the source is ignored on R: loss 5.000, with another sample's source 5.010"
+    html = render({"training": [{**run, "source_alarms": [line]}]})
+    assert f"{run['title']} does not use its source:" in html
+    assert "the source is ignored on R: loss 5.000" in html
+
+
 def test_loss_that_is_not_a_number_reads_not_run() -> None:
     run = {**training()[0], "heldout": [{"step": 0, "loss": 9.0}, {"step": 5, "loss": math.nan}]}
     html = render({"training": [run]})

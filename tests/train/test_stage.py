@@ -77,7 +77,8 @@ def test_held_out_loss_is_measured_before_between_and_after_by_mode(runs: Any) -
 
 def test_the_first_loss_is_that_of_guessing(runs: Any) -> None:
     uniform = float(torch.tensor(4224.0).log())
-    assert runs.losses("reference")[0] == pytest.approx(uniform, abs=0.1)
+    # Logits of unit variance cost half a nat more than even odds; a tied head favours the token it has read.
+    assert 0 < runs.losses("reference")[0] - uniform < 2
 
 
 def test_a_stage_starts_from_the_weights_it_is_given(runs: Any) -> None:
@@ -86,7 +87,8 @@ def test_a_stage_starts_from_the_weights_it_is_given(runs: Any) -> None:
     for name, tensor in runs.weights("reference").items():
         assert torch.equal(runs.weights("started")[name], tensor)
     heldout = runs.facts["started"]["heldout"]
-    assert [set(row) for row in heldout] == [{"step", "tokens", "loss", "accuracy"}] * 2
+    measured = {"step", "tokens", "loss", "loss_error", "accuracy", "shuffled", "shuffled_error"}
+    assert [set(row) for row in heldout] == [measured] * 2
     assert heldout[0]["loss"] == heldout[1]["loss"]
 
 
