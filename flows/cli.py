@@ -87,6 +87,31 @@ def run(
 
 
 @app.command()
+def sweep(
+    pipeline: PipelineName,
+    settings: Annotated[
+        list[str], typer.Option("--set", help="A value, or several to try: stage1.optim.lr=1e-3,3e-3.")
+    ],
+    until: Annotated[str, typer.Option(help="The training whose held-out loss is compared.")] = "stage3",
+) -> None:
+    """Train with every combination of several settings' values, and compare the held-out loss."""
+    from openba.sweep import make_trials
+    from tasks.services import PrefectServer
+
+    home, trials = Home.from_environment(), make_trials(pipeline, settings, until)
+    server = PrefectServer(home, trials[0].pipeline.config.runtime)
+    try:
+        from flows.sweep import sweep_flow
+        from tasks.tracking import make_tables
+
+        make_tables(home)
+        server.wait()
+        sweep_flow(trials)
+    finally:
+        server.stop()
+
+
+@app.command()
 def plan(
     pipeline: PipelineName = "tiny",
     overrides: Overrides = None,

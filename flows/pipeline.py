@@ -44,20 +44,20 @@ def build_steps(session: Session, steps: list[Step]) -> None:
     """Start each step as soon as its inputs are built, and wait for all; raises what made one fail first."""
     built: dict[str, PrefectFuture[Any]] = {}
     for step in steps:
-        inputs = [built[parent.name] for parent in step.inputs.values()]
+        inputs = [built[parent.key] for parent in step.inputs.values()]
         named = build_step.with_options(task_run_name=step.key)
-        built[step.name] = named.submit(name=step.name, return_state=False, wait_for=inputs)
+        built[step.key] = named.submit(key=step.key, return_state=False, wait_for=inputs)
     wait(list(built.values()))
     session.raise_first_error()
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 @error_boundary()
-def build_step(name: str) -> str:
-    """Reuse or build one step; only names cross task borders."""
+def build_step(key: str) -> str:
+    """Reuse or build one step of the session; only its key crosses task borders."""
     session = Session.current()
-    session.build(session.pipeline.step(name))
-    return name
+    session.build(session.step(key))
+    return key
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)

@@ -65,7 +65,7 @@ class RayJobs:
         folder = build.out.with_name(f"{build.out.name}.job")
         job = self._attach_or_submit(step, build, folder)
         self.running[job] = build.out
-        self.pages[step.name] = f"{self._dashboard}/#/jobs/{job}"
+        self.pages[step.key] = f"{self._dashboard}/#/jobs/{job}"
         while not (status := self._status(job, watch)).is_terminal():
             watch()
             time.sleep(POLL_SECONDS)

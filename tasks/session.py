@@ -9,6 +9,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,8 @@ class Session:
 
     def __init__(self, pipeline: Pipeline, home: Home, steps: list[Step], flow_run: str) -> None:
         self.pipeline, self.home, self.steps = pipeline, home, steps
+        self._by_key = {step.key: step for step in steps}
+        self._times_named = Counter(step.name for step in steps)
         self.store, self.runtime = home.store, pipeline.config.runtime
         self.started, self.clock = time.time(), time.monotonic()
         self.states: dict[str, str] = {}
@@ -68,6 +71,14 @@ class Session:
         """The session of this process; tasks find it here, since only names cross task borders."""
         assert cls._current is not None, "no session is open"
         return cls._current
+
+    def step(self, key: str) -> Step:
+        """One of the session's steps."""
+        return self._by_key[key]
+
+    def label(self, step: Step) -> str:
+        """What to call a step: its name, or its key where a sweep has several of that name."""
+        return step.name if self._times_named[step.name] <= 1 else step.key
 
     def raise_first_error(self) -> None:
         """Raise what made a step fail first; the rest of the steps did not run because of it."""
@@ -99,18 +110,18 @@ class Session:
     def _build_anew(self, step: Step) -> dict[str, Any]:
         self._check_stop()
         run = self.tracking.begin(step)
-        self._building.add(step.name)
+        self._building.add(step.key)
         status, state = "FAILED", "failed"
         try:
             steps = step.recipe.train.steps if isinstance(step.recipe, TrainStep) else None
-            self.view.start(step.name, steps)
+            self.view.start(self.label(step), steps)
             if steps is not None:
-                self.page.start(step.name)
+                self.page.start(self.label(step))
             record = materialize(
                 step, self.store, self.pipeline.runtime(step), lambda step, build: self._run(step, build, run)
             )
             self.tracking.finish(run, step, record, self.store)
-            self.page.finish(step.name, self.store.path(step))
+            self.page.finish(self.label(step), self.store.path(step))
             status, state = "FINISHED", "built"
             return self._ended(step, state, record)
         except (Stopped, KeyboardInterrupt):
@@ -126,25 +137,25 @@ class Session:
             if status != "FINISHED":
                 self.tracking.end(run, status, self.store.work / step.key)
                 self._ended(step, state, None)
-            self._building.discard(step.name)
+            self._building.discard(step.key)
 
     def _ended(self, step: Step, state: str, record: Any) -> Any:
-        self.states[step.name] = state
-        self.view.finish(step.name, state, record)
+        self.states[self.label(step)] = state
+        self.view.finish(self.label(step), state, record)
         return record
 
     def _run(self, step: Step, build: Build, run: StepRun) -> Any:
         def watch() -> None:
             self._check_stop()
             run.watch(build.out)
-            self.view.advance(step.name, build.out)
+            self.view.advance(self.label(step), build.out)
             if isinstance(step.recipe, TrainStep):
-                self.page.advance(step.name, build.out, step.recipe.train.steps)
-            if self._jobs is not None and (page := self._jobs.pages.get(step.name)):
+                self.page.advance(self.label(step), build.out, step.recipe.train.steps)
+            if self._jobs is not None and (page := self._jobs.pages.get(step.key)):
                 run.link("ray.job", page)
 
         runner = self._ray_jobs() if self._is_job(step) else self._local
-        self.work[step.name] = done = runner.run(step, build, watch)
+        self.work[self.label(step)] = done = runner.run(step, build, watch)
         return done.facts
 
     def _is_job(self, step: Step) -> bool:

@@ -13,6 +13,7 @@ import torch
 from openba.accounting.energy import totals
 from openba.accounting.flops import parameters, recomputed_flops, run_flops, useful_train_flops
 from openba.accounting.memory import checkpoint_bytes
+from openba.data.instruct import Pairs
 from openba.data.store import TokenStore
 from openba.data.tokenizer import Tokenizer
 from openba.model.files import load_model
@@ -75,6 +76,14 @@ def test_held_out_loss_is_measured_before_between_and_after_by_mode(runs: Any) -
         assert min(modes) < row["loss"] < max(modes)
 
 
+def test_a_training_that_does_not_use_its_source_says_so(runs: Any) -> None:
+    # A handful of steps teach no model to look at its source.
+    events = [row for row in runs.rows("reference", "events.jsonl") if row["event"] == "source not used"]
+    assert events
+    assert events[-1]["reasons"] == runs.facts["reference"]["source_alarms"]
+    assert all(reason.startswith("the source is ignored on ") for reason in events[-1]["reasons"])
+
+
 def test_the_first_loss_is_that_of_guessing(runs: Any) -> None:
     uniform = float(torch.tensor(4224.0).log())
     # Logits of unit variance cost half a nat more than even odds; a tied head favours the token it has read.
@@ -88,6 +97,9 @@ def test_a_stage_starts_from_the_weights_it_is_given(runs: Any) -> None:
         assert torch.equal(runs.weights("started")[name], tensor)
     heldout = runs.facts["started"]["heldout"]
     measured = {"step", "tokens", "loss", "loss_error", "accuracy", "shuffled", "shuffled_error"}
+    for task in Pairs(runs.root / "pairs", "heldout").names:
+        loss = f"loss_{task}"
+        measured |= {loss, f"{loss}_error", f"accuracy_{task}", f"{loss}_shuffled", f"{loss}_shuffled_error"}
     assert [set(row) for row in heldout] == [measured] * 2
     assert heldout[0]["loss"] == heldout[1]["loss"]
 
