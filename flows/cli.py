@@ -106,7 +106,7 @@ def sweep(
 
         make_tables(home)
         server.wait()
-        sweep_flow(trials)
+        sweep_flow(pipeline, settings, until)
     finally:
         server.stop()
 

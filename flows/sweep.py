@@ -14,17 +14,18 @@ from rich.table import Table
 
 from flows.pipeline import RUNNER, build_steps
 from openba.home import Home
-from openba.sweep import Result, Trial, draw, ranked, result, steps_of, verdict
+from openba.sweep import Result, draw, make_trials, ranked, result, steps_of, verdict
 from tasks.session import open_session
 
 
 @flow(name="openba-sweep", task_runner=RUNNER, validate_parameters=False)
-def sweep_flow(trials: list[Trial]) -> None:
+def sweep_flow(pipeline: str, settings: list[str], until: str) -> None:
     """Build every trial, as many side by side as `runtime.parallel_jobs` lets; then print what they reached.
 
     A trial that fails leaves a row without a loss; the others are built all the same.
     """
-    steps, home = steps_of(trials), Home.from_environment()
+    trials, home = make_trials(pipeline, settings, until), Home.from_environment()
+    steps = steps_of(trials)
     with open_session(trials[0].pipeline, home, steps, str(runtime.flow_run.id)) as session:
         try:
             build_steps(session, steps)
