@@ -12,7 +12,10 @@ import typer
 from benchmarks.figure import circumstances
 from openba.errors import UserError
 
-GROUPS = ("data", "eval", "model", "ner", "operations", "quality", "serving", "soak", "story", "train")
+GROUPS = (
+    *("data", "eval", "learning", "model", "ner", "operations", "quality", "serving", "soak", "story"),
+    "train",
+)
 """A module of this package each, with a function `figures`."""
 
 
