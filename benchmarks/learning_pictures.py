@@ -9,15 +9,15 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from benchmarks.learning_trials import Trial
+from benchmarks.learning_trials import Task, Trial
 
 Results = Mapping[Trial, list[dict[str, Any]]]
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "openba", "font.size": 9}
+_STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "openba", "font.size": 9}
 _NAMES = {"openba": "openba", "t5": "transformers' T5"}
 
 
 def draw_rates(
-    compared: Mapping[tuple[str, str, float], Trial],
+    compared: Mapping[tuple[Task, str, float], Trial],
     results: Results,
     parts: Mapping[str, Sequence[str]],
     path: Path,

@@ -189,7 +189,7 @@ def losses_and_hits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 def measure(model: nn.Module, data: Data) -> dict[str, dict[str, float]]:
     """Of each held-out task `loss`, `shuffled` (the next row's source), nats a token; `exact`, a share."""
     model.eval()
-    figures = {}
+    figures: dict[str, dict[str, float]] = {}
     for name, (samples, items) in data.heldout.items():
         sums = np.zeros(4)
         for start in range(0, len(items), 64):
@@ -198,8 +198,8 @@ def measure(model: nn.Module, data: Data) -> dict[str, dict[str, float]]:
             loss, hits = losses_and_hits(model, batch)
             other = replace(batch, encoder_ids=batch.encoder_ids.roll(1, 0), mask=batch.mask.roll(1, 0))
             sums += [float(loss), float(losses_and_hits(model, other)[0]), int(hits.sum()), batch.targets]
-        loss, shuffled, exact, tokens = sums.tolist()
-        figures[name] = {"loss": loss / tokens, "shuffled": shuffled / tokens, "exact": exact / len(items)}
+        total, shuffled, exact, tokens = sums.tolist()
+        figures[name] = {"loss": total / tokens, "shuffled": shuffled / tokens, "exact": exact / len(items)}
     model.train()
     return figures
 
