@@ -40,6 +40,9 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         (("run", "tiny", "--untill", "stage1"), "No such option: --untill"),
         (("explain", "stag1"), "stag1: no such step"),
         (("report",), "no report yet"),
+        (("sweep", "tiny", "--set", "stage1.batch=16"), "nothing varies"),
+        (("sweep", "tiny", "--set", "stage1.optim.lrr=1,2"), "did you mean 'lr'"),
+        (("sweep", "tiny", "--set", "stage1.batch=8,16", "--until", "mixture"), "is no training"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
