@@ -18,7 +18,7 @@ RATES = "stage1.optim.lr=1e-3,3e-3"
 
 
 def test_trials_are_the_product_and_share_what_they_can() -> None:
-    trials = make_trials("tiny", [RATES, "stage1.batch=16,32", "stage1.budget=8 steps"], "stage1")
+    trials = make_trials("tiny", [RATES, "stage1.batch=16,32", "stage1.budget=80 steps"], "stage1")
     assert [dict(trial.values) for trial in trials] == [
         {"stage1.optim.lr": rate, "stage1.batch": batch}
         for rate, batch in itertools.product(("1e-3", "3e-3"), ("16", "32"))
@@ -28,7 +28,7 @@ def test_trials_are_the_product_and_share_what_they_can() -> None:
     assert names.count("tokenizer") == names.count("mixture") == 1
     # An ordinary step: a run with these settings finds it.
     same = Pipeline(
-        find_pipeline("tiny"), ["stage1.optim.lr=3e-3", "stage1.batch=16", "stage1.budget=8 steps"]
+        find_pipeline("tiny"), ["stage1.optim.lr=3e-3", "stage1.batch=16", "stage1.budget=80 steps"]
     )
     assert same.step("stage1").fingerprint == trials[2].step.fingerprint
 
