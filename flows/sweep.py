@@ -6,6 +6,7 @@ Owns the order of a sweep. Its trials are `openba.sweep`'s, its steps are built 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from prefect import flow, runtime
@@ -44,7 +45,8 @@ def _write(folder: Path, results: list[Result]) -> None:
 
 
 def _print(folder: Path, results: list[Result]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
+    width = None if sys.stdout.isatty() else 140
+    console = Console(highlight=False, soft_wrap=True, width=width)
     keys = list(results[0].trial.values)
     table = Table(*keys, "held-out loss", "± standard error", "seconds", "step", box=None)
     for each in ranked(results):
