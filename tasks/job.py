@@ -195,13 +195,21 @@ def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
     )
 
 
-@error_boundary()
 def _worker(config: dict[str, str]) -> None:
-    """One rank. Ray has made the process group; DeepSpeed finds the ranks in the environment."""
+    """Train on one rank. Ray has made the process group; DeepSpeed finds the ranks in the environment.
+
+    Ray pickles this function by value, since the job's module is `__main__`; a decorator that holds a
+    generator, as `error_boundary` does, cannot be pickled.
+    """
+    with error_boundary():
+        _run_rank(Path(config["folder"]))
+
+
+def _run_rank(folder: Path) -> None:
     from ray.train import get_context
     from ray.util import get_node_ip_address
 
-    context, folder = get_context(), Path(config["folder"])
+    context = get_context()
     os.environ |= {
         "RANK": str(context.get_world_rank()),
         "LOCAL_RANK": str(context.get_local_rank()),

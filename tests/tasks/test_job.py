@@ -85,3 +85,14 @@ def test_the_same_error_of_all_workers_twice_is_the_end(tmp_path: Path) -> None:
     assert not leave("RuntimeError: Connection closed by peer [::1]:4711")
     assert not leave(shapes, shapes)
     assert leave(shapes, shapes)
+
+
+def test_ray_can_pickle_what_a_worker_runs() -> None:
+    """By value, as Ray does with a function of the program that was started, `__main__`."""
+    script = (
+        "import runpy, sys; from ray import cloudpickle;"
+        "sys.modules['__main__'].__dict__.update(runpy.run_module('tasks.job', run_name='__main__x'));"
+        "job = sys.modules['__main__']; job._worker.__module__ = '__main__'; cloudpickle.dumps(job._worker)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
