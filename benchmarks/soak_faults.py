@@ -147,9 +147,9 @@ class Faults:
                 process.kill()
 
     def _kill(self, word: str) -> str:
-        if not (found := self.processes.find(word)):
+        if not (targets := self.processes.find(word)):
             return ""
-        victim = self.draw.choice(found)
+        victim = self.draw.choice(targets)
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
         return f"{word} {victim.pid}"
@@ -160,9 +160,9 @@ class Faults:
         return str(self.processes.root)
 
     def _stop_rank(self) -> str:
-        if not (found := self.processes.find("RayTrainWorker")):
+        if not (workers := self.processes.find("RayTrainWorker")):
             return ""
-        victim = self.draw.choice(found)
+        victim = self.draw.choice(workers)
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.send_signal(signal.SIGSTOP)
         return str(victim.pid)
@@ -183,16 +183,17 @@ class Faults:
 
     def _damage_store(self) -> str:
         """As a disk does between two runs: a training reads its inputs' digests when it begins."""
-        told = self._damage(self.store, "[!.]*/*/**/*")
-        self._kill_flow()
-        return told
+        target = self._damage(self.store, "[!.]*/*/**/*")
+        if target:
+            self._kill_flow()
+        return target
 
     def _mlflow_away(self) -> str:
         return _away(psutil.Process(self.mlflow.process.pid))
 
     def _prefect_away(self) -> str:
-        found = self.processes.find("prefect server", "prefect.server")
-        return _away(found[0]) if found else ""
+        servers = self.processes.find("prefect server", "prefect.server")
+        return _away(servers[0]) if servers else ""
 
     def _jump(self) -> str:
         seconds = self.draw.choice([-86_400.0, -600.0, 0.0, 3600.0, 86_400.0])

@@ -88,15 +88,15 @@ def storage_error(error: BaseException, folder: Path) -> UserError | None:
         folder: named where the error names no file.
     """
     number = error_number(error)
-    place = getattr(error, "filename", None) or folder
+    path = getattr(error, "filename", None) or folder
     if number in _NO_SPACE:
         return UserError(f"{folder}: no space left while writing; free some or move OPENBA_HOME")
     if number in _NOT_WRITABLE:
         return UserError(
-            f"{place}: {os.strerror(number)}; make it writable for this user, or move OPENBA_HOME"
+            f"{path}: {os.strerror(number)}; make it writable for this user, or move OPENBA_HOME"
         )
     if number == errno.EIO:
-        return UserError(f"{place}: {os.strerror(number)}; check the disk, then run again")
+        return UserError(f"{path}: {os.strerror(number)}; check the disk, then run again")
     return None
 
 

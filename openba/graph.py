@@ -381,9 +381,9 @@ def _check_expert_names(overrides: list[str], names: list[str]) -> None:
     for text in overrides:
         name = _expert_of(text)
         if name is not None and name not in names:
-            known = [*names, *ExpertsConfig.model_fields]
-            close = difflib.get_close_matches(name, known, 1)
-            remedy = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(known))}"
+            sections = [*names, *ExpertsConfig.model_fields]
+            close = difflib.get_close_matches(name, sections, 1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(sections))}"
             raise ConfigError(f"--set: {text.partition('=')[0]}: no expert {name!r} ({remedy})")
 
 

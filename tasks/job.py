@@ -232,8 +232,8 @@ def _run_rank(folder: Path) -> None:
         # Kept beside the spec: Ray shows the group's failure, this says which rank failed and where.
         file = folder / f"rank-{context.get_world_rank()}{_TRACEBACK}"
         file.write_text(redact(traceback.format_exc()))
-        if (told := _for_user(error, folder) or _of_program(error, file)) is not None:
-            _leave(folder / ERROR, {"message": str(told)})
+        if (message := _for_user(error, folder) or _of_program(error, file)) is not None:
+            _leave(folder / ERROR, {"message": str(message)})
         raise
 
 
@@ -245,10 +245,10 @@ def _of_program(error: Exception, file: Path) -> UserError | None:
     """The line for an error that another try would meet again; None if another try may pass."""
     if not isinstance(error, _DETERMINISTIC):
         return None
-    place = traceback.extract_tb(error.__traceback__)[-1]
+    origin = traceback.extract_tb(error.__traceback__)[-1]
     reason = " ".join(str(error).split())[:300]
     return UserError(
-        f"{type(error).__name__}: {reason} ({Path(place.filename).name}, line {place.lineno}); it would "
+        f"{type(error).__name__}: {reason} ({Path(origin.filename).name}, line {origin.lineno}); it would "
         f"happen again, so it is not tried again (whole traceback: {file})"
     )
 

@@ -117,8 +117,8 @@ def _training(folder: Path, total: int) -> _Moved | None:
     if not seconds:
         return _Moved(last["step"], total, f"loss {loss}")
     rate = sum(row["tokens"] for row in timed) / seconds
-    left = (total - last["step"]) * seconds / len(timed)
-    return _Moved(last["step"], total, f"loss {loss}  {human(rate)} tokens/s  ETA {human_time(left)}")
+    seconds_left = (total - last["step"]) * seconds / len(timed)
+    return _Moved(last["step"], total, f"loss {loss}  {human(rate)} tokens/s  ETA {human_time(seconds_left)}")
 
 
 def _cleaning(folder: Path) -> _Moved | None:

@@ -348,8 +348,8 @@ class StepRun:
     def _renew(self) -> None:
         """Make a run with the same tags and parameters and no metrics; the old one is deleted afterwards."""
         old = self.client.get_run(self.run_id)
-        own = {key: value for key, value in old.data.tags.items() if key not in _TAGS_OF_MLFLOW}
-        run = self.client.create_run(old.info.experiment_id, tags=own)
+        tags = {key: value for key, value in old.data.tags.items() if key not in _TAGS_OF_MLFLOW}
+        run = self.client.create_run(old.info.experiment_id, tags=tags)
         params = [Param(key, value) for key, value in old.data.params.items()]
         self.client.log_batch(run.info.run_id, params=params)
         self._replaced.append(self.run_id)

@@ -159,9 +159,9 @@ class Checkpoints:
 
     def prune(self) -> None:
         """Delete all committed checkpoints but the newest `keep`, and older ones without a marker."""
-        kept = committed_steps(self.folder)[-self.keep :]
+        newest_steps = committed_steps(self.folder)[-self.keep :]
         for step, path in _folders(self.folder):
-            if kept and step < kept[0]:
+            if newest_steps and step < newest_steps[0]:
                 # The marker goes first: a checkpoint that is half deleted must not look committed.
                 (path / MARKER).unlink(missing_ok=True)
                 shutil.rmtree(path, ignore_errors=True)

@@ -64,7 +64,7 @@ class Exports:
 
     def forget_after(self, step: int) -> None:
         """Drop waiting weights of later steps: the training was rolled back and reaches them anew."""
-        self._waiting = {kept: weights for kept, weights in self._waiting.items() if kept <= step}
+        self._waiting = {number: weights for number, weights in self._waiting.items() if number <= step}
 
     def finish(self) -> None:
         """Export the model at the end of the training.
@@ -92,15 +92,15 @@ class Exports:
 
     def _write(self, folder: Path, weights: dict[str, Tensor]) -> str:
         """Write a model on rank 0; return why it failed, on all ranks, or nothing."""
-        told = [""]
+        reason = [""]
         if self.engine.rank == 0:
             try:
                 save_model(folder, weights, self.architecture, self.tokenizer)
             except (OSError, SafetensorError) as error:
                 if isinstance(error, SafetensorError) and durable.error_number(error) is None:
                     raise
-                told = [" ".join(str(error).split())]
-                print(f"{folder}: {told[0]}; training goes on", file=sys.stderr)
+                reason = [" ".join(str(error).split())]
+                print(f"{folder}: {reason[0]}; training goes on", file=sys.stderr)
                 shutil.rmtree(folder, ignore_errors=True)  # what it holds may be what fills the disk
-        dist.broadcast_object_list(told)
-        return told[0]
+        dist.broadcast_object_list(reason)
+        return reason[0]

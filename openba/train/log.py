@@ -72,8 +72,8 @@ class StageLog:
         self.cut(step)
         self._rewrite(ATTEMPTS)
         for name, count in broken.items():
-            told = f"{count} broken line{'s' * (count > 1)} dropped"
-            print(f"{self.folder / name}: {told}", file=sys.stderr)
+            plural = "s" if count > 1 else ""
+            print(f"{self.folder / name}: {count} broken line{plural} dropped", file=sys.stderr)
             self.event("log repaired", step, file=name, dropped=count)
 
     def cut(self, step: int) -> None:
@@ -205,9 +205,9 @@ class NewRows:
                 content = file.read()
         except FileNotFoundError:
             return []
-        whole = content.rfind(b"\n") + 1
-        self._offset += whole
-        return [json.loads(line) for line in _parse(self.path.name, content[:whole])[0]]
+        end = content.rfind(b"\n") + 1  # of the last complete line
+        self._offset += end
+        return [json.loads(line) for line in _parse(self.path.name, content[:end])[0]]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -241,8 +241,8 @@ def _read(path: Path) -> tuple[list[str], int]:
 
 def _parse(name: str, content: bytes) -> tuple[list[str], int]:
     lines, broken = [], 0
-    *whole, tail = content.split(b"\n")
-    for line in whole:
+    *complete, tail = content.split(b"\n")
+    for line in complete:
         with suppress(ValueError):  # not JSON, or not UTF-8
             row = json.loads(line)
             if isinstance(row, dict) and (name not in _KEY or _KEY[name] in row):
@@ -254,8 +254,8 @@ def _parse(name: str, content: bytes) -> tuple[list[str], int]:
 
 def _merged(saved: list[str], current: list[str]) -> list[str]:
     """The checkpoint's lines, then those that came after it."""
-    known = set(saved)
-    return [*saved, *(line for line in current if line not in known)]
+    saved_lines = set(saved)
+    return [*saved, *(line for line in current if line not in saved_lines)]
 
 
 def _text(lines: list[str]) -> str:
