@@ -29,7 +29,7 @@ torch.set_num_threads(1)
 
 RECIPE = ModelRecipe(
     d_model=32, num_heads=2, kv_channels=16, ffn=64, ffn_multiple=16, encoder_layers=1, decoder_layers=2,
-    positions=96, init_std=0.3,
+    positions=96, init_std=1.0,
 )  # fmt: skip
 PROMPTS = ["今天天气很好，", "The Bank of England", "一"]
 

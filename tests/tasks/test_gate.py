@@ -198,3 +198,9 @@ def test_the_triggers_lead_from_data_to_every_promotion(root: Path) -> None:
     assert models <= reached
     assert {*graph.experts, "stage1", "stage2", "stage3", "evaluate-chat"} <= reached
     assert not any(schedule["active"] for d in deployments for schedule in d.get("schedules", []))
+
+
+def test_of_perplexity_less_is_better() -> None:
+    risen, fallen = (row(difference) | {"lower_is_better": True} for difference in (10.0, -10.0))
+    assert champion_refusals(SOUND, Against("1", 2.5, [risen]), STRICT)
+    assert champion_refusals(SOUND, Against("1", 2.5, [fallen]), STRICT) == []
