@@ -40,7 +40,7 @@ TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
 MIXTURE = Kind("openba.data.mixture:build", "2")
 CONTAMINATION = Kind("openba.data.contamination:build", "1")
 TASK = Kind("openba.data.tasks:build", "5")
-INSTRUCT = Kind("openba.data.instruct:build", "3")
+INSTRUCT = Kind("openba.data.instruct:build", "4")
 TRAIN = Kind(
     "openba.train.stage:build", "8", place="gang", resumable=True, scratch=("checkpoints", "heartbeat")
 )

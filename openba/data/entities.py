@@ -9,11 +9,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 Entity = tuple[str, str]
 """Text and type."""
 
+_QUESTION = re.compile(r"What describes (.+) in the text\?")
 _SEPARATOR = re.compile(r",\s*")
 
 
@@ -97,6 +101,45 @@ def _read(text: str) -> Iterator[Entity]:
         surface, position = _group(text, position, "[]")
         kind, position = _group(text, position, "()")
         yield surface, kind
+
+
+@dataclass(frozen=True)
+class Questions:
+    """A conversation that asks for the entities of a text, one type after another."""
+
+    text: str
+    kinds: tuple[str, ...]
+    """All types that are asked for."""
+    entities: tuple[Entity, ...]
+    """In the order of the text."""
+
+
+def read_questions(turns: Sequence[str]) -> Questions:
+    """Read the form of UniversalNER and Pile-NER-type (paper reference 99).
+
+    Args:
+        turns: `Text: …`, `I've read this text.`, then `What describes TYPE in the text?` and a JSON list, and
+            so on.
+
+    Raises:
+        ValueError: the turns are of another form.
+    """
+    if len(turns) < 2 or not turns[0].startswith("Text:"):
+        raise ValueError("a conversation that begins with 'Text:' is expected")
+    text = turns[0].removeprefix("Text:").strip()
+    kinds: list[str] = []
+    entities: list[Entity] = []
+    for question, answer in zip(turns[2::2], turns[3::2], strict=True):
+        asked = _QUESTION.fullmatch(question.strip())
+        if asked is None:
+            raise ValueError(f"question {question!r:.60} is not 'What describes TYPE in the text?'")
+        surfaces = orjson.loads(answer)
+        if not isinstance(surfaces, list) or not all(isinstance(surface, str) for surface in surfaces):
+            raise ValueError(f"answer {answer!r:.60} is no JSON list of texts")
+        kinds.append(asked[1])
+        entities += [(surface, asked[1]) for surface in surfaces]
+    entities.sort(key=lambda entity: text.find(entity[0]) % (len(text) + 1))  # what is not in it comes last
+    return Questions(text, tuple(kinds), tuple(entities))
 
 
 def _guard(text: str, brackets: str) -> str:

@@ -14,9 +14,16 @@ from typing import Any
 
 import orjson
 
-from openba.data.entities import entities_of_spans, entities_of_tags, format_entities
+from openba.data.conversations import find_messages, without_moss_markers
+from openba.data.entities import (
+    Questions,
+    entities_of_spans,
+    entities_of_tags,
+    format_entities,
+    read_questions,
+)
 from openba.errors import UserError
-from openba.recipes.data import Options, TaskRecipe
+from openba.recipes.data import Options, Tagged, TaskRecipe
 
 Fields = dict[str, Any]
 
@@ -97,7 +104,8 @@ def parse(row: Mapping[str, Any], recipe: TaskRecipe) -> Fields:
     own = getattr(recipe.source, "text_field", "text")
     columns = {key: row[key] for key in ("id", "language", "source")}
     named = {own: row["text"], "text": row["text"]} if own else {}
-    return {"text": row["text"], **orjson.loads(row["extra"]), **columns, **named}
+    own_fields = without_moss_markers(orjson.loads(row["extra"]))
+    return {"text": row["text"], **own_fields, **columns, **named}
 
 
 def expand(record: Fields, recipe: TaskRecipe, where: str) -> Iterator[Fields]:
@@ -136,17 +144,18 @@ def derive(record: Fields, recipe: TaskRecipe, labels: str, where: str) -> Field
     """
     fields = dict(record)
     if recipe.tagged is not None:
-        fields["text"] = " ".join(map(str, need(record, recipe.tagged.tokens, where)))
+        fields["text"] = _sentence(record, recipe.tagged, where)
     if recipe.tagged is not None or "entities" in fields:
         pairs = _entities(record, recipe, where)
-        fields["labels"] = labels if recipe.labels == "task" else ", ".join(sorted({k for _, k in pairs}))
+        own_labels = ", ".join(sorted(kinds_of(record, recipe, where)))
+        fields["labels"] = labels if recipe.labels == "task" else own_labels
         fields["entities"] = Entities(pairs, recipe.source.language)
     for key, separator in recipe.split.items():
         fields[key] = [part for part in str(need(record, key, where)).split(separator) if part]
     if recipe.dialogue is not None:
         fields["messages"] = _alternating(record, recipe, where)
-    elif "conversations" in fields or "messages" in fields:
-        fields["messages"] = _messages(record, where)
+    elif _needs_messages(recipe) and (messages := _messages(record, where)) is not None:
+        fields["messages"] = messages
     for message in fields.get("messages", []) if recipe.replace else []:
         for text, other in recipe.replace.items():
             message["content"] = message["content"].replace(text, other)
@@ -183,8 +192,31 @@ def need(record: Mapping[str, Any], key: str, where: str) -> Any:
 
 
 def kinds_of(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> set[str]:
-    """The record's entity types, as templates write them."""
+    """The record's entity types, as templates write them; those it asks for, where it asks."""
+    if _asks(record, recipe.tagged):
+        words = recipe.wording.get("entities", {})
+        asked = [words.get(kind, kind) for kind in _asked(record, recipe.tagged, where).kinds]
+        return {kind for kind in asked if kind is not None}
     return {kind for _, kind in _entities(record, recipe, where)}
+
+
+def _asks(record: Mapping[str, Any], tagged: Tagged | None) -> bool:
+    return tagged is not None and tagged.questions is not None and tagged.questions in record
+
+
+def _asked(record: Mapping[str, Any], tagged: Tagged | None, where: str) -> Questions:
+    assert tagged is not None
+    assert tagged.questions is not None
+    try:
+        return read_questions([turn["value"] for turn in record[tagged.questions]])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{where}: record {record['id']}: {tagged.questions}: {error}") from None
+
+
+def _sentence(record: Mapping[str, Any], tagged: Tagged, where: str) -> str:
+    if _asks(record, tagged):
+        return _asked(record, tagged, where).text
+    return " ".join(map(str, need(record, tagged.tokens, where)))
 
 
 def _entities(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> Sequence[Sequence[str]]:
@@ -196,6 +228,8 @@ def _entities(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> Sequ
 
 
 def _raw_entities(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> Sequence[Sequence[str]]:
+    if _asks(record, recipe.tagged):
+        return _asked(record, recipe.tagged, where).entities
     if (tagged := recipe.tagged) is not None:
         tokens = [str(token) for token in need(record, tagged.tokens, where)]
         try:
@@ -212,14 +246,15 @@ def _raw_entities(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> 
     return pairs
 
 
-def _messages(record: Fields, where: str) -> list[dict[str, str]]:
-    """OpenAI's `messages`, or ShareGPT's `conversations` in that form."""
-    key, role, content = ("messages", "role", "content")
-    if "conversations" in record:
-        key, role, content = ("conversations", "from", "value")
+def _needs_messages(recipe: TaskRecipe) -> bool:
+    return recipe.conversation or any("{messages" in turn.input + turn.target for turn in recipe.templates)
+
+
+def _messages(record: Fields, where: str) -> list[dict[str, str]] | None:
+    """The record's conversation in one of the published forms; None if it has none."""
     try:
-        return [{"role": turn[role], "content": (turn[content] or "").strip()} for turn in record[key]]
-    except (KeyError, TypeError, AttributeError):
+        return find_messages(record)
+    except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(
             f"{where}: record {record['id']}: write turns as messages [{{role, content}}] "
             "or conversations [{from, value}]"

@@ -118,13 +118,15 @@ def build(build: Build) -> dict[str, Any]:
 def encode_input(tokenizer: Tokenizer, text: str, turns: Sequence[int], length: int) -> list[int]:
     """Encoder ids of one input, at most `length`: `<S> input <extra_id_0> </s>`.
 
-    If the input is too long, a conversation loses its oldest turns and anything else its end, as
-    in the release (which cuts conversations at the end, too, and so loses the question).
+    If the input is too long, a conversation loses its oldest turns, whoever speaks; then what stands before
+    the turns, such as a system message; and last the beginning of the newest question. The end of a
+    conversation, where the question is, always stays (the release cuts it). Any other input loses its end,
+    as in the release.
 
     Args:
         tokenizer: the tokenizer.
         text: the input.
-        turns: character offsets of the history's human turns in `text`; empty for other inputs.
+        turns: character offsets in `text` of turns or of solved examples, the newest last; empty for others.
         length: the most ids, special tokens included.
     """
     return encode_fitting(tokenizer, text, turns, length)[0]
@@ -133,28 +135,33 @@ def encode_input(tokenizer: Tokenizer, text: str, turns: Sequence[int], length: 
 def encode_fitting(
     tokenizer: Tokenizer, text: str, turns: Sequence[int], length: int
 ) -> tuple[list[int], int, bool]:
-    """The same, with how many turns or examples were left out, and whether the end was cut off."""
+    """The same, with how many turns or examples were left out, and whether the last was cut."""
     room = length - 3
-    oldest = _oldest(tokenizer, text, turns, room)
-    ids = tokenizer.encode(_without(text, turns, oldest))
-    return tokenizer.pieces.prompt(ids[:room]), oldest, len(ids) > room
+    left_out = _turns_to_leave_out(tokenizer, text, turns, room)
+    ids = tokenizer.encode(_without_oldest(text, turns, left_out))
+    fitting = ids[max(0, len(ids) - room) :] if turns else ids[:room]
+    return tokenizer.pieces.prompt(fitting), min(left_out, max(len(turns) - 1, 0)), len(ids) > room
 
 
-def _fitting(tokenizer: Tokenizer, text: str, turns: Sequence[int], room: int) -> list[int]:
-    """Ids of the text after as few of the oldest turns are dropped as `room` asks; maybe still too many."""
-    return tokenizer.encode(_without(text, turns, _oldest(tokenizer, text, turns, room)))
+def _fitting_ids(tokenizer: Tokenizer, text: str, turns: Sequence[int], room: int) -> list[int]:
+    """Ids of the text without as few of its oldest turns as `room` asks for; maybe still too many."""
+    return tokenizer.encode(_without_oldest(text, turns, _turns_to_leave_out(tokenizer, text, turns, room)))
 
 
-def _without(text: str, turns: Sequence[int], oldest: int) -> str:
-    return text[: turns[0]] + text[turns[oldest] :] if oldest else text
+def _without_oldest(text: str, turns: Sequence[int], count: int) -> str:
+    """The text without its `count` oldest turns; with all of them left out, the last turn by itself."""
+    if count == 0:
+        return text
+    return text[turns[-1] :] if count == len(turns) else text[: turns[0]] + text[turns[count] :]
 
 
-def _oldest(tokenizer: Tokenizer, text: str, turns: Sequence[int], room: int) -> int:
-    """How many of the oldest turns must go; all but the last if that is not enough."""
+def _turns_to_leave_out(tokenizer: Tokenizer, text: str, turns: Sequence[int], room: int) -> int:
+    """How many of the oldest turns must go; all if what stands before them must go as well."""
     # Fewer turns are never more tokens, so the first that fits is found by bisection.
-    last = max(len(turns) - 1, 0)
     return bisect.bisect_left(
-        range(last), True, key=lambda oldest: len(tokenizer.encode(_without(text, turns, oldest))) <= room
+        range(len(turns)),
+        True,
+        key=lambda count: len(tokenizer.encode(_without_oldest(text, turns, count))) <= room,
     )
 
 
@@ -176,14 +183,16 @@ def _tokenise(
             source, target = sources.row(row), targets.row(row)
             if turns[row] and len(source) > recipe.encoder_length - 3:
                 text = batch["input"][row].as_py()
-                fitted = _fitting(tokenizer, text, turns[row], recipe.encoder_length - 3)
+                fitted = _fitting_ids(tokenizer, text, turns[row], recipe.encoder_length - 3)
                 source = np.array(fitted, dtype=np.int32)
             if len(source) + 3 > recipe.encoder_length or len(target) + 2 > recipe.decoder_length:
                 over_long += 1
                 if recipe.over_long == "drop":
                     continue
             # As released: a source cut short keeps its closing tokens, a target cut short lacks its </s>.
-            kept["source"].append(np.concatenate([head, source[: recipe.encoder_length - 3], tail]))
+            room = recipe.encoder_length - 3
+            source = source[max(0, len(source) - room) :] if turns[row] else source[:room]
+            kept["source"].append(np.concatenate([head, source, tail]))
             kept["target"].append(np.concatenate([start, target, end])[: recipe.decoder_length])
             keys.append(f"{name}/{identifier}".encode())
         for key, rows in kept.items():

@@ -37,10 +37,10 @@ SCHEMA = pa.schema(
 """`turns`: character offsets in `input` at which the history's human turns begin, or the solved examples
 and, last, the question; else empty. What lies between two of them may be left out, the oldest first.
 `choices`: the targets there are to choose from; else empty. `category`: the record's subject, or empty.
-`references`: all right answers, or one program that checks the answer at `ANSWER`."""
+`references`: all right answers, or one JSON object with the parts of a program check (see `ProgramCheck`)."""
 
 ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}"
-"""Where an answer goes into the program that checks it."""
+"""Where an answer goes into the program of its check."""
 
 Split = Literal["train", "heldout"]
 
@@ -66,12 +66,16 @@ Pool = dict[str, list[tuple[int, int, tuple[str, ...]]]]
 
 
 class Rendered:
-    """A task's pairs, in two parts of `SCHEMA`. `discarded`: rule -> number of pairs; `broken`: messages."""
+    """A task's pairs, in two parts of `SCHEMA`.
+
+    `discarded`: rule -> number of pairs; `cleaned`: change -> number of turns; `broken`: messages.
+    """
 
     def __init__(self, recipe: TaskRecipe, pairs: pa.Table, seen: Seen, pool: Pool, name: str) -> None:
         self.recipe, self.name = recipe, name
         self._pairs = pairs
         self.discarded: Mapping[str, int]
+        self.cleaned: Mapping[str, int] = {}
         self.broken: list[str] = []
         self.rows, self.discarded = sorted_out(seen, recipe.is_test_set)
         self._asks = np.array(seen.asks, dtype=np.uint64)

@@ -21,7 +21,7 @@ import orjson
 import pyarrow as pa
 
 from openba.artifacts import Build
-from openba.data import exams, files
+from openba.data import exams, files, json_files
 from openba.data.quarantine import QUARANTINE, Bad, Quarantine, Tell, refuse
 from openba.data.samples import READERS, Reader
 from openba.data.samples.locate import INSTALL
@@ -40,7 +40,7 @@ _BATCH_DOCUMENTS = 1000
 _BATCH_CHARACTERS = 16 * 2**20  # a batch of books still fits in memory
 
 
-_READERS = {"jsonl": files.json_lines, "bio": files.tagged_sentences, "exam": exams.questions}
+_READERS = {"jsonl": json_files.records, "bio": files.tagged_sentences, "exam": exams.questions}
 
 
 class _Document(NamedTuple):
@@ -230,7 +230,7 @@ def _from_text(recipe: FileSource, tell: Tell) -> Iterator[_Document]:
 
 def _from_records(recipe: FileSource, tell: Tell) -> Iterator[_Document]:
     for name, path in files.find(recipe.path, recipe.adapter):
-        if recipe.adapter == "parquet":
+        if recipe.adapter == "parquet" or path.suffix.lower() == ".parquet":
             rows = files.parquet_rows(path, tell, partial(_fault_of_columns, recipe=recipe))
         else:
             rows = _READERS[recipe.adapter](path, tell)

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from openba.artifacts import Build
+from openba.data.conversations import clean, history, is_answer
 from openba.data.fields import Fields, Text, derive, expand, kinds_of, need, parse
 from openba.data.identity import states_identity
 from openba.data.pairs import ANSWER, BATCH, RULES, SCHEMA, SPILLED, Pool, Rendered, Seen, digest, spill
@@ -33,8 +34,6 @@ from openba.data.sources import read
 from openba.errors import UserError
 from openba.recipes.data import TaskRecipe, TaskStep, Turn
 
-# OpenAI's and ShareGPT's names of the two speakers -> the paper's (section 6.1).
-_SPEAKERS = {"user": "Human", "human": "Human", "assistant": "Assistant", "gpt": "Assistant"}
 _NAMED = 5
 """Broken records named in the facts; all are counted."""
 _POOL = 1000
@@ -62,7 +61,8 @@ def build(build: Build) -> dict[str, Any]:
     """Step `task-NAME`: read the task's source; write train.parquet and heldout.parquet.
 
     Returns:
-        Facts: counts of records and pairs, training pairs by form, pairs discarded by rule, two samples.
+        Facts: counts of records and pairs, training pairs by form, pairs discarded by rule, turns of
+        conversations changed by kind, two samples.
 
     Raises:
         UserError: see `render`.
@@ -94,6 +94,7 @@ def build(build: Build) -> dict[str, Any]:
         **counts,
         "forms": rendered.forms(),
         "discarded": rendered.discarded,
+        "cleaned": rendered.cleaned,
         "broken": rendered.broken,
         "samples": [{key: text[:1000] for key, text in sample.items()} for sample in samples[:2]],
     }
@@ -129,36 +130,14 @@ def render(
     seen, discarded = Seen(), Counter[str]()
     pool: Pool = {}
     broken: list[str] = []
-    found = _records(recipe, documents, where, discarded, broken)
+    cleaned: Counter[str] = Counter()
+    found = _records(recipe, documents, where, discarded, broken, cleaned)
     pairs = spill(_pair_batches(recipe, found, where, seen, discarded, pool, broken), scratch, SPILLED)
     rendered = Rendered(recipe, pairs, seen, pool, name)
     rendered.broken = broken[:_NAMED]
     rendered.discarded = dict(discarded + Counter(rendered.discarded))
+    rendered.cleaned = dict(cleaned)
     return rendered
-
-
-def history(messages: Sequence[Mapping[str, str]]) -> tuple[str, list[int]]:
-    """A conversation as the paper's encoder text, `Human: .. Assistant: .. Human: .. Assistant:` (6.1).
-
-    Args:
-        messages: `{role, content}` with OpenAI's roles or ShareGPT's; a system message stands bare.
-
-    Returns:
-        The text and the character offsets of its human turns: cutting from the first offset to a
-        later one drops the oldest turns.
-
-    Raises:
-        ValueError: a role is unknown.
-    """
-    text, turns = "", []
-    for message in messages:
-        role, content = message["role"], message["content"]
-        if role != "system" and role not in _SPEAKERS:
-            raise ValueError(f"role {role!r} is not one of system, {', '.join(_SPEAKERS)}")
-        if _SPEAKERS.get(role) == "Human":
-            turns.append(len(text))
-        text += f"{content} " if role == "system" else f"{_SPEAKERS[role]}: {content} "
-    return f"{text}Assistant:", turns
 
 
 def _pair_batches(
@@ -223,9 +202,14 @@ def _batch(pairs: list[_Pair]) -> pa.RecordBatch:
 
 
 def _records(
-    recipe: TaskRecipe, documents: pa.Table, where: str, discarded: Counter[str], broken: list[str]
+    recipe: TaskRecipe,
+    documents: pa.Table,
+    where: str,
+    discarded: Counter[str],
+    broken: list[str],
+    cleaned: Counter[str],
 ) -> Iterator[tuple[Fields, Fields]]:
-    """(the source's record, fields) of each record that is used."""
+    """(the source's record, fields) of each record that is used; counts what is changed of conversations."""
     last = None
     if recipe.limit is not None and documents.num_rows > recipe.limit:
         last = sorted(digest("limit", i.as_py()) for i in documents["id"])[recipe.limit]
@@ -261,6 +245,9 @@ def _records(
                     discarded["unlabelled"] += 1
             if fields is None:
                 continue
+            if recipe.conversation and "messages" in fields:
+                fields["messages"], changes = clean(fields["messages"])
+                cleaned.update(changes)
             if (rule := _unwanted(recipe, fields)) is not None:
                 discarded[rule] += 1
             else:
@@ -272,7 +259,7 @@ def _unwanted(recipe: TaskRecipe, fields: Fields) -> str | None:
     messages = fields.get("messages", [])
     if messages and content_words(message["content"] for message in messages) < recipe.min_words:
         return "too_simple"
-    answers = [message["content"] for message in messages if _SPEAKERS.get(message["role"]) == "Assistant"]
+    answers = [message["content"] for message in messages if is_answer(message)]
     if recipe.drop_identity and any(states_identity(text, recipe.model_names) for text in answers):
         return "identity"
     if recipe.reject is not None and any(re.search(recipe.reject, text) for text in answers):
@@ -316,9 +303,11 @@ def _pairs(recipe: TaskRecipe, fields: Fields, where: str, discarded: Counter[st
         history(fields["messages"])
     except ValueError as error:
         raise UserError(f"{where}: record {fields['id']}: {error}") from None
+    if not any(map(is_answer, fields["messages"])):
+        discarded["no_answer"] += 1
     for index, message in enumerate(fields["messages"]):
         text, turns = history(fields["messages"][:index])
-        if turns and _SPEAKERS.get(message["role"]) == "Assistant":
+        if turns and is_answer(message):
             answer = {**fields, "history": text, "answer": Text(message["content"])}
             offsets = tuple(start + offset for offset in turns)
             yield _pair(recipe, template, answer, f"{fields['id']}#{index}", offsets, text, where)
@@ -364,7 +353,9 @@ def _choices(recipe: TaskRecipe, turn: Turn, fields: Fields, where: str) -> Sequ
 
 def _references(recipe: TaskRecipe, turn: Turn, fields: Fields, where: str) -> Sequence[str]:
     if recipe.check is not None:
-        return [_fill(recipe.check, {**fields, "answer": ANSWER}, where)]
+        templates = recipe.check.model_dump()
+        filled = {name: _fill(text, {**fields, "answer": ANSWER}, where) for name, text in templates.items()}
+        return [orjson.dumps(filled).decode()]
     if recipe.references is None:
         return [_fill(turn.target, fields, where).rstrip()]
     found = need(fields, recipe.references, where)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import json
 import warnings
 from collections import Counter
 from math import comb
 
 from openba.data.pairs import ANSWER
 from openba.evaluate.answers import Answers, Scores, mean
-from openba.evaluate.sandbox import run_program
+from openba.evaluate.sandbox import Check, run_check
 
 
 def python_syntax(answers: Answers) -> list[float]:
@@ -41,8 +42,8 @@ def pass_at_k(answers: Answers) -> tuple[Scores, list[float]]:
     attempts = answers.attempts or [[text] for text in answers.predictions]
     outcomes: Counter[str] = Counter()
     solved = []
-    for texts, (program,) in zip(attempts, answers.references, strict=True):
-        ends = [run_program(program.replace(ANSWER, text)).outcome for text in texts]
+    for texts, (reference,) in zip(attempts, answers.references, strict=True):
+        ends = [run_check(check_of(reference, text)).outcome for text in texts]
         solved.append((len(ends), ends.count("passed")))
         outcomes.update(ends)
     values = {k: [estimate(n, right, k) for n, right in solved] for k in answers.k}
@@ -51,6 +52,12 @@ def pass_at_k(answers: Answers) -> tuple[Scores, list[float]]:
         scores |= mean(f"pass_at_{k}", of_problems)
     scores["pass_at_k_outcomes"] = ", ".join(f"{end} {n}" for end, n in sorted(outcomes.items()))
     return scores, values[answers.k[0]]
+
+
+def check_of(reference: str, answer: str) -> Check:
+    """Return the check that a task's reference describes, with the answer in its program."""
+    parts = json.loads(reference)
+    return Check(parts["program"].replace(ANSWER, answer), parts["function"], parts["tests"])
 
 
 def estimate(attempts: int, right: int, k: int) -> float:

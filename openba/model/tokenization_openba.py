@@ -149,13 +149,17 @@ class OpenBATokenizer(PreTrainedTokenizer):
                 raise ValueError(f"a chat template starts with {PROMPT_START} and ends with {PROMPT_END}")
             text, split = text[len(PROMPT_START) : -len(PROMPT_END)], True
         ids: Any = self.convert_tokens_to_ids(self.tokenize(text, split_special_tokens=split))
-        return self.pieces.prompt(ids if room is None else ids[: max(0, room - 3)])
+        if room is not None:
+            kept = max(0, room - 3)
+            # Of a conversation the end stays, where the question is; of any other text its beginning.
+            ids = ids[max(0, len(ids) - kept) :] if rendered else ids[:kept]
+        return self.pieces.prompt(ids)
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:  # type: ignore[override]
         """The encoder's side of a conversation, which asks for the assistant's next answer.
 
         As transformers', with two differences: contents are plain text whatever they hold, and truncation
-        drops the oldest turns, then the end of what is left.
+        drops the oldest turns, whoever speaks, then a system message, then the beginning of what remains.
         """
         kwargs["sanitize_control_tokens"] = False  # nothing in a content is read as a token anyway
         kwargs["tokenizer_kwargs"] = {**(kwargs.get("tokenizer_kwargs") or {}), "rendered": True}
@@ -174,16 +178,24 @@ class OpenBATokenizer(PreTrainedTokenizer):
         self, messages: Sequence[Mapping[str, Any]], room: int, template: str | None
     ) -> list[Mapping[str, Any]]:
         """The messages without as few of the oldest turns as `room` ids ask; maybe still too many."""
-        turns = [i for i, message in enumerate(messages) if message["role"] in ("user", "human")]
+        turns: list[int] = []
+        for position, message in enumerate(messages):
+            if message["role"] in ("user", "human") or (message["role"] != "system" and not turns):
+                turns.append(position)
 
-        def without(oldest: int) -> list[Mapping[str, Any]]:
-            return [*messages[: turns[0]], *messages[turns[oldest] :]] if oldest else list(messages)
+        def without(count: int) -> list[Mapping[str, Any]]:
+            if count == 0:
+                return list(messages)
+            start = turns[-1] if count == len(turns) else turns[count]
+            return list(
+                messages[start:] if count == len(turns) else [*messages[: turns[0]], *messages[start:]]
+            )
 
-        def fits(oldest: int) -> bool:
-            ids = self.apply_chat_template(without(oldest), chat_template=template, return_dict=False)
+        def fits(count: int) -> bool:
+            ids = self.apply_chat_template(without(count), chat_template=template, return_dict=False)
             return len(ids) <= room
 
-        return without(bisect.bisect_left(range(max(len(turns) - 1, 0)), True, key=fits))
+        return without(bisect.bisect_left(range(len(turns)), True, key=fits))
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         """Copy the SentencePiece file into a folder."""

@@ -81,7 +81,9 @@ class PackageSource(_Source):
 
 
 class FileSource(_Source):
-    """Local Parquet, JSON lines (`.jsonl`, `.jsonl.gz`), plain text, BIO tags (`.txt`, `.bio`,...) or exams.
+    """Local Parquet, JSON (lines, a list or an object), plain text, BIO tags (`.txt`, `.bio`,...) or exams.
+
+    With `jsonl`, files whose name ends in `.parquet` are read as Parquet: data sets are published as either.
 
     `exam`: questions with options as MMLU, CMMLU and C-Eval publish them, CSV files, or as JSON lines.
     """
@@ -270,6 +272,9 @@ class Tagged(Recipe):
     """Field of one BIO or IO tag a token, such as B-person."""
     spans: str | None = None
     """Field of [first token, last token, type] lists, the last included."""
+    questions: str | None = None
+    """Field of a conversation that asks for one type after another, as Pile-NER-type has it; a record with
+    this field is read so, others by their tokens."""
 
     @model_validator(mode="after")
     def _one(self) -> Tagged:
@@ -306,6 +311,17 @@ class Dialogue(Recipe):
         return self
 
 
+class ProgramCheck(Recipe):
+    """How an answer that is a program is checked: it and the tests run in two sandboxes."""
+
+    program: str
+    """Template of the program, in which the answer stands at `{answer}`."""
+    function: str
+    """Template of the name of the function that the program defines, such as `{entry_point}`."""
+    tests: str
+    """Template of the tests; they call the function as `candidate` and raise if a result is wrong."""
+
+
 class TaskRecipe(Recipe):
     """A labelled task: records of a source rendered through templates. Trains and evaluates alike."""
 
@@ -335,8 +351,8 @@ class TaskRecipe(Recipe):
     """Template of the subject a record belongs to, such as `{subject}`; its examples are of the same one."""
     references: str | None = None
     """Field with all right answers, texts or objects with `text`; without it the target is the only one."""
-    check: str | None = None
-    """Template of a program that tests an answer, which stands at `{answer}`; in place of references."""
+    check: ProgramCheck | None = None
+    """What tests an answer that is a program; in place of references."""
     templates: tuple[Turn, ...]
     """One is drawn per record, by the record's id."""
     conversation: bool = False

@@ -53,7 +53,7 @@ Metric = Literal[
 EXTRACTORS = ("text", "letter", "answer", "short_answer", "code")
 """Names of `extract`; `openba.evaluate.extraction` has the functions."""
 
-SCORING_VERSION = "5"
+SCORING_VERSION = "6"
 """Raised when answers or scores change under the same declaration; part of every evaluation's identity."""
 
 LOWER_IS_BETTER: frozenset[Metric] = frozenset({"perplexity", "repetition_2"})
@@ -176,8 +176,8 @@ class BenchmarkRecipe(Recipe):
                 yield f"metric {metric!r} needs the task's category: which items belong together"
         if ("pass_at_k" in self.metrics) != (self.task.check is not None):
             yield "metric 'pass_at_k' and the task's check go together"
-        if self.task.check is not None and "{answer}" not in self.task.check:
-            yield "task.check: {answer} is missing, so the program would not test the answer"
+        if self.task.check is not None and "{answer}" not in self.task.check.program:
+            yield "task.check.program: {answer} is missing, so the program would not test the answer"
         if lacking := sorted({"mauve", "sim"} & set(self.metrics) - self.models.keys()):
             yield f"metric {lacking[0]!r} compares by a model; name its folder as models.{lacking[0]}"
         if max(self.k) > self.attempts:

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from openba.data.conversations import history
 from openba.data.instruct import encode_fitting
-from openba.data.tasks import history
 from openba.data.tokenizer import Tokenizer
 from openba.serve.engine import Job
 from openba.serve.sampling import Sampling

@@ -18,7 +18,6 @@ from openba.data.pairs import Rendered
 from openba.data.sources import read
 from openba.data.tasks import render
 from openba.data.tokenizer import Tokenizer
-from openba.errors import UserError
 from openba.evaluate.metrics import score
 from openba.recipes.data import TaskRecipe
 
@@ -27,6 +26,7 @@ REAL = {
     "chat-dialogstudio": "chat_dialogstudio_en/dialogues.jsonl",
     "chat-sharegpt": "chat_sharegpt_zh/conversations.jsonl",
     "chat-belle": "instruct_alpaca_zh/train.jsonl",
+    "chat-moss": "chat_moss/conversations.jsonl",
     "code-evol": "code_codealpaca/train.jsonl",
     "tool-search": "tool_moss_search/conversations.jsonl",
     "ner-pile": "ner_open_domain/pile_ner_sample.jsonl",
@@ -84,37 +84,46 @@ def test_the_form_that_the_file_states_renders(name: str, tmp_path: Path) -> Non
         }
 
 
-@pytest.mark.parametrize("name", ["chat-dialogstudio", "chat-sharegpt"])
-def test_every_answer_is_a_sample_with_all_before_it(name: str, shared: Path) -> None:
-    path = shared / "data" / REAL[name]
-    result = rendered(recipe_of(name, f"source.path={path}", "min_words=0", "drop_identity=false"))
-    found = {pair["id"]: pair for pair in pairs(result)}
-    said = dict(result.discarded)
-    key, human, assistant = ("turns", "user", "system") if "dialog" in name else ("conversations", "", "")
-    checked = 0
-    for row, record in enumerate(records(path), 1):
-        turns = record[key]
-        texts = (
-            [turn[side] for turn in turns for side in (human, assistant)]
-            if human
-            else [t["value"] for t in turns]
-        )
-        if not human and [turn["from"] for turn in turns] != ["human", "gpt"] * (len(turns) // 2):
+def published_dialog_studio(shared: Path, folder: Path) -> Path:
+    """The public sample in the layout of the published files, which it was taken from."""
+    rows = records(shared / "data" / REAL["chat-dialogstudio"])
+    dialogues = {
+        row["id"]: {
+            "original dialog id": "",
+            "log": [
+                {"turn id": i, "user utterance": turn["user"], "system response": turn["system"]}
+                for i, turn in enumerate(row["turns"])
+            ],
+            "prompt": row["prompts"],
+        }
+        for row in rows
+    }
+    path = folder / "train.json"
+    path.write_text(json.dumps(dialogues, indent=1), encoding="utf-8")
+    return path
+
+
+def test_every_answer_is_a_sample_with_all_before_it(shared: Path, tmp_path: Path) -> None:
+    path = published_dialog_studio(shared, tmp_path)
+    recipe = recipe_of("chat-dialogstudio", f"source.path={path}", "min_words=0", "drop_identity=false")
+    result = rendered(recipe)
+    samples = {(pair["input"], pair["target"]) for pair in pairs(result)}
+    seen = missing = 0
+    for record in records(shared / "data" / REAL["chat-dialogstudio"]):
+        turns = [turn[side].strip() for turn in record["turns"] for side in ("user", "system")]
+        if not all(turns):  # cleaned; see test_conversations
             continue
-        for at in range(1, len(texts), 2):
-            pair = found.get(f"{path.name}:{row}#{at}")
-            if pair is None:  # empty, or said before
-                continue
-            told = "".join(
-                f"{who}: {text.strip()} "
-                for who, text in zip(["Human", "Assistant"] * at, texts[:at], strict=False)
-            )
-            assert pair["input"] == f"{told}Assistant:"
-            assert pair["target"] == texts[at].strip()
-            assert len(pair["turns"]) == (at + 1) // 2
-            checked += 1
-    assert checked > 100
-    assert set(said) <= {"empty", "duplicate", "asked_in_heldout"}
+        for position in range(1, len(turns), 2):
+            before = zip(["Human", "Assistant"] * position, turns[:position], strict=False)
+            text = "".join(f"{who}: {said} " for who, said in before)
+            found = (f"{text}Assistant:", turns[position]) in samples
+            seen += found
+            missing += not found
+    assert seen > 400
+    assert missing <= sum(result.discarded.values())
+    assert result.cleaned["empty_turns"] >= 15
+    assert set(result.discarded) <= {"empty", "duplicate", "asked_in_heldout", "no_answer"}
+    assert not any("Human:  " in pair["input"] for pair in pairs(result))
 
 
 def test_simple_and_identity_conversations_are_dropped_whole(shared: Path, tmp_path: Path) -> None:
@@ -161,8 +170,8 @@ def test_the_identity_set_says_the_users_name_ten_times() -> None:
     )
 
 
-def test_a_long_history_loses_its_oldest_turns(shared: Path, tokenizer: Tokenizer) -> None:
-    path = shared / "data" / REAL["chat-dialogstudio"]
+def test_a_long_history_loses_its_oldest_turns(shared: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = published_dialog_studio(shared, tmp_path)
     long = [
         pair
         for pair in pairs(rendered(recipe_of("chat-dialogstudio", f"source.path={path}")))
@@ -245,10 +254,14 @@ def test_tags_become_spans() -> None:
         entities_of_spans(tokens, [[4, 5, "x"]])
 
 
-def test_a_broken_dialogue_is_named(tmp_path: Path) -> None:
-    source = written(tmp_path / "x.jsonl", [{"turns": [{"user": "a"}]}])
-    with pytest.raises(UserError, match=r"x.jsonl.*turns is no list of objects with 'user', 'system'"):
-        rendered(recipe_of("chat-dialogstudio", source))
+def test_a_broken_dialogue_is_counted_and_named(tmp_path: Path) -> None:
+    rows = [{"conversations": [{"from": "human"}]}, {"messages": 1}, {"title": "x"}]
+    rows += [{"conversations": [{"from": "narrator", "value": "Once upon a time there was a small fox."}]}]
+    result = rendered(recipe_of("chat-sharegpt", written(tmp_path / "x.jsonl", rows)))
+    assert result.discarded["broken"] == 4
+    assert all("x.jsonl" in message for message in result.broken)
+    assert "write turns as messages" in result.broken[0]
+    assert "role 'narrator' is not one of" in result.broken[3]
 
 
 def test_alpaca_and_messages_shaped_data_train_alike(tmp_path: Path) -> None:
@@ -268,7 +281,7 @@ def test_alpaca_and_messages_shaped_data_train_alike(tmp_path: Path) -> None:
     asked = set()
     for name, record in (("chat-belle", alpaca), ("chat-sharegpt", messages), ("chat-sharegpt", sharegpt)):
         source = written(tmp_path / "x.jsonl", [record])
-        extra = ["min_words=0"] if name == "chat-sharegpt" else []
+        extra = ["min_words=0"]
         (pair,) = rendered(recipe_of(name, source, "heldout=0.0", *extra)).train.to_pylist()
         asked.add((pair["input"], pair["target"]))
     assert asked == {("Human: 把下面的句子翻译成英文：你好 Assistant:", "Hello")}

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from openba.artifacts import Build
 from openba.config import CONFIGS, Config, load
 from openba.data import sources, tasks
+from openba.data.conversations import history
 from openba.data.entities import format_entities, parse_entities
-from openba.data.tasks import history, render
+from openba.data.tasks import render
 from openba.errors import UserError
 from openba.recipes.data import SourceStep, TaskRecipe, TaskStep
 from openba.recipes.evaluate import BenchmarkRecipe

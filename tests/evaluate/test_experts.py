@@ -99,7 +99,7 @@ def test_calls_are_compared_by_text_and_by_arguments(shared: Path, tmp_path: Pat
     ("name", "data"),
     [
         ("chat-sharegpt", "chat_sharegpt_zh/conversations.jsonl"),
-        ("chat-dialogstudio", "chat_dialogstudio_en/dialogues.jsonl"),
+        ("chat-dialogstudio", "chat_moss/conversations.jsonl"),  # every published form is read
     ],
 )
 def test_perplexity_is_that_of_the_held_out_answers(

@@ -94,7 +94,10 @@ def test_any_text_is_read_without_an_error(text: str, form: str) -> None:
         (["metrics=[rouge_l, rouge_l]"], "stands there twice"),
         (["metrics=[question_exact_match]"], "needs the task's category"),
         (["metrics=[f1]", "positive=oui", "task.choices=[ja, nein]"], "is not one of the choices"),
-        (["metrics=[pass_at_k]", "task.check=assert True"], "{answer} is missing"),
+        (
+            ["metrics=[pass_at_k]", "task.check={program: pass, function: f, tests: pass}"],
+            "{answer} is missing",
+        ),
         (["stop=['']"], "an empty string ends every answer"),
         (["items=0"], "greater than or equal to 1"),
         (["max_new_tokens=0"], "greater than or equal to 1"),

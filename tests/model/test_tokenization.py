@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from openba.artifacts import Build
 from openba.config import load
 from openba.data import instruct, sources, tasks
+from openba.data.conversations import clean, history
 from openba.data.instruct import Pairs, encode_input
-from openba.data.tasks import history
 from openba.data.tokenizer import SWITCH, Tokenizer
 from openba.graph import CONFIGS
 from openba.model.pieces_openba import MODEL_FILE
@@ -163,7 +163,7 @@ def test_the_template_gives_the_pairs_the_chat_expert_trains_on(small: Pair, tmp
     rows = pq.read_table(tmp_path / "source" / "documents.parquet", columns=["extra"])["extra"].to_pylist()
     asked = set()
     for row in rows:
-        spoken = json.loads(row)["messages"]
+        spoken, _ = clean(json.loads(row)["messages"])
         for i, message in enumerate(spoken):
             if i and message["role"] == "assistant":
                 asked.add(tuple(theirs.apply_chat_template(spoken[:i], return_dict=False)))

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from openba.data.conversations import history
 from openba.data.instruct import encode_input
-from openba.data.tasks import history
 from openba.data.tokenizer import Tokenizer
 from openba.model.generate import generate
 from openba.model.model import OpenBAModel
