@@ -15,7 +15,7 @@ from openba.data.pairs import ANSWER
 from openba.errors import UserError
 from openba.evaluate.extraction import FORMS, extract, option_letter
 from openba.evaluate.run import judged
-from openba.evaluate.sandbox import run_program
+from openba.evaluate.sandbox import Check, run_check
 from openba.recipes.evaluate import EXTRACTORS, BenchmarkRecipe
 
 CASES = [
@@ -112,7 +112,7 @@ def test_a_recipe_that_cannot_work_is_refused_when_read(overrides: list[str], me
 
 def test_fenced_programs_and_every_attempt_are_read(shared: Path) -> None:
     try:
-        run_program("pass")
+        run_check(Check("def solve(): pass", "solve", "candidate()"))
     except UserError as error:
         pytest.skip(str(error))
     recipe = load(
@@ -120,13 +120,16 @@ def test_fenced_programs_and_every_attempt_are_read(shared: Path) -> None:
     )
     lines = (shared / "data" / "code_humaneval" / "problems.jsonl").read_text(encoding="utf-8").splitlines()
     items = []
+    assert recipe.task.check is not None
+    templates = recipe.task.check.model_dump()
     for problem in map(json.loads, lines[:4]):
+        parts = {name: text.format(**problem, answer=ANSWER) for name, text in templates.items()}
         program = problem["prompt"] + problem["canonical_solution"]
         fenced = f"Here is the function:\n\n```python\n{program}```\n\nIt passes all tests."
         items.append(
             {
                 "id": problem["task_id"], "category": "", "input": problem["prompt"], "choices": [],
-                "references": [recipe.task.check.format(**problem, answer=ANSWER)],  # type: ignore[union-attr]
+                "references": [json.dumps(parts)],
                 "output": fenced, "attempts": [fenced, "I cannot."], "scores": [], "target": program,
                 "cut": False, "examples_left_out": 0, "unfinished": False,
             }
