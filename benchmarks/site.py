@@ -174,8 +174,8 @@ class Site:
     def pending(self, deployment: str) -> str:
         """A run of a deployment as a worker leaves it that dies before it starts the flow; its id."""
         flow, _, name = deployment.partition("/")
-        found = self._get(f"deployments/name/{flow}/{name}")
-        run = self._post(f"deployments/{found['id']}/create_flow_run", {})
+        described = self._get(f"deployments/name/{flow}/{name}")
+        run = self._post(f"deployments/{described['id']}/create_flow_run", {})
         answer = self._post(f"flow_runs/{run['id']}/set_state", {"state": {"type": "PENDING"}})
         if answer["status"] != "ACCEPT":
             raise RuntimeError(f"{deployment}: {answer}")

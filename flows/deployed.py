@@ -109,19 +109,19 @@ def promote_model(model: str, pipeline: str = "tiny", overrides: Overrides = Non
         overrides: such as registry.gate.approval=true, then a person is asked.
     """
     graph = _graph(pipeline, overrides)
-    found = next((m for m in graph.models if model in (m.name, m.register_as)), None)
-    if found is None or found.register_as is None:
+    chosen = next((m for m in graph.models if model in (m.name, m.register_as)), None)
+    if chosen is None or chosen.register_as is None:
         raise UserError(f"{model}: no model that {pipeline} registers; see registry.models")
     home = _home()
     with open_session(graph, home, [], str(runtime.flow_run.id)) as session:
         registry = Registry(session.tracking, session.store, home.promotions, graph)
-        done = registry.register(found, graph.config.registry.gate)
+        done = registry.register(chosen, graph.config.registry.gate)
         if done.decision == "waiting":  # the process ends here; when a person answers, the flow runs again
             answer = suspend_flow_run(wait_for_input=Approval, timeout=APPROVAL_SECONDS)
             if not answer.approve:
                 registry.reject(done, answer.by)
                 raise UserError(f"{done.name} version {done.version}: not approved; the champion stays")
-            done = registry.approve(found, graph.config.registry.gate, answer.by)
+            done = registry.approve(chosen, graph.config.registry.gate, answer.by)
     if done.decision in ("refused", "withheld"):
         raise UserError(f"{done.name} version {done.version}: {done.decision}: {done.reason}")
     if done.decision == "promoted":

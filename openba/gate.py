@@ -90,28 +90,28 @@ def _score_refusals(scores: dict[str, Any]) -> list[str]:
     return [f"{key} is {scores[key]}" for key in compared if not _is_finite(scores[key])]
 
 
-def champion_refusals(found: Evidence, against: Against | None, gate: GateConfig) -> list[str]:
+def champion_refusals(candidate: Evidence, against: Against | None, gate: GateConfig) -> list[str]:
     """Reasons against making a model champion; empty if there are none.
 
     Args:
-        found: what is known of the candidate.
+        candidate: what is known of the candidate.
         against: the present champion; None if there is none.
         gate: the pipeline's rules.
     """
-    lines = stage_refusals(found.facts, None)
+    lines = stage_refusals(candidate.facts, None)
     if gate.evaluation:
-        lines += evaluation_refusals(found.benchmarks, found.results)
+        lines += evaluation_refusals(candidate.benchmarks, candidate.results)
     if against is not None and not lines:
-        lines += _worse(found, against, gate)
+        lines += _worse(candidate, against, gate)
     if gate.contamination is not None:
-        lines += _contaminated(found, gate.contamination, gate.trained_on)
+        lines += _contaminated(candidate, gate.contamination, gate.trained_on)
     if gate.licences:
-        unstated = sorted(name for name, licence in found.licences.items() if _unstated(licence))
+        unstated = sorted(name for name, licence in candidate.licences.items() if _unstated(licence))
         lines += [f"licences: {name} states none" for name in unstated]
     if gate.export:
-        lines += _exported(found.logits_apart)
-    if gate.energy and not (_is_finite(found.kwh) and found.kwh > 0):  # type: ignore[operator]
-        lines.append(f"energy: {found.kwh} kWh known of its training")
+        lines += _exported(candidate.logits_apart)
+    if gate.energy and not (_is_finite(candidate.kwh) and candidate.kwh > 0):  # type: ignore[operator]
+        lines.append(f"energy: {candidate.kwh} kWh known of its training")
     return lines
 
 
@@ -122,16 +122,16 @@ def not_compared(against: Against | None) -> list[str]:
     return lines + [f"{row['benchmark']} (run for one only)" for row in rows if "difference" not in row]
 
 
-def _worse(found: Evidence, against: Against, gate: GateConfig) -> Iterator[str]:
+def _worse(candidate: Evidence, against: Against, gate: GateConfig) -> Iterator[str]:
     """Reasons by which the candidate is worse than the champion, or cannot be compared with it."""
     champion = f"champion v{against.version}"
     if gate.heldout_loss is not None:
-        loss, best = found.facts["heldout_loss"], against.heldout_loss
+        loss, best = candidate.facts["heldout_loss"], against.heldout_loss
         if not _is_finite(best):
             yield f"heldout_loss: {champion} has none to compare with"
         elif loss > best + gate.heldout_loss:
             yield f"heldout_loss: {loss:.4f}, {champion} {best:.4f}, {gate.heldout_loss:g} may be lost"
-    if gate.standard_errors is None or not found.benchmarks:
+    if gate.standard_errors is None or not candidate.benchmarks:
         return
     if against.benchmarks is None:
         yield f"standard_errors: the evaluation of {champion} or of the candidate is missing"
@@ -157,13 +157,13 @@ def _gain(row: dict[str, Any]) -> float:
     return -row["difference"] if row.get("lower_is_better") else row["difference"]
 
 
-def _contaminated(found: Evidence, limit: float, trained_on: tuple[str, ...]) -> Iterator[str]:
+def _contaminated(candidate: Evidence, limit: float, trained_on: tuple[str, ...]) -> Iterator[str]:
     """Reasons by which benchmarks stand in the training data, but for those that are trained on by design."""
-    if found.contamination is None:
+    if candidate.contamination is None:
         yield "contamination: not built"
         return
-    rows = {row["set"]: row for row in found.contamination["sets"]}
-    for name in found.benchmarks:
+    rows = {row["set"]: row for row in candidate.contamination["sets"]}
+    for name in candidate.benchmarks:
         if name in trained_on:
             continue
         if (row := rows.get(name)) is None:

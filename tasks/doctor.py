@@ -112,7 +112,7 @@ def _proxies() -> Iterator[Check]:
 
 
 def prefect_server() -> Iterator[Check]:
-    """A server of one's own: does it free a dead flow run's slot, and keep places over a restart?"""
+    """Whether the server frees the slot of a dead flow run, and keeps slots over a restart."""
     url = os.environ.get("PREFECT_API_URL")
     if not url:
         return

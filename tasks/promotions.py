@@ -66,20 +66,20 @@ class PromotionLog:
         """
         if not self.file.exists():
             return []
-        found = []
+        rows = []
         for number, line in enumerate(
             self.file.read_text(encoding="utf-8", errors="replace").splitlines(), 1
         ):
             try:
                 row = json.loads(line)
                 if row["model"] == name:
-                    found.append(row | {"event": row.get("event") or _event_of_older_row(row)})
+                    rows.append(row | {"event": row.get("event") or _event_of_older_row(row)})
             except (ValueError, TypeError, KeyError):
                 raise UserError(
                     f"{self.file}: line {number} is damaged; correct or delete it, and check with "
                     "`openba promote` or `openba rollback` that the champions are right"
                 ) from None
-        return found
+        return rows
 
     def note(self, name: str, version: str, fingerprint: str, event: Event, reason: str) -> None:
         """Append a row, on disk when this returns."""

@@ -111,12 +111,12 @@ class Registry:
             UserError: there is no such version, or its output is missing.
         """
         with one_line_errors(self.tracking.uri), self.log.locked():
-            found = self._existing(name, version)
-            if found is None:
+            registered = self._existing(name, version)
+            if registered is None:
                 raise UserError(f"{name} version {version}: not in the registry at {self.tracking.shown_uri}")
-            if not self._has_output(found):
-                raise UserError(f"{name} version {version}: its output {found.tags.get(URI)} is missing")
-            self._move_champion(name, version, found.tags[FINGERPRINT], "promoted", reason)
+            if not self._has_output(registered):
+                raise UserError(f"{name} version {version}: its output {registered.tags.get(URI)} is missing")
+            self._move_champion(name, version, registered.tags[FINGERPRINT], "promoted", reason)
 
     def approve(self, model: Model, gate: GateConfig, by: str) -> Registration:
         """Set `champion` to a version that a person has said yes to, if the gate still lets it pass.
@@ -244,8 +244,8 @@ class Registry:
         name = str(model.register_as)
         champion = self._champion(name)
         against = self.witness.against(model, champion) if champion else None
-        found = self.witness.of(model, gate)
-        loss = found.facts.get("heldout_loss")
+        evidence = self.witness.of(model, gate)
+        loss = evidence.facts.get("heldout_loss")
         stated = f"held-out loss {loss:.4f}" if isinstance(loss, float) else f"held-out loss {loss}"
         if against and against.version == version:
             return "kept", f"is the champion; {stated}"
@@ -256,7 +256,7 @@ class Registry:
                 f"{last['event']} on {day}: {last['reason']}; "
                 f'`openba promote {name} {version} --reason "..."` makes it champion'
             )
-        if reasons := champion_refusals(found, against, gate):
+        if reasons := champion_refusals(evidence, against, gate):
             return "refused", "; ".join(reasons)
         if against:
             stated += f", champion v{against.version} {against.heldout_loss:.4f}"

@@ -41,7 +41,7 @@ def adopt_home(home: Home) -> Path | None:
     if home.tracking_uri != f"sqlite:///{database}" or not database.exists():
         return None
     try:
-        with closing(sqlite3.connect(database, timeout=5)) as connection, connection:
+        with closing(sqlite3.connect(database, timeout=10)) as connection, connection:
             old = _old_root(connection, home.root)
             if old is None:
                 return None

@@ -43,17 +43,17 @@ PROGRAMS = ("postgres", "initdb", "pg_isready", "pg_dump", "pg_restore", "psql")
 def stacks(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Stack]]:
     """Two sites with Postgres and an object store each, empty."""
     require_programs(*PROGRAMS)
-    found: list[Stack] = []
+    sites: list[Stack] = []
     try:
         for _ in range(2):
-            found.append(Stack(root))
-            found[-1].start_storage()
+            sites.append(Stack(root))
+            sites[-1].start_storage()
         for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
-            monkeypatch.setenv(name, found[0].environment("backup")[name])
-        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", found[0].environment("mlflow")["MLFLOW_S3_ENDPOINT_URL"])
-        yield found
+            monkeypatch.setenv(name, sites[0].environment("backup")[name])
+        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", sites[0].environment("mlflow")["MLFLOW_S3_ENDPOINT_URL"])
+        yield sites
     finally:
-        for stack in found:
+        for stack in sites:
             stack.stop()
 
 

@@ -133,8 +133,8 @@ def test_figures_of_the_served_model_stay_inside(proxy: Proxy) -> None:
 
 def test_every_upstream_is_a_service_on_its_port(template: str, root: Path) -> None:
     services = yaml.safe_load((root / "infra" / "compose.yaml").read_text())["services"]
-    found = UPSTREAM.findall(template)
-    assert {name for name, _ in found} == {
+    upstreams = UPSTREAM.findall(template)
+    assert {name for name, _ in upstreams} == {
         "prefect-server",
         "ray-head",
         "serve",
@@ -142,7 +142,7 @@ def test_every_upstream_is_a_service_on_its_port(template: str, root: Path) -> N
         "prometheus",
         "grafana",
     }
-    for name, port in found:
+    for name, port in upstreams:
         assert any(published.endswith(f":{port}:{port}") for published in services[name]["ports"]), name
     mounted = {volume.split(":")[0] for volume in services["proxy"]["volumes"]}
     assert mounted == {"./proxy/openba.conf.template", "./proxy/tls"}

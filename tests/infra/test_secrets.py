@@ -77,5 +77,7 @@ def test_files_of_secrets_are_ignored_and_the_examples_are_empty(root: Path) -> 
     for example in (root / "infra").glob(".env*.example"):
         assignments = re.findall(r"^(\w+)=(.*)$", example.read_text(), re.MULTILINE)
         assert {name for name, value in assignments if value} <= {"LISTEN"}, example
-        kept = subprocess.run(["git", "-C", root, "check-ignore", "--no-index", example], capture_output=True)
-        assert kept.returncode == 1, f"git ignores {example}"
+        checked = subprocess.run(
+            ["git", "-C", root, "check-ignore", "--no-index", example], capture_output=True
+        )
+        assert checked.returncode == 1, f"git ignores {example}"

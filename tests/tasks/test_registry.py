@@ -166,7 +166,7 @@ mlflow.set_tracking_uri(home.tracking_uri)
 answers = mlflow.pyfunc.load_model(f"models:/{done.name}@champion").predict(["cat"])
 print(done.decision, done.version, len(answers), done.uri, sep="\\n")
 """
-"""A run of the next day, so to speak: a new process, since MLflow caches addresses within one."""
+"""A later run: a process of its own, since MLflow caches addresses within one."""
 
 
 @pytest.mark.parametrize("copied", [False, True], ids=["moved", "copied"])
@@ -177,18 +177,18 @@ def test_a_home_goes_on_where_it_was_moved_to(shelf: Shelf, tmp_path: Path, root
     (shutil.copytree if copied else shutil.move)(old, new)
     shutil.rmtree(old / "store", ignore_errors=True)  # what still pointed there would fail
     before = {path: path.stat().st_mtime_ns for path in old.rglob("*")}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
     done = subprocess.run(
         [sys.executable, "-c", OFFER, shelf.file],
-        env=kept | {"OPENBA_HOME": str(new), "PYTHONPATH": str(root)},
+        env=environment | {"OPENBA_HOME": str(new), "PYTHONPATH": str(root)},
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     decision, version, answers, uri = done.stdout.splitlines()[-4:]
     assert (decision, version, answers) == ("kept", "1", "1")
     assert uri.startswith(f"{new}/store/stage3/")
-    found = mlflow.MlflowClient(*[f"sqlite:///{new}/mlflow.db"] * 2).get_model_version(NAME, "1")
-    assert found.tags[URI] == uri
+    registered = mlflow.MlflowClient(*[f"sqlite:///{new}/mlflow.db"] * 2).get_model_version(NAME, "1")
+    assert registered.tags[URI] == uri
     assert {path: path.stat().st_mtime_ns for path in old.rglob("*")} == before
 
 
@@ -396,4 +396,4 @@ def test_mlflow_that_does_not_answer_is_one_line_within_seconds(
     line = str(refused.value)
     assert "\n" not in line
     assert "hidden" not in line
-    assert ("the database is locked by another process" if away == "locked" else address) in line
+    assert ("database is locked" if away == "locked" else address) in line
