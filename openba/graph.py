@@ -37,8 +37,8 @@ from openba.recipes.train import TrainRecipe, TrainStep
 SOURCE = Kind("openba.data.sources:build", "3")
 CORPUS = Kind("openba.data.clean.corpus:build", "6", resumable=True)
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
-MIXTURE = Kind("openba.data.mixture:build", "2")
-CONTAMINATION = Kind("openba.data.contamination:build", "1")
+MIXTURE = Kind("openba.data.mixture:build", "3")
+CONTAMINATION = Kind("openba.data.contamination:build", "2")
 TASK = Kind("openba.data.tasks:build", "5")
 INSTRUCT = Kind("openba.data.instruct:build", "4")
 TRAIN = Kind(

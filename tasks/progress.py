@@ -83,8 +83,13 @@ class ProgressView:
             )
             for alarm in (record or {}).get("facts", {}).get("source_alarms", []):
                 self.console.print(f"        {alarm}", markup=False, soft_wrap=True)
-            if told := _set_aside(record):
-                self.console.print(f"        {told}", markup=False, soft_wrap=True)
+            for line in filter(None, [_set_aside(record), *_warnings(record)]):
+                self.console.print(f"        {line}", markup=False, soft_wrap=True)
+
+
+def _warnings(record: dict[str, Any] | None) -> list[str]:
+    """Return what a step found that is probably a mistake, such as a task that asks every record the same."""
+    return (record or {}).get("facts", {}).get("warnings", [])
 
 
 def _set_aside(record: dict[str, Any] | None) -> str:

@@ -1,9 +1,12 @@
-"""Which evaluation records stand in the training data: n-gram overlap of Chinese and English text.
+"""Which evaluation records stand in the training data.
 
-Owns the units (a Han character or kana, or a run of other letters and digits, ASCII in lower case),
-the index of the evaluation sets' n-grams and both directions of the question: how much of a record
-is in a training set (the report, as the paper's Table 4), and whether a training document holds a
-record (what a mixture drops). No Python object is made per document.
+Owns what of a record is looked for, the index of all records, and both directions of the question: how
+much of a record is in a training set (the report, as the paper's Table 4), and whether a training document
+holds a record (what a mixture drops). How texts are compared is `openba.data.matching`.
+
+A record is looked for by its own words: the question alone, without prompt words, option letters and solved
+examples, and the answer's text. A question of at least `ngram` units is there if most of its n-grams are; a
+shorter one is there if all of it stands in a row and the answer's text follows close behind.
 
 The paper compared names of data sets, since "fine-grained data contamination checking of
 pre-training data is computationally prohibitive" (section 4.1, footnote 7); here the text is compared.
@@ -12,7 +15,7 @@ pre-training data is computationally prohibitive" (section 4.1, footnote 7); her
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,171 +23,160 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numba import njit, types
 
 from openba.artifacts import Build
 from openba.data.catalogue import corpus_files
+from openba.data.matching import ANCHOR, PairIndex, Units, find
+from openba.data.pairs import ASKED_FILE
 from openba.data.schema import read_batches
 from openba.recipes.data import ContaminationRecipe
 
-_WORDS = types.Array(types.uint64, 1, "C")
-_READ_WORDS = types.Array(types.uint64, 1, "C", readonly=True)
-_BYTES = types.Array(types.uint8, 1, "C", readonly=True)
-_NUMBERS = types.Array(types.int64, 1, "C")
-_READ_NUMBERS = types.Array(types.int64, 1, "C", readonly=True)
 _SLASH, _LINE = (pa.scalar(text, pa.large_string()) for text in "/\n")
-_BASE = np.uint64(0x9E3779B97F4A7C15)
-_SCATTER, _FINISH = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 CLEAN, DIRTY = 0.2, 0.8
 """A record with less of its n-grams in the training data is clean, one with as much is dirty."""
+_ENOUGH = 8
+"""Information that a short question and its answer must have together: two a word, one a Han character."""
+_SEARCHED = 16
+"""Units behind a short question in which its answer may begin, beside twice those of all options."""
 
 
-@njit(types.uint64(types.uint64), cache=True, nogil=True)
-def _mix(value: np.uint64) -> np.uint64:
-    value = (value ^ (value >> np.uint64(30))) * _SCATTER
-    value = (value ^ (value >> np.uint64(27))) * _FINISH
-    return value ^ (value >> np.uint64(31))
+@dataclass
+class _Keys:
+    """What is looked for, record by record; a record may have several keys, any of which is enough."""
+
+    grams: list[np.ndarray] = field(default_factory=list)
+    """uint64 `[n]` of each long key, distinct."""
+    long_record: list[int] = field(default_factory=list)
+    firsts: list[np.ndarray] = field(default_factory=list)
+    seconds: list[np.ndarray] = field(default_factory=list)
+    windows: list[int] = field(default_factory=list)
+    short_record: list[int] = field(default_factory=list)
+
+    def add(self, records: list[dict[str, list[str]]], first_record: int, size: int) -> None:
+        """Add the records of one set."""
+        texts, owners = _key_texts(records)
+        keys = Units.of(pa.array(texts, pa.large_string()))
+        answers = Units.of(pa.array([_first(record["answers"]) for record in records], pa.large_string()))
+        options = Units.of(pa.array(["\n".join(record["answers"]) for record in records], pa.large_string()))
+        grams, begins = keys.ngrams(size)
+        rows = [np.unique(grams[begins[row] : begins[row + 1]]) for row in range(len(texts))]
+        shared = _shared(rows, owners, len(records))
+        for row, owner in enumerate(owners):
+            if len(rows[row]):
+                own = _without(rows[row], shared)
+                self.grams.append(own if len(own) else rows[row])
+                self.long_record.append(first_record + owner)
+            elif (
+                _information(keys, row) + _information(answers, owner) >= _ENOUGH
+                and len(keys.row(row)) >= ANCHOR
+            ):
+                self.firsts.append(keys.row(row))
+                self.seconds.append(answers.row(owner))
+                self.windows.append(_SEARCHED + 2 * len(options.row(owner)))
+                self.short_record.append(first_record + owner)
 
 
-@njit(types.int64(_BYTES, _READ_NUMBERS, types.int64, _WORDS, _NUMBERS), cache=True, nogil=True)
-def _ngrams(text: np.ndarray, offsets: np.ndarray, size: int, grams: np.ndarray, ends: np.ndarray) -> int:
-    """Hash each row's n-grams into `grams`, in order; `ends[row + 1]` says where the row's end."""
-    units = np.empty(size, np.uint64)  # the last `size` units, in a ring
-    leading = np.uint64(1)
-    for _ in range(size):
-        leading *= _BASE
-    found = 0
-    for row in range(len(offsets) - 1):
-        count, rolling, word, inside = 0, np.uint64(0), np.uint64(0), False
-        at, end = offsets[row], offsets[row + 1]
-        while at <= end:
-            lone: Any = False
-            letter: Any = False
-            code = np.uint64(0)
-            if at < end:
-                byte = np.uint64(text[at])
-                code, width = byte, 1
-                if byte >= 0xF0:
-                    width, code = 4, byte & np.uint64(7)
-                elif byte >= 0xE0:
-                    width, code = 3, byte & np.uint64(15)
-                elif byte >= 0xC0:
-                    width, code = 2, byte & np.uint64(31)
-                for k in range(1, min(width, end - at)):
-                    code = (code << np.uint64(6)) | (np.uint64(text[at + k]) & np.uint64(63))
-                at += width
-                if 65 <= code <= 90:
-                    code += np.uint64(32)
-                lone = 0x3040 <= code <= 0x30FF or 0x3400 <= code <= 0x9FFF or 0x20000 <= code <= 0x3FFFF
-                letter = not lone and (
-                    48 <= code <= 57
-                    or 97 <= code <= 122
-                    or (0xC0 <= code <= 0x1FFF and code != 0xD7 and code != 0xF7)
-                    or 0xAC00 <= code <= 0xD7A3
-                )
-            else:
-                at += 1
-            if letter:
-                word, inside = word * _BASE + code + np.uint64(1), True
-                continue
-            for turn in range(2):  # the word that ends here, then the character itself
-                if (turn == 0 and not inside) or (turn == 1 and not lone):
-                    continue
-                unit = _mix(word) if turn == 0 else _mix(code * _FINISH + np.uint64(1))
-                place = count % size
-                rolling = rolling * _BASE + unit
-                if count >= size:
-                    rolling -= units[place] * leading
-                units[place] = unit
-                count += 1
-                if count >= size:
-                    grams[found] = _mix(rolling)
-                    found += 1
-            word, inside = np.uint64(0), False
-        ends[row + 1] = found
-    return found
+def _key_texts(records: list[dict[str, list[str]]]) -> tuple[list[str], list[int]]:
+    """Return the texts to look for and the record of each: all that is asked, and all but its longest part.
+
+    The longest of several parts is a passage, which may be left out of a copy.
+    """
+    texts, owners = [], []
+    for number, record in enumerate(records):
+        parts = record["question"]
+        texts.append("\n".join(parts))
+        owners.append(number)
+        if len(parts) > 1:
+            longest = max(range(len(parts)), key=lambda part: len(parts[part]))
+            texts.append("\n".join(part for place, part in enumerate(parts) if place != longest))
+            owners.append(number)
+    return texts, owners
 
 
-@njit(_NUMBERS(_READ_WORDS, _READ_WORDS), cache=True, nogil=True)
-def _find(grams: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """Place of each n-gram in the sorted index, -1 for none. A table of first bits narrows the search."""
-    bits = 1
-    while (1 << bits) < len(index) and bits < 24:
-        bits += 1
-    shift = np.uint64(64 - bits)
-    starts = np.zeros((1 << bits) + 1, np.int64)
-    for value in index:
-        starts[np.int64(value >> shift) + 1] += 1
-    for bucket in range(1 << bits):
-        starts[bucket + 1] += starts[bucket]
-    found = np.full(len(grams), -1, np.int64)
-    for i in range(len(grams)):
-        head = np.int64(grams[i] >> shift)
-        for place in range(starts[head], starts[head + 1]):
-            if index[place] == grams[i]:
-                found[i] = place
-                break
-    return found
+def _first(texts: list[str]) -> str:
+    return texts[0] if texts else ""
 
 
-def ngrams(column: pa.Array, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Hashes of all n-grams of a column of texts: uint64 `[g]`, and int64 `[rows + 1]` where rows begin."""
-    column = column.cast(pa.large_string())
-    _, offsets, data = column.buffers()
-    text = np.frombuffer(data, np.uint8) if data else np.empty(0, np.uint8)
-    begins = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1]
-    grams, ends = np.empty(int(begins[-1] - begins[0]) + 1, np.uint64), np.zeros(len(column) + 1, np.int64)
-    found = _ngrams(text, begins, size, grams, ends)
-    return grams[:found], ends
+def _shared(rows: list[np.ndarray], owners: list[int], records: int) -> np.ndarray:
+    """N-grams that more than two records of a set and more than one in a hundred share: its own phrases."""
+    of_record = [np.empty(0, np.uint64)] * records
+    for grams, owner in zip(rows, owners, strict=True):
+        of_record[owner] = np.union1d(of_record[owner], grams) if len(of_record[owner]) else grams
+    values, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *of_record]), return_counts=True)
+    return values[counts > max(2, records // 100)]
+
+
+def _without(grams: np.ndarray, shared: np.ndarray) -> np.ndarray:
+    """N-grams that are not in the sorted `shared`."""
+    if not len(shared):
+        return grams
+    places = np.minimum(np.searchsorted(shared, grams), len(shared) - 1)
+    return grams[shared[places] != grams]
+
+
+def _information(units: Units, row: int) -> int:
+    begin, end = units.begins[row], units.begins[row + 1]
+    return int(end - begin + units.is_word[begin:end].sum())
 
 
 @dataclass(frozen=True)
-class Items:
-    """The n-grams of evaluation records, all sets together."""
+class Marks:
+    """What of the index some texts hold."""
 
-    sets: list[str]
-    set_of: np.ndarray  # int32 [items]
-    index: np.ndarray  # uint64 [n], sorted and distinct
-    places: np.ndarray  # int64 [g], place in the index of each record's n-grams, record by record
-    begins: np.ndarray  # int64 [items + 1]
-    size: int
+    grams: np.ndarray  # bool [n], by place in the index
+    short: np.ndarray  # bool [short keys]
+
+    def __or__(self, other: Marks) -> Marks:
+        return Marks(self.grams | other.grams, self.short | other.short)
+
+
+class Items:
+    """Evaluation records of all sets together, ready to be looked for."""
+
+    def __init__(self, sets: list[str], set_of: np.ndarray, keys: _Keys, size: int) -> None:
+        self.sets, self.set_of, self.size = sets, set_of, size
+        joined = np.concatenate([np.empty(0, np.uint64), *keys.grams])
+        self.index, places = np.unique(joined, return_inverse=True)
+        """uint64 `[n]`, sorted and distinct n-grams."""
+        self.places = places.astype(np.int64)
+        """int64 `[g]`, place in the index of each long key's n-grams, key by key."""
+        self.begins = np.concatenate([[0], np.cumsum([len(grams) for grams in keys.grams])]).astype(np.int64)
+        self.long_record = np.array(keys.long_record, np.int64)
+        self.short_record = np.array(keys.short_record, np.int64)
+        self.pairs = PairIndex(keys.firsts, keys.seconds, keys.windows)
 
     @classmethod
     def read(cls, folders: Mapping[str, Path], size: int) -> Items:
-        """The held-out records of tasks, input and target together.
-
-        N-grams that more than two records of a set and more than one in a hundred share are the
-        templates', and left out. Records shorter than an n-gram have none.
-        """
-        grams, counts, set_of = [np.empty(0, np.uint64)], [np.empty(0, np.int64)], []
+        """Read what the held-out records of tasks ask and answer."""
+        keys, set_of = _Keys(), [np.empty(0, np.int32)]
         for number, folder in enumerate(folders.values()):
-            found, begins = ngrams(_records(folder / "heldout.parquet"), size)
-            rows = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
-            pairs = np.unique(np.stack([found, rows.astype(np.uint64)]), axis=1)
-            values, shared = np.unique(pairs[0], return_counts=True)
-            kept = np.isin(pairs[0], values[shared <= max(2, (len(begins) - 1) // 100)])
-            order = np.argsort(pairs[1][kept], kind="stable")
-            grams.append(pairs[0][kept][order])
-            counts.append(np.bincount(pairs[1][kept].astype(np.int64), minlength=len(begins) - 1))
-            set_of.append(np.full(len(begins) - 1, number, np.int32))
-        index, places = np.unique(np.concatenate(grams), return_inverse=True)
-        begins = np.concatenate([[0], np.cumsum(np.concatenate(counts))])
-        numbers = np.concatenate([np.empty(0, np.int32), *set_of])
-        return cls(list(folders), numbers, index, places.astype(np.int64), begins, size)
+            records = pq.read_table(folder / ASKED_FILE).to_pylist()
+            keys.add(records, sum(map(len, set_of)), size)
+            set_of.append(np.full(len(records), number, np.int32))
+        return cls(list(folders), np.concatenate(set_of), keys, size)
 
-    def hits(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Where a column's n-grams stand in the index: int64 `[h]`, and the row of each."""
-        grams, begins = ngrams(column, self.size)
-        found = _find(grams, self.index)
-        rows = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
-        return found[found >= 0], rows[found >= 0]
+    def nothing(self) -> Marks:
+        """Marks of no text."""
+        return Marks(np.zeros(len(self.index), bool), np.zeros(len(self.short_record), bool))
 
-    def shares(self, seen: np.ndarray) -> np.ndarray:
-        """Share of each record's n-grams that `seen` (bool `[n]`) marks; NaN for one without any."""
-        sums = np.concatenate([[0], np.cumsum(seen[self.places])])
-        with np.errstate(invalid="ignore"):
-            return np.diff(sums[self.begins]) / np.diff(self.begins)
+    def marks(self, column: pa.Array) -> Marks:
+        """What a column of texts holds of the index."""
+        marks = self.nothing()
+        units = Units.of(column)
+        places = find(units.ngrams(self.size)[0], self.index)
+        marks.grams[places[places >= 0]] = True
+        marks.short[self.pairs.find(units)[0]] = True
+        return marks
+
+    def shares(self, marks: Marks) -> np.ndarray:
+        """How much of each record is marked, of its best key; NaN for a record that is too short to tell."""
+        share = np.full(len(self.set_of), np.nan)
+        sums = np.concatenate([[0], np.cumsum(marks.grams[self.places])])
+        long = np.diff(sums[self.begins]) / np.maximum(1, np.diff(self.begins))
+        np.fmax.at(share, self.long_record, long)
+        np.fmax.at(share, self.short_record, marks.short.astype(float))
+        return share
 
 
 class Holder:
@@ -192,24 +184,36 @@ class Holder:
 
     def __init__(self, items: Items, threshold: float = DIRTY) -> None:
         self.items, self.threshold = items, threshold
-        # Records by n-gram: the inverse of `places`.
+        # Keys by n-gram: the inverse of `places`.
         order = np.argsort(items.places, kind="stable")
-        self.record = np.repeat(np.arange(len(items.begins) - 1), np.diff(items.begins))[order]
+        self.key = np.repeat(np.arange(len(items.begins) - 1), np.diff(items.begins))[order]
         self.starts = np.searchsorted(items.places[order], np.arange(len(items.index) + 1))
 
     def __call__(self, batch: pa.RecordBatch) -> np.ndarray:
-        """Rows of a batch with a column `text` -> bool: at least the threshold's share of one record."""
-        places, rows = self.items.hits(batch["text"])
+        """Rows of a batch with a column `text` -> bool: the row holds a record."""
         held = np.zeros(batch.num_rows, bool)
-        if len(places) == 0:
-            return held
-        pairs = np.unique(np.stack([rows, places]), axis=1)
-        sizes = np.diff(self.starts)[pairs[1]]
-        owners = np.concatenate([self.record[self.starts[p] : self.starts[p + 1]] for p in pairs[1]])
-        keys, counts = np.unique(np.stack([np.repeat(pairs[0], sizes), owners]), axis=1, return_counts=True)
-        enough = counts >= self.threshold * np.diff(self.items.begins)[keys[1]]
-        held[keys[0][enough]] = True
+        held[self.found(batch["text"])[0]] = True
         return held
+
+    def found(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Return (row, record) of each record that a row of the column holds."""
+        units = Units.of(column)
+        short, rows = self.items.pairs.find(units)
+        pairs = [np.stack([rows, self.items.short_record[short]])]
+        grams, begins = units.ngrams(self.items.size)
+        places = find(grams, self.items.index)
+        if (places >= 0).any():
+            rows = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
+            hits = np.unique(np.stack([rows[places >= 0], places[places >= 0]]), axis=1)
+            sizes = np.diff(self.starts)[hits[1]]
+            owners = np.concatenate([self.key[self.starts[p] : self.starts[p + 1]] for p in hits[1]])
+            keys, counts = np.unique(
+                np.stack([np.repeat(hits[0], sizes), owners]), axis=1, return_counts=True
+            )
+            enough = counts >= self.threshold * np.diff(self.items.begins)[keys[1]]
+            pairs.append(np.stack([keys[0][enough], self.items.long_record[keys[1][enough]]]))
+        row, record = np.unique(np.concatenate(pairs, axis=1), axis=1)
+        return row, record
 
 
 def build(build: Build) -> dict[str, Any]:
@@ -221,13 +225,16 @@ def build(build: Build) -> dict[str, Any]:
     """
     recipe: ContaminationRecipe = build.recipe
     items = Items.read({name: build.inputs[f"task-{name}"] for name in recipe.sets}, recipe.ngram)
-    seen: dict[str, np.ndarray] = {}
+    seen: dict[str, Marks] = {}
     for name, column in _training(build, recipe):
-        marks = seen.setdefault(name, np.zeros(len(items.index), bool))
-        marks[items.hits(column)[0]] = True
+        seen[name] = seen.get(name, items.nothing()) | items.marks(column)
     shares = {name: items.shares(marks) for name, marks in seen.items()}
-    whole = items.shares(np.any([*seen.values(), np.zeros(len(items.index), bool)], axis=0))
-    columns = {"set": [items.sets[k] for k in items.set_of], "all": whole, **shares}
+    together = items.nothing()
+    for marks in seen.values():
+        together = together | marks
+    whole = items.shares(together)
+    columns = {"set": [items.sets[k] for k in items.set_of], "all": whole}
+    columns |= {f"in {name}": share for name, share in shares.items()}  # a source may be called `all`
     pq.write_table(pa.table(columns), build.out / "records.parquet", compression="zstd")
     return {
         "ngram": recipe.ngram,

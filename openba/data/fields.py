@@ -6,7 +6,9 @@ template and decides nothing about what is kept (openba.data.tasks).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from string import ascii_uppercase
@@ -29,20 +31,7 @@ Fields = dict[str, Any]
 
 
 class Text(str):
-    """A field's text: `{text:.240}` is its start, `{text.after_first_line}` lacks its first line.
-
-    Of an id, `{id.file}` is the file's name and `{id.parent}` the record that holds the element.
-    """
-
-    @property
-    def file(self) -> str:
-        """Of a record's id, its file's name without folders and ending."""
-        return self.rpartition(":")[0].rpartition("/")[2].partition(".")[0]
-
-    @property
-    def parent(self) -> str:
-        """Of the id of one element of a list, the id of what holds the list."""
-        return self.rpartition("/")[0]
+    """A field's text: `{text:.240}` is its start, `{text.after_first_line}` lacks its first line."""
 
     @property
     def after_first_line(self) -> Text:
@@ -53,6 +42,43 @@ class Text(str):
     def after_dashes(self) -> Text:
         """Everything after the first line of dashes, such as the one below BIG-Bench Hard's canary."""
         return Text(self.partition("\n-----\n")[2].strip())
+
+
+class RecordId(Text):
+    """The field `id`: the record's own value if it has one, else the identity that its source gives it.
+
+    `{id.file}` and `{id.parent}` always refer to that identity.
+    """
+
+    identity: str
+
+    def __new__(cls, value: str, identity: str) -> RecordId:
+        """Args: `value` is what `{id}` gives."""
+        made = super().__new__(cls, value)
+        made.identity = identity
+        return made
+
+    @property
+    def file(self) -> str:
+        """The name of the record's file, without folders and suffix."""
+        return self.identity.rpartition(":")[0].rpartition("/")[2].partition(".")[0]
+
+    @property
+    def parent(self) -> str:
+        """Of an element of a list: the identity of the record that holds the list."""
+        return self.identity.rpartition("/")[0]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record of a task: the unique identity that its source gives it, and its own fields."""
+
+    identity: str
+    fields: Fields
+
+    def named(self) -> Fields:
+        """The fields with `id`, which the record's own value answers if it has one."""
+        return {**self.fields, "id": RecordId(str(self.fields.get("id", self.identity)), self.identity)}
 
 
 class Items(list[Any]):
@@ -98,40 +124,59 @@ class Entities:
         return self.comma.join(dict.fromkeys(text for text, label in self.pairs if label == kind))
 
 
-def parse(row: Mapping[str, Any], recipe: TaskRecipe) -> Fields:
-    """A document's row as one record: the keys of `extra`, its columns, its text under its own name too."""
-    # A source takes its text field out of `extra`; templates may call it by either name.
-    own = getattr(recipe.source, "text_field", "text")
-    columns = {key: row[key] for key in ("id", "language", "source")}
-    named = {own: row["text"], "text": row["text"]} if own else {}
-    own_fields = without_moss_markers(orjson.loads(row["extra"]))
-    return {"text": row["text"], **own_fields, **columns, **named}
+def parse(row: Mapping[str, Any], recipe: TaskRecipe) -> Record:
+    """Return a document's row as one record.
+
+    The record's own fields win over the columns that every document has (`language`, `source`). The text
+    and the id that the source took out of the record answer to their own names, and the text to `text` too
+    unless the record has another field of that name.
+    """
+    own_names = {
+        getattr(recipe.source, "id_field", None): row["id"],
+        getattr(recipe.source, "text_field", "text"): row["text"],
+    }
+    taken_out = {name: value for name, value in own_names.items() if name is not None}
+    text = {} if getattr(recipe.source, "text_field", "text") is None else {"text": row["text"]}
+    columns = {"language": row["language"], "source": row["source"], **text}
+    fields = {**columns, **without_moss_markers(orjson.loads(row["extra"])), **taken_out}
+    return Record(row["id"], _replaced(fields, recipe.replace) if recipe.replace else fields)
 
 
-def expand(record: Fields, recipe: TaskRecipe, where: str) -> Iterator[Fields]:
-    """The record itself, or one for each element below `recipe.each`; ids get `/position`.
+def _replaced(value: Any, words: Mapping[str, str]) -> Any:
+    """Put other words into every text of a record, however deep it lies."""
+    if isinstance(value, str):
+        for text, other in words.items():
+            value = value.replace(text, other)
+        return value
+    if isinstance(value, dict):
+        return {key: _replaced(inner, words) for key, inner in value.items()}
+    return [_replaced(inner, words) for inner in value] if isinstance(value, list) else value
+
+
+def expand(record: Record, recipe: TaskRecipe, where: str) -> Iterator[Record]:
+    """Yield the record itself, or one for each element below `recipe.each`; identities get `/position`.
 
     Raises:
         UserError: the path leads to no list and no object.
     """
-    found = [record]
+    records = [record]
     for key in recipe.each:
         deeper = []
-        for outer in found:
+        for outer in records:
             elements = need(outer, key, where)
             if isinstance(elements, dict):
                 elements = [elements]
             if not isinstance(elements, list):
-                raise UserError(f"{where}: record {outer['id']}: {key} is no list, so no `each`")
+                raise UserError(f"{where}: record {outer.identity}: {key} is no list, so no `each`")
             for position, element in enumerate(elements):
                 inner = element if isinstance(element, dict) else {key: element}
-                deeper.append({**outer, **inner, "id": f"{outer['id']}/{position}"})
-        found = deeper
-    yield from found
+                deeper.append(Record(f"{outer.identity}/{position}", {**outer.fields, **inner}))
+        records = deeper
+    yield from records
 
 
-def derive(record: Fields, recipe: TaskRecipe, labels: str, where: str) -> Fields | None:
-    """All fields that templates may name; None if a wording says that the record has no label.
+def derive(record: Record, recipe: TaskRecipe, labels: str, where: str) -> Fields | None:
+    """Return all fields that templates may name; None if a wording says that the record has no label.
 
     Args:
         record: one of `expand`'s.
@@ -140,59 +185,105 @@ def derive(record: Fields, recipe: TaskRecipe, labels: str, where: str) -> Field
         where: task and source, for messages.
 
     Raises:
-        UserError: a field is missing or of another form than the recipe says.
+        UserError: a field is missing or of another form than the recipe says, or a template names a field
+            that the recipe makes and the record has with another value.
     """
-    fields = dict(record)
+    fields = record.named()
+    made: Fields = {}
     if recipe.tagged is not None:
-        fields["text"] = _sentence(record, recipe.tagged, where)
+        made["text"] = _sentence(record, recipe.tagged, where)
     if recipe.tagged is not None or "entities" in fields:
         pairs = _entities(record, recipe, where)
         own_labels = ", ".join(sorted(kinds_of(record, recipe, where)))
-        fields["labels"] = labels if recipe.labels == "task" else own_labels
-        fields["entities"] = Entities(pairs, recipe.source.language)
+        made["labels"] = labels if recipe.labels == "task" else own_labels
+        made["entities"] = Entities(pairs, recipe.source.language)
     for key, separator in recipe.split.items():
         fields[key] = [part for part in str(need(record, key, where)).split(separator) if part]
     if recipe.dialogue is not None:
-        fields["messages"] = _alternating(record, recipe, where)
+        made["messages"] = _alternating(record, recipe, where)
     elif _needs_messages(recipe) and (messages := _messages(record, where)) is not None:
-        fields["messages"] = messages
-    for message in fields.get("messages", []) if recipe.replace else []:
-        for text, other in recipe.replace.items():
-            message["content"] = message["content"].replace(text, other)
+        made["messages"] = messages
     for key, joined in recipe.joined.items():
-        values = need(record, joined.field, where)
+        values = need(Record(record.identity, fields), joined.field, where)
         try:
-            fields[key] = joined.separator.join(joined.item.format_map(value) for value in values)
+            made[key] = joined.separator.join(joined.item.format_map(value) for value in values)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{where}: record {record['id']}: joined.{key}: {_named(error)}") from None
+            raise UserError(f"{where}: record {record.identity}: joined.{key}: {_named(error)}") from None
+    refuse_clashes(record, recipe, made, where)
+    fields |= made
     for key in recipe.wording.keys() - {"entities"} if recipe.tagged else recipe.wording.keys():
-        value = need(fields, key, where)
+        value = need(Record(record.identity, fields), key, where)
         fields[key] = word = _worded(key, value, recipe, record, where)
         if word is None:
             return None
-    if recipe.options is not None:
-        fields |= _options(fields, recipe.options, where)
+    made = {} if recipe.options is None else _options(Record(record.identity, fields), recipe.options, where)
     for key, template in recipe.beside.items():
-        fields[key] = _beside(template.format_map({**fields, "id": Text(record["id"])}), record, where)
+        made[key] = _beside(template.format_map(fields), record, where)
+    refuse_clashes(record, recipe, made, where)
     items = ChineseItems if recipe.source.language == "zh" else Items
-    return {key: _wrap(value, items) for key, value in fields.items()}
+    return {key: _wrap(value, items) for key, value in (fields | made).items()}
 
 
-def need(record: Mapping[str, Any], key: str, where: str) -> Any:
-    """The value of a key.
+def refuse_clashes(record: Record, recipe: TaskRecipe, made: Fields, where: str) -> None:
+    """Refuse a field that the recipe makes where the record has one of that name and other content.
+
+    Only fields that a template names can do harm. What a field is made from may bear its name.
+
+    Raises:
+        UserError: there is such a field.
+    """
+    for name in made.keys() & record.fields.keys() & names_in(_templates(recipe)) - _inputs(recipe):
+        own = record.fields[name]
+        if own != made[name] and str(own) != str(made[name]):
+            raise UserError(
+                f"{where}: record {record.identity}: the record has a field {name!r}, and the task makes "
+                "another of that name, which the templates use; rename the field in the file"
+            )
+
+
+def _inputs(recipe: TaskRecipe) -> set[str]:
+    """Return the names of the record's fields that the recipe makes others from."""
+    names = {joined.field for joined in recipe.joined.values()}
+    if recipe.dialogue is not None:
+        names.add(recipe.dialogue.field)
+    elif recipe.tagged is None:
+        names |= {"entities"}  # the field `entities` is made from the record's own
+    if recipe.dialogue is None:
+        names.add("messages")
+    if recipe.options is not None:
+        names |= {recipe.options.answer, *recipe.options.of}
+    if recipe.tagged is not None:
+        tagged = recipe.tagged
+        names |= {tagged.tokens, str(tagged.tags), str(tagged.spans), str(tagged.questions)}
+    return names
+
+
+def _templates(recipe: TaskRecipe) -> tuple[str, ...]:
+    turns = [text for turn in recipe.templates for text in (turn.input, turn.target, turn.example)]
+    checks = recipe.check.model_dump().values() if recipe.check is not None else ()
+    return tuple(filter(None, (*turns, recipe.category, *checks, *recipe.beside.values())))
+
+
+@lru_cache(maxsize=64)
+def names_in(templates: tuple[str, ...]) -> frozenset[str]:
+    """Return the names of all fields in braces."""
+    return frozenset(name for text in templates for name in re.findall(r"\{(\w+)", text))
+
+
+def need(record: Record, key: str, where: str) -> Any:
+    """Return the value of a key.
 
     Raises:
         UserError: the record lacks it.
     """
-    if key not in record:
-        raise UserError(
-            f"{where}: record {record['id']} has no field {key!r}; it has {', '.join(sorted(record))}"
-        )
-    return record[key]
+    if key not in record.fields:
+        names = ", ".join(sorted(record.fields))
+        raise UserError(f"{where}: record {record.identity} has no field {key!r}; it has {names}")
+    return record.fields[key]
 
 
-def kinds_of(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> set[str]:
-    """The record's entity types, as templates write them; those it asks for, where it asks."""
+def kinds_of(record: Record, recipe: TaskRecipe, where: str) -> set[str]:
+    """Return the record's entity types, as templates write them; those it asks for, where it asks."""
     if _asks(record, recipe.tagged):
         words = recipe.wording.get("entities", {})
         asked = [words.get(kind, kind) for kind in _asked(record, recipe.tagged, where).kinds]
@@ -200,34 +291,34 @@ def kinds_of(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> set[s
     return {kind for _, kind in _entities(record, recipe, where)}
 
 
-def _asks(record: Mapping[str, Any], tagged: Tagged | None) -> bool:
-    return tagged is not None and tagged.questions is not None and tagged.questions in record
+def _asks(record: Record, tagged: Tagged | None) -> bool:
+    return tagged is not None and tagged.questions is not None and tagged.questions in record.fields
 
 
-def _asked(record: Mapping[str, Any], tagged: Tagged | None, where: str) -> Questions:
+def _asked(record: Record, tagged: Tagged | None, where: str) -> Questions:
     assert tagged is not None
     assert tagged.questions is not None
     try:
-        return read_questions([turn["value"] for turn in record[tagged.questions]])
+        return read_questions([turn["value"] for turn in record.fields[tagged.questions]])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: record {record['id']}: {tagged.questions}: {error}") from None
+        raise UserError(f"{where}: record {record.identity}: {tagged.questions}: {error}") from None
 
 
-def _sentence(record: Mapping[str, Any], tagged: Tagged, where: str) -> str:
+def _sentence(record: Record, tagged: Tagged, where: str) -> str:
     if _asks(record, tagged):
         return _asked(record, tagged, where).text
     return " ".join(map(str, need(record, tagged.tokens, where)))
 
 
-def _entities(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> Sequence[Sequence[str]]:
-    """The record's entities as [text, type] pairs, types worded; none if it has no such field."""
+def _entities(record: Record, recipe: TaskRecipe, where: str) -> Sequence[Sequence[str]]:
+    """Return the record's entities as [text, type] pairs, types worded; none if it has no such field."""
     words = recipe.wording.get("entities", {})
     pairs = _raw_entities(record, recipe, where)
     worded = [(text, words.get(kind, kind)) for text, kind in pairs]
     return [(text, kind) for text, kind in worded if kind is not None]
 
 
-def _raw_entities(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> Sequence[Sequence[str]]:
+def _raw_entities(record: Record, recipe: TaskRecipe, where: str) -> Sequence[Sequence[str]]:
     if _asks(record, recipe.tagged):
         return _asked(record, recipe.tagged, where).entities
     if (tagged := recipe.tagged) is not None:
@@ -237,11 +328,11 @@ def _raw_entities(record: Mapping[str, Any], recipe: TaskRecipe, where: str) -> 
                 return entities_of_tags(tokens, need(record, tagged.tags, where))
             return entities_of_spans(tokens, need(record, str(tagged.spans), where))
         except ValueError as error:
-            raise UserError(f"{where}: record {record['id']}: {error}") from None
-    pairs = record.get("entities") or []
+            raise UserError(f"{where}: record {record.identity}: {error}") from None
+    pairs = record.fields.get("entities") or []
     if not all(isinstance(p, list) and len(p) == 2 and all(isinstance(s, str) for s in p) for p in pairs):
         raise UserError(
-            f"{where}: record {record['id']}: entities must be a list of [text, type]; got {pairs!r:.80}"
+            f"{where}: record {record.identity}: entities must be a list of [text, type]; got {pairs!r:.80}"
         )
     return pairs
 
@@ -250,18 +341,23 @@ def _needs_messages(recipe: TaskRecipe) -> bool:
     return recipe.conversation or any("{messages" in turn.input + turn.target for turn in recipe.templates)
 
 
-def _messages(record: Fields, where: str) -> list[dict[str, str]] | None:
-    """The record's conversation in one of the published forms; None if it has none."""
+def _messages(record: Record, where: str) -> list[dict[str, str]] | None:
+    """Return the record's conversation in one of the published forms; None if it has none."""
+    if {"messages", "conversations"} <= record.fields.keys():
+        raise UserError(
+            f"{where}: record {record.identity}: it has both messages and conversations; "
+            "name the right one by `dialogue`, or remove the other from the file"
+        )
     try:
-        return find_messages(record)
+        return find_messages(record.fields)
     except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(
-            f"{where}: record {record['id']}: write turns as messages [{{role, content}}] "
+            f"{where}: record {record.identity}: write turns as messages [{{role, content}}] "
             "or conversations [{from, value}]"
         ) from None
 
 
-def _alternating(record: Fields, recipe: TaskRecipe, where: str) -> list[dict[str, str]]:
+def _alternating(record: Record, recipe: TaskRecipe, where: str) -> list[dict[str, str]]:
     assert recipe.dialogue is not None
     field, key, speakers = recipe.dialogue.field, recipe.dialogue.text, recipe.dialogue.speakers
     turns = need(record, field, where)
@@ -272,27 +368,27 @@ def _alternating(record: Fields, recipe: TaskRecipe, where: str) -> list[dict[st
     except (KeyError, TypeError, AttributeError):
         keys = [key] if speakers is None else speakers
         form = "strings" if key is None and speakers is None else f"objects with {', '.join(map(repr, keys))}"
-        raise UserError(f"{where}: record {record['id']}: {field} is no list of {form}") from None
+        raise UserError(f"{where}: record {record.identity}: {field} is no list of {form}") from None
     roles = ("user", "assistant")
     return [{"role": roles[position % 2], "content": text} for position, text in enumerate(texts)]
 
 
-def _worded(key: str, value: Any, recipe: TaskRecipe, record: Fields, where: str) -> str | None:
+def _worded(key: str, value: Any, recipe: TaskRecipe, record: Record, where: str) -> str | None:
     name = value if isinstance(value, str) else orjson.dumps(value).decode()
     if name not in recipe.wording[key]:
         raise UserError(
-            f"{where}: record {record['id']}: wording.{key} has no word for {value!r:.60}; add it, "
+            f"{where}: record {record.identity}: wording.{key} has no word for {value!r:.60}; add it, "
             "or null to discard such records"
         )
     return recipe.wording[key][name]
 
 
-def _options(fields: Fields, options: Options, where: str) -> Fields:
+def _options(record: Record, options: Options, where: str) -> Fields:
     if len(options.of) == 1:
-        texts = need(fields, options.of[0], where)
+        texts = need(record, options.of[0], where)
     else:
-        texts = [need(fields, key, where) for key in options.of]
-    answer = need(fields, options.answer, where)
+        texts = [need(record, key, where) for key in options.of]
+    answer = need(record, options.answer, where)
     letters = list(ascii_uppercase[: len(texts)])
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
         right = answer
@@ -302,7 +398,7 @@ def _options(fields: Fields, options: Options, where: str) -> Fields:
         right = texts.index(answer)
     else:
         raise UserError(
-            f"{where}: record {fields['id']}: {options.answer} {answer!r:.60} is none of its "
+            f"{where}: record {record.identity}: {options.answer} {answer!r:.60} is none of its "
             f"{len(texts)} options by position, text or letter"
         )
     return {"options": list(texts), "letter": letters[right], "option": texts[right]}
@@ -313,11 +409,11 @@ def _read(path: str) -> str:
     return Path(path).read_text(encoding="utf-8")
 
 
-def _beside(path: str, record: Fields, where: str) -> str:
+def _beside(path: str, record: Record, where: str) -> str:
     try:
         return _read(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: record {record['id']}: {path}: {error.__class__.__name__}") from None
+        raise UserError(f"{where}: record {record.identity}: {path}: {error.__class__.__name__}") from None
 
 
 def _wrap(value: Any, items: type[Items]) -> Any:
@@ -325,7 +421,7 @@ def _wrap(value: Any, items: type[Items]) -> Any:
         return Text()
     if isinstance(value, list):
         return items(_wrap(element, items) for element in value)
-    return Text(value) if isinstance(value, str) else value
+    return Text(value) if isinstance(value, str) and not isinstance(value, Text) else value
 
 
 def _named(error: Exception) -> str:

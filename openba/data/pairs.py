@@ -46,7 +46,11 @@ Split = Literal["train", "heldout"]
 
 RULES = ("", "duplicate", "empty", "require", "rejected", "asked_in_heldout")
 BATCH = 1000
-SPILLED = SCHEMA.append(pa.field("template", pa.int16())).append(pa.field("at", pa.int32()))
+ASKED_FILE = "asked.parquet"
+ASKED = pa.schema({"question": pa.list_(pa.string()), "answers": pa.list_(pa.string())})
+"""What a held-out record asks in its own words, without prompt, option letters and examples; and the right
+answer's text followed by the texts of all options (see `openba.data.questions`). Empty for training pairs."""
+SPILLED = pa.schema([*SCHEMA, pa.field("template", pa.int16()), pa.field("at", pa.int32()), *ASKED])
 """`at`: character at which a few-shot pair's examples go in."""
 
 
@@ -68,7 +72,8 @@ Pool = dict[str, list[tuple[int, int, tuple[str, ...]]]]
 class Rendered:
     """A task's pairs, in two parts of `SCHEMA`.
 
-    `discarded`: rule -> number of pairs; `cleaned`: change -> number of turns; `broken`: messages.
+    `discarded`: rule -> number of pairs; `cleaned`: change -> number of turns; `broken` and `warnings`:
+    messages.
     """
 
     def __init__(self, recipe: TaskRecipe, pairs: pa.Table, seen: Seen, pool: Pool, name: str) -> None:
@@ -77,6 +82,7 @@ class Rendered:
         self.discarded: Mapping[str, int]
         self.cleaned: Mapping[str, int] = {}
         self.broken: list[str] = []
+        self.warnings: list[str] = []
         self.rows, self.discarded = sorted_out(seen, recipe.is_test_set)
         self._asks = np.array(seen.asks, dtype=np.uint64)
         self._pool: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
@@ -120,6 +126,14 @@ class Rendered:
                 if time:
                     columns["id"] = pa.array([f"{i}*{time}" for i in table["id"].to_pylist()], pa.string())
                 yield pa.RecordBatch.from_pydict(columns, schema=SCHEMA)
+
+    def asked(self) -> Iterator[pa.RecordBatch]:
+        """Yield `ASKED` of the held-out pairs, in their order."""
+        rows = self.rows["heldout"]
+        for start in range(0, len(rows), BATCH):
+            table = self._pairs.select(ASKED.names).take(pa.array(rows[start : start + BATCH]))
+            columns = [table[key].combine_chunks() for key in ASKED.names]
+            yield pa.RecordBatch.from_arrays(columns, schema=ASKED)
 
     def _with_examples(self, table: pa.Table, rows: np.ndarray) -> Iterator[tuple[str, list[int]]]:
         few = [turn for turn in self.recipe.templates if turn.shots]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,13 +24,28 @@ import xxhash
 
 from openba.artifacts import Build
 from openba.data.conversations import clean, history, is_answer
-from openba.data.fields import Fields, Text, derive, expand, kinds_of, need, parse
+from openba.data.fields import Fields, Record, Text, derive, expand, kinds_of, need, parse, refuse_clashes
 from openba.data.identity import states_identity
-from openba.data.pairs import ANSWER, BATCH, RULES, SCHEMA, SPILLED, Pool, Rendered, Seen, digest, spill
+from openba.data.pairs import (
+    ANSWER,
+    ASKED,
+    ASKED_FILE,
+    BATCH,
+    RULES,
+    SCHEMA,
+    SPILLED,
+    Pool,
+    Rendered,
+    Seen,
+    digest,
+    spill,
+)
 from openba.data.quarantine import refuse
+from openba.data.questions import answers_of, question_of
 from openba.data.schema import SCHEMA as DOCUMENTS
 from openba.data.simple_talk import content_words
 from openba.data.sources import read
+from openba.data.task_checks import TaskChecks
 from openba.errors import UserError
 from openba.recipes.data import TaskRecipe, TaskStep, Turn
 
@@ -55,10 +70,12 @@ class _Pair:
     """Digest of what is asked, whichever template words it."""
     examples: tuple[str, ...]
     """The record as solved example, one for each few-shot template."""
+    question: Sequence[str]
+    answers: Sequence[str]
 
 
 def build(build: Build) -> dict[str, Any]:
-    """Step `task-NAME`: read the task's source; write train.parquet and heldout.parquet.
+    """Step `task-NAME`: read the task's source; write train.parquet, heldout.parquet and asked.parquet.
 
     Returns:
         Facts: counts of records and pairs, training pairs by form, pairs discarded by rule, turns of
@@ -89,6 +106,9 @@ def build(build: Build) -> dict[str, Any]:
                 counts[split] += batch.num_rows
                 samples += batch.slice(0, 2 - len(samples)).select(["input", "target"]).to_pylist()
                 writer.write_batch(batch.cast(schema))
+    with pq.ParquetWriter(build.out / ASKED_FILE, ASKED, compression="zstd") as writer:
+        for batch in rendered.asked():
+            writer.write_batch(batch)
     facts = {
         "records": documents.num_rows,
         **counts,
@@ -96,6 +116,7 @@ def build(build: Build) -> dict[str, Any]:
         "discarded": rendered.discarded,
         "cleaned": rendered.cleaned,
         "broken": rendered.broken,
+        "warnings": rendered.warnings,
         "samples": [{key: text[:1000] for key, text in sample.items()} for sample in samples[:2]],
     }
     for path in scratch:
@@ -124,16 +145,20 @@ def render(
 
     Raises:
         UserError: a template names a field that a record lacks, a label has no wording, or a target
-            is not one of the choices, and the recipe does not count such records.
+            is not one of the choices, and the recipe does not count such records; or a template gives
+            nearly all records the same input.
     """
     where = f"{name} ({path})" if (path := getattr(recipe.source, "path", None)) else name
     seen, discarded = Seen(), Counter[str]()
     pool: Pool = {}
     broken: list[str] = []
     cleaned: Counter[str] = Counter()
-    found = _records(recipe, documents, where, discarded, broken, cleaned)
-    pairs = spill(_pair_batches(recipe, found, where, seen, discarded, pool, broken), scratch, SPILLED)
+    checks = TaskChecks(recipe, where)
+    records = _records(recipe, documents, where, discarded, broken, cleaned)
+    batches = _pair_batches(recipe, records, where, seen, discarded, pool, broken, checks)
+    pairs = spill(batches, scratch, SPILLED)
     rendered = Rendered(recipe, pairs, seen, pool, name)
+    rendered.warnings = checks.warnings()
     rendered.broken = broken[:_NAMED]
     rendered.discarded = dict(discarded + Counter(rendered.discarded))
     rendered.cleaned = dict(cleaned)
@@ -142,20 +167,23 @@ def render(
 
 def _pair_batches(
     recipe: TaskRecipe,
-    records: Iterator[tuple[Fields, Fields]],
+    records: Iterator[tuple[Record, Record]],
     where: str,
     seen: Seen,
     discarded: Counter[str],
     pool: Pool,
     broken: list[str],
+    checks: TaskChecks,
 ) -> Iterator[pa.RecordBatch]:
-    """All pairs; fills `seen` with a row for each and `pool` with the candidates for examples."""
+    """Yield all pairs; fill `seen` with a row for each and `pool` with the candidates for examples."""
     batch: list[_Pair] = []
-    for outer, fields in records:
+    for outer, record in records:
         found: list[tuple[_Pair, bool, int]] = []
         with _leaving_out(recipe, discarded, broken):
-            found = list(_ruled(recipe, outer, fields, where, discarded))
+            found = list(_ruled(recipe, outer, record, where, discarded))
+        checks.add_record(record)
         for pair, heldout, rule in found:
+            checks.add_pair(pair.template, pair.asks, pair.input, pair.target)
             if pair.examples and not heldout and not rule:
                 # A heap of the lowest hashes, so negated.
                 first = any(turn.shots_from == "first" for turn in recipe.templates)
@@ -176,11 +204,11 @@ def _pair_batches(
 
 
 def _ruled(
-    recipe: TaskRecipe, outer: Fields, fields: Fields, where: str, discarded: Counter[str]
+    recipe: TaskRecipe, outer: Record, record: Record, where: str, discarded: Counter[str]
 ) -> Iterator[tuple[_Pair, bool, int]]:
     """A record's pairs, whether they are held out, and the rule that discards each by itself."""
     heldout = bool(_is_heldout(recipe, outer, where))
-    for pair in _pairs(recipe, fields, where, discarded):
+    for pair in _pairs(recipe, record, where, discarded):
         yield pair, heldout, RULES.index(_discard(recipe, pair, heldout, where))
 
 
@@ -208,13 +236,16 @@ def _records(
     discarded: Counter[str],
     broken: list[str],
     cleaned: Counter[str],
-) -> Iterator[tuple[Fields, Fields]]:
-    """(the source's record, fields) of each record that is used; counts what is changed of conversations."""
+) -> Iterator[tuple[Record, Record]]:
+    """Yield (the source's record, the record with all fields that templates may name) for those in use.
+
+    Counts what is changed of conversations.
+    """
     last = None
     if recipe.limit is not None and documents.num_rows > recipe.limit:
         last = sorted(digest("limit", i.as_py()) for i in documents["id"])[recipe.limit]
 
-    def raw() -> Iterator[Fields]:
+    def raw() -> Iterator[Record]:
         for batch in documents.to_batches(max_chunksize=BATCH):
             for row in batch.to_pylist():
                 if last is None or digest("limit", row["id"]) < last:
@@ -235,7 +266,7 @@ def _records(
                 discarded["other_part"] += 1
         if not is_used:
             continue
-        elements: list[Fields] = []
+        elements: list[Record] = []
         with _leaving_out(recipe, discarded, broken):
             elements = list(expand(outer, recipe, where))
         for record in elements:
@@ -251,7 +282,7 @@ def _records(
             if (rule := _unwanted(recipe, fields)) is not None:
                 discarded[rule] += 1
             else:
-                yield outer, fields
+                yield outer, Record(record.identity, fields)
 
 
 def _unwanted(recipe: TaskRecipe, fields: Fields) -> str | None:
@@ -267,111 +298,122 @@ def _unwanted(recipe: TaskRecipe, fields: Fields) -> str | None:
     return None
 
 
-def _is_heldout(recipe: TaskRecipe, record: Fields, where: str) -> bool | None:
+def _is_heldout(recipe: TaskRecipe, record: Record, where: str) -> bool | None:
     """Whether a source's record is evaluated on; None if its data set's division leaves it out."""
     if (partition := recipe.partition) is None:
-        return digest("heldout", record["id"]) < recipe.heldout * 2**64
-    part = _fill(partition.by, {**record, "id": Text(record["id"])}, where)
+        return digest("heldout", record.identity) < recipe.heldout * 2**64
+    part = _fill(partition.by, Record(record.identity, record.named()), where)
     return True if part in partition.heldout else False if part in partition.train else None
 
 
-def _pairs(recipe: TaskRecipe, fields: Fields, where: str, discarded: Counter[str]) -> Iterator[_Pair]:
+def _pairs(recipe: TaskRecipe, record: Record, where: str, discarded: Counter[str]) -> Iterator[_Pair]:
     """One pair of the record, or one for each answer of its conversation; none if no template serves it."""
     serving = [
         index
         for index, turn in enumerate(recipe.templates)
-        if turn.rationale is None or str(need(fields, turn.rationale, where)).strip()
+        if turn.rationale is None or str(need(record, turn.rationale, where)).strip()
     ]
     if not serving:
         discarded["no_rationale"] += 1
         return
-    template = serving[digest("template", fields["id"]) % len(serving)]
+    template = serving[digest("template", record.identity) % len(serving)]
     if not recipe.conversation:
-        asks = _fill(recipe.templates[0].input.replace("{examples}", ""), fields, where)
-        yield _pair(recipe, template, fields, fields["id"], (), asks, where)
+        asks = _fill(recipe.templates[0].input.replace("{examples}", ""), record, where)
+        yield _pair(recipe, template, record, (), asks, where)
         return
-    if "messages" not in fields:
+    if "messages" not in record.fields:
         raise UserError(
-            f"{where}: record {fields['id']}: no messages or conversations, so no `conversation: true`"
+            f"{where}: record {record.identity}: no messages or conversations, so no `conversation: true`"
         )
     turn = recipe.templates[template]
     before, found, _ = turn.input.partition("{history}")
     if not found:
         raise UserError(f"{where}: template {turn.input!r}: a conversation's input needs {{history}}")
-    start = len(_fill(before, fields, where))
+    start = len(_fill(before, record, where))
+    messages = record.fields["messages"]
     try:
-        history(fields["messages"])
+        history(messages)
     except ValueError as error:
-        raise UserError(f"{where}: record {fields['id']}: {error}") from None
-    if not any(map(is_answer, fields["messages"])):
+        raise UserError(f"{where}: record {record.identity}: {error}") from None
+    if not any(map(is_answer, messages)):
         discarded["no_answer"] += 1
-    for index, message in enumerate(fields["messages"]):
-        text, turns = history(fields["messages"][:index])
+    for index, message in enumerate(messages):
+        text, turns = history(messages[:index])
         if turns and is_answer(message):
-            answer = {**fields, "history": text, "answer": Text(message["content"])}
+            made = {"history": text, "answer": Text(message["content"])}
+            refuse_clashes(record, recipe, made, where)
+            turn_record = Record(f"{record.identity}#{index}", {**record.fields, **made})
             offsets = tuple(start + offset for offset in turns)
-            yield _pair(recipe, template, answer, f"{fields['id']}#{index}", offsets, text, where)
+            yield _pair(recipe, template, turn_record, offsets, text, where)
 
 
 def _pair(
-    recipe: TaskRecipe,
-    template: int,
-    fields: Fields,
-    identifier: str,
-    turns: tuple[int, ...],
-    asks: str,
-    where: str,
+    recipe: TaskRecipe, template: int, record: Record, turns: tuple[int, ...], asks: str, where: str
 ) -> _Pair:
     turn = recipe.templates[template]
     before, few, after = turn.input.partition("{examples}")
-    head = _fill(before, fields, where)
-    source = (head + _fill(after, fields, where)) if few else head
+    head = _fill(before, record, where)
+    source = (head + _fill(after, record, where)) if few else head
     if turn.starts is not None:
         turns = tuple(found.start() for found in re.finditer(turn.starts, source, re.MULTILINE))
     return _Pair(
-        identifier,
-        source.rstrip(),
-        turns,
-        _fill(turn.target, fields, where).rstrip(),
-        _choices(recipe, turn, fields, where),
-        _fill(recipe.category, fields, where) if recipe.category is not None else "",
-        _references(recipe, turn, fields, where),
-        template,
-        len(head) if few else -1,
-        xxhash.xxh3_64_intdigest(asks.encode()),
-        tuple(_fill(t.example, fields, where) for t in recipe.templates if t.example is not None),
+        id=record.identity,
+        input=source.rstrip(),
+        turns=turns,
+        target=_fill(turn.target, record, where).rstrip(),
+        choices=_choices(recipe, turn, record, where),
+        category=_fill(recipe.category, record, where) if recipe.category is not None else "",
+        references=_references(recipe, turn, record, where),
+        template=template,
+        at=len(head) if few else -1,
+        asks=xxhash.xxh3_64_intdigest(asks.encode()),
+        examples=tuple(_fill(t.example, record, where) for t in recipe.templates if t.example is not None),
+        question=question_of(recipe, turn, record),
+        answers=answers_of(recipe, turn, record),
     )
 
 
-def _choices(recipe: TaskRecipe, turn: Turn, fields: Fields, where: str) -> Sequence[str]:
+def _choices(recipe: TaskRecipe, turn: Turn, record: Record, where: str) -> Sequence[str]:
     """The task's choices, or what the target would be for each option of the record."""
     if recipe.options is None or turn.rationale is not None:
         return recipe.choices
-    named = zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", fields["options"], strict=False)
-    return [_fill(turn.target, {**fields, "letter": a, "option": b}, where).rstrip() for a, b in named]
+    lettered = zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", record.fields["options"], strict=False)
+    return [
+        _fill(turn.target, _with(record, letter=letter, option=option), where).rstrip()
+        for letter, option in lettered
+    ]
 
 
-def _references(recipe: TaskRecipe, turn: Turn, fields: Fields, where: str) -> Sequence[str]:
+def _references(recipe: TaskRecipe, turn: Turn, record: Record, where: str) -> Sequence[str]:
     if recipe.check is not None:
         templates = recipe.check.model_dump()
-        filled = {name: _fill(text, {**fields, "answer": ANSWER}, where) for name, text in templates.items()}
+        filled = {name: _fill(text, _with(record, answer=ANSWER), where) for name, text in templates.items()}
         return [orjson.dumps(filled).decode()]
     if recipe.references is None:
-        return [_fill(turn.target, fields, where).rstrip()]
-    found = need(fields, recipe.references, where)
-    return [str(answer["text"] if isinstance(answer, dict) else answer) for answer in found]
+        return [_fill(turn.target, record, where).rstrip()]
+    answers = need(record, recipe.references, where)
+    return [str(answer["text"] if isinstance(answer, dict) else answer) for answer in answers]
 
 
-def _fill(template: str, fields: Mapping[str, Any], where: str) -> str:
+def _with(record: Record, **fields: str) -> Record:
+    return Record(record.identity, {**record.fields, **fields})
+
+
+def _fill(template: str, record: Record, where: str) -> str:
+    """Fill the braces of a template.
+
+    Raises:
+        UserError: the record lacks a field, or has it in another form than the template wants.
+    """
     try:
-        return template.format_map(fields)
+        return template.format_map(record.fields)
     except KeyError as error:
         raise UserError(
-            f"{where}: template {template!r}: record {fields['id']} has no field {error}; "
-            f"it has {', '.join(sorted(fields))}"
+            f"{where}: template {template!r}: record {record.identity} has no field {error}; "
+            f"it has {', '.join(sorted(record.fields))}"
         ) from None
     except (ValueError, TypeError, AttributeError, IndexError) as error:
-        raise UserError(f"{where}: template {template!r}: record {fields['id']}: {error}") from None
+        raise UserError(f"{where}: template {template!r}: record {record.identity}: {error}") from None
 
 
 def _discard(recipe: TaskRecipe, pair: _Pair, heldout: bool, where: str) -> str:

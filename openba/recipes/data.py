@@ -363,7 +363,8 @@ class TaskRecipe(Recipe):
     """Field -> its values in the records -> the words that stand for them, such as positive: 正面; null
     discards the record as unlabelled. Numbers and booleans as JSON writes them."""
     replace: dict[str, str] = {}
-    """Text -> what stands for it in every message, such as the name of the model: OpenBA: Kite."""
+    """Text -> what stands for it in every text of a record, such as the name of the model, OpenBA: Kite, or
+    nothing for control text, "<|endoftext|>": ""."""
     min_words: NonNegative = 0
     """Conversations of fewer words in all are dropped as overly simple (paper section 6.1). Greetings, thanks
     and the like do not count; a Han character counts as 0.6 words."""
