@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from benchmarks import quality_answers, quality_experts, quality_text
+from benchmarks import quality_answers, quality_contamination, quality_experts, quality_text, shipped
 from benchmarks.figure import Figure
 
-PARTS = (quality_text, quality_answers, quality_experts)
+PARTS = (quality_text, quality_answers, quality_experts, quality_contamination, shipped)
 """Modules with a function `figures`, in the order they run. To add a figure, add its module here."""
 
 
