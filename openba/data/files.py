@@ -7,16 +7,20 @@ whoever reads and passes over. It does not know which field of a record is the t
 
 from __future__ import annotations
 
+import bz2
 import codecs
 import glob
 import gzip
 import hashlib
+import io
+import lzma
+import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import orjson
 import pyarrow as pa
@@ -34,11 +38,17 @@ _SMALL = 2**20
 """Bytes up to which a file is identified by its contents."""
 _SUFFIXES = {
     "parquet": (".parquet",),
-    "jsonl": (".jsonl", ".jsonl.gz"),
+    "jsonl": (".jsonl", ".json", ".ndjson"),
     "text": (".txt",),
     "bio": (".txt", ".bio", ".conll"),
     "exam": (".csv", ".jsonl", ".jsonl.gz"),
 }
+"""Names of an adapter's files end in one of these, in capitals or not, and maybe in one of `_COMPRESSED`."""
+_COMPRESSED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+"""First bytes of the forms of compression that are read, whatever a file is called."""
+_ARCHIVES = {b"PK\x03\x04": "zip", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar", b"\x04\x22\x4d\x18": "lz4"}
+_BROKEN = (gzip.BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowException, OSError)
 _TAG = re.compile(r"O|[BI]-\S+")
 
 Fields = dict[str, Any]
@@ -53,30 +63,68 @@ def find(path: str, adapter: str) -> list[tuple[str, Path]]:
     Raises:
         UserError: nothing is there.
     """
-    root, suffixes = Path(path).expanduser(), _SUFFIXES[adapter]
-    if path.startswith("configs/") and not root.exists():  # a shipped file, from wherever the command is run
-        root = CONFIGS.parent / path
+    root, suffixes = _root(path), _suffixes(adapter)
     if root.is_dir():
-        found = below(root, suffixes)
+        files = [(name, file) for name, file in below(root) if file.is_file() and _is_named(file, suffixes)]
     elif root.is_file():
-        found = [(root.name, root)]
+        files = [(root.name, root)]
     elif glob.has_magic(str(root)):
         base = next(parent for parent in root.parents if not glob.has_magic(str(parent)))
         matches = [Path(match) for match in glob.glob(str(root), recursive=True)]
-        found = sorted((match.relative_to(base).as_posix(), match) for match in matches if match.is_file())
+        files = sorted((match.relative_to(base).as_posix(), match) for match in matches if match.is_file())
     else:
         raise UserError(f"path: {path}: no such file or folder")
-    if not found:
-        wanted = " or ".join(f"*{suffix}" for suffix in suffixes)
+    if not files:
+        wanted = " or ".join(f"*{suffix}" for suffix in _SUFFIXES[adapter])
         raise UserError(f"path: {path}: no file there, wanted {wanted}; put it there or give another path")
-    return found
+    return files
 
 
-def below(folder: Path, suffixes: tuple[str, ...] = ("",)) -> list[tuple[str, Path]]:
-    """(relative name, file) of the files below a folder, hidden ones left out, sorted by name."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name.endswith(suffixes))
-    named = ((path.relative_to(folder), path) for path in files)
-    return sorted((name.as_posix(), path) for name, path in named if not any(p[0] == "." for p in name.parts))
+def unread(path: str, adapter: str) -> list[Bad]:
+    """Return what `find` passes over in a folder, each with the reason; nothing for a file or a glob."""
+    root, suffixes = _root(path), _suffixes(adapter)
+    if not root.is_dir():
+        return []
+    wanted = ", ".join(_SUFFIXES[adapter])
+    reason = f"not read, since its name ends in none of {wanted}; name it in `path` to read it all the same"
+    return [
+        Bad(str(file), None, reason if file.exists() else "a link that leads nowhere")
+        for _, file in below(root)
+        if not (file.exists() and _is_named(file, suffixes))
+    ]
+
+
+def _root(path: str) -> Path:
+    root = Path(path).expanduser()
+    if path.startswith("configs/") and not root.exists():  # a shipped file, from wherever the command is run
+        return CONFIGS.parent / path
+    return root
+
+
+def _suffixes(adapter: str) -> tuple[str, ...]:
+    if adapter == "parquet":
+        return _SUFFIXES[adapter]
+    return tuple(suffix + compressed for suffix in _SUFFIXES[adapter] for compressed in ("", *_COMPRESSED))
+
+
+def _is_named(file: Path, suffixes: tuple[str, ...]) -> bool:
+    return file.name.lower().endswith(suffixes)
+
+
+def below(folder: Path) -> list[tuple[str, Path]]:
+    """(relative name, file) of the files below a folder and the folders it links to, without hidden ones."""
+    files: list[tuple[str, Path]] = []
+    walked: set[Path] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = Path(place).resolve()
+        if real in walked:  # a link to a folder above
+            folders.clear()
+            continue
+        walked.add(real)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(place) / name for name in names if not name.startswith(".")]
+        files += [(path.relative_to(folder).as_posix(), path) for path in paths]
+    return sorted(files)
 
 
 def digest(files: list[tuple[str, Path]]) -> dict[str, Any]:
@@ -87,6 +135,8 @@ def digest(files: list[tuple[str, Path]]) -> dict[str, Any]:
     """
     state = hashlib.sha256()
     for name, path in files:
+        if not path.exists():  # a link that leads nowhere
+            continue
         status = path.stat()
         small = status.st_size <= _SMALL
         stamp = hashlib.sha256(path.read_bytes()).hexdigest() if small else str(status.st_mtime_ns)
@@ -95,8 +145,16 @@ def digest(files: list[tuple[str, Path]]) -> dict[str, Any]:
 
 
 def text(path: Path, tell: Tell) -> str | None:
-    """A whole UTF-8 file, without its byte order mark; None if a byte is not UTF-8, told with its offset."""
-    content = path.read_bytes()
+    """A whole UTF-8 file, without its byte order mark; None if it cannot be read, which is told."""
+    try:
+        with _opened(path) as file:
+            content = file.read()
+    except EOFError:
+        tell(Bad(str(path), None, f"broken {_compression(path)}, cut off; download or write it again"))
+        return None
+    except _BROKEN as error:
+        tell(Bad(str(path), None, f"cannot be read ({one_line(error)}); download or write it again"))
+        return None
     try:
         if content:
             return content.decode("utf-8").removeprefix("\ufeff")
@@ -108,9 +166,9 @@ def text(path: Path, tell: Tell) -> str | None:
 
 
 def json_lines(path: Path, tell: Tell) -> Iterator[tuple[int, Fields]]:
-    """(row, record) of a `.jsonl` or `.jsonl.gz` file; rows count from 1, blank lines are passed over.
+    """(row, record) of a file of JSON lines, compressed or not; rows from 1, blank lines are passed over.
 
-    Told: an empty file, broken gzip, a line that is not UTF-8 or no JSON object.
+    Told: an empty file, one that is broken, a line that is not UTF-8 or no JSON object.
     """
     offset = 0
     for row, line in enumerate(_lines(path, tell), 1):
@@ -207,31 +265,96 @@ def _lines(path: Path, tell: Tell) -> Iterator[bytes]:
     """Lines as bytes: text mode would also break at separators inside strings."""
     if path.stat().st_size == 0:
         return tell(Bad(str(path), None, _EMPTY))
-    zipped = path.suffix == ".gz"
-    if zipped and (damage := _damage(path)):
-        return tell(Bad(str(path), None, f"broken gzip ({damage}); download or write it again"))
+    if archive := _archive(path):
+        return tell(
+            Bad(str(path), None, f"a {archive} archive; unpack it, or write it as .gz, .bz2, .xz or .zst")
+        )
+    kind = _compression(path)
+    if kind is None and (named := _named_compression(path)):
+        return tell(Bad(str(path), None, f"broken {named} (it does not begin like one); write it again"))
+    if kind and (damage := _damage(path)):
+        return tell(Bad(str(path), None, f"broken {kind} ({damage}); download or write it again"))
     row = 0
-    with gzip.open(path) if zipped else path.open("rb") as file:
+    with _opened(path) as file:
         try:
             for row, line in enumerate(file, 1):  # noqa: B007 - the last row is told
                 yield line
         except EOFError:
-            tell(Bad(str(path), None, f"broken gzip, cut off after row {row}; download or write it again"))
+            tell(Bad(str(path), None, f"broken {kind}, cut off after row {row}; download or write it again"))
+
+
+def _compression(path: Path) -> str | None:
+    """How a file is compressed, by its first bytes; None if it is not."""
+    return _kind_of(path, _MAGIC)
+
+
+def _named_compression(path: Path) -> str | None:
+    """How a file is compressed by its name."""
+    return _COMPRESSED.get(path.suffix.lower())
+
+
+def _archive(path: Path) -> str | None:
+    return _kind_of(path, _ARCHIVES)
+
+
+def _kind_of(path: Path, kinds: dict[bytes, str]) -> str | None:
+    with path.open("rb") as file:
+        head = file.read(6)
+    return next((kind for magic, kind in kinds.items() if head.startswith(magic)), None)
+
+
+def _opened(path: Path) -> BinaryIO:
+    """Open a file for reading what it holds, decompressed."""
+    kind = _compression(path)
+    if kind == "gzip":
+        return cast(BinaryIO, gzip.open(path))
+    if kind == "bzip2":
+        return cast(BinaryIO, bz2.open(path))
+    if kind == "xz":
+        return cast(BinaryIO, lzma.open(path))
+    return io.BufferedReader(_Zstd(path)) if kind == "zstd" else path.open("rb")
+
+
+class _Zstd(io.RawIOBase):
+    """A zstd file, decompressed by Arrow. Arrow reads a file that is cut off as if it had ended there."""
+
+    def __init__(self, path: Path) -> None:
+        self._stream = pa.input_stream(str(path), compression="zstd")
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer."""
+        try:
+            content = self._stream.read(len(buffer))
+        except OSError as error:
+            if "runcated" in str(error):
+                raise EOFError from None
+            raise
+        buffer[: len(content)] = content
+        return len(content)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._stream.close()
+        super().close()
 
 
 def _damage(path: Path) -> str | None:
-    """What is wrong with a gzip file beside its being cut off, which leaves what comes before as it was.
+    """What is wrong with a compressed file beside its being cut off, which leaves what comes before intact.
 
     Of a file that fails its check sum no line can be trusted, and the sum stands at the end: hence a pass of
-    its own over the file, at some 300 MB/s, before the first line is used.
+    its own over the file, at some 300 MB/s of gzip, before the first line is used.
     """
     try:
-        with gzip.open(path) as file:
+        with _opened(path) as file:
             while file.read(_CHUNK):
                 pass
     except EOFError:
         return None
-    except (gzip.BadGzipFile, zlib.error) as error:
+    except _BROKEN as error:
         return one_line(error)
     return None
 

@@ -62,7 +62,10 @@ def build(build: Build) -> dict[str, Any]:
     """
     step: SourceStep = build.recipe
     quarantine = Quarantine(build.out / QUARANTINE)
-    documents, size = write_documents(build.out / DOCUMENTS, read(step.name, step.source, quarantine))
+    for bad in unread_files(step.source):
+        quarantine(bad)
+    batches = read(step.name, step.source, quarantine, skip_empty=True)
+    documents, size = write_documents(build.out / DOCUMENTS, batches)
     quarantined = quarantine.close()
     if not documents:
         raise UserError(f"source {step.name}: {quarantine.summary()}")
@@ -74,16 +77,27 @@ def build(build: Build) -> dict[str, Any]:
     }
 
 
-def read(name: str, recipe: SourceRecipe, tell: Tell = refuse) -> Iterator[pa.RecordBatch]:
+def unread_files(recipe: SourceRecipe) -> list[Bad]:
+    """Return the files of a source's folder that are not read, each with the reason."""
+    return files.unread(recipe.path, recipe.adapter) if isinstance(recipe, FileSource) else []
+
+
+def read(
+    name: str, recipe: SourceRecipe, tell: Tell = refuse, skip_empty: bool = False
+) -> Iterator[pa.RecordBatch]:
     """The source's documents in batches of the common schema, in the order of its files and rows.
 
-    Args: `tell` is told of files and rows that cannot be read; as long as it raises nothing the rest is read.
+    Args:
+        name: the source's name.
+        recipe: the source.
+        tell: called with files and rows that cannot be read; as long as it raises nothing the rest is read.
+        skip_empty: set documents without text aside: a corpus has no use for them, a task may have.
 
     Raises:
         UserError: a file is missing, an id occurs twice, or, unless something was told, there is no document.
     """
     try:
-        yield from _batches(name, recipe, tell)
+        yield from _batches(name, recipe, tell, skip_empty)
     except UserError as error:
         raise UserError(f"source {name}: {error}") from None
 
@@ -139,7 +153,7 @@ def _beside(template: str) -> list[tuple[str, Path]]:
     return files.find(re.sub(r"\{.*?\}", "*", template), "text")
 
 
-def _batches(name: str, recipe: SourceRecipe, tell: Tell) -> Iterator[pa.RecordBatch]:
+def _batches(name: str, recipe: SourceRecipe, tell: Tell, skip_empty: bool) -> Iterator[pa.RecordBatch]:
     if recipe.limit is not None and recipe.limit < 1:
         raise UserError(f"limit: {recipe.limit} keeps nothing; give 1 or more, or leave it out")
     seen: set[str] = set()
@@ -152,6 +166,9 @@ def _batches(name: str, recipe: SourceRecipe, tell: Tell) -> Iterator[pa.RecordB
         tell(bad)
 
     for document in islice(_documents(recipe, tell_and_note), recipe.limit):
+        if skip_empty and not document.text.strip():
+            tell_and_note(Bad(document.file, document.row, "the text is empty; remove the row"))
+            continue
         if document.id in seen:
             refuse(
                 Bad(document.file, document.row, f"id {document.id!r} occurs twice; give a unique id_field")
@@ -239,6 +256,9 @@ def _from_records(recipe: FileSource, tell: Tell) -> Iterator[_Document]:
 
 def _fault_of_columns(schema: pa.Schema, recipe: FileSource) -> str | None:
     """Why no row of a Parquet file can be a document."""
+    for key in schema.names:
+        if schema.names.count(key) > 1:
+            return f"column {key!r} occurs twice; rename or remove one"
     for key in filter(None, (recipe.text_field, recipe.id_field)):
         if key not in schema.names:
             return f"no field {key!r}; {_choose(key, schema.names)}"

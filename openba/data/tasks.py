@@ -44,7 +44,7 @@ from openba.data.quarantine import refuse
 from openba.data.questions import answers_of, question_of
 from openba.data.schema import SCHEMA as DOCUMENTS
 from openba.data.simple_talk import content_words
-from openba.data.sources import read
+from openba.data.sources import read, unread_files
 from openba.data.task_checks import TaskChecks
 from openba.errors import UserError
 from openba.recipes.data import TaskRecipe, TaskStep, Turn
@@ -116,7 +116,7 @@ def build(build: Build) -> dict[str, Any]:
         "discarded": rendered.discarded,
         "cleaned": rendered.cleaned,
         "broken": rendered.broken,
-        "warnings": rendered.warnings,
+        "warnings": [*map(str, unread_files(step.task.source)), *rendered.warnings],
         "samples": [{key: text[:1000] for key, text in sample.items()} for sample in samples[:2]],
     }
     for path in scratch:

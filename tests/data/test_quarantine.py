@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -139,3 +141,104 @@ def test_many_broken_rows_are_all_written_down(tmp_path: Path) -> None:
     assert [row["id"] for row in documents] == ["x.jsonl:25001"]
     assert [row["row"] for row in aside] == list(range(1, 25_001))
     assert (facts["quarantined"]["rows"], len(facts["quarantined"]["first"])) == (25_000, 5)
+
+
+PACKED: dict[str, Callable[[bytes], bytes]] = {
+    ".jsonl": lambda content: content,
+    ".JSONL": lambda content: content,
+    ".json": lambda content: content,
+    ".ndjson": lambda content: content,
+    ".jsonl.gz": gzip.compress,
+    ".Jsonl.GZ": gzip.compress,
+    ".jsonl.bz2": bz2.compress,
+    ".jsonl.xz": lzma.compress,
+    ".jsonl.zst": lambda content: pa.compress(content, "zstd", asbytes=True),
+}
+
+
+def test_every_file_of_a_folder_is_read_or_named(tmp_path: Path) -> None:
+    folder, linked = tmp_path / "texts", tmp_path / "elsewhere"
+    folder.mkdir()
+    linked.mkdir()
+    for number, (suffix, pack) in enumerate(PACKED.items()):
+        (folder / f"{number}{suffix}").write_bytes(pack(f'{{"text": "text {number}"}}\n'.encode()))
+    (linked / "far.jsonl").write_text('{"text": "behind a link"}\n')
+    (folder / "link").symlink_to(linked)
+    (linked / "up").symlink_to(folder)
+    (folder / "README.md").write_text("about")
+    (folder / "gone.jsonl").symlink_to(tmp_path / "nowhere")
+    rows, aside, facts = read(folder, "jsonl")
+    assert {row["text"] for row in rows} == {f"text {n}" for n in range(len(PACKED))} | {"behind a link"}
+    assert [(Path(row["file"]).name, row["reason"][:20]) for row in aside] == [
+        ("README.md", "not read, since its "),
+        ("gone.jsonl", "a link that leads no"),
+    ]
+    assert facts["quarantined"]["files"] == 2
+
+
+@pytest.mark.parametrize("suffix", [".txt.gz", ".TXT", ".txt.zst", ".txt.xz", ".txt.bz2"])
+def test_texts_are_read_compressed_and_in_capitals(suffix: str, tmp_path: Path) -> None:
+    pack = PACKED.get(f".jsonl{suffix.removeprefix('.txt')}", lambda content: content)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / f"a{suffix}").write_bytes(pack("一段文字".encode()))
+    assert [row["text"] for row in read(tmp_path / "texts", "text")[0]] == ["一段文字"]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "fault"),
+    [  # not a flipped bit of zstd: Arrow writes it without a check sum
+        (".jsonl.bz2", "cut off"),
+        (".jsonl.bz2", "flipped"),
+        (".jsonl.xz", "cut off"),
+        (".jsonl.xz", "flipped"),
+        (".jsonl.zst", "cut off"),
+    ],
+)
+def test_broken_compression_is_told(suffix: str, fault: str, tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "good.jsonl").write_text('{"text": "good"}\n')
+    packed = bytearray(PACKED[suffix](b"".join(LINES)))
+    if fault == "flipped":
+        packed[len(packed) // 2] ^= 0x5A
+    else:
+        packed = packed[: len(packed) // 2]
+    (folder / f"bad{suffix}").write_bytes(packed)
+    rows, aside, _ = read(folder, "jsonl")
+    assert rows[-1]["text"] == "good"
+    assert [Path(row["file"]).name for row in aside if "broken" in row["reason"]] == [f"bad{suffix}"]
+
+
+def test_an_archive_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "good.jsonl").write_text('{"text": "good"}\n')
+    (folder / "a.jsonl").write_bytes(b"PK\x03\x04 and so on")
+    _, aside, _ = read(folder, "jsonl")
+    assert ["a zip archive" in row["reason"] for row in aside] == [True]
+
+
+def test_parquet_with_two_columns_of_one_name_is_set_aside(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    parquet(folder / "good.parquet", ["good"])
+    twice = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(twice, folder / "twice.parquet")
+    rows, aside, _ = read(folder, "parquet")
+    assert [row["text"] for row in rows] == ["good"]
+    assert [(row["row"], row["reason"]) for row in aside] == [
+        (None, "column 'text' occurs twice; rename or remove one")
+    ]
+
+
+def test_rows_without_text_are_set_aside_and_counted(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text('{"text": ""}\n{"text": "one"}\n{"text": " \\n"}\n')
+    rows, aside, facts = read(folder, "jsonl")
+    assert [row["text"] for row in rows] == ["one"]
+    assert [(row["row"], row["reason"]) for row in aside] == [
+        (1, "the text is empty; remove the row"),
+        (3, "the text is empty; remove the row"),
+    ]
+    assert facts["quarantined"]["rows"] == 2

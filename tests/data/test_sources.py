@@ -314,7 +314,7 @@ def write_cut_gzip(folder: Path) -> None:
 
 
 BAD: list[tuple[str, Callable[[Path], Any], list[str]]] = [
-    ("jsonl", lambda f: None, ["no file there, wanted *.jsonl or *.jsonl.gz"]),
+    ("jsonl", lambda f: None, ["no file there, wanted *.jsonl or *.json"]),
     ("jsonl", lambda f: (f / "x.jsonl").touch(), ["x.jsonl", "empty"]),
     ("jsonl", lambda f: (f / "x.jsonl").write_bytes(b"\n\n"), ["no document"]),
     (
