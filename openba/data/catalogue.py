@@ -1,13 +1,14 @@
 """All documents of a cleaned corpus as numbers: order, size, group; and their tokens, made on demand.
 
 Owns what is known of each document beside its text, and the spool that tokens wait in until the
-mixture writes them in its order. In memory stand about 70 bytes a document, its id among them;
+mixture writes them in its order. In memory stand about 78 bytes a document, its id among them;
 texts pass in batches and tokens go to disk. It chooses nothing (`openba.data.mixture`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from openba.data.schema import read_batches
 from openba.data.store import DOCUMENTS, TokenStore, TokenWriter
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
+from openba.recipes.data import LANGUAGES
 
 _BATCH = 1000
 Exclude = Callable[[pa.RecordBatch], np.ndarray]
@@ -44,6 +46,12 @@ class Catalogue:
         self.documents = pa.concat_tables([part[0] for part in parts]).unify_dictionaries().combine_chunks()
         self.order, self.group = (np.concatenate([part[k] for part in parts]) for k in (1, 2))
         self.bytes = np.concatenate([part[3] for part in parts])
+        self.text = np.concatenate([part[4] for part in parts])
+        """uint64, equal for equal texts; decides which part of the mixture a text goes to."""
+        for name in self.names:
+            of_source = self.documents.filter(pc.equal(self.documents["source"], name))
+            if name in LANGUAGES and set(of_source["language"].unique().to_pylist()) - {name}:
+                raise UserError(f"mixture.shares: {name}: a language, and a source of another; rename it")
         for code, name in enumerate(self.names):
             if not (self.group == code).any():
                 raise UserError(f"mixture.shares: {name}: neither a source nor a language of the corpus")
@@ -51,7 +59,7 @@ class Catalogue:
         self._spooled = np.full(len(self.order), -1, np.int64)  # number in the spool
         self._rounds: list[tuple[int, TokenStore]] = []  # first number, its spool
 
-    def _scan(self, seed: int) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray]]:
+    def _scan(self, seed: int) -> Iterator[tuple[pa.Table, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
         for batch in self._batches(["source", "id", "language", "text"]):
             keys = zip(batch["source"].to_pylist(), batch["id"].to_pylist(), strict=True)
             digests = b"".join(xxhash.xxh3_128_digest(f"{s}/{i}".encode(), seed) for s, i in keys)
@@ -67,13 +75,19 @@ class Catalogue:
                 batch["language"].dictionary_encode(),
             ]
             table = pa.table(columns, ["source", "id", "language"])
-            yield table, order, group, pc.binary_length(batch["text"]).to_numpy()
+            yield (
+                table,
+                order,
+                group,
+                pc.binary_length(batch["text"]).to_numpy(),
+                _digests(batch["text"], seed),
+            )
 
     def ordered(self, name: str) -> np.ndarray:
-        """Numbers of a group's documents, in an order that depends on ids and seed only."""
-        found = np.flatnonzero(self.group == self.names.index(name))
-        keys = self.order[found]
-        return found[np.lexsort((keys["low"], keys["high"]))]
+        """Numbers of a group's documents in an order by texts and seed; equal texts are neighbours."""
+        numbers = np.flatnonzero(self.group == self.names.index(name))
+        keys = self.order[numbers]
+        return numbers[np.lexsort((keys["low"], keys["high"], self.text[numbers]))]
 
     def tokenise(
         self, numbers: np.ndarray, tokenizer: Tokenizer, spool: Path, exclude: Exclude | None
@@ -107,6 +121,16 @@ class Catalogue:
     def _batches(self, columns: list[str]) -> Iterator[pa.RecordBatch]:
         for path in corpus_files(self.corpus):
             yield from read_batches(path, _BATCH, columns)
+
+
+def _digests(column: pa.Array, seed: int) -> np.ndarray:
+    """64 bits of each text, read in place."""
+    column = column.cast(pa.large_string())
+    _, offsets, data = column.buffers()
+    begins = np.frombuffer(offsets, np.int64)[column.offset : column.offset + len(column) + 1].tolist()
+    text = memoryview(data) if data else memoryview(b"")
+    digests = [xxhash.xxh3_64_intdigest(text[a:b], seed) for a, b in pairwise(begins)]
+    return np.array(digests, np.uint64)
 
 
 def _append(writer: TokenWriter, batch: pa.RecordBatch, tokenizer: Tokenizer) -> np.ndarray:

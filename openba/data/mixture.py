@@ -2,8 +2,8 @@
 
 Owns the plan (which documents, how often, where one is cut) and the order they are written in. The
 form on disk is `openba.data.store`'s, the corpus `openba.data.catalogue`'s. Held-out data, Stage I
-and Stage II share no document: "ensure that there is no overlap between these data and the data
-from the previous stage" (paper section 3.3).
+and Stage II share no text, whatever the ids of its copies and the filters of their sources: "ensure that
+there is no overlap between these data and the data from the previous stage" (paper section 3.3).
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def build(build: Build) -> dict[str, Any]:
     parts = {name: Part() for name in PARTS}
     records = {key: folder for key, folder in build.inputs.items() if key.startswith("task-")}
     holder = Holder(Items.read(records, NGRAM)) if records else None
-    groups = {name: _fill(parts, name, recipe, catalogue, tokenizer, spool, holder) for name in recipe.shares}
+    groups: dict[str, Any] = {}
+    for name in recipe.shares:
+        groups[name] = _fill(parts, name, recipe, catalogue, tokenizer, spool, holder)
     for name, part in parts.items():
         _write(build.out / name, part, catalogue, recipe.seed)
     shutil.rmtree(spool, ignore_errors=True)
@@ -83,10 +85,14 @@ def _fill(
     """Choose a group's documents for all parts; returns what the facts say of the group."""
     budgets, most = recipe.budgets()[name], recipe.epochs.get(name, 1.0)
     order, done, epochs = catalogue.ordered(name), 0, 1.0
+    # A copy of a text that another group has taken might come to stand in another part.
+    taken = np.concatenate([np.empty(0, np.int64), *(n for part in parts.values() for n in part.numbers)])
+    elsewhere = np.isin(catalogue.text[order], catalogue.text[taken])
+    copies, order = int(elsewhere.sum()), order[~elsewhere]
     while True:
         known = order[:done][catalogue.tokens[order[:done]] > 0]
-        tokens = catalogue.tokens[known]
-        found = _ranges(tokens, budgets, epochs)
+        tokens, texts = catalogue.tokens[known], catalogue.text[known]
+        found = _ranges(tokens, texts, budgets, epochs)
         if None not in found.values():
             break
         if done < len(order):
@@ -95,7 +101,7 @@ def _fill(
             catalogue.tokenise(order[done:end], tokenizer, spool, exclude)
             done = end
         else:
-            epochs = _epochs(tokens, budgets)
+            epochs = _epochs(tokens, texts, budgets)
             if epochs > most:
                 _refuse(name, recipe, tokens, found, epochs)
     cut = 0
@@ -109,6 +115,7 @@ def _fill(
     return {
         "tokens_found": int(tokens.sum()),
         "documents_contaminated": dropped,
+        "documents_in_other_groups": copies,
         "epochs": round(epochs, 4),
         "tokens_cut": cut,
     }
@@ -118,8 +125,17 @@ def _distinct(budgets: dict[str, int], part: str, epochs: float) -> int:
     return budgets[part] if part == "heldout" else math.ceil(budgets[part] / epochs)
 
 
-def _ranges(tokens: np.ndarray, budgets: dict[str, int], epochs: float) -> dict[str, tuple[int, int] | None]:
-    """Part -> documents begin..end-1 that hold its distinct tokens; None: there are not enough."""
+def _ranges(
+    tokens: np.ndarray, texts: np.ndarray, budgets: dict[str, int], epochs: float
+) -> dict[str, tuple[int, int] | None]:
+    """Part -> documents begin..end-1 that hold its distinct tokens; None: there are not enough.
+
+    Args:
+        tokens: of each document.
+        texts: digest of each document's text; equal ones are neighbours. The next part begins at a new text.
+        budgets: tokens of each part.
+        epochs: how often a part's documents are repeated.
+    """
     ends, begin = np.cumsum(tokens), 0
     found: dict[str, tuple[int, int] | None] = {}
     for part in budgets:
@@ -128,6 +144,8 @@ def _ranges(tokens: np.ndarray, budgets: dict[str, int], epochs: float) -> dict[
         end = int(np.searchsorted(ends, before + distinct)) + 1 if distinct else begin
         found[part] = (begin, end) if end <= len(tokens) else None
         begin = min(end, len(tokens))
+        while 0 < begin < len(tokens) and texts[begin] == texts[begin - 1]:
+            begin += 1
     return found
 
 
@@ -136,10 +154,10 @@ def _documents_for(tokens: int, sizes: np.ndarray) -> int:
     return min(len(sizes), int(np.searchsorted(np.cumsum(sizes), max(1, tokens) * _BYTES_PER_TOKEN)) + 1)
 
 
-def _epochs(tokens: np.ndarray, budgets: dict[str, int]) -> float:
+def _epochs(tokens: np.ndarray, texts: np.ndarray, budgets: dict[str, int]) -> float:
     """Fewest epochs (in steps of 1 %) with which the documents suffice; infinite where none do."""
     epochs = 1.0
-    while None in _ranges(tokens, budgets, epochs).values():
+    while None in _ranges(tokens, texts, budgets, epochs).values():
         epochs *= 1.01
         if epochs > _MOST_EPOCHS:
             return math.inf
@@ -212,12 +230,13 @@ def _facts(
                 tokens[name][group] += int(used.sum())
                 repeated[name][group] += int(used[epochs > 0].sum())
     distinct = {name: np.unique(np.concatenate([[], *part.numbers])) for name, part in parts.items()}
-    together = sum(len(numbers) for numbers in distinct.values())
+    texts = [np.unique(catalogue.text[numbers.astype(np.int64)]) for numbers in distinct.values()]
+    together = np.concatenate(texts)
     return {
         "tokens": tokens,
         "documents": {name: len(numbers) for name, numbers in distinct.items()},
         "repeated_tokens": repeated,
-        "documents_in_two_parts": together - len(np.unique(np.concatenate(list(distinct.values())))),
+        "texts_in_two_parts": len(together) - len(np.unique(together)),
         "shares_wanted": {str(name): share for name, share in recipe.shares.items()},
         "groups": groups,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -21,6 +21,7 @@ from openba.recipes.numbers import (
 )
 
 Language = Literal["zh", "en", "code"]
+LANGUAGES: tuple[str, ...] = get_args(Language)
 
 
 class CleanRecipe(Recipe):

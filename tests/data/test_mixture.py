@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 
 from openba.artifacts import Build
 from openba.data import mixture
+from openba.data.schema import SCHEMA
 from openba.data.store import TokenStore
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
@@ -155,7 +156,7 @@ def test_a_short_source_is_repeated_only_as_told_and_never_across_parts(
     rows = {part: documents(tmp_path / "out", part) for part in PARTS}
     keys = {part: {row["id"] for row in rows[part]} for part in PARTS}
     assert sum(map(len, keys.values())) == len(set().union(*keys.values()))
-    assert facts["documents_in_two_parts"] == 0
+    assert facts["texts_in_two_parts"] == 0
     assert {row["epoch"] for row in rows["heldout"]} == {0}
     assert {0, 1} <= {row["epoch"] for row in rows["stage1"]}
     repeated = sum(row["tokens"] for row in rows["stage1"] if row["epoch"])
@@ -182,3 +183,46 @@ def test_a_share_of_a_source_counts_to_it_alone(corpus: Path, tokenizer_folder: 
 
 def test_no_spool_is_left(mixture_folder: Path) -> None:
     assert {path.name for path in mixture_folder.iterdir()} == set(PARTS)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_equal_texts_go_to_one_part_whatever_their_ids_and_groups(
+    seed: int, corpus: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    """Every text stands up to five times, within sources and across the groups of the mixture."""
+    (tmp_path / "corpus").mkdir()
+    lengths = np.random.default_rng(seed)
+    news = [text[:800] for text in pq.read_table(corpus / "news.parquet")["text"].to_pylist()]
+    for source, language in (("first", "en"), ("second", "en"), ("third", "zh"), ("code", "code")):
+        numbers = lengths.integers(len(news), size=150).tolist()
+        columns = {
+            "id": [f"{place}" for place in range(len(numbers))],
+            "text": [news[number] for number in numbers],
+            "language": [language] * len(numbers),
+            "source": [source] * len(numbers),
+            "extra": ["{}"] * len(numbers),
+        }
+        pq.write_table(pa.Table.from_pydict(columns, SCHEMA), tmp_path / "corpus" / f"{source}.parquet")
+    table = pa.concat_tables([pq.read_table(path) for path in (tmp_path / "corpus").glob("*.parquet")])
+    text = {(row["source"], row["id"]): row["text"] for row in table.to_pylist()}
+    shares = {"first": 0.4, "en": 0.3, "zh": 0.2, "code": 0.1}
+    budgets = {"stage1": 8000, "stage2": 3000, "heldout": 2000}
+    facts = build(
+        tmp_path / "out", tmp_path / "corpus", tokenizer_folder, shares=shares, seed=seed, **budgets
+    )
+    parts = [{text[row["source"], row["id"]] for row in documents(tmp_path / "out", part)} for part in PARTS]
+    assert all(parts)
+    assert not any(a & b for a, b in combinations(parts, 2))
+    assert facts["texts_in_two_parts"] == 0
+    assert facts["groups"]["code"]["documents_in_other_groups"] > 0
+
+
+def test_a_source_called_like_a_language_is_refused(
+    corpus: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    row = {"id": "1", "text": "a b c", "language": "zh", "extra": "{}"}
+    rows = [{**row, "source": "en"}, {**row, "source": "x", "language": "en"}]
+    pq.write_table(pa.Table.from_pylist(rows, SCHEMA), tmp_path / "corpus" / "a.parquet")
+    with pytest.raises(UserError, match=r"mixture\.shares: en: a language, and a source of another"):
+        build(tmp_path / "out", tmp_path / "corpus", tokenizer_folder, shares={"en": 1.0})
