@@ -271,6 +271,9 @@ def _print_plan(planned: dict[str, Any]) -> None:
         cells = _training_cells(training) if training else [""] * 9
         table.add_row(f"{row['name']}@{row['fingerprint']}", row["state"], *cells)
     console.print(table)
+    for row in planned["steps"]:
+        for line in row.get("clipped", []):
+            console.print(f"note: {row['name']}: {line}", markup=False)
     console.print(_mixture_table(planned["mixture"]))
     total = planned["total"]
     spent = (

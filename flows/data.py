@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import Annotated, Any
 
 import typer
@@ -13,6 +14,7 @@ from openba.artifacts import Step
 from openba.errors import UserError
 from openba.graph import Pipeline, find_pipeline
 from openba.home import Home
+from openba.recipes.data import CorpusRecipe
 from openba.recipes.train import TrainStep
 from openba.units import human
 
@@ -36,7 +38,7 @@ def preview(
     from openba.data.preview import preview as look
     from openba.data.tokenizer import Tokenizer
 
-    folders = {key: _built(home, found.inputs[key]) for key in ("data", "tokenizer")}
+    folders = {key: _built(home, found.inputs[key], pipeline, overrides) for key in ("data", "tokenizer")}
     shown = look(found.recipe.train, folders["data"], Tokenizer.load(folders["tokenizer"]), samples)
     if as_json:
         print(json.dumps(shown, ensure_ascii=False, indent=1))
@@ -54,23 +56,47 @@ def why(
     """What cleaning took out of a document, by which rule, and for a copy which document stays."""
     from openba.data.clean.removals import removals
 
-    store, step = Home.from_environment().store, Pipeline(find_pipeline(pipeline)).step("clean")
-    if store.manifest(step) is None:
-        raise UserError(f"{step.key}: not built; `openba run {pipeline} --until clean` builds it")
-    for row in removals(store.path(step), document):
+    home, graph = Home.from_environment(), Pipeline(find_pipeline(pipeline))
+    step = graph.step("clean")
+    rows = removals(_built(home, step, pipeline), document)
+    for row, pieces in zip(rows, _pieces(home, step, rows), strict=True):
         span = f"characters {row['start']} to {row['end']}"
         stays = f", a copy of {row['survivor']}" if row["survivor"] else ""
-        told = f"{row['source']}/{row['id']}  {row['stage']}: {row['rule']}, {span}{stays}"
-        console.print(told, markup=False)
+        line = f"{row['source']}/{row['id']}  {row['stage']}: {row['rule']}, {span}{stays}"
+        console.print(line, markup=False)
+        for piece in pieces:
+            console.print(f"    {piece}", markup=False)
 
 
-def _built(home: Home, step: Step) -> Any:
+def _pieces(home: Home, clean: Step, rows: list[dict[str, Any]]) -> list[list[str]]:
+    """The text of each removal with what was removed marked; none where the source's output is gone."""
+    from openba.data.clean.removals import original
+    from openba.data.clean.replay import replay
+
+    pieces: list[list[str]] = [[] for _ in rows]
+    assert isinstance(clean.recipe, CorpusRecipe)
+    for source, identifier in dict.fromkeys((row["source"], row["id"]) for row in rows):
+        step, recipe = clean.inputs[source], clean.recipe.sources[source]
+        numbers = [n for n, row in enumerate(rows) if (row["source"], row["id"]) == (source, identifier)]
+        if recipe is None or home.store.manifest(step) is None:
+            continue
+        if (text := original(home.store.path(step), identifier)) is not None:
+            for number, shown in zip(numbers, replay(text, recipe, [rows[n] for n in numbers]), strict=True):
+                pieces[number] = shown
+    return pieces
+
+
+def _built(home: Home, step: Step, pipeline: str, overrides: list[str] | None = None) -> Any:
     if home.store.manifest(step) is None:
-        raise UserError(f"{step.key}: not built yet; `openba run --until {step.name}` builds it")
+        settings = "".join(f" --set {shlex.quote(text)}" for text in overrides or [])
+        command = f"openba run {shlex.quote(pipeline)} --until {step.name}{settings}"
+        raise UserError(f"{step.key}: not built yet; `{command}` builds it")
     return home.store.path(step)
 
 
 def _print(shown: dict[str, Any]) -> None:
+    for line in shown["clipped"]:
+        console.print(f"note: {line}", markup=False)
     for number, sample in enumerate(shown["samples"]):
         for side, tokens in (("encoder", "encoder_tokens"), ("labels", "label_tokens")):
             console.print(f"[bold]sample {number}, {side}[/], {sample[tokens]} tokens")

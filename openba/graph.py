@@ -34,7 +34,7 @@ from openba.recipes.pipeline import ExpertConfig, ExpertsConfig, PipelineConfig,
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainRecipe, TrainStep
 
-SOURCE = Kind("openba.data.sources:build", "3")
+SOURCE = Kind("openba.data.sources:build", "4")
 CORPUS = Kind("openba.data.clean.corpus:build", "6", resumable=True)
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
 MIXTURE = Kind("openba.data.mixture:build", "3")

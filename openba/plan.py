@@ -9,7 +9,7 @@ from openba.artifacts import Store
 from openba.graph import Pipeline
 from openba.model.pieces_openba import LOSSLESS, MODES, SENTINELS
 from openba.recipes.data import TokenizerRecipe
-from openba.recipes.train import TrainStep
+from openba.recipes.train import TrainStep, UL2Recipe
 
 MT5_IDS = 250_203
 """Ids in use with the mT5 file: 250,100 pieces, 100 sentinels, <R> <S> <X> (release)."""
@@ -27,6 +27,8 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
         }
         if isinstance(step.recipe, TrainStep):
             row["training"] = plan_training(step.recipe, pipeline.runtime(step), vocab)
+            data = step.recipe.train.data
+            row["clipped"] = data.clipped if isinstance(data, UL2Recipe) else []
         steps.append(row)
     trainings = [row["training"] for row in steps if "training" in row]
     keys = ("tokens", "steps", "flops", "flops_hardware_padded", "gpu_hours", "wall_hours", "kwh", "tco2eq")

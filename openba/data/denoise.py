@@ -105,7 +105,10 @@ def _spans(
     special: np.ndarray,
     ends: np.ndarray,
 ) -> None:
-    """Write kept and masked segments in turn, kept first; `ends` receives both rows' next places."""
+    """Write kept and masked segments in turn, kept first, and then the kept tokens that are left.
+
+    `ends` receives both rows' next places.
+    """
     source = e = k = m = 0
     e, t, sentinel = 1, 0, special[1]
     while m < masked:
@@ -122,6 +125,9 @@ def _spans(
             labels[t] = windows[row, source]
             t, m, source = t + 1, m + 1, source + 1
         sentinel -= 1
+    while k < kept:
+        encoder[e] = windows[row, source]
+        e, k, source = e + 1, k + 1, source + 1
     ends[0], ends[1] = e, t
 
 
@@ -144,7 +150,7 @@ def _denoise(
     """Fill the four outputs row by row. `special`: pad, <extra_id_0>, </s>, the labels' padding."""
     length = windows.shape[1]
     state, ends = np.empty(_STATE, np.uint64), np.empty(2, np.int32)
-    kept_marks, masked_marks = np.empty(length, np.uint8), np.empty(length, np.uint8)
+    kept_marks, masked_marks = np.empty(length + 1, np.uint8), np.empty(length, np.uint8)
     for row in range(len(samples)):
         _begin(state, seed, _DENOISE, np.uint64(samples[row]))
         chosen = np.int64(_below(state, np.uint64(len(table))))
@@ -153,7 +159,10 @@ def _denoise(
         encoder[0] = table[chosen, 0]
         if table[chosen, 3]:
             masked = 1 + np.int64(_below(state, np.uint64(masked)))
-        if parts == 1:  # one span at the end: no cut is left to draw
+        if table[chosen, 5]:  # a last kept segment, of none or more tokens, behind the last masked one
+            _cut(masked_marks, masked, parts, state)
+            _cut(kept_marks, length - masked + 1, parts + 1, state)
+        elif parts == 1:  # one span at the end: no cut is left to draw
             masked_marks[:masked] = 0
             kept_marks[: length - masked] = 0
         else:
@@ -290,16 +299,17 @@ class Denoising:
 
 
 def _table(recipe: UL2Recipe | PrefixRecipe, tokenizer: Tokenizer) -> np.ndarray:
-    """A row a denoiser, int64 `[D, 5]`.
+    """A row a denoiser, int64 `[D, 6]`.
 
     Columns: the mode's id, masked tokens, spans, 1 if the masked tokens are drawn from 1 to that many,
-    1 if </s> ends the labels.
+    1 if </s> ends the labels, 1 if kept tokens may follow the last masked one.
     """
     if isinstance(recipe, PrefixRecipe):
-        return np.array([[tokenizer.mode("S"), recipe.masked, 1, 0, int(recipe.closed)]], np.int64)
+        return np.array([[tokenizer.mode("S"), recipe.masked, 1, 0, int(recipe.closed), 0]], np.int64)
     rows = []
     for denoiser in recipe.denoisers:
         masked, spans = denoiser.masked(recipe.length), denoiser.spans(recipe.length)
         uniform = denoiser.mode == "S" and recipe.s_length == "uniform"
-        rows.append([tokenizer.mode(denoiser.mode), masked, spans, int(uniform), 1])
+        anywhere = denoiser.mode != "S" and recipe.spans == "anywhere"
+        rows.append([tokenizer.mode(denoiser.mode), masked, spans, int(uniform), 1, int(anywhere)])
     return np.array(rows, np.int64)

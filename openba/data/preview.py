@@ -16,7 +16,7 @@ from torch import Tensor
 from openba.data.instruct import Pairs
 from openba.data.tokenizer import Tokenizer
 from openba.model.model import IGNORE
-from openba.recipes.train import InstructionRecipe, TrainRecipe
+from openba.recipes.train import InstructionRecipe, TrainRecipe, UL2Recipe
 from openba.train.batches import Batch, TrainingBatches, training_samples
 
 OPEN, CLOSE = "⟦", "⟧"
@@ -33,7 +33,7 @@ def preview(
         `samples`: encoder and labels as text, tokens of each. `lengths`: per side the histogram over ten
         equal bins up to the recipe's length, the longest, the mean fill of that length, and how many
         stand at it (which is where a sample was cut, if the recipe cuts). `mixture`: tokens by source
-        (pairs: samples by task).
+        (pairs: samples by task). `clipped`: a line for each denoiser that the sentinels do not suffice for.
 
     Raises:
         UserError: the data is not readable, or no sample is long enough.
@@ -52,6 +52,7 @@ def preview(
     return {
         "samples": [_sample(batch, row, tokenizer) for batch, row in shown],
         "measured": counted * recipe.batch,
+        "clipped": recipe.data.clipped if isinstance(recipe.data, UL2Recipe) else [],
         "epochs": batches.epochs(recipe.steps),
         "lengths": {name: _figures(limit, lengths) for name, (limit, lengths) in sides.items()},
         "mixture": _pairs(data) if isinstance(recipe.data, InstructionRecipe) else _sources(data / part),

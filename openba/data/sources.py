@@ -64,7 +64,8 @@ def build(build: Build) -> dict[str, Any]:
     quarantine = Quarantine(build.out / QUARANTINE)
     for bad in unread_files(step.source):
         quarantine(bad)
-    batches = read(step.name, step.source, quarantine, skip_empty=True)
+    has_text = getattr(step.source, "text_field", None) is not None
+    batches = read(step.name, step.source, quarantine, skip_empty=has_text)
     documents, size = write_documents(build.out / DOCUMENTS, batches)
     quarantined = quarantine.close()
     if not documents:

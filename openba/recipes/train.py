@@ -23,6 +23,9 @@ from openba.recipes.numbers import (
 )
 from openba.units import Budget
 
+SENTINELS = 100
+"""`<extra_id_0>` to `<extra_id_99>`."""
+
 
 class DenoiserRecipe(Recipe):
     """One row of the paper's Table 3."""
@@ -43,11 +46,25 @@ class DenoiserRecipe(Recipe):
         """Masked tokens of a sample: the ratio, rounded half to even as the release does, and never all."""
         return min(max(1, round(length * self.ratio)), length - 1)
 
-    def spans(self, length: int) -> int:
-        """Masked spans of a sample; each has one of the 100 sentinels and kept text before it."""
+    def wanted_spans(self, length: int) -> int:
+        """Masked spans of a sample by the mean span, were there sentinels without end."""
         masked = self.masked(length)
         wanted = 1 if self.mean_span is None else max(1, round(masked / self.mean_span))
-        return min(wanted, masked, length - masked, 100)
+        return min(wanted, masked, length - masked)
+
+    def spans(self, length: int) -> int:
+        """Masked spans of a sample; each has one of the 100 sentinels and kept text before it."""
+        return min(self.wanted_spans(length), SENTINELS)
+
+    def clipped(self, length: int) -> str | None:
+        """One line if the sentinels do not suffice, so that spans are longer than the mean span says."""
+        wanted, spans = self.wanted_spans(length), self.spans(length)
+        if wanted == spans:
+            return None
+        return (
+            f"{self.mode}({self.mean_span}, {self.ratio:g}) wants {wanted} spans of {length:,} tokens "
+            f"and has {spans} sentinels: its mean span is {self.masked(length) / spans:.1f} tokens"
+        )
 
     def longest(self, length: int, s_length: str) -> tuple[int, int]:
         """Most encoder and target tokens of a sample, special tokens included (see `openba.data.denoise`)."""
@@ -73,6 +90,14 @@ class UL2Recipe(Recipe):
     """Drawn uniformly per sample, as the release does (1/7 each)."""
     s_length: Literal["fixed", "uniform"] = "fixed"
     """Masked tail of S: `fixed` at its ratio (paper), or uniform in 1..ratio (release)."""
+    spans: Literal["to_end", "anywhere"] = "to_end"
+    """Where R and X mask. `to_end`: kept and masked spans alternate and the last is masked (release), so the
+    last token always is, and a denoiser of one span masks the end only. `anywhere`: kept text may follow."""
+
+    @property
+    def clipped(self) -> list[str]:
+        """A line for each denoiser whose spans the sentinels do not suffice for."""
+        return [line for denoiser in self.denoisers if (line := denoiser.clipped(self.length))]
 
     @property
     def longest(self) -> tuple[int, int]:

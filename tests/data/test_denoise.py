@@ -287,3 +287,42 @@ def test_another_process_corrupts_the_same_way(tokenizer_folder: Path, tokenizer
     recipe = ul2(*rows, length=100, s_length="uniform")
     made = Denoising(recipe, tokenizer, IGNORE).batch(text(3, 100), np.array([0, 1, 2**40]), 7)
     assert output.strip() == f"{made.encoder.tolist()} {made.labels.tolist()}"
+
+
+@pytest.mark.parametrize(("mean", "ratio"), [(3, 0.15), (64, 0.15), (3, 0.5)])
+def test_spans_anywhere_leave_kept_text_at_the_end(tokenizer: Tokenizer, mean: int, ratio: float) -> None:
+    """The release always masks the last token, `anywhere` seldom."""
+    row = DenoiserRecipe(mode="X", mean_span=mean, ratio=ratio)
+    length = 568
+    masks = {}
+    for spans in ("to_end", "anywhere"):
+        made = draw(ul2(row, length=length, spans=spans), tokenizer, range(2000))
+        masks[spans] = np.array([mask_of(made, tokenizer, place, length) for place in range(2000)])
+        assert (masks[spans].sum(axis=1) == row.masked(length)).all()
+    assert masks["to_end"][:, -1].all()
+    assert masks["anywhere"][:, -1].mean() < 0.5
+
+
+def test_anywhere_rebuilds_its_text(tokenizer: Tokenizer) -> None:
+    recipe = ul2(DenoiserRecipe(mode="R", mean_span=3, ratio=0.15), length=64, spans="anywhere")
+    made = draw(recipe, tokenizer, range(200))
+    source = text(200, 64)
+    for place in range(200):
+        encoder, labels = pair(made, place)
+        masked = spans_of(labels[:-1], tokenizer)
+        numbers = [tokenizer.base + 99 - i if i < tokenizer.base + 100 else -1 for i in encoder[1:-1]]
+        rebuilt = [
+            t
+            for i, number in zip(encoder[1:-1], numbers, strict=True)
+            for t in (masked[number] if 0 <= number < 100 else [i])
+        ]
+        assert rebuilt == source[place].tolist()
+
+
+def test_clipped_sentinels_are_said() -> None:
+    row = DenoiserRecipe(mode="X", mean_span=3, ratio=0.5)
+    assert ul2(row, length=568).clipped == []
+    (line,) = ul2(row, length=1024).clipped
+    assert line == (
+        "X(3, 0.5) wants 171 spans of 1,024 tokens and has 100 sentinels: its mean span is 5.1 tokens"
+    )

@@ -68,7 +68,10 @@ def test_the_command_says_what_to_build(tmp_path: Path, monkeypatch: pytest.Monk
     missing = CliRunner().invoke(app, ["data", "preview", "stage2"])
     assert isinstance(missing.exception, UserError)
     assert re.fullmatch(
-        r"mixture/\w+: not built yet; `openba run --until mixture` builds it", str(missing.exception)
+        r"mixture/\w+: not built yet; `openba run tiny --until mixture` builds it", str(missing.exception)
     )
+    setting = ["--set", "mixture.seed=5"]
+    missing = CliRunner().invoke(app, ["data", "preview", "stage2", "-p", "ablation", *setting])
+    assert "`openba run ablation --until mixture --set mixture.seed=5` builds it" in str(missing.exception)
     wrong = CliRunner().invoke(app, ["data", "preview", "flan"])
     assert "flan: not a training" in str(wrong.exception)

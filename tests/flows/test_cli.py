@@ -148,12 +148,15 @@ def test_why_tells_rule_span_and_survivor_and_no_private_value(tmp_path: Path) -
     said = {name: openba(home.root, "data", "why", name, "-p", pipeline) for name in asked}
     assert said["private"].stdout.splitlines() == [
         "mine/private  privacy: phone, characters 13 to 24",
+        f"    有什么事情都可以打这个电话⟦[phone]⟧来问我们。{run[:35]}",
         f"mine/private  paragraph_dedup: duplicate_sentences, characters 18 to {18 + len(run)},"
         " a copy of mine/first",
+        f"    有什么事情都可以打这个电话来问我们。⟦{run}⟧",
     ]
     whole = f"characters 0 to {len(run)}, a copy of mine/first"
     assert said["mine/copy"].stdout.splitlines() == [
-        f"mine/copy  document_dedup: duplicate_document, {whole}"
+        f"mine/copy  document_dedup: duplicate_document, {whole}",
+        f"    ⟦{run}⟧",
     ]
     assert "untouched: nothing was removed" in one_line(said["untouched"])
     assert all("1381234" not in done.stdout + done.stderr for done in said.values())

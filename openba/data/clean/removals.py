@@ -11,6 +11,7 @@ from typing import Any
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from openba.data.schema import DOCUMENTS
 from openba.errors import UserError
 
 
@@ -30,3 +31,12 @@ def removals(folder: Path, document: str) -> list[dict[str, Any]]:
     if not found:
         raise UserError(f"{document}: nothing was removed of a document with this id; is it spelled right?")
     return found
+
+
+def original(folder: Path, identifier: str) -> str | None:
+    """The text of a document as its source gave it; None if the source has no such document.
+
+    Args: `folder` is the output of the step `source-NAME`.
+    """
+    table = pq.read_table(folder / DOCUMENTS, columns=["text"], filters=[("id", "=", identifier)])
+    return table["text"][0].as_py() if table.num_rows else None

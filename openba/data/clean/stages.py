@@ -301,7 +301,7 @@ def _example(text: str, edits: list[Edit], rule: str) -> dict[str, str] | None:
     masked = [e._replace(replacement=f"[{e.rule}]") if e.rule in privacy.RULES else e for e in edits]
     private = [edit for edit in masked if edit.rule in privacy.RULES]
     before, after = apply(text, private) if private else text, apply(text, edits)
-    if _is_private(before) or _is_private(after):
+    if is_private(before) or is_private(after):
         return None
     first = next(number for number, edit in enumerate(edits) if edit.rule == rule)
     at = edits[first].start
@@ -313,7 +313,7 @@ def _example(text: str, edits: list[Edit], rule: str) -> dict[str, str] | None:
     return shown
 
 
-def _is_private(text: str) -> bool:
+def is_private(text: str) -> bool:
     """Whether a value can be read off the text, if need be behind an entity or an invisible character."""
     texts, _ = columns.decode(pa.array([text], pa.large_string()))
     for find in (markup.find, characters.find_unusual):
