@@ -259,7 +259,12 @@ def rendered(name: str, folder: Path) -> Shipped:
     if name in MADE:
         recipe = _on_made_records(name, recipe, folder)
     turns = [
-        {**turn.model_dump(), "input": turn.input.replace("{examples}", ""), "shots": 0, "example": None}
+        {
+            "input": turn.input.replace("{examples}", ""),
+            "target": turn.target,
+            "starts": turn.starts,
+            "rationale": turn.rationale,
+        }
         for turn in recipe.templates
     ]
     recipe = TaskRecipe.model_validate({**recipe.model_dump(), "templates": turns})
