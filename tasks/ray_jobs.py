@@ -42,13 +42,25 @@ SECONDS_TO_END = 5.0
 class RayJobs:
     """The jobs of one pipeline on one cluster."""
 
-    def __init__(self, head: RayHead, environment: dict[str, str]) -> None:
-        """Raises UserError: the cluster refuses our token, or does not answer."""
+    def __init__(self, head: RayHead, environment: dict[str, str], python: str | None = None) -> None:
+        """Connect to the head's Jobs API.
+
+        Args:
+            head: the cluster.
+            environment: variables of every job.
+            python: shell command that runs jobs and Ray's workers in place of the interpreter.
+
+        Raises:
+            UserError: the cluster refuses our token, or does not answer.
+        """
         self.client = _client(head.dashboard)
-        # An own head runs this very Python; a cluster's image has its own.
-        self.python = sys.executable if head.embedded else "python"
-        self.environment = environment
-        self.patience = 10.0 if head.embedded else 600.0
+        # A head that this run has started uses this interpreter; a cluster's image has another.
+        self.python = python or shlex.quote(sys.executable if head.embedded else "python")
+        self.runtime_env: dict[str, Any] = {"env_vars": environment}
+        if python is not None:
+            self.runtime_env["py_executable"] = python
+        # A new head answers before its agent can take a job: up to 40 s on two cores with a load of 19.
+        self.patience = 60.0 if head.embedded else 600.0
         """Seconds without an answer of the cluster; training there goes on meanwhile."""
         self.running: dict[str, Path] = {}
         """Job -> the folder that it fills, of the jobs that have not ended."""
@@ -86,7 +98,7 @@ class RayJobs:
         """Return the cluster's answer. Keep asking one that does not answer: its jobs go on meanwhile.
 
         Raises:
-            UserError: no answer for ten minutes, or from an own head for ten seconds.
+            UserError: no answer for ten minutes, or from a head of this run for one minute.
         """
         end = time.monotonic() + self.patience
         while True:
@@ -149,7 +161,7 @@ class RayJobs:
         if any(job.submission_id == name for job in self.client.list_jobs()):
             return  # an earlier try was heard and its answer lost
         self.client.submit_job(
-            entrypoint=shlex.join([self.python, "-m", "tasks.job", str(folder)]),
+            entrypoint=f"{self.python} -m tasks.job {shlex.quote(str(folder))}",
             submission_id=name,
             # A job's entry point runs on the head; one that computes there itself asks for a device.
             # One that hands its work out needs none.
@@ -158,7 +170,7 @@ class RayJobs:
             and kind_of(step, build.runtime) is step.kind
             and build.runtime.device.kind == "cuda"
             else None,
-            runtime_env={"env_vars": self.environment},
+            runtime_env=self.runtime_env,
             metadata={"step": step.name, "fingerprint": step.fingerprint},
         )
 

@@ -21,6 +21,7 @@ from openba.errors import UserError
 from openba.graph import Pipeline
 from openba.home import Home
 from openba.recipes.train import TrainStep
+from tasks.fork_server import ForkServer
 from tasks.local import LocalPool
 from tasks.page import Page
 from tasks.places import Work, kind_of
@@ -59,6 +60,9 @@ class Session:
         # Started first and awaited at the first job: 4 s that data preparation hides.
         needs_ray = any(self._is_job(step) and self.store.manifest(step) is None for step in steps)
         self.ray = RayHead(home, self.runtime) if needs_ray else None
+        forks = self.ray is not None and self.ray.embedded and self.runtime.device.kind == "cpu"
+        log = home.root / "logs" / "fork-server.log"
+        self.fork_server = ForkServer(log, self.runtime.job_environment) if forks else None
         self.tracking = Tracking(home, pipeline.config.name, flow_run, self._stopping)
         self.view = ProgressView(len(steps))
         self.page = Page(pipeline.config.name)
@@ -97,6 +101,8 @@ class Session:
         self.view.close()
         if self.ray is not None:
             self.ray.stop()
+        if self.fork_server is not None:
+            self.fork_server.stop()
 
     def build(self, step: Step) -> dict[str, Any]:
         """Reuse or build a step, mirrored to MLflow and the console; returns its manifest."""
@@ -171,7 +177,8 @@ class Session:
                 # and the head's token is made when the head is started.
                 from tasks.ray_jobs import RayJobs
 
-                self._jobs = RayJobs(self.ray, dict(self.runtime.job_environment))
+                python = self.fork_server.command if self.fork_server else None
+                self._jobs = RayJobs(self.ray, dict(self.runtime.job_environment), python)
             return self._jobs
 
     def _check_stop(self) -> None:

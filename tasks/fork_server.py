@@ -1,0 +1,240 @@
+"""A process with torch, DeepSpeed and openba loaded, from which the workers of a local CPU head are forked.
+
+A training of the `tiny` pipeline starts five Python processes (job supervisor, job, controller and two
+workers), and four of them imported the same packages, 4.5 s of CPU each (Zen 4) on two cores. A forked
+process has them already and shares their memory; 0.7 s are left, for Ray itself.
+
+`ForkServer` starts the server; `command` is what Ray runs in place of `python` (its `py_executable`). Used
+only on a head that this run has started for CPU devices: a process that has touched CUDA must not be forked,
+and a cluster's nodes have their own interpreters.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import json
+import os
+import random
+import runpy
+import selectors
+import shlex
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tasks.services import Service, die_with_parent
+
+PRELOADED = (
+    "openba.train.stage",
+    "openba.train.state",
+    "openba.evaluate.run",
+    "tasks.job",
+    "grpc",
+    "pandas",
+    "pyarrow.dataset",
+    "requests",
+    "tensorboardX",
+    "torch._dynamo",
+)
+"""What a worker needs, and what `ray.train.torch` imports of other packages.
+
+`torch._dynamo` is imported by the first random initial value of a model on the meta device. Ray itself is not
+here: it reads the id of the job from the environment once, while `ray._raylet` is imported.
+"""
+_CLIENT = Path(__file__).with_name("fork_client.py")
+
+
+class ForkServer:
+    """The server as a child of this process; it ends with it."""
+
+    def __init__(self, log: Path, environment: dict[str, str]) -> None:
+        """Start the server without waiting for it; until it is ready, `command` starts new interpreters.
+
+        Args:
+            log: file for the server's output.
+            environment: variables beside this process's, for what is read while a package is imported.
+        """
+        self.folder = Path(tempfile.mkdtemp(prefix="openba-fork-"))  # a socket's path has at most 107 bytes
+        self.socket = self.folder / "socket"
+        self._service = Service(
+            "Fork server",
+            [sys.executable, "-m", "tasks.fork_server", str(self.socket)],
+            log,
+            self.socket.exists,
+            {"DS_ACCELERATOR": "cpu"} | environment,
+        )
+
+    @property
+    def command(self) -> str:
+        """Shell command that runs its arguments as `python` would, in a forked process."""
+        return shlex.join([sys.executable, "-I", "-S", str(_CLIENT), str(self.socket)])
+
+    def wait(self) -> None:
+        """Block until the server forks."""
+        self._service.wait()
+
+    def stop(self) -> None:
+        """End the server and all processes forked from it."""
+        self._service.stop(timeout=0)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass
+class _Connection:
+    """One client: what it has sent, and the process that was forked for it."""
+
+    socket: socket.socket
+    received: bytearray = field(default_factory=bytearray)
+    streams: list[int] = field(default_factory=list)
+    child: int | None = None
+
+    def request(self) -> dict[str, Any] | None:
+        """The whole request once all of it has come."""
+        if len(self.received) < 8 or len(self.received) < 8 + int.from_bytes(self.received[:8], "big"):
+            return None
+        return json.loads(self.received[8:])
+
+
+class _Server:
+    """Forks a process for each client; single-threaded, so that a fork never catches a lock in use."""
+
+    def __init__(self, path: str) -> None:
+        self.selector = selectors.DefaultSelector()
+        self.connections: dict[int, _Connection] = {}
+        """By file descriptor."""
+        self.wakeup, wakeup_writer = socket.socketpair()
+        self.wakeup.setblocking(False)
+        wakeup_writer.setblocking(False)
+        self._wakeup_writer = wakeup_writer
+        signal.set_wakeup_fd(wakeup_writer.fileno())
+        signal.signal(signal.SIGCHLD, lambda number, frame: None)
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.listener.bind(path)
+        self.listener.listen(64)
+        self.selector.register(self.listener, selectors.EVENT_READ)
+        self.selector.register(self.wakeup, selectors.EVENT_READ)
+
+    def serve(self) -> dict[str, Any]:
+        """Serve for ever in the server; return the request in each forked process."""
+        while True:
+            for key, _ in self.selector.select():
+                if key.fileobj is self.listener:
+                    self._accept()
+                elif key.fileobj is self.wakeup:
+                    self.wakeup.recv(4096)
+                    self._report_ended_children()
+                elif (request := self._receive(key.fd)) is not None:
+                    return request
+
+    def _accept(self) -> None:
+        accepted, _ = self.listener.accept()
+        self.connections[accepted.fileno()] = _Connection(accepted)
+        self.selector.register(accepted, selectors.EVENT_READ)
+
+    def _receive(self, descriptor: int) -> dict[str, Any] | None:
+        """Read from a client; fork once its request is complete. Returns the request in the child only."""
+        connection = self.connections[descriptor]
+        try:
+            data, streams, _, _ = socket.recv_fds(connection.socket, 1 << 20, 3)
+        except OSError:
+            data, streams = b"", []
+        connection.streams += streams
+        connection.received += data
+        if not data:  # the client has been killed
+            if connection.child is not None:
+                os.kill(connection.child, signal.SIGKILL)
+            self._close(connection)
+            return None
+        request = connection.request()
+        if request is None:
+            return None
+        child = os.fork()
+        if child == 0:
+            self._become_child(connection)
+            return request
+        for stream in connection.streams:
+            os.close(stream)
+        connection.child = child
+        connection.received.clear()
+        connection.socket.sendall(f"{child}\n".encode())
+        return None
+
+    def _report_ended_children(self) -> None:
+        """Reap every child that has ended and tell its client the exit code (minus the signal's number)."""
+        by_child = {c.child: c for c in self.connections.values() if c.child is not None}
+        while True:
+            try:
+                child, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if child == 0:
+                return
+            if (connection := by_child.get(child)) is not None:
+                with suppress(OSError):  # the client may have ended first
+                    connection.socket.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+                connection.child = None
+                self._close(connection)
+
+    def _close(self, connection: _Connection) -> None:
+        self.selector.unregister(connection.socket)
+        del self.connections[connection.socket.fileno()]
+        connection.socket.close()
+
+    def _become_child(self, connection: _Connection) -> None:
+        """Take the client's streams and drop everything that is the server's."""
+        die_with_parent()
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for target, stream in enumerate(connection.streams):
+            os.dup2(stream, target)
+            os.close(stream)
+        for each in self.connections.values():
+            each.socket.close()
+        for each in (self.listener, self.wakeup, self._wakeup_writer):
+            each.close()
+        self.selector.close()
+
+
+def _run(request: dict[str, Any]) -> None:
+    """Run the request's arguments as `python ARGUMENTS...` would."""
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    random.seed()
+    arguments = [argument for argument in request["arguments"] if argument != "-u"]
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    search_path = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    sys.path[:0] = [folder for folder in search_path if folder not in sys.path]
+    if arguments[0] == "-m":
+        sys.argv = arguments[1:]
+        sys.path.insert(0, os.getcwd())
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = arguments
+        sys.path.insert(0, str(Path(arguments[0]).parent))
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+def main() -> None:
+    """Entry point of the server."""
+    from openba.train.lean_deepspeed import import_deepspeed
+
+    for module in PRELOADED:
+        importlib.import_module(module)
+    import_deepspeed("cpu")
+    gc.collect()
+    gc.freeze()  # a collection in a child would touch, and so copy, every page of the loaded packages
+    _run(_Server(sys.argv[1]).serve())
+
+
+if __name__ == "__main__":
+    main()
