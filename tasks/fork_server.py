@@ -86,7 +86,7 @@ class ForkServer:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-@dataclass
+@dataclass(eq=False)
 class _Connection:
     """One client: what it has sent, and the process that was forked for it."""
 
@@ -107,8 +107,7 @@ class _Server:
 
     def __init__(self, path: str) -> None:
         self.selector = selectors.DefaultSelector()
-        self.connections: dict[int, _Connection] = {}
-        """By file descriptor."""
+        self.connections: set[_Connection] = set()
         self.wakeup, wakeup_writer = socket.socketpair()
         self.wakeup.setblocking(False)
         wakeup_writer.setblocking(False)
@@ -130,17 +129,18 @@ class _Server:
                 elif key.fileobj is self.wakeup:
                     self.wakeup.recv(4096)
                     self._report_ended_children()
-                elif (request := self._receive(key.fd)) is not None:
+                # One that was closed for an earlier event of this round is no longer there.
+                elif key.data in self.connections and (request := self._receive(key.data)) is not None:
                     return request
 
     def _accept(self) -> None:
         accepted, _ = self.listener.accept()
-        self.connections[accepted.fileno()] = _Connection(accepted)
-        self.selector.register(accepted, selectors.EVENT_READ)
+        connection = _Connection(accepted)
+        self.connections.add(connection)
+        self.selector.register(accepted, selectors.EVENT_READ, connection)
 
-    def _receive(self, descriptor: int) -> dict[str, Any] | None:
+    def _receive(self, connection: _Connection) -> dict[str, Any] | None:
         """Read from a client; fork once its request is complete. Returns the request in the child only."""
-        connection = self.connections[descriptor]
         try:
             data, streams, _, _ = socket.recv_fds(connection.socket, 1 << 20, 3)
         except OSError:
@@ -168,7 +168,7 @@ class _Server:
 
     def _report_ended_children(self) -> None:
         """Reap every child that has ended and tell its client the exit code (minus the signal's number)."""
-        by_child = {c.child: c for c in self.connections.values() if c.child is not None}
+        by_child = {c.child: c for c in self.connections if c.child is not None}
         while True:
             try:
                 child, status = os.waitpid(-1, os.WNOHANG)
@@ -184,7 +184,7 @@ class _Server:
 
     def _close(self, connection: _Connection) -> None:
         self.selector.unregister(connection.socket)
-        del self.connections[connection.socket.fileno()]
+        self.connections.remove(connection)
         connection.socket.close()
 
     def _become_child(self, connection: _Connection) -> None:
@@ -196,7 +196,7 @@ class _Server:
         for target, stream in enumerate(connection.streams):
             os.dup2(stream, target)
             os.close(stream)
-        for each in self.connections.values():
+        for each in self.connections:
             each.socket.close()
         for each in (self.listener, self.wakeup, self._wakeup_writer):
             each.close()

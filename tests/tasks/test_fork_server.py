@@ -28,6 +28,11 @@ def command(server: ForkServer, *arguments: str) -> list[str]:
     return [*shlex.split(server.command), *arguments]
 
 
+def sleeping(server: ForkServer, program: Path) -> "subprocess.Popen[str]":
+    """A client whose forked process prints its id and sleeps."""
+    return subprocess.Popen(command(server, str(program), "sleep"), stdout=subprocess.PIPE, text=True)
+
+
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
     path = tmp_path / "program.py"
@@ -35,7 +40,8 @@ def program(tmp_path: Path) -> Path:
         "import os, sys, time\n"
         "if __name__ == '__main__':\n"
         "    if sys.argv[1] == 'show':\n"
-        "        print(sys.argv[2:], os.getcwd(), os.environ['COLOUR'], sys.stdin.read(), 'torch' in sys.modules)\n"
+        "        colour, text = os.environ['COLOUR'], sys.stdin.read()\n"
+        "        print(sys.argv[2:], os.getcwd(), colour, text, 'torch' in sys.modules)\n"
         "        print('to stderr', file=sys.stderr)\n"
         "        sys.exit(int(sys.argv[2]))\n"
         "    print(os.getpid(), flush=True)\n"
@@ -86,7 +92,9 @@ def test_an_uncaught_exception_prints_its_traceback_and_exits_with_1(
 def test_a_signal_to_the_client_ends_the_forked_process(
     server: ForkServer, program: Path, number: signal.Signals
 ) -> None:
-    with subprocess.Popen(command(server, str(program), "sleep"), stdout=subprocess.PIPE, text=True) as client:
+    with subprocess.Popen(
+        command(server, str(program), "sleep"), stdout=subprocess.PIPE, text=True
+    ) as client:
         assert client.stdout is not None
         forked = psutil.Process(int(client.stdout.readline()))
         client.send_signal(number)
@@ -96,7 +104,9 @@ def test_a_signal_to_the_client_ends_the_forked_process(
 
 
 def test_a_killed_forked_process_ends_its_client_in_the_same_way(server: ForkServer, program: Path) -> None:
-    with subprocess.Popen(command(server, str(program), "sleep"), stdout=subprocess.PIPE, text=True) as client:
+    with subprocess.Popen(
+        command(server, str(program), "sleep"), stdout=subprocess.PIPE, text=True
+    ) as client:
         assert client.stdout is not None
         os.kill(int(client.stdout.readline()), signal.SIGKILL)
         assert client.wait(timeout=30) == -signal.SIGKILL
@@ -118,10 +128,22 @@ def test_without_a_server_the_command_runs_in_a_new_interpreter(
     assert done.stdout.endswith("False\n")  # torch was not there
 
 
+def test_many_processes_that_end_at_once_are_all_reported(server: ForkServer, tmp_path: Path) -> None:
+    (tmp_path / "brief.py").write_text("import sys\nsys.exit(int(sys.argv[1]))\n")
+    codes = list(range(40))
+    clients = [subprocess.Popen(command(server, str(tmp_path / "brief.py"), str(code))) for code in codes]
+    assert [client.wait(timeout=60) for client in clients] == codes
+    for client in clients[::2]:
+        client.kill()  # harmless: it has ended
+    assert subprocess.run(command(server, str(tmp_path / "brief.py"), "5"), timeout=60).returncode == 5
+
+
 def test_forked_processes_end_with_their_server(tmp_path: Path, program: Path) -> None:
     server = ForkServer(tmp_path / "server.log", {})
     server.wait()
-    with subprocess.Popen(command(server, str(program), "sleep"), stdout=subprocess.PIPE, text=True) as client:
+    with subprocess.Popen(
+        command(server, str(program), "sleep"), stdout=subprocess.PIPE, text=True
+    ) as client:
         assert client.stdout is not None
         forked = psutil.Process(int(client.stdout.readline()))
         server.stop()

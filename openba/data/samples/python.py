@@ -42,7 +42,12 @@ def stdlib_functions() -> Iterator[Record]:
             code = _without_docstring(node, lines) if 0 < len(summary) <= _DOCSTRING_CHARACTERS else None
             if code and code.count("\n") < _CODE_LINES:
                 text = _outdented(lines[node.lineno - 1 : node.end_lineno], node)
-                fields = {"name": node.name, "qualified_name": name, "signature": _signature(node)}
+                fields = {
+                    "name": node.name,
+                    "qualified_name": name,
+                    "module": module.partition(".")[0],
+                    "signature": _signature(node),
+                }
                 yield f"{path}:{node.lineno}", text, {**fields, "docstring": summary, "code": code}
 
 
