@@ -62,7 +62,10 @@ class Session:
         self.ray = RayHead(home, self.runtime) if needs_ray else None
         forks = self.ray is not None and self.ray.embedded and self.runtime.device.kind == "cpu"
         log = home.root / "logs" / "fork-server.log"
-        self.fork_server = ForkServer(log, self.runtime.job_environment) if forks else None
+        # OpenMP reads its number of threads once, when it is loaded; two threads a worker on two cores spend
+        # their time waiting for each other.
+        variables = {"OMP_NUM_THREADS": str(self.runtime.train.threads)} | self.runtime.job_environment
+        self.fork_server = ForkServer(log, variables) if forks else None
         self.tracking = Tracking(home, pipeline.config.name, flow_run, self._stopping)
         self.view = ProgressView(len(steps))
         self.page = Page(pipeline.config.name)

@@ -65,9 +65,9 @@ def test_the_models_keep_the_papers_shape() -> None:
 def with_sixth(tmp_path: Path) -> Path:
     """A copy of the configs with one more expert: nothing else is changed."""
     shutil.copytree(CONFIGS, tmp_path / "configs")
-    (tmp_path / "configs" / "finetune" / "headline.yaml").write_text(
-        "title: Headlines\nregister_as: openba-headline\ntasks: [bbc-title]\nbenchmarks: [bbc-title]\n"
-        "train: {extends: ../pretrain/finetune}\n"
+    (tmp_path / "configs" / "finetune" / "tiny" / "headline.yaml").write_text(
+        "title: Topics\nregister_as: openba-headline\ntasks: [bbc-topic]\nbenchmarks: [bbc-topic]\n"
+        "train: {extends: ../../pretrain/finetune}\n"
     )
     return tmp_path / "configs" / "pipeline" / "tiny.yaml"
 

@@ -31,7 +31,7 @@ def stdlib_code() -> Iterator[Record]:
 def stdlib_functions() -> Iterator[Record]:
     """Functions and methods with a docstring, source as it stands; id `path:line`.
 
-    extra: `{"name", "qualified_name", "signature", "docstring", "code"}`: the docstring's first
+    extra: `{"name", "qualified_name", "module", "signature", "docstring", "code"}`: the docstring's first
     paragraph (at most 200 characters) and the code without its docstring (at most 12 lines).
     """
     for path, source in _modules():
