@@ -62,8 +62,7 @@ class Session:
         self.ray = RayHead(home, self.runtime) if needs_ray else None
         forks = self.ray is not None and self.ray.embedded and self.runtime.device.kind == "cpu"
         log = home.root / "logs" / "fork-server.log"
-        # OpenMP reads its number of threads once, when it is loaded; two threads a worker on two cores spend
-        # their time waiting for each other.
+        # OpenMP reads its number of threads once, when it is loaded: before Ray sets it for a worker.
         variables = {"OMP_NUM_THREADS": str(self.runtime.train.threads)} | self.runtime.job_environment
         self.fork_server = ForkServer(log, variables) if forks else None
         self.tracking = Tracking(home, pipeline.config.name, flow_run, self._stopping)
