@@ -196,9 +196,8 @@ class _Server:
         for target, stream in enumerate(connection.streams):
             os.dup2(stream, target)
             os.close(stream)
-        for each in self.connections:
-            each.socket.close()
-        for each in (self.listener, self.wakeup, self._wakeup_writer):
+        sockets = [each.socket for each in self.connections]
+        for each in (*sockets, self.listener, self.wakeup, self._wakeup_writer):
             each.close()
         self.selector.close()
 
