@@ -49,7 +49,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
         seen.checks += prefect_server()
         running.deploy()
         seen.checks += prefect_server()
-        running.create_automations(seconds=5)
+        running.create_automations(seconds=10)  # the least that Prefect allows
         seen.pending = running.pending("openba-data/data")
         until(lambda: _state(running, seen.pending) == "CRASHED", 60, "CRASHED, though no worker ever ran")
         running.start_worker()
