@@ -50,13 +50,12 @@ REAL = {
     "task/flan/thucnews-topic": "raw_zh_news_titles/titles.jsonl",
     "task/flan/tnews": "flan_fewclue_zh/tnews.jsonl",
     "task/flan/wmt-en-zh": "flan_wmt_zh_en/train.jsonl",
-    "task/expert/chat-dialogstudio": "chat_dialogstudio_en/dialogues.jsonl",
+    "task/expert/chat-moss": "chat_moss/conversations.jsonl",
     "task/expert/chat-sharegpt": "chat_sharegpt_zh/conversations.jsonl",
     "task/expert/chat-belle": "instruct_alpaca_zh/train.jsonl",
     "task/expert/code-evol": "code_codealpaca/train.jsonl",
     "task/expert/tool-search": "tool_moss_search/conversations.jsonl",
     "task/expert/ner-pile": "ner_open_domain/pile_ner_sample.jsonl",
-    "benchmark/expert/chat-dialogstudio": "chat_dialogstudio_en/dialogues.jsonl",
     "benchmark/expert/chat-sharegpt": "chat_sharegpt_zh/conversations.jsonl",
     "benchmark/expert/tool-search": "tool_moss_search/conversations.jsonl",
     "benchmark/paper/mmlu": "eval_mmlu/*.jsonl",
@@ -100,7 +99,17 @@ _BELEBELE = {
     "mc_answer3": "土", "mc_answer4": "风", "correct_answer_num": "1",
 }  # fmt: skip
 _TAGGED = {"tokens": ["Ada", "of", "London"], "tags": ["B-person", "O", "B-city"]}
+_DIALOGUE = {
+    "log": [
+        {
+            "user utterance": "Where is the old lighthouse of the harbour?",
+            "system response": "It stands behind the northern wall.",
+        }
+    ]
+}
 MADE: dict[str, dict[str, Any]] = {
+    "task/expert/chat-dialogstudio": _DIALOGUE,
+    "benchmark/expert/chat-dialogstudio": _DIALOGUE,
     "task/flan/flan2021": _PAIR,
     "task/flan/t0": _PAIR,
     "task/flan/super-natural-instructions": _PAIR,
