@@ -158,6 +158,7 @@ def test_functions_are_short_code_without_their_docstring() -> None:
         assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
         assert function.name == extra["name"]
         assert extra["qualified_name"].endswith(f".{extra['name']}")
+        assert extra["qualified_name"].startswith(f"{extra['module']}.")
         assert 0 < len(extra["docstring"]) <= 200
         assert len(extra["code"].splitlines()) <= 12
         assert ast.get_docstring(function) is None
