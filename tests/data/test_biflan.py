@@ -355,7 +355,7 @@ def test_the_largest_mix_without_repetition() -> None:
     recipe = InstructRecipe(
         tasks={"a": "en", "b": "zh", "c": "zh", "d": "zh"},
         part_of={"b": "x", "c": "y", "d": "y"},
-        shares={"en": 2, "zh": 1},
+        shares={"en": 2 / 3, "zh": 1 / 3},
         parts={"zh": {"x": 1, "y": 3}},
         encoder_length=9,
         decoder_length=9,

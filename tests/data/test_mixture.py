@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -129,15 +130,19 @@ def test_a_short_corpus_says_which_part_and_how_many_tokens(
 ) -> None:
     code = pq.read_table(corpus / "code.parquet")["text"].to_pylist()
     available = sum(len(tokenizer.encode(text)) + 1 for text in code)
-    fields = {"shares": {"code": 1.0}, "heldout": 0, "stage2": 0}
-    build(tmp_path / "whole", corpus, tokenizer_folder, **fields, stage1=available)
-    assert TokenStore(tmp_path / "whole" / "stage1").count(available) == 1
-    assert TokenStore(tmp_path / "whole" / "stage2").count(1) == 0
-    with pytest.raises(UserError) as error:
-        build(tmp_path / "short", corpus, tokenizer_folder, **fields, stage1=available + 5)
-    assert f"mixture.stage1: code is 5 tokens short of its {available + 5:,}" in str(error.value)
+    fields = {"shares": {"code": 1.0}, "heldout": 1, "stage2": 1}
+    missing = []
+    for stage1 in (available, available + 5):
+        with pytest.raises(UserError) as error:
+            build(tmp_path / str(stage1), corpus, tokenizer_folder, **fields, stage1=stage1)
+        message = re.search(
+            rf"mixture.stage1: code is ([\d,]+) tokens short of its {stage1:,}", str(error.value)
+        )
+        assert message is not None
+        missing.append(int(message.group(1).replace(",", "")))
+    assert missing[1] == missing[0] + 5
     assert "\n" not in str(error.value)
-    assert "or allow repetition: mixture.epochs.code=1.1 (nothing is repeated silently)" in str(error.value)
+    assert "or allow repetition: mixture.epochs.code=1.2 (nothing is repeated silently)" in str(error.value)
 
 
 def test_a_short_source_is_repeated_only_as_told_and_never_across_parts(
