@@ -30,6 +30,8 @@ from tasks.session import open_session
 Overrides = list[str] | None
 Limit = Annotated[float | None, Field(gt=0)]
 APPROVAL_SECONDS = 7 * 86400
+# Each flow enters the error boundary inside: as a decorator it hides the module's names from Prefect, which
+# then cannot resolve the types of the parameters.
 HOOKS: dict[str, Any] = {"on_cancellation": [end_flow_run], "on_crashed": [end_flow_run]}
 
 
@@ -42,7 +44,6 @@ class Approval(RunInput):
 
 
 @flow(name="openba-data", task_runner=RUNNER, **HOOKS)
-@error_boundary()
 def build_data(pipeline: str = "tiny", overrides: Overrides = None) -> None:
     """Read, clean, tokenize and mix all data of a pipeline.
 
@@ -50,13 +51,13 @@ def build_data(pipeline: str = "tiny", overrides: Overrides = None) -> None:
         pipeline: a name in configs/pipeline, or a YAML file.
         overrides: such as stage2.optim.lr=3e-5.
     """
-    graph = _graph(pipeline, overrides)
-    _build(graph, graph.data)
-    events.passed("data", pipeline, overrides, graph.step("mixture").fingerprint, graph.after("data"))
+    with error_boundary():
+        graph = _graph(pipeline, overrides)
+        _build(graph, graph.data)
+        events.passed("data", pipeline, overrides, graph.step("mixture").fingerprint, graph.after("data"))
 
 
 @flow(name="openba-train", task_runner=RUNNER, **HOOKS)
-@error_boundary()
 def train_step(
     step: str, pipeline: str = "tiny", overrides: Overrides = None, max_heldout_loss: Limit = None
 ) -> None:
@@ -68,16 +69,16 @@ def train_step(
         overrides: such as stage2.optim.lr=3e-5.
         max_heldout_loss: nats per token above which nothing follows.
     """
-    graph = _graph(pipeline, overrides)
-    trained = graph.step(step)
-    facts = _build(graph, list(trained.walk()))[step]
-    if reasons := stage_refusals(facts, max_heldout_loss):
-        raise UserError(f"{step}: the gate refuses it: {'; '.join(reasons)}")
-    events.passed(step, pipeline, overrides, trained.fingerprint, graph.after(step))
+    with error_boundary():
+        graph = _graph(pipeline, overrides)
+        trained = graph.step(step)
+        facts = _build(graph, list(trained.walk()))[step]
+        if reasons := stage_refusals(facts, max_heldout_loss):
+            raise UserError(f"{step}: the gate refuses it: {'; '.join(reasons)}")
+        events.passed(step, pipeline, overrides, trained.fingerprint, graph.after(step))
 
 
 @flow(name="openba-evaluate", task_runner=RUNNER, **HOOKS)
-@error_boundary()
 def evaluate_model(
     model: str,
     pipeline: str = "tiny",
@@ -90,16 +91,16 @@ def evaluate_model(
         pipeline: a name in configs/pipeline, or a YAML file.
         overrides: such as stage2.optim.lr=3e-5.
     """
-    graph = _graph(pipeline, overrides)
-    step = graph.step(f"evaluate-{model}")
-    facts = _build(graph, [*step.walk(), *graph.step("contamination").walk()])[step.name]
-    if reasons := evaluation_refusals(tuple(step.recipe.benchmarks), facts["benchmarks"]):  # type: ignore[attr-defined]
-        raise UserError(f"{step.name}: the gate refuses it: {'; '.join(reasons)}")
-    events.passed(step.name, pipeline, overrides, step.fingerprint, graph.after(step.name))
+    with error_boundary():
+        graph = _graph(pipeline, overrides)
+        step = graph.step(f"evaluate-{model}")
+        facts = _build(graph, [*step.walk(), *graph.step("contamination").walk()])[step.name]
+        if reasons := evaluation_refusals(tuple(step.recipe.benchmarks), facts["benchmarks"]):  # type: ignore[attr-defined]
+            raise UserError(f"{step.name}: the gate refuses it: {'; '.join(reasons)}")
+        events.passed(step.name, pipeline, overrides, step.fingerprint, graph.after(step.name))
 
 
 @flow(name="openba-promote", **HOOKS)
-@error_boundary()
 def promote_model(model: str, pipeline: str = "tiny", overrides: Overrides = None) -> str:
     """Register a model as candidate, and make it champion if the gate lets it.
 
@@ -108,25 +109,28 @@ def promote_model(model: str, pipeline: str = "tiny", overrides: Overrides = Non
         pipeline: a name in configs/pipeline, or a YAML file.
         overrides: such as registry.gate.approval=true, then a person is asked.
     """
-    graph = _graph(pipeline, overrides)
-    chosen = next((m for m in graph.models if model in (m.name, m.register_as)), None)
-    if chosen is None or chosen.register_as is None:
-        raise UserError(f"{model}: no model that {pipeline} registers; see registry.models")
-    home = _home()
-    with open_session(graph, home, [], str(runtime.flow_run.id)) as session:
-        registry = Registry(session.tracking, session.store, home.promotions, graph)
-        done = registry.register(chosen, graph.config.registry.gate)
-        if done.decision == "waiting":  # the process ends here; when a person answers, the flow runs again
-            answer = suspend_flow_run(wait_for_input=Approval, timeout=APPROVAL_SECONDS)
-            if not answer.approve:
-                registry.reject(done, answer.by)
-                raise UserError(f"{done.name} version {done.version}: not approved; the champion stays")
-            done = registry.approve(chosen, graph.config.registry.gate, answer.by)
-    if done.decision in ("refused", "withheld"):
-        raise UserError(f"{done.name} version {done.version}: {done.decision}: {done.reason}")
-    if done.decision == "promoted":
-        events.promoted(done.name, pipeline, done.version)
-    return f"{done.name} version {done.version}: {done.decision}: {done.reason}"
+    with error_boundary():
+        graph = _graph(pipeline, overrides)
+        chosen = next((m for m in graph.models if model in (m.name, m.register_as)), None)
+        if chosen is None or chosen.register_as is None:
+            raise UserError(f"{model}: no model that {pipeline} registers; see registry.models")
+        home = _home()
+        with open_session(graph, home, [], str(runtime.flow_run.id)) as session:
+            registry = Registry(session.tracking, session.store, home.promotions, graph)
+            done = registry.register(chosen, graph.config.registry.gate)
+            if (
+                done.decision == "waiting"
+            ):  # the process ends here; when a person answers, the flow runs again
+                answer = suspend_flow_run(wait_for_input=Approval, timeout=APPROVAL_SECONDS)
+                if not answer.approve:
+                    registry.reject(done, answer.by)
+                    raise UserError(f"{done.name} version {done.version}: not approved; the champion stays")
+                done = registry.approve(chosen, graph.config.registry.gate, answer.by)
+        if done.decision in ("refused", "withheld"):
+            raise UserError(f"{done.name} version {done.version}: {done.decision}: {done.reason}")
+        if done.decision == "promoted":
+            events.promoted(done.name, pipeline, done.version)
+        return f"{done.name} version {done.version}: {done.decision}: {done.reason}"
 
 
 def _graph(pipeline: str, overrides: list[str] | None) -> Pipeline:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from prefect.exceptions import ParameterTypeError
 
+from flows import deployed
 from flows.deployed import _home
 from openba.errors import UserError
 
@@ -28,3 +30,21 @@ def test_a_deployed_flow_takes_an_absolute_home(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "any")
     monkeypatch.setenv("OPENBA_HOME", str(tmp_path))
     assert _home().root == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [
+        ("build_data", {}),
+        ("train_step", {"step": "stage1", "max_heldout_loss": 2.5}),
+        ("evaluate_model", {"model": "stage3"}),
+        ("promote_model", {"model": "stage3"}),
+    ],
+)
+def test_every_flow_checks_its_parameters(name: str, parameters: dict[str, object]) -> None:
+    """Prefect resolves the types of the parameters in the flow's module before it runs the flow."""
+    flow = getattr(deployed, name)
+    given = parameters | {"pipeline": "tiny", "overrides": ["stage1.seed=2"]}
+    assert flow.validate_parameters(given) == given
+    with pytest.raises(ParameterTypeError):
+        flow.validate_parameters(given | {"overrides": 3})

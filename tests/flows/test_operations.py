@@ -52,6 +52,7 @@ def left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Left]:
         running.create_automations(seconds=10)  # the least that Prefect allows
         seen.pending = running.pending("openba-data/data")
         until(lambda: _state(running, seen.pending) == "CRASHED", 60, "CRASHED, though no worker ever ran")
+        running.delete_automations()
         running.start_worker()
         running.emit("openba.corpus.arrived", "openba.corpus.news", pipeline=str(long))
         _train_and_cancel(running, seen)
