@@ -190,6 +190,8 @@ class _Server:
     def _become_child(self, connection: _Connection) -> None:
         """Take the client's streams and drop everything that is the server's."""
         die_with_parent()
+        # Ray kills the process group of a worker that has ended; it must not be the server's.
+        os.setsid()
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
