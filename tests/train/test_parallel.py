@@ -38,7 +38,7 @@ def test_fp16_finds_its_scale_on_all_ranks_at_once(runs: Any) -> None:
         assert run["differing"] == ""
         assert run["state"]["scaler"]["cur_scale"] == 2.0 ** (33 - sum(dropped))
         taken = [loss for loss, norm in run["rows"] if norm is not None]
-        assert taken[-1] < taken[0] - 0.01
+        assert min(taken) < taken[0] - 0.05  # each step has other samples: the last one may be a hard one
     assert [loss for loss, _ in weights["rows"]] == pytest.approx(
         [loss for loss, _ in data["rows"]], rel=2e-3
     )
