@@ -34,7 +34,7 @@ SHAPE = ModelRecipe(
 )  # fmt: skip
 CHOSEN = {
     "review-sentiment": ["task.source.limit=700", "task.limit=600", "items=50"],
-    "translate-zh-en": ["task.limit=300", "items=20", "max_new_tokens=6", "attempts=2"],
+    "translate-zh-en": ["task.limit=300", "items=20", "max_new_tokens=6"],
 }
 
 
@@ -132,7 +132,7 @@ def test_the_runtime_says_how_many_workers_answer() -> None:
         return kind.function
 
     assert function() == "openba.evaluate.run:build"
-    assert function("runtime.evaluate.workers=4") == "tasks.evaluate:build"
+    assert function("runtime.evaluate.workers=2") == "tasks.evaluate:build"
 
 
 def test_files_hold_the_items_in_their_order(inputs: dict[str, Path], tmp_path: Path) -> None:
