@@ -43,7 +43,7 @@ PipelineName = Annotated[
 PipelineOption = Annotated[
     str, typer.Option("--pipeline", "-p", help="Name in configs/pipeline, or a YAML file.")
 ]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override, such as stage2.optim.lr=3e-5.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override, such as stage2.optim.lr=1e-3.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -104,8 +104,8 @@ def test_plan_needs_no_server_and_speaks_json(tmp_path: Path) -> None:
 
 
 def test_show_names_the_file_behind_each_key(tmp_path: Path) -> None:
-    shown = openba(tmp_path, "show", "stage1", "--set", "stage1.optim.lr=3e-5").stdout
-    assert "train.optim.lr: 3e-05   (--set)" in shown
+    shown = openba(tmp_path, "show", "stage1", "--set", "stage1.optim.lr=2e-3").stdout
+    assert "train.optim.lr: 0.002   (--set)" in shown
     assert "train.batch: 32   (configs/pipeline/tiny.yaml)" in shown
     assert "train.data.s_length: fixed   (configs/pretrain/stage1.yaml)" in shown
     assert "model.d_model: 128   (configs/model/tiny.yaml)" in shown
