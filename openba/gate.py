@@ -53,7 +53,7 @@ def stage_refusals(facts: dict[str, Any], max_heldout_loss: float | None) -> lis
     """
     loss = facts.get("heldout_loss")
     if loss is None or not _is_finite(loss):
-        return [f"heldout_loss: {loss} is no finite number"]
+        return ["heldout_loss: missing or not finite"]
     if max_heldout_loss is not None and loss > max_heldout_loss:
         return [f"heldout_loss: {loss:.4f} is above {max_heldout_loss:g}"]
     return []

@@ -36,9 +36,10 @@ def test_an_address_without_any_is_taken(url: str, tmp_path: Path, monkeypatch: 
 
 @pytest.fixture
 def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """No variable of ours, and an empty working directory."""
-    for name in list(os.environ):
-        if name.startswith(("OPENBA_", "MLFLOW_", "PREFECT_", "RAY_")) or name.lower().endswith("_proxy"):
+    """No variable of ours, none that is empty (make sets MAKEFLAGS so), and an empty working directory."""
+    for name, value in list(os.environ.items()):
+        ours = name.startswith(("OPENBA_", "MLFLOW_", "PREFECT_", "RAY_"))
+        if ours or not value or name.lower().endswith("_proxy"):
             monkeypatch.delenv(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "user"))

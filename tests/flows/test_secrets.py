@@ -34,6 +34,7 @@ COMMANDS = {
     "eval": ["nowhere", "nothing"],
     "compare": ["nowhere", "elsewhere"],
     "judge": ["nowhere"],
+    "sweep": ["tiny", "--set", "stage3.train.optim.lr=1e-3,2e-3"],
     "serve": ["models:/openba-chat@champion", "--port", "0"],
     "serve --cluster": ["models:/openba-chat@champion"],
     "data preview": ["stage1"],

@@ -196,7 +196,7 @@ def test_a_home_goes_on_where_it_was_moved_to(shelf: Shelf, tmp_path: Path, root
     ("quality", "overrides", "line"),
     [
         ({"facts": {"heldout_loss": 2.1}}, (), "heldout_loss: 2.1000, champion v1 2.0000, 0 may be lost"),
-        ({"facts": {"heldout_loss": float("nan")}}, (), "heldout_loss: nan is no finite number"),
+        ({"facts": {"heldout_loss": float("nan")}}, (), "heldout_loss: missing or not finite"),
         ({"right": 10}, (), "bbc-topic: accuracy 25.00, champion v1 50.00"),
         ({"unrun": True}, (), "evaluation: bbc-topic: not run"),
         ({"facts": {"training_seconds": 0.0}}, (), "energy: 0.0 kWh known of its training"),

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from mlflow.pyfunc import PyFuncModel
 
-from openba.artifacts import _sha256
+from openba.durable import sha256
 from openba.data.instruct import encode_input
 from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
@@ -33,7 +33,7 @@ def folder(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Pa
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> PyFuncModel:
     """The model as the registry writes it, loaded by MLflow."""
-    files = {f"model/{path.name}": {"sha256": _sha256(path)} for path in (folder / "model").iterdir()}
+    files = {f"model/{path.name}": {"sha256": sha256(path)} for path in (folder / "model").iterdir()}
     pointer = folder / "pointer.json"
     pointer.write_text(json.dumps({"uri": str(folder), "files": files}))
     mlflow.pyfunc.save_model(
