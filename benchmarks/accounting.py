@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.figure import Figure
 from openba.accounting.carbon_table import ROWS, difference
 from openba.accounting.flops import train_flops
-from openba.model.architecture import Recompute
 from openba.model.model import OpenBAModel
+from openba.recipes.architecture import Recompute
 from openba.recipes.model import ModelRecipe
 
 VOCAB = 40

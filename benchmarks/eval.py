@@ -26,7 +26,6 @@ from openba.artifacts import Build
 from openba.config import CONFIGS, load
 from openba.data import sources, tasks, tokenizer_training
 from openba.data.entities import Entity, entities_of_spans, entities_of_tags, format_entities, parse_entities
-from openba.data.tokenizer import Tokenizer
 from openba.evaluate import harness
 from openba.evaluate.grouping import Score, grouped
 from openba.evaluate.metrics import score
@@ -36,6 +35,7 @@ from openba.model.model import OpenBAModel
 from openba.recipes.data import PackageSource, SourceStep, TaskStep, TokenizerRecipe
 from openba.recipes.evaluate import BenchmarkRecipe
 from openba.recipes.model import ModelRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 SHARED = ROOT.parent / "shared" / "data"
 QUESTIONS = 2000

@@ -25,11 +25,11 @@ import torch
 import torch.distributed as dist
 
 from openba.artifacts import Build
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.parallel import make_part
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep
+from openba.tokenizer.tokenizer import Tokenizer
 from openba.train import stage, stopping
 from openba.train.batches import TrainingBatches, training_samples
 from openba.train.checkpoint import MARKER, Checkpoints, reader

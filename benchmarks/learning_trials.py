@@ -26,11 +26,11 @@ from openba.artifacts import materialize
 from openba.data.denoise import shuffled
 from openba.data.instruct import Pairs
 from openba.data.store import TokenStore
-from openba.data.tokenizer import Tokenizer
 from openba.graph import Pipeline, find_pipeline
 from openba.home import Home
 from openba.model.model import IGNORE, OpenBAModel
 from openba.recipes.train import UL2Recipe
+from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.batches import HELDOUT_SEED, Batch, DenoisedSamples, PairSamples, Samples, collate
 
 Task = Literal["copy", "classify", "ul2"]

@@ -14,11 +14,11 @@ from benchmarks.figure import Figure
 from benchmarks.speed import SHAPE
 from openba.accounting.flops import train_flops, useful_train_flops
 from openba.config import load
-from openba.data.tokenizer import Tokenizer
 from openba.graph import find_config
 from openba.model.model import IGNORE, OpenBAModel
 from openba.recipes.model import ModelRecipe
 from openba.recipes.train import TrainRecipe, UL2Recipe
+from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.batches import Batch, TrainingBatches, training_samples
 
 VOCAB = 250_368

@@ -19,7 +19,6 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.figure import ROOT, Figure
-from openba.data.tokenizer import Tokenizer
 from openba.evaluate import harness
 from openba.evaluate.extraction import extract, option_letter
 from openba.evaluate.run import read_answers
@@ -28,6 +27,7 @@ from openba.model.files import save_model
 from openba.model.model import OpenBAModel
 from openba.recipes.evaluate import MEANS_OF_ITEMS, BenchmarkRecipe
 from openba.recipes.model import ModelRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 SHARED = ROOT.parent / "shared" / "data"
 CASES = ROOT / "tests" / "evaluate"

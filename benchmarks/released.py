@@ -22,14 +22,14 @@ from torch import Tensor, nn
 from benchmarks.figure import ROOT, Figure
 from benchmarks.tokenizer import MODELS
 from openba import OpenBAForConditionalGeneration
+from openba.accounting.count import count_parameters
 from openba.config import load
-from openba.data.tokenizer import Tokenizer
 from openba.graph import find_config
-from openba.model.count import count_parameters
 from openba.model.files import save_model, write_weights
 from openba.model.model import OpenBAModel
 from openba.plan import MT5_IDS
 from openba.recipes.model import ModelRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 FIXTURE = ROOT.parent / "shared" / "fixtures" / "released_model_tiny"
 RELEASED_PARAMETERS = 14_567_703_040

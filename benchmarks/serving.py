@@ -28,7 +28,6 @@ from openba.config import load
 from openba.data import sources as adapters
 from openba.data import tokenizer_training
 from openba.data.instruct import encode_input
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.graph import find_config
 from openba.model.files import load_model, save_model
@@ -36,6 +35,7 @@ from openba.model.generate import generate
 from openba.model.model import OpenBAModel
 from openba.recipes.data import PackageSource, SourceStep, TokenizerRecipe
 from openba.recipes.model import ModelRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 CLIENTS, SECONDS, ALONE_SECONDS = 64, 60.0, 10.0
 TOKENS, PROMPTS = 64, 128

@@ -18,10 +18,10 @@ from benchmarks.t5 import cache, variants
 from benchmarks.timing import medians
 from openba.config import load
 from openba.graph import find_config
-from openba.model.architecture import Architecture
 from openba.model.decoding import greedy
 from openba.model.model import IGNORE, OpenBAModel
 from openba.model.rows import first
+from openba.recipes.architecture import Architecture
 from openba.recipes.model import ModelRecipe
 from openba.recipes.train import TrainRecipe, UL2Recipe
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache, EncoderDecoderCache, T5Config, T5ForConditionalGeneration
 
-from openba.model.architecture import Architecture
+from openba.recipes.architecture import Architecture
 
 warnings.filterwarnings("ignore", module="torch._inductor")
 warnings.filterwarnings("ignore", module="torch._dynamo")

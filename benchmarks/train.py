@@ -21,8 +21,8 @@ from benchmarks.figure import ROOT, Figure
 from benchmarks.padding import padding_figures
 from benchmarks.speed import SHAPE, stage1_batch
 from benchmarks.timing import medians
-from openba.model.architecture import Architecture
 from openba.model.model import IGNORE, OpenBAModel
+from openba.recipes.architecture import Architecture
 
 VOCAB, TOKENS, WIDTH = 250_368, 2_048, 512
 """As in `loss_memory`."""

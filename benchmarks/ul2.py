@@ -16,8 +16,8 @@ import numpy as np
 from benchmarks.figure import ROOT, Figure
 from openba.config import CONFIGS, load
 from openba.data.denoise import Denoising
-from openba.data.tokenizer import Tokenizer
 from openba.recipes.train import TrainRecipe, UL2Recipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 _ROUNDS, _OURS, _PEERS = 7, 16_384, 256
 _TOKENIZER = ROOT.parent / "shared" / "data" / "tokenizer_mt5" / "spiece.model"

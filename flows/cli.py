@@ -232,7 +232,7 @@ def ui(pipeline: PipelineName = "tiny") -> None:
 
 def _print_parameters(name: str, as_json: bool) -> None:
     """Exact parameters by part, with the mT5 vocabulary."""
-    from openba.model.count import count_parameters
+    from openba.accounting.count import count_parameters
 
     counted = count_parameters(load(find_config("model", name), ModelRecipe), MT5_IDS)
     if as_json:

@@ -35,8 +35,8 @@ def preview(
     found = graph.step(step)
     if not isinstance(found.recipe, TrainStep):
         raise UserError(f"{step}: not a training; give stage1, stage2, stage3 or an expert")
-    from openba.data.preview import preview as look
-    from openba.data.tokenizer import Tokenizer
+    from openba.tokenizer.tokenizer import Tokenizer
+    from openba.train.preview import preview as look
 
     folders = {key: _built(home, found.inputs[key], pipeline, overrides) for key in ("data", "tokenizer")}
     shown = look(found.recipe.train, folders["data"], Tokenizer.load(folders["tokenizer"]), samples)

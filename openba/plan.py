@@ -7,9 +7,9 @@ from typing import Any
 from openba.accounting.plan import plan_training
 from openba.artifacts import Store
 from openba.graph import Pipeline
-from openba.model.pieces_openba import LOSSLESS, MODES, SENTINELS
 from openba.recipes.data import TokenizerRecipe
 from openba.recipes.train import TrainStep, UL2Recipe
+from openba.tokenizer.pieces_openba import LOSSLESS, MODES, SENTINELS
 
 MT5_IDS = 250_203
 """Ids in use with the mT5 file: 250,100 pieces, 100 sentinels, <R> <S> <X> (release)."""

@@ -12,8 +12,8 @@ from xdist.scheduler import LoadScopeScheduling
 from openba.artifacts import Build
 from openba.data import mixture, sources
 from openba.data import tokenizer_training as tokenizers
-from openba.data.tokenizer import Tokenizer
 from openba.recipes.data import MixtureRecipe, PackageSource, SourceStep, TokenizerRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -58,7 +58,7 @@ SLOW = (
     "tests/evaluate/test_sandbox.py",
     "tests/model/test_exported.py",
     "tests/model/test_step.py",
-    "tests/model/test_tokenization.py",
+    "tests/tokenizer/test_tokenization.py",
     "tests/model/test_transformers.py",
 )
 """Folders and files that `make quick` leaves out, by measured seconds.

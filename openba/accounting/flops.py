@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from openba.model.architecture import Recompute
+from openba.recipes.architecture import Recompute
 from openba.recipes.model import ModelRecipe
 from openba.recipes.train import InstructionRecipe, TrainStep, UL2Recipe
 

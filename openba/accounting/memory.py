@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from openba.model.architecture import Recompute
+from openba.recipes.architecture import Recompute
 from openba.recipes.model import ModelRecipe
 
 Precision = Literal["fp32", "bf16", "fp16"]

@@ -11,7 +11,7 @@ from typing import TypedDict
 from openba.accounting.energy import paper_energy
 from openba.accounting.flops import parameters, run_flops, run_hardware_flops, useful_run_flops
 from openba.accounting.memory import activation_bytes, checkpoint_bytes, loss_bytes, state_bytes
-from openba.model.architecture import Recompute
+from openba.recipes.architecture import Recompute
 from openba.recipes.checks import check_training, data_parallel_workers
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep

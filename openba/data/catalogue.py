@@ -18,9 +18,9 @@ import xxhash
 
 from openba.data.schema import read_batches
 from openba.data.store import DOCUMENTS, TokenStore, TokenWriter
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.recipes.data import LANGUAGES
+from openba.tokenizer.tokenizer import Tokenizer
 
 _BATCH = 1000
 Exclude = Callable[[pa.RecordBatch], np.ndarray]

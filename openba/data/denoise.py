@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit, types
 
-from openba.data.tokenizer import Tokenizer
 from openba.recipes.train import PrefixRecipe, UL2Recipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 _WORDS, _UINT = types.Array(types.uint64, 1, "C"), types.uint64
 _IDS, _ROW = types.Array(types.int32, 2, "C"), types.Array(types.int32, 1, "C")

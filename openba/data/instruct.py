@@ -20,9 +20,9 @@ import xxhash
 
 from openba.artifacts import Build
 from openba.data.schema import read_batches
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.recipes.data import InstructRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 SPLITS = ("train", "heldout")
 _BATCH = 2000  # rows tokenised at a time

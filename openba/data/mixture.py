@@ -22,9 +22,9 @@ from openba.artifacts import Build
 from openba.data.catalogue import Catalogue, Exclude
 from openba.data.contamination import Holder, Items
 from openba.data.store import DOCUMENTS, TokenWriter
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.recipes.data import NGRAM, PARTS, MixtureRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 _BYTES_PER_TOKEN = 5
 """What a round of tokenising counts on; where tokens are longer another one follows."""

@@ -1,7 +1,7 @@
 """The tokenizer step: take the mT5 file, or train a small unigram model on the cleaned corpus.
 
 Owns the training settings and the facts of how well a tokenizer fits the corpus. It does not encode
-(openba.data.tokenizer).
+(openba.tokenizer.tokenizer).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import sentencepiece as spm
 from openba.artifacts import Build
 from openba.data.catalogue import corpus_files
 from openba.data.schema import read_batches
-from openba.data.tokenizer import CONFIG_FILE, SWITCH, Tokenizer
 from openba.errors import UserError
-from openba.model.pieces_openba import MODEL_FILE, WHITESPACE
 from openba.recipes.data import TokenizerRecipe
+from openba.tokenizer.pieces_openba import MODEL_FILE, WHITESPACE
+from openba.tokenizer.tokenizer import CONFIG_FILE, SWITCH, Tokenizer
 
 _BATCH = 1000
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 import xxhash
 
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.decoding import Session
 from openba.model.generate import continuation_losses, generate_ids, next_logits, start_tokens
 from openba.model.seq2seq import Seq2Seq
 from openba.recipes.evaluate import BenchmarkRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 _NOT_FINITE = "not finite numbers; its weights are damaged or overflow in this precision"
 

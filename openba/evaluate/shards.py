@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import torch
 
 from openba.data.instruct import encode_fitting
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.evaluate.answering import answer
 from openba.model.files import load_model
 from openba.model.seq2seq import Seq2Seq
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
+from openba.tokenizer.tokenizer import Tokenizer
 
 SHARD = 512
 """Items of a file, at least; an evaluation that was cut off goes on after the last."""

@@ -7,7 +7,7 @@ from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from openba.model.configuration_openba import OpenBAConfig
 from openba.model.modeling_openba import OpenBAForConditionalGeneration
-from openba.model.tokenization_openba import OpenBATokenizer
+from openba.tokenizer.tokenization_openba import OpenBATokenizer
 
 __all__ = ["OpenBAConfig", "OpenBAForConditionalGeneration", "OpenBATokenizer"]
 

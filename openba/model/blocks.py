@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
-from .architecture import Architecture
+from openba.recipes.architecture import Architecture
+
 from .attention import attend
 from .functions import PRODUCT
 from .layers import MLP, CrossAttention, SelfAttention, make_norm, make_out_norm

@@ -10,7 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
-from .architecture import Architecture
+from openba.recipes.architecture import Architecture
 
 
 class OpenBAConfig(PreTrainedConfig):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +19,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
-from openba.model.architecture import Architecture
+from openba.model.exported_code import exported_code
 from openba.model.model import OpenBAModel
-from openba.model.tokenizer_files import write_tokenizer_files
+from openba.recipes.architecture import Architecture
+from openba.tokenizer.files import write_tokenizer_files
+from openba.tokenizer.tokenizer import Tokenizer
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 SHARD = "5GB"
 RELEASED_SHARD = "10GB"
-ENTRY_MODULES = ("configuration_openba.py", "modeling_openba.py")
 EMBEDDING, HEAD = "shared_embedding.weight", "lm_head.weight"
 IGNORED = re.compile(r"(encoder|decoder)\.embed_tokens\.weight")
 """Copies of the embedding that the released class, though not the release, puts into its state dict."""
@@ -71,8 +70,8 @@ def save_model(
     _write_json(folder / "generation_config.json", special | {"forced_bos_token_id": tokenizer.sentinel(0)})
     write_weights(folder, weights, SHARD)
     write_tokenizer_files(folder, tokenizer)
-    for name in code_files():
-        shutil.copyfile(Path(__file__).with_name(name), folder / name)
+    for name, text in exported_code().items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def write_released(folder: Path, weights: dict[str, Tensor], architecture: Architecture) -> None:
@@ -208,16 +207,6 @@ def load_model(folder: Path) -> tuple[OpenBAModel, Tokenizer]:
             f"{model.architecture.vocab_size} rows; they do not belong together"
         )
     return model.eval(), tokenizer
-
-
-def code_files() -> list[str]:
-    """Modules that an exported folder carries: the two entries and all that they import from beside them."""
-    found = list(ENTRY_MODULES)
-    for name in found:  # grows while it is read
-        text = Path(__file__).with_name(name).read_text(encoding="utf-8")
-        names = (f"{module}.py" for module in re.findall(r"^from \.(\w+) import", text, re.MULTILINE))
-        found += [other for other in names if other not in found]
-    return sorted(set(found))
 
 
 def _read(path: Path) -> dict[str, Tensor]:

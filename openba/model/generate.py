@@ -12,9 +12,9 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from openba.data.tokenizer import Tokenizer
 from openba.model.decoding import Session, Written, check_sources, greedy, pad
 from openba.model.seq2seq import Seq2Seq
+from openba.tokenizer.tokenizer import Tokenizer
 
 BATCH = 16
 """Prompts decoded together."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .architecture import Architecture
+from openba.recipes.architecture import Architecture
+
 from .functions import linear, rms_norm, split_rotate, swiglu
 
 

@@ -12,7 +12,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from .architecture import Architecture, Recompute
+from openba.recipes.architecture import Architecture, Recompute
+
 from .blocks import EncoderBlock, FullAttention
 from .loss import linear_cross_entropy
 from .rows import Rows, first

@@ -21,13 +21,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openba.errors import UserError
-from openba.model.architecture import Architecture
 from openba.model.functions import linear
 from openba.model.layers import MLP, CrossAttention, SelfAttention
 from openba.model.loss import linear_cross_entropy
 from openba.model.model import OpenBAModel
 from openba.model.parallel_loss import TensorGroup, VocabularySoftmax
 from openba.model.seq2seq import begin
+from openba.recipes.architecture import Architecture
 
 _SPLIT = "openba_split"
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from .architecture import Architecture
+from openba.recipes.architecture import Architecture
+
 from .blocks import Decoder, DecoderAttention, Encoder
 from .functions import linear, rotary_table
 from .rows import Rows

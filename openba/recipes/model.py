@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from openba.artifacts import Recipe
-from openba.model.architecture import Architecture
+from openba.recipes.architecture import Architecture
 from openba.recipes.numbers import Decay, Positive, Size
 
 

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import field_validator, model_validator
 
 from openba.artifacts import Runtime
-from openba.model.architecture import Recompute
+from openba.recipes.architecture import Recompute
 from openba.recipes.numbers import (
     CarbonIntensity,
     Count,

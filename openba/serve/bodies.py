@@ -10,9 +10,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from openba.data.tokenizer import Tokenizer
 from openba.serve.engine import Job
 from openba.serve.protocol import ChatRequest, Request
+from openba.tokenizer.tokenizer import Tokenizer
 
 LOWEST_LOGPROB = -9999.0
 """Stands for minus infinity, which JSON cannot say."""

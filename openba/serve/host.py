@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.files import load_model
 from openba.model.generate import start_tokens
@@ -23,6 +22,7 @@ from openba.redact import redact
 from openba.serve.engine import Engine, EngineFailedError, Job
 from openba.serve.limits import Limits
 from openba.serve.metrics import Metrics
+from openba.tokenizer.tokenizer import Tokenizer
 
 _SECONDS_BETWEEN_CHECKS = 0.5
 

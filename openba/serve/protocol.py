@@ -16,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from openba.data.conversations import history
 from openba.data.instruct import encode_fitting
-from openba.data.tokenizer import Tokenizer
 from openba.serve.engine import Job
 from openba.serve.sampling import Sampling
+from openba.tokenizer.tokenizer import Tokenizer
 
 DEFAULT_TOKENS = 256
 """Of an answer, where the request gives no limit and the model has the positions."""

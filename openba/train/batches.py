@@ -20,10 +20,10 @@ from torch import Tensor
 from openba.data.denoise import Denoising, shuffled
 from openba.data.instruct import Pairs
 from openba.data.store import TokenStore
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.model import IGNORE
 from openba.recipes.train import DenoiserRecipe, InstructionRecipe, PrefixRecipe, TrainRecipe, UL2Recipe
+from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.packing import counted, packed
 
 HELDOUT_SEED = 20231008

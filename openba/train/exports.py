@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from openba import durable
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
-from openba.model.architecture import Architecture
 from openba.model.files import save_model, weights_folder
+from openba.recipes.architecture import Architecture
+from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.checkpoint import FAILURES
 from openba.train.engine import Engine
 

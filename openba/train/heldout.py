@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.recipes.train import TrainRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.batches import HELDOUT_SEED, Batch, Samples, heldout_batches, heldout_groups
 from openba.train.engine import Engine
 from openba.train.source_use import lenders

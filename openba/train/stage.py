@@ -27,7 +27,6 @@ from openba.accounting.energy import EnergyMeter, TrainFacts, cost, totals
 from openba.accounting.estimate import estimated
 from openba.accounting.flops import parameters, run_flops, run_hardware_flops
 from openba.artifacts import Build
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.files import fitting, load_weights, weights_folder
 from openba.model.model import OpenBAModel
@@ -35,6 +34,7 @@ from openba.model.parallel import make_part
 from openba.model.parallel_loss import TensorGroup
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep, UL2Recipe
+from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.batches import Batch, PairSamples, TrainingBatches, training_samples
 from openba.train.checkpoint import Checkpoints, everywhere, read_logs, reader
 from openba.train.engine import Engine

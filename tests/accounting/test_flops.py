@@ -18,8 +18,8 @@ from openba.accounting.flops import (
     train_flops,
     useful_train_flops,
 )
-from openba.model.architecture import Recompute
 from openba.model.model import OpenBAModel
+from openba.recipes.architecture import Recompute
 from openba.recipes.model import ModelRecipe
 from openba.recipes.train import InstructionRecipe, OptimRecipe, TrainRecipe, TrainStep
 

@@ -20,8 +20,8 @@ from openba.data.instruct import encode_fitting
 from openba.data.pairs import Rendered
 from openba.data.sources import read
 from openba.data.tasks import render
-from openba.data.tokenizer import Tokenizer
 from openba.recipes.data import TaskRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 Q, A = "Why is the sky blue?", "Air scatters blue light more than red light."
 TURNS = [("user", Q), ("assistant", A)]

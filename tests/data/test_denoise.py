@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from openba.config import CONFIGS, load
 from openba.data.denoise import Denoised, Denoising, philox, shuffled
-from openba.data.tokenizer import Tokenizer
 from openba.recipes.train import DenoiserRecipe, PrefixRecipe, TrainRecipe, UL2Recipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 PRETRAIN = CONFIGS / "pretrain"
 STAGE1 = load(PRETRAIN / "stage1.yaml", TrainRecipe)
@@ -267,7 +267,7 @@ PROGRAM = """
 import sys, numpy as np
 from pathlib import Path
 from openba.data.denoise import Denoising
-from openba.data.tokenizer import Tokenizer
+from openba.tokenizer.tokenizer import Tokenizer
 from openba.recipes.train import DenoiserRecipe, UL2Recipe
 
 rows = (DenoiserRecipe(mode="R", mean_span=3, ratio=0.15), DenoiserRecipe(mode="S", ratio=0.25))

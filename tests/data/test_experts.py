@@ -17,9 +17,9 @@ from openba.data.instruct import encode_input
 from openba.data.pairs import Rendered
 from openba.data.sources import read
 from openba.data.tasks import render
-from openba.data.tokenizer import Tokenizer
 from openba.evaluate.metrics import score
 from openba.recipes.data import TaskRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 # Task -> its data set below shared/data, or none: a record of the form that its file states.
 REAL = {

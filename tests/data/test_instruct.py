@@ -14,9 +14,9 @@ from openba.artifacts import Build
 from openba.config import CONFIGS, load
 from openba.data import instruct, sources, tasks, tokenizer_training
 from openba.data.instruct import Pairs, encode_input
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.recipes.data import InstructRecipe, SourceStep, TaskRecipe, TaskStep, TokenizerRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 SHARED = Path(__file__).parents[2].parent / "shared" / "data"
 NAMES = {"chat-en": "en", "bbc-topic": "en", "chat-zh": "zh", "translate-en-zh": "zh"}

@@ -17,9 +17,9 @@ from openba.artifacts import Build
 from openba.data import mixture
 from openba.data.schema import SCHEMA
 from openba.data.store import TokenStore
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.recipes.data import PARTS, MixtureRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 BUDGETS = {"stage1": 60_000, "stage2": 20_000, "heldout": 6_000}
 

@@ -14,7 +14,6 @@ from openba.artifacts import Build
 from openba.config import CONFIGS, load
 from openba.data import tasks
 from openba.data.instruct import encode_input
-from openba.data.tokenizer import Tokenizer
 from openba.evaluate import run
 from openba.evaluate.run import judged
 from openba.graph import Pipeline, find_pipeline
@@ -24,6 +23,7 @@ from openba.model.model import OpenBAModel
 from openba.recipes.data import TaskStep
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
 from openba.recipes.model import ModelRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 WANTED = {
     "chat": {"perplexity", "exact_match"},

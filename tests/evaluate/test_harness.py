@@ -14,7 +14,6 @@ import torch
 import yaml
 
 from openba.data.instruct import encode_input
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.evaluate import harness
 from openba.evaluate.run import judged
@@ -24,6 +23,7 @@ from openba.model.generate import continuation_losses, generate_ids, start_token
 from openba.model.model import OpenBAModel
 from openba.recipes.evaluate import MEANS_OF_ITEMS, BenchmarkRecipe
 from openba.recipes.model import ModelRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
 

@@ -15,12 +15,12 @@ from openba.artifacts import Build
 from openba.config import CONFIGS, load
 from openba.data import tasks
 from openba.data.instruct import encode_fitting
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.evaluate.grouping import Score, grouped
 from openba.evaluate.run import _left_out, judged
 from openba.recipes.data import TaskStep
 from openba.recipes.evaluate import BenchmarkRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 PAPER = sorted(path.stem for path in (CONFIGS / "benchmark" / "paper").glob("*.yaml"))
 # Benchmark -> where its records lie below shared/data, and how many are evaluated on.

@@ -17,7 +17,6 @@ from openba.artifacts import Build
 from openba.config import CONFIGS, load
 from openba.data import tasks
 from openba.data.instruct import encode_input
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.evaluate import answering, run, shards, suite
 from openba.evaluate.compare import compare
@@ -28,6 +27,7 @@ from openba.model.model import OpenBAModel
 from openba.recipes.data import TaskStep
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
 from openba.recipes.model import ModelRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 torch.set_num_threads(1)  # see tests/model/conftest.py
 

@@ -10,11 +10,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from openba.model.architecture import Architecture
 from openba.model.attention import _by_grid, _by_row, attend
 from openba.model.functions import rotary_table
 from openba.model.layers import SelfAttention
 from openba.model.rows import Rows, first
+from openba.recipes.architecture import Architecture
 
 HEADS, KV = 2, 16
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openba import OpenBAConfig, OpenBAForConditionalGeneration
-from openba.data.tokenizer import Tokenizer
 from openba.model.files import load_model, save_model
 from openba.model.generate import generate
 from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 PROMPTS = ["房间很干净，服务也好。", "def f(x):", "the file was not found"]
 NEW = 8

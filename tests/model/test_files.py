@@ -14,14 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
+from openba.model.exported_code import ENTRY_MODULES, exported_code
 from openba.model.files import (
     CONFIG,
-    ENTRY_MODULES,
     INDEX,
     WEIGHTS,
-    code_files,
     load_architecture,
     load_model,
     load_weights,
@@ -33,6 +31,7 @@ from openba.model.files import (
 from openba.model.model import OpenBAModel
 from openba.model.rows import Rows
 from openba.recipes.model import ModelRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 RECIPE = ModelRecipe(
     d_model=32, num_heads=2, kv_channels=16, ffn=64, ffn_multiple=16, encoder_layers=1, decoder_layers=2,
@@ -91,7 +90,7 @@ def test_the_folder_holds_what_transformers_needs_and_nothing_else(
     own = {CONFIG, "generation_config.json", WEIGHTS}
     words = {"spiece.model", "tokenizer_config.json", "chat_template.jinja"}
     words |= {"tokenization_openba.py", "pieces_openba.py"}
-    assert {path.name for path in tmp_path.iterdir()} == own | words | set(code_files())
+    assert {path.name for path in tmp_path.iterdir()} == own | words | set(exported_code())
     generation = json.loads((tmp_path / "generation_config.json").read_text())
     assert generation["decoder_start_token_id"] == tokenizer.pad
     assert generation["forced_bos_token_id"] == tokenizer.sentinel(0)
@@ -99,10 +98,9 @@ def test_the_folder_holds_what_transformers_needs_and_nothing_else(
 
 
 def test_the_modules_of_an_exported_folder_import_nothing_of_openba() -> None:
-    files = code_files()
-    assert set(ENTRY_MODULES) < set(files)
-    for name in files:
-        text = (Path(load_model.__code__.co_filename).parent / name).read_text(encoding="utf-8")
+    texts = exported_code()
+    assert {f"{name}.py" for name in ENTRY_MODULES} < set(texts)
+    for text in texts.values():
         assert "from openba" not in text
         assert "import openba" not in text
 

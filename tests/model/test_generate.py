@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from openba.data.instruct import encode_input
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.decoding import Session
 from openba.model.generate import (
@@ -26,6 +25,7 @@ from openba.model.generate import (
 from openba.model.model import IGNORE, OpenBAModel
 from openba.model.rows import Rows
 from openba.recipes.model import ModelRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 PROMPTS = [
     "房间很干净，服务也好。",

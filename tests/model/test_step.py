@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from openba.model.architecture import Architecture
 from openba.model.model import OpenBAModel
 from openba.model.step import CompiledStep, PlainStep, Step, make_step
+from openba.recipes.architecture import Architecture
 
 POSITIONS = 7
 
@@ -120,7 +120,7 @@ def test_loading_the_loops_leaves_torchs_threads_as_they_were() -> None:
     """In a process of its own: here the loops are loaded."""
     program = """
 import torch
-from openba.model.architecture import Architecture
+from openba.recipes.architecture import Architecture
 from openba.model.model import OpenBAModel
 from openba.model.rows import Rows
 from openba.model.step import make_step

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from openba.accounting.count import count_parameters
 from openba.graph import Pipeline, find_pipeline
-from openba.model.count import count_parameters
 from openba.report.ablation import HEADS, ablation_charts, ablation_csv, ablation_rows
 from openba.report.page import render
 

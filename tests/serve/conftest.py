@@ -13,10 +13,10 @@ import httpx
 import pytest
 import torch
 
-from openba.data.tokenizer import Tokenizer
 from openba.model.files import load_model, save_model
 from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 
 torch.set_num_threads(1)
 KEY = "only-for-tests"

@@ -14,12 +14,12 @@ from mlflow import MlflowClient
 
 from openba.artifacts import fetched
 from openba.data.instruct import encode_input
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.home import Home
 from openba.model.files import load_model
 from openba.model.generate import generate
 from openba.serve.limits import Limits
+from openba.tokenizer.tokenizer import Tokenizer
 from tasks.serve import Source, serve
 from tests.serve.conftest import KEY, start, write_model
 

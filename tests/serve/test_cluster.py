@@ -17,9 +17,9 @@ import pytest
 from mlflow import MlflowClient
 
 from openba.config import CONFIGS, load
-from openba.data.tokenizer import Tokenizer
 from openba.home import Home
 from openba.recipes.runtime import PipelineRuntime
+from openba.tokenizer.tokenizer import Tokenizer
 from tasks.services import RayHead, free_port
 from tests.serve.conftest import KEY
 from tests.serve.test_alias import NAME, first_champion, register

@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from openba.data.instruct import encode_input
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.files import load_model
 from openba.model.generate import generate_ids, start_tokens
@@ -20,6 +19,7 @@ from openba.model.model import OpenBAModel
 from openba.model.step import PlainStep
 from openba.serve.engine import NOT_FINITE, Engine, EngineFailedError, Full, Job
 from openba.serve.sampling import Sampling
+from openba.tokenizer.tokenizer import Tokenizer
 
 TEXTS = (
     "房间很干净，服务也好。",

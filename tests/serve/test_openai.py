@@ -11,10 +11,10 @@ import pytest
 
 from openba.data.instruct import encode_input
 from openba.data.tasks import history
-from openba.data.tokenizer import Tokenizer
 from openba.model.generate import continuation_losses, generate, start_tokens
 from openba.model.model import OpenBAModel
 from openba.serve.bodies import token_bytes
+from openba.tokenizer.tokenizer import Tokenizer
 from tests.serve.conftest import KEY, Server
 
 Loaded = tuple[OpenBAModel, Tokenizer]

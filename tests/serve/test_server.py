@@ -15,9 +15,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from openba.data.conversations import history
 from openba.data.instruct import encode_input
-from openba.data.tokenizer import Tokenizer
 from openba.model.generate import generate
 from openba.model.model import OpenBAModel
+from openba.tokenizer.tokenizer import Tokenizer
 from tests.serve.conftest import KEY, Server
 
 Loaded = tuple[OpenBAModel, Tokenizer]

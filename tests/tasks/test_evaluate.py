@@ -15,7 +15,6 @@ import torch
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
 from openba.data import tasks as data_tasks
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.evaluate import run, shards
 from openba.graph import EVALUATE, Pipeline, find_pipeline
@@ -24,6 +23,7 @@ from openba.model.model import OpenBAModel
 from openba.recipes.data import TaskStep
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
 from openba.recipes.model import ModelRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 from tasks import evaluate
 from tasks.places import kind_of
 

@@ -23,7 +23,6 @@ import pytest
 from openba.artifacts import Build, Step, Store, materialize
 from openba.config import CONFIGS, load
 from openba.data.instruct import encode_input
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.evaluate.run import SAMPLES, judged
 from openba.graph import EVALUATE, TRAIN, Pipeline
@@ -32,6 +31,7 @@ from openba.model.files import load_model
 from openba.model.generate import generate
 from openba.model.reload import logits_apart
 from openba.recipes.pipeline import GateConfig
+from openba.tokenizer.tokenizer import Tokenizer
 from tasks.evidence import EVALUATION, LOSS
 from tasks.registry import CARD, STATE, URI, Registration, Registry
 from tasks.services import free_port

@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 from mlflow.pyfunc import PyFuncModel
 
-from openba.durable import sha256
 from openba.data.instruct import encode_input
-from openba.data.tokenizer import Tokenizer
+from openba.durable import sha256
 from openba.errors import UserError
 from openba.model.files import load_model
 from openba.model.generate import generate
+from openba.tokenizer.tokenizer import Tokenizer
 from tasks import serve_model
 from tasks.registry import _SIGNATURE
 from tests.serve.conftest import write_model

@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from benchmarks.gangs import UL2
 from openba.data.store import TokenStore
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.model import IGNORE
 from openba.recipes.train import OptimRecipe, TrainRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.batches import (
     Batch,
     TrainingBatches,

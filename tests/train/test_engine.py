@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from openba.config import CONFIGS, load
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.model.model import OpenBAModel
 from openba.recipes.checks import accumulation_steps
 from openba.recipes.model import ModelRecipe
 from openba.recipes.runtime import TrainRuntime
 from openba.recipes.train import TrainRecipe, TrainStep
+from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.batches import TrainingBatches, training_samples
 from openba.train.engine import deepspeed_config
 from openba.train.schedule import learning_rate

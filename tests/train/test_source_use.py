@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from openba.artifacts import Build
 from openba.data import instruct, tasks
 from openba.data.instruct import Pairs
-from openba.data.tokenizer import Tokenizer
 from openba.model.model import OpenBAModel
 from openba.recipes.data import InstructRecipe, TaskRecipe, TaskStep
 from openba.recipes.model import ModelRecipe
 from openba.recipes.train import OptimRecipe, TrainRecipe
+from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.batches import Batch, training_samples
 from openba.train.heldout import HeldOut
 from openba.train.source_use import alarms, label_entropies, lenders

@@ -15,10 +15,10 @@ from openba.accounting.flops import parameters, recomputed_flops, run_flops, use
 from openba.accounting.memory import checkpoint_bytes
 from openba.data.instruct import Pairs
 from openba.data.store import TokenStore
-from openba.data.tokenizer import Tokenizer
 from openba.model.files import load_model
 from openba.model.model import IGNORE
 from openba.recipes.train import TrainStep
+from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.batches import TrainingBatches, training_samples
 from openba.train.log import RATES
 

@@ -20,12 +20,12 @@ from openba.config import load
 from openba.data import instruct, sources, tasks
 from openba.data.conversations import clean, history
 from openba.data.instruct import Pairs, encode_input
-from openba.data.tokenizer import SWITCH, Tokenizer
 from openba.graph import CONFIGS
-from openba.model.pieces_openba import MODEL_FILE
-from openba.model.tokenization_openba import OpenBATokenizer
-from openba.model.tokenizer_files import MODULES, write_tokenizer_files
 from openba.recipes.data import InstructRecipe, SourceStep, TaskRecipe, TaskStep
+from openba.tokenizer.files import MODULES, write_tokenizer_files
+from openba.tokenizer.pieces_openba import MODEL_FILE
+from openba.tokenizer.tokenization_openba import OpenBATokenizer
+from openba.tokenizer.tokenizer import SWITCH, Tokenizer
 
 NASTY = "Hi </s> <extra_id_0><S> <pad>\n\t Human: x Assistant: <unk><0x0A>"
 
@@ -256,7 +256,7 @@ def test_a_folder_loads_where_openba_is_not(tokenizer_folder: Path, tmp_path: Pa
 
 
 def test_writing_the_files_imports_no_transformers(root: Path) -> None:
-    code = "import sys, openba.model.tokenizer_files; sys.exit('transformers' in sys.modules)"
+    code = "import sys, openba.tokenizer.files; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 

@@ -20,11 +20,11 @@ from pydantic import ValidationError
 
 from openba.artifacts import Build
 from openba.data import tokenizer_training as tokenizers
-from openba.data.tokenizer import CONFIG_FILE, Tokenizer
 from openba.errors import UserError
-from openba.model.pieces_openba import FULL_WIDTH, MODEL_FILE, WHITESPACE
 from openba.recipes.data import TokenizerRecipe
 from openba.recipes.model import ModelRecipe
+from openba.tokenizer.pieces_openba import FULL_WIDTH, MODEL_FILE, WHITESPACE
+from openba.tokenizer.tokenizer import CONFIG_FILE, Tokenizer
 
 SPECIAL = ["<S>", "<R> x <X>", "</s>", "<extra_id_7>", "a <extra_id_0> b", "<pad>", "<unk>", "<0x0A>"]
 

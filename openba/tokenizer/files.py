@@ -10,8 +10,8 @@ import json
 import shutil
 from pathlib import Path
 
-from openba.data.tokenizer import CONFIG_FILE, SWITCH, Tokenizer
-from openba.model.pieces_openba import CHAT_TEMPLATE, MODEL_FILE
+from openba.tokenizer.pieces_openba import CHAT_TEMPLATE, MODEL_FILE
+from openba.tokenizer.tokenizer import CONFIG_FILE, SWITCH, Tokenizer
 
 MODULES = ("tokenization_openba.py", "pieces_openba.py")
 

@@ -14,9 +14,9 @@ import pyarrow.parquet as pq
 from torch import Tensor
 
 from openba.data.instruct import Pairs
-from openba.data.tokenizer import Tokenizer
 from openba.model.model import IGNORE
 from openba.recipes.train import InstructionRecipe, TrainRecipe, UL2Recipe
+from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.batches import Batch, TrainingBatches, training_samples
 
 OPEN, CLOSE = "⟦", "⟧"

@@ -2,7 +2,7 @@
 
 Owns the form of a tokenizer on disk (`spiece.model`, and the switch of the whitespace tokens in
 `tokenizer_config.json`), columns of texts, and messages. The ids themselves are
-`openba.model.pieces_openba`'s; training a model of our own is `openba.data.tokenizer_training`.
+`openba.tokenizer.pieces_openba`'s; training a model of our own is `openba.data.tokenizer_training`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from openba.errors import UserError
-from openba.model.pieces_openba import MODEL_FILE, Pieces, parse
+from openba.tokenizer.pieces_openba import MODEL_FILE, Pieces, parse
 
 CONFIG_FILE = "tokenizer_config.json"
 SWITCH = "whitespace_tokens"

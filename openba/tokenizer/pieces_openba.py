@@ -1,6 +1,6 @@
 """The ids of text: SentencePiece pieces, the release's appended tokens, and our whitespace tokens.
 
-Owns the layout of ids, encoding and decoding, and the chat template, for `openba.data.tokenizer` and
+Owns the layout of ids, encoding and decoding, and the chat template, for `openba.tokenizer.tokenizer` and
 for the transformers class beside it alike, so that the two cannot differ. An exported folder holds a
 copy of this file: it imports nothing of openba and nothing of transformers, and errors are ValueError.
 

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from flows.cli import app
 from openba.config import CONFIGS, load
-from openba.data.preview import marked, preview
-from openba.data.tokenizer import Tokenizer
 from openba.errors import UserError
 from openba.recipes.train import OptimRecipe, PrefixRecipe, TrainRecipe, UL2Recipe
+from openba.tokenizer.tokenizer import Tokenizer
+from openba.train.preview import marked, preview
 
 UL2 = load(CONFIGS / "pretrain" / "stage1.yaml", TrainRecipe).data
 

@@ -2,7 +2,7 @@
 
 Owns what transformers asks of a tokenizer. The ids are `pieces_openba`'s. An exported folder holds a copy
 of both files, so that `AutoTokenizer.from_pretrained(folder, trust_remote_code=True)` works without
-openba; hence no import of it. `openba.model.tokenizer_files` writes such a folder.
+openba; hence no import of it. `openba.tokenizer.files` writes such a folder.
 
 Raw text never becomes a control token: `split_special_tokens` is on by default, and off is asking for it.
 """
