@@ -28,7 +28,7 @@ from openba.recipes.data import (
     TaskRecipe,
     TaskStep,
 )
-from openba.recipes.evaluate import SCORING_VERSION, BenchmarkRecipe, EvaluateStep
+from openba.recipes.evaluate import SCORING_VERSION, BaselinesStep, BenchmarkRecipe, EvaluateStep
 from openba.recipes.model import ModelRecipe
 from openba.recipes.pipeline import ExpertConfig, ExpertsConfig, PipelineConfig, expert_files
 from openba.recipes.runtime import PipelineRuntime
@@ -45,6 +45,7 @@ TRAIN = Kind(
     "openba.train.stage:build", "8", place="gang", resumable=True, scratch=("checkpoints", "heartbeat")
 )
 EVALUATE = Kind("openba.evaluate.run:build", SCORING_VERSION, place="job", resumable=True)
+BASELINES = Kind("openba.evaluate.baselines:build", f"1/{SCORING_VERSION}")
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Model:
     title: str
     training: Step
     evaluation: Step | None
+    baselines: Step | None
+    """What classical models score on the benchmarks of its evaluation."""
     register_as: str | None
 
 
@@ -97,8 +100,8 @@ class Pipeline:
 
     @property
     def evaluations(self) -> list[Step]:
-        """All evaluations."""
-        return [step for step in self.steps.values() if step.kind is EVALUATE]
+        """All evaluations, of models and of what they are compared with."""
+        return [step for step in self.steps.values() if step.kind in (EVALUATE, BASELINES)]
 
     @cached_property
     def models(self) -> list[Model]:
@@ -113,7 +116,14 @@ class Pipeline:
         rows += [(_compared(name), f"Stage I: UL2, shape {name}", None) for name in self.config.ablation]
         rows += [(name, expert.title, expert.register_as) for name, expert in self.experts.items()]
         return [
-            Model(name, title, self.steps[name], self.steps.get(f"evaluate-{name}"), register_as)
+            Model(
+                name,
+                title,
+                self.steps[name],
+                self.steps.get(f"evaluate-{name}"),
+                self.steps.get(f"baselines-{name}" if name in self.experts else "baselines"),
+                register_as,
+            )
             for name, title, register_as in rows
         ]
 
@@ -296,8 +306,24 @@ class Pipeline:
         for name in self.config.evaluate:
             for prefix, at in product(self.config.prefixes, [None, *self.kept(name)]):
                 self._evaluate(name, self.config.benchmarks, self.config.stage3, "benchmarks", prefix, at)
+        if self.config.evaluate:
+            self._baselines("baselines", self.config.benchmarks, self.config.flan.tasks)
         for name, expert in self.experts.items():
             self._evaluate(name, expert.benchmarks, expert.train, f"experts.{name}.benchmarks")
+            self._baselines(f"baselines-{name}", expert.benchmarks, expert.tasks)
+
+    def _baselines(
+        self, name: str, benchmarks: Mapping[str, BenchmarkRecipe], tasks: Mapping[str, TaskRecipe]
+    ) -> None:
+        trained = {
+            key: tuple(task for task, recipe in tasks.items() if _same_questions(benchmark.task, recipe))
+            for key, benchmark in benchmarks.items()
+        }
+        if not any(trained.values()):
+            return
+        names = {*benchmarks, *(task for group in trained.values() for task in group)}
+        inputs = {f"task-{task}": self.step(f"task-{task}") for task in sorted(names)}
+        self._add(name, BASELINES, BaselinesStep(benchmarks=dict(benchmarks), trained=trained), "", **inputs)
 
     def _evaluate(
         self,
@@ -334,6 +360,12 @@ class Pipeline:
             experts[name] = config.validate(ExpertConfig)
             self.files.adopt(f"experts.{name}", config)
         return experts
+
+
+def _same_questions(benchmark: TaskRecipe, task: TaskRecipe) -> bool:
+    """Whether a task that is trained on asks what a benchmark asks, of records of the same source."""
+    prompts = [{turn.input for turn in recipe.templates} for recipe in (benchmark, task)]
+    return benchmark.source == task.source and not prompts[0].isdisjoint(prompts[1])
 
 
 def evaluation_name(model: str, prefix: str = "S", at: int | None = None) -> str:

@@ -197,6 +197,14 @@ class EvaluateStep(Recipe):
     """The step of the training whose weights are asked, one of those that it keeps; none: its last."""
 
 
+class BaselinesStep(Recipe):
+    """What classical models score on the benchmarks of one evaluation."""
+
+    benchmarks: dict[str, BenchmarkRecipe]
+    trained: dict[str, tuple[str, ...]]
+    """Benchmark -> tasks of the same records that the model was trained on; may be none."""
+
+
 class SuiteRecipe(Recipe):
     """configs/suite/*.yaml: benchmarks that are run together."""
 

@@ -1,0 +1,229 @@
+"""Classical models trained on a task's pairs: what a benchmark's score has to be compared with.
+
+Owns the models and nothing else: TF-IDF with logistic regression for labels, a character tagger for entities,
+the nearest training record's answer, copying, and a dictionary of word translations. Each maps training
+pairs and questions to one answer a question. scikit-learn trains; which of them a benchmark gets, and the
+scores, are `baselines.py`'s.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression, SGDClassifier
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.pipeline import FeatureUnion, make_union
+
+from openba.data.entities import Entity, format_entities, parse_entities
+from openba.recipes.data import Language
+
+_SEED = 1234
+_INVERSE_REGULARISATION = 10.0  # of C in 1, 10, 100 the best on topic and sentiment, by a tenth of the training pairs
+_TAG_FEATURES = 2**20
+_WINDOWS = ((0,), (-1,), (1,), (-2,), (2,), (-1, 0), (0, 1), (-2, -1), (1, 2), (-1, 0, 1), (-2, -1, 0), (0, 1, 2))
+"""Offsets of the characters that each feature of the tagger joins."""
+_MODEL_1_ITERATIONS = 5
+_WORD = re.compile(r"[^\W\d_\u3400-\u9fff]+|\d+|[\u3400-\u9fff]|[^\w\s]")
+"""A word of letters, a number, a Han character or a sign."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Training pairs of a task: what is asked, without the prompt's own words, and the right answer."""
+
+    questions: Sequence[str]
+    answers: Sequence[str]
+
+
+def most_frequent(examples: Examples, questions: Sequence[str]) -> list[str]:
+    """The commonest answer of the training pairs, to every question."""
+    [(answer, _)] = Counter(examples.answers).most_common(1)
+    return [answer] * len(questions)
+
+
+def logistic_regression(examples: Examples, questions: Sequence[str]) -> list[str]:
+    """Each question's likeliest label: TF-IDF of words and character n-grams, one regression a label."""
+    features = _tf_idf()
+    trained = features.fit_transform(examples.questions)
+    if len(set(examples.answers)) == 1:
+        return most_frequent(examples, questions)
+    regression = LogisticRegression(C=_INVERSE_REGULARISATION, solver="liblinear", random_state=_SEED)
+    classifier = OneVsRestClassifier(regression).fit(trained, examples.answers)
+    return [str(label) for label in classifier.predict(features.transform(questions))]
+
+
+def nearest_answer(examples: Examples, questions: Sequence[str]) -> list[str]:
+    """The answer of the training question whose TF-IDF vector has the greatest cosine with the question's."""
+    features = _tf_idf()
+    trained = features.fit_transform(examples.questions)
+    nearness = features.transform(questions) @ trained.T
+    return [examples.answers[row] for row in np.asarray(nearness.argmax(axis=1)).ravel()]
+
+
+def copied_question(examples: Examples, questions: Sequence[str]) -> list[str]:
+    """The question as its own answer: in translation, names, numbers and signs are right."""
+    return list(questions)
+
+
+def _tf_idf() -> FeatureUnion:
+    """Words and pairs of words; one to three characters, which Chinese has in place of words."""
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
+    characters = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
+    return make_union(words, characters)
+
+
+def tagged_entities(examples: Examples, questions: Sequence[str]) -> list[str]:
+    """Entities of each question in the paper's notation, by a maximum-entropy tagger of its characters.
+
+    Args:
+        examples: sentences and their entities in the notation. The notation has no places: an entity is
+            taken to stand where its text occurs next.
+        questions: sentences.
+    """
+    labelled = [
+        (text, _tags(text, parse_entities(answer)))
+        for text, answer in zip(examples.questions, examples.answers, strict=True)
+        if text
+    ]
+    labels = sorted({tag for _, tags in labelled for tag in tags})
+    if labels == ["O"]:
+        return [""] * len(questions)
+    classifier = SGDClassifier(loss="log_loss", alpha=1e-6, max_iter=6, tol=None, random_state=_SEED)
+    classifier.fit(
+        _window_features([text for text, _ in labelled]), np.concatenate([tags for _, tags in labelled])
+    )
+    answers = []
+    for text in questions:
+        scores = classifier.decision_function(_window_features([text])) if text else np.zeros((0, 1))
+        if scores.ndim == 1:  # of two labels scikit-learn tells the second one's score
+            scores = np.stack([-scores, scores], axis=1)
+        path = _best_path(-np.logaddexp(0, -scores), list(classifier.classes_))
+        answers.append(format_entities(_entities_of(text, path)))
+    return answers
+
+
+def _tags(text: str, entities: Sequence[Entity]) -> list[str]:
+    """`B-type`, `I-type` or `O` of each character."""
+    tags, end = ["O"] * len(text), 0
+    for entity, kind in entities:
+        begin = text.find(entity, end)
+        if begin < 0 or not entity:
+            continue
+        end = begin + len(entity)
+        tags[begin:end] = [f"B-{kind}", *[f"I-{kind}"] * (len(entity) - 1)]
+    return tags
+
+
+def _window_features(texts: Sequence[str]) -> csr_matrix:
+    """One row a character, `[characters, 2**20]`: the hashed characters of every window around it."""
+    rows = []
+    for text in texts:
+        codes = np.zeros(len(text) + 4, np.uint64)  # two characters of nothing at either end
+        codes[2:-2] = np.array([ord(character) for character in text], np.uint64)
+        columns = np.empty((len(text), len(_WINDOWS)), np.int32)
+        for number, offsets in enumerate(_WINDOWS):
+            mixed = np.full(len(text), number + 1, np.uint64)
+            for offset in offsets:
+                mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + codes[2 + offset : 2 + offset + len(text)]
+            mixed ^= mixed >> np.uint64(29)
+            columns[:, number] = (mixed * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(44)
+        rows.append(columns)
+    indices = np.concatenate(rows)
+    starts = np.arange(0, indices.size + 1, len(_WINDOWS))
+    return csr_matrix(
+        (np.ones(indices.size, np.float32), indices.ravel(), starts), shape=(len(indices), _TAG_FEATURES)
+    )
+
+
+def _best_path(scores: np.ndarray, labels: Sequence[str]) -> list[str]:
+    """The labels `[characters]` of the greatest summed score (Viterbi) in which each `I` goes on with its type.
+
+    Args:
+        scores: log-probabilities `[characters, labels]`.
+        labels: their names.
+    """
+    if not len(scores):
+        return []
+    follows = np.array(
+        [[not label.startswith("I-") or before[1:] == label[1:] for label in labels] for before in labels]
+    )
+    steps = np.where(follows, 0.0, -np.inf)  # [before, label]
+    begins = np.array([0.0 if not label.startswith("I-") else -np.inf for label in labels])
+    total, origins = scores[0] + begins, []
+    for row in scores[1:]:
+        paths = total[:, None] + steps
+        origins.append(paths.argmax(0))
+        total = paths.max(0) + row
+    path = [int(total.argmax())]
+    for origin in reversed(origins):
+        path.append(int(origin[path[-1]]))
+    return [labels[index] for index in reversed(path)]
+
+
+def _entities_of(text: str, tags: Sequence[str]) -> list[Entity]:
+    """Text and type of every run of tags."""
+    found: list[Entity] = []
+    for character, tag in zip(text, tags, strict=True):
+        if tag.startswith("B-"):
+            found.append((character, tag[2:]))
+        elif tag.startswith("I-"):
+            found[-1] = (found[-1][0] + character, tag[2:])
+    return found
+
+
+def word_by_word(language: Language, examples: Examples, questions: Sequence[str]) -> list[str]:
+    """Each word's likeliest translation by IBM Model 1, in the order of the question.
+
+    A word that no training pair has stays as it is; the same translation twice running is written once.
+    """
+    lexicon = _model_1(
+        [_WORD.findall(text) for text in examples.questions],
+        [_WORD.findall(text) for text in examples.answers],
+    )
+    answers = []
+    for text in questions:
+        words = [lexicon.get(word, word) for word in _WORD.findall(text)]
+        kept = [word for place, word in enumerate(words) if place == 0 or words[place - 1] != word]
+        answers.append(("" if language == "zh" else " ").join(kept))
+    return answers
+
+
+def _model_1(sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Each source word's likeliest target word (Brown et al. 1993, Model 1, without the empty word)."""
+    source_ids: dict[str, int] = {}
+    target_ids: dict[str, int] = {}
+    firsts, seconds, groups = [], [], []
+    group = 0
+    for source, target in zip(sources, targets, strict=True):
+        left = [source_ids.setdefault(word, len(source_ids)) for word in source]
+        right = [target_ids.setdefault(word, len(target_ids)) for word in target]
+        firsts += left * len(right)
+        seconds += [word for word in right for _ in left]
+        groups += [group + place for place in range(len(right)) for _ in left]
+        group += len(right)
+    if not firsts:
+        return {}
+    pairs, index = np.unique(
+        np.array(firsts, np.int64) * len(target_ids) + np.array(seconds, np.int64), return_inverse=True
+    )
+    of_source, group_of = pairs // len(target_ids), np.array(groups)
+    probability = np.ones(len(pairs))
+    for _ in range(_MODEL_1_ITERATIONS):
+        weight = probability[index]
+        weight /= np.bincount(group_of, weight)[group_of]
+        count = np.bincount(index, weight)
+        probability = count / np.bincount(of_source, count)[of_source]
+    words = list(target_ids)
+    lexicon: dict[str, str] = {}
+    likeliest = np.lexsort((probability, of_source))  # of each source word, the likeliest comes last
+    best = dict(zip(of_source[likeliest].tolist(), (pairs[likeliest] % len(words)).tolist(), strict=True))
+    for word, number in source_ids.items():
+        if number in best:
+            lexicon[word] = words[best[number]]
+    return lexicon
