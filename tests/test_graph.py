@@ -74,7 +74,12 @@ def with_sixth(tmp_path: Path) -> Path:
 
 def test_a_sixth_expert_is_one_file(with_sixth: Path) -> None:
     before, after = Pipeline(TINY), Pipeline(with_sixth)
-    assert set(after.steps) - set(before.steps) == {"pairs-headline", "headline", "evaluate-headline"}
+    assert set(after.steps) - set(before.steps) == {
+        "pairs-headline",
+        "headline",
+        "evaluate-headline",
+        "baselines-headline",
+    }
     model = next(model for model in after.models if model.name == "headline")
     assert model.register_as == "openba-headline"
     assert model.evaluation is after.steps["evaluate-headline"]

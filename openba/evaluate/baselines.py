@@ -52,8 +52,8 @@ def build(build: Build) -> dict[str, Any]:
     """Train and score every baseline of every benchmark.
 
     Returns:
-        Facts: `benchmarks`: name -> `trained_on` (pairs), `chance` (metric -> score, where answers are chosen)
-        and `baselines`: name -> scores in the form of a model's.
+        Facts: `benchmarks`: name -> `trained_on` (pairs), `chance` (metric -> score, where answers are
+        chosen) and `baselines`: name -> scores in the form of a model's.
     """
     recipe: BaselinesStep = build.recipe
     measured = {}
@@ -121,7 +121,7 @@ def _methods(benchmark: BenchmarkRecipe, examples: Examples, labels: Sequence[st
 def _chance(
     benchmark: BenchmarkRecipe, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]
 ) -> dict[str, float]:
-    """Expected score, in percent, of drawing among the choices or labels, of metrics that ask for the right one."""
+    """Expected score of drawing among the choices or labels, in percent, by metric of right answers."""
     counts = [len(row["choices"]) or len(labels) for row in rows]
     if not all(counts):
         return {}

@@ -24,9 +24,24 @@ from openba.data.entities import Entity, format_entities, parse_entities
 from openba.recipes.data import Language
 
 _SEED = 1234
-_INVERSE_REGULARISATION = 10.0  # of C in 1, 10, 100 the best on topic and sentiment, by a tenth of the training pairs
+_INVERSE_REGULARISATION = (
+    10.0  # of C in 1, 10, 100 the best on topic and sentiment, by a tenth of the training pairs
+)
 _TAG_FEATURES = 2**20
-_WINDOWS = ((0,), (-1,), (1,), (-2,), (2,), (-1, 0), (0, 1), (-2, -1), (1, 2), (-1, 0, 1), (-2, -1, 0), (0, 1, 2))
+_WINDOWS = (
+    (0,),
+    (-1,),
+    (1,),
+    (-2,),
+    (2,),
+    (-1, 0),
+    (0, 1),
+    (-2, -1),
+    (1, 2),
+    (-1, 0, 1),
+    (-2, -1, 0),
+    (0, 1, 2),
+)
 """Offsets of the characters that each feature of the tagger joins."""
 _MODEL_1_ITERATIONS = 5
 _WORD = re.compile(r"[^\W\d_\u3400-\u9fff]+|\d+|[\u3400-\u9fff]|[^\w\s]")
@@ -142,7 +157,7 @@ def _window_features(texts: Sequence[str]) -> csr_matrix:
 
 
 def _best_path(scores: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """The labels `[characters]` of the greatest summed score (Viterbi) in which each `I` goes on with its type.
+    """The labels of the greatest summed score (Viterbi) in which each `I` goes on with its type.
 
     Args:
         scores: log-probabilities `[characters, labels]`.

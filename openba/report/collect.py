@@ -13,7 +13,7 @@ from openba.artifacts import Step, Store
 from openba.graph import Model, Pipeline, evaluation_name
 from openba.recipes.train import TrainStep
 from openba.report.ablation import ablation_rows
-from openba.report.paper_tables import evaluation_row
+from openba.report.paper_tables import evaluation_row, numbers_and_errors
 from openba.train.log import METRICS, read_rows
 
 _CURVE_POINTS = 200
@@ -57,6 +57,7 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
                 prefix,
                 facts(evaluation_name(model.name, prefix)),
                 facts("contamination").get("sets", []),
+                facts(model.baselines.name) if model.baselines else {},
             )
         ],
         "evaluations_between": [
@@ -64,7 +65,7 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
             for model in pipeline.models
             for prefix in "SRX"
             for at in pipeline.kept(model.name)
-            for row in _evaluations(model, prefix, facts(evaluation_name(model.name, prefix, at)), [])
+            for row in _evaluations(model, prefix, facts(evaluation_name(model.name, prefix, at)), [], {})
         ],
         "not_run": [
             {"what": name, "why": _why(states.get(name))} for name in pipeline.steps if records[name] is None
@@ -144,10 +145,33 @@ def _shape(step: Step, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _evaluations(
-    model: Model, prefix: str, facts: dict[str, Any], contamination: list[dict[str, Any]]
+    model: Model,
+    prefix: str,
+    facts: dict[str, Any],
+    contamination: list[dict[str, Any]],
+    baselines: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """Rows of one evaluation; with prompts of another mode than the release's they say so in their name."""
     found = {row["set"]: row for row in contamination}
     rows = [evaluation_row(model.name, name, result) for name, result in facts.get("benchmarks", {}).items()]
-    told = [{**row, "contamination": found.get(row["benchmark"])} for row in rows]
+    measured = baselines.get("benchmarks", {})
+    told = [
+        {
+            **row,
+            "contamination": found.get(row["benchmark"]),
+            "baselines": _baselines(measured.get(row["benchmark"])),
+        }
+        for row in rows
+    ]
     return told if prefix == "S" else [{**row, "benchmark": f"{row['benchmark']} <{prefix}>"} for row in told]
+
+
+def _baselines(measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What was trained beside the model, in the report's form; None if nothing was."""
+    if measured is None:
+        return None
+    return {
+        "trained_on": measured["trained_on"],
+        "chance": measured["chance"],
+        "methods": {name: numbers_and_errors(scores) for name, scores in measured["baselines"].items()},
+    }

@@ -55,17 +55,24 @@ def evaluation_row(model: str, name: str, result: Mapping[str, Any]) -> dict[str
     counts = dict(result.get("counts") or {})
     if "broken" in result:
         counts["broken records left out"] = result["broken"]["records"]
-    numbers = {key: value for key, value in result["scores"].items() if isinstance(value, float)}
     signatures = [str(v) for k, v in result["scores"].items() if k.endswith("_signature")]
     return {
         "model": model,
         "benchmark": name,
         **kept,
         "counts": counts,
-        "scores": {key: value for key, value in numbers.items() if not key.endswith("_stderr")},
-        "stderr": {k.removesuffix("_stderr"): v for k, v in numbers.items() if k.endswith("_stderr")},
+        **numbers_and_errors(result["scores"]),
         "signature": " ".join(signatures),
         "groups": result.get("groups", {}),
+    }
+
+
+def numbers_and_errors(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """`scores` and `stderr`: metric -> value, of a scorer's result."""
+    numbers = {key: value for key, value in scores.items() if isinstance(value, float)}
+    return {
+        "scores": {key: value for key, value in numbers.items() if not key.endswith("_stderr")},
+        "stderr": {k.removesuffix("_stderr"): v for k, v in numbers.items() if k.endswith("_stderr")},
     }
 
 

@@ -145,6 +145,24 @@ class Sample(TypedDict):
     output: str
 
 
+class Scored(TypedDict):
+    """Metric -> score and standard error."""
+
+    scores: dict[str, float]
+    stderr: dict[str, float]
+
+
+class Baselines(TypedDict):
+    """What a benchmark's scores are compared with, on the same records."""
+
+    trained_on: int
+    """Training pairs of the classical models: those of the tasks that the model itself was trained on."""
+    chance: dict[str, float]
+    """Metric -> expected score of drawing among the answers, where there are some to draw among."""
+    methods: dict[str, Scored]
+    """The most frequent answer, and classical models."""
+
+
 class Evaluation(TypedDict):
     """One model on one benchmark; scores as they are to be printed."""
 
@@ -161,6 +179,7 @@ class Evaluation(TypedDict):
     """What went other than planned, such as prompts that were cut."""
     contamination: NotRequired[ContaminationRow | None]
     """Of this benchmark's records in what was trained on (Table 4)."""
+    baselines: NotRequired[Baselines | None]
     groups: NotRequired[dict[str, dict[str, Any]]]
     """Group of categories, or `all`: `score`, `stderr`, `n`, `missing`."""
     samples: NotRequired[list[Sample]]
