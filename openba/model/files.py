@@ -9,6 +9,7 @@ unpickles, and needs no transformers, whose import takes seconds.
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,17 @@ from torch import Tensor
 from openba.errors import UserError
 from openba.model.exported_code import exported_code
 from openba.model.model import OpenBAModel
+from openba.model.usage_card import CARD, usage_card
 from openba.recipes.architecture import Architecture
 from openba.tokenizer.files import write_tokenizer_files
 from openba.tokenizer.tokenizer import Tokenizer
 
-CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+TORCH_WEIGHTS = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
+"""The last two: the form of the released checkpoints (release); read, never written."""
 SHARD = "5GB"
 RELEASED_SHARD = "10GB"
 EMBEDDING, HEAD = "shared_embedding.weight", "lm_head.weight"
@@ -67,9 +74,15 @@ def save_model(
     }
     _write_json(folder / CONFIG, config)
     # Every answer begins with <extra_id_0>, as `openba.model.generate` begins it (release).
-    _write_json(folder / "generation_config.json", special | {"forced_bos_token_id": tokenizer.sentinel(0)})
+    generation: dict[str, Any] = special | {"forced_bos_token_id": tokenizer.sentinel(0)}
+    # Rows that pad the embedding to a multiple stand for no token; sampling must not draw them.
+    if padding_ids := list(range(tokenizer.size, architecture.vocab_size)):
+        generation["suppress_tokens"] = padding_ids
+    _write_json(folder / "generation_config.json", generation)
     write_weights(folder, weights, SHARD)
-    write_tokenizer_files(folder, tokenizer)
+    write_tokenizer_files(folder, tokenizer, model_max_length=architecture.max_seq_length)
+    parameters = sum(tensor.numel() for tensor in weights.values())
+    (folder / CARD).write_text(usage_card(architecture, parameters), encoding="utf-8")
     for name, text in exported_code().items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -113,7 +126,11 @@ def write_weights(folder: Path, weights: dict[str, Tensor], shard: str) -> None:
     whole = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
     split = split_torch_state_dict_into_shards(whole, max_shard_size=shard)
     for name, keys in split.filename_to_tensors.items():
-        save_file({key: whole[key] for key in keys}, folder / name, metadata={"format": "pt"})
+        path = folder / name
+        path.touch()
+        mode = path.stat().st_mode
+        save_file({key: whole[key] for key in keys}, path, metadata={"format": "pt"})
+        path.chmod(mode)  # safetensors replaces the file by one that only its owner can read (its issue 782)
     if split.is_sharded:
         size = sum(tensor.numel() * tensor.element_size() for tensor in whole.values())
         _write_json(
@@ -132,9 +149,10 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         UserError: a file is missing or damaged, or a shard lacks a tensor that the index names.
     """
-    index = folder / INDEX
-    if not index.exists():
-        return _read(folder / WEIGHTS)
+    index = next((folder / name for name in (INDEX, TORCH_INDEX) if (folder / name).exists()), None)
+    if index is None:
+        has_torch_file = (folder / TORCH_WEIGHTS).exists() and not (folder / WEIGHTS).exists()
+        return _read(folder / (TORCH_WEIGHTS if has_torch_file else WEIGHTS))
     places: dict[str, str] = _read_json(index)["weight_map"]
     weights: dict[str, Tensor] = {}
     for name in sorted(set(places.values())):
@@ -211,9 +229,15 @@ def load_model(folder: Path) -> tuple[OpenBAModel, Tokenizer]:
 
 def _read(path: Path) -> dict[str, Tensor]:
     try:
+        if path.suffix == ".bin":
+            # weights_only: the restricted unpickler builds tensors and plain containers, and calls no code.
+            return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=True))
         return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: not readable ({error}); rebuild the step that wrote it") from None
+    except (OSError, SafetensorError, RuntimeError, pickle.UnpicklingError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"{path}: not readable ({reason}); fetch it again, or rebuild the step that wrote it"
+        ) from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -16,18 +16,21 @@ from openba.tokenizer.tokenizer import CONFIG_FILE, SWITCH, Tokenizer
 MODULES = ("tokenization_openba.py", "pieces_openba.py")
 
 
-def write_tokenizer_files(folder: Path, tokenizer: Tokenizer) -> None:
+def write_tokenizer_files(folder: Path, tokenizer: Tokenizer, model_max_length: int | None = None) -> None:
     """Write everything `AutoTokenizer.from_pretrained(folder, trust_remote_code=True)` needs.
 
     Args:
         folder: an existing folder; `Tokenizer.load(folder)` reads it too.
         tokenizer: the tokenizer, whose own file is copied.
+        model_max_length: tokens that the model reads; None: not stated.
     """
-    config = {
+    config: dict[str, object] = {
         "tokenizer_class": "OpenBATokenizer",
         "auto_map": {"AutoTokenizer": ["tokenization_openba.OpenBATokenizer", None]},
         SWITCH: tokenizer.whitespace,
     }
+    if model_max_length is not None:
+        config["model_max_length"] = model_max_length
     if tokenizer.path.resolve() != (folder / MODEL_FILE).resolve():
         shutil.copyfile(tokenizer.path, folder / MODEL_FILE)
     for name in MODULES:

@@ -5,11 +5,13 @@ of both files, so that `AutoTokenizer.from_pretrained(folder, trust_remote_code=
 openba; hence no import of it. `openba.tokenizer.files` writes such a folder.
 
 Raw text never becomes a control token: `split_special_tokens` is on by default, and off is asking for it.
+Tokens that a user adds are read in raw text, unless they are added as special tokens.
 """
 
 from __future__ import annotations
 
 import bisect
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -17,10 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from .pieces_openba import CHAT_TEMPLATE, MODEL_FILE, PROMPT_END, PROMPT_START, Pieces
 
 _RAW = "\0"  # before a piece of text that is spelt like a control token
+_WRAPPER_TOKENS = 3
+"""`<S>`, `<extra_id_0>` and `</s>` around a prompt's text."""
 
 
 class OpenBATokenizer(PreTrainedTokenizer):
@@ -91,6 +96,30 @@ class OpenBATokenizer(PreTrainedTokenizer):
         self._update_total_vocab_size()
         return 0
 
+    def tokenize(self, text: str, **kwargs: Any) -> list[str]:  # type: ignore[override]  # as slow tokenizers
+        """Return the tokens of raw text.
+
+        With `split_special_tokens` control tokens in the text stay text, but tokens that the user added are
+        read; without it both are read.
+        """
+        if not kwargs.pop("split_special_tokens", self.split_special_tokens):
+            return super().tokenize(text, split_special_tokens=False, **kwargs)
+        added = self._readable_added_tokens()
+        if not added:
+            return self._tokenize(text)
+        tokens: list[str] = []
+        position = 0
+        for match in re.finditer("|".join(map(_pattern, added)), text):
+            tokens += self._tokenize(text[position : match.start()])
+            tokens.append(added[(match.lastindex or 1) - 1].content)
+            position = match.end()
+        return tokens + self._tokenize(text[position:])
+
+    def _readable_added_tokens(self) -> list[AddedToken]:
+        """Return the tokens that a user added as plain ones, the longest first."""
+        added = (token for index, token in self._added_tokens_decoder.items() if index >= self.vocab_size)
+        return sorted((token for token in added if not token.special), key=lambda token: -len(token.content))
+
     def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
         return [self._token(i) for i in self.pieces.encode(text)]
 
@@ -137,22 +166,25 @@ class OpenBATokenizer(PreTrainedTokenizer):
             return super()._encode_plus(text, text_pair, add_special_tokens, **kwargs)
         if text_pair is not None:
             raise ValueError("a prompt is one text; join the pair before")
-        room = kwargs["max_length"] if kwargs["truncation_strategy"].value != "do_not_truncate" else None
+        is_truncated = kwargs["truncation_strategy"].value != "do_not_truncate"
+        max_length = kwargs["max_length"] if is_truncated else None
         split = kwargs.get("split_special_tokens", self.split_special_tokens)
         texts = [text] if isinstance(text, str) else text
-        ids: Any = [self._prompt(each, split, rendered, room) for each in texts]
+        ids: Any = [self._prompt(each, split, rendered, max_length) for each in texts]
         return super()._encode_plus(ids[0] if isinstance(text, str) else ids, None, False, **kwargs)
 
-    def _prompt(self, text: str, split: bool, rendered: bool, room: int | None) -> list[int]:
+    def _prompt(self, text: str, split: bool, rendered: bool, max_length: int | None) -> list[int]:
         if rendered:
             if not (text.startswith(PROMPT_START) and text.endswith(PROMPT_END)):
                 raise ValueError(f"a chat template starts with {PROMPT_START} and ends with {PROMPT_END}")
             text, split = text[len(PROMPT_START) : -len(PROMPT_END)], True
         ids: Any = self.convert_tokens_to_ids(self.tokenize(text, split_special_tokens=split))
-        if room is not None:
-            kept = max(0, room - 3)
-            # Of a conversation the end stays, where the question is; of any other text its beginning.
-            ids = ids[max(0, len(ids) - kept) :] if rendered else ids[:kept]
+        if max_length is not None:
+            text_length = max(0, max_length - _WRAPPER_TOKENS)
+            # Of a conversation the end stays, where the question is; of any other text the side that
+            # `truncation_side` does not cut.
+            is_cut_on_the_left = rendered or self.truncation_side == "left"
+            ids = ids[max(0, len(ids) - text_length) :] if is_cut_on_the_left else ids[:text_length]
         return self.pieces.prompt(ids)
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:  # type: ignore[override]
@@ -160,24 +192,46 @@ class OpenBATokenizer(PreTrainedTokenizer):
 
         As transformers', with two differences: contents are plain text whatever they hold, and truncation
         drops the oldest turns, whoever speaks, then a system message, then the beginning of what remains.
+        A content may be a list of text parts, which are joined.
+
+        Raises:
+            ValueError: a content has a part that is no text; `tools` or `documents` with the shipped
+                template, which has no place for them; truncation to a length that nothing states.
         """
+        template = kwargs.get("chat_template")
+        for name in ("tools", "documents"):
+            if kwargs.get(name) and name not in (template or self.chat_template):
+                raise ValueError(
+                    f"{name}: the chat template has no place for them; describe them in the system message"
+                )
         kwargs["sanitize_control_tokens"] = False  # nothing in a content is read as a token anyway
         kwargs["tokenizer_kwargs"] = {**(kwargs.get("tokenizer_kwargs") or {}), "rendered": True}
-        room = kwargs.get("max_length") if kwargs.get("truncation") else None
-        if room is not None and kwargs.get("tokenize", True):
-            template = kwargs.get("chat_template")
-            batched = bool(conversation) and not isinstance(conversation[0], Mapping)
-            conversation = (
-                [self._newest(each, room, template) for each in conversation]
-                if batched
-                else self._newest(conversation, room, template)
-            )
-        return super().apply_chat_template(conversation, **kwargs)
+        is_batched = bool(conversation) and not isinstance(conversation[0], Mapping)
+        conversations = [
+            _with_joined_parts(each) for each in (conversation if is_batched else [conversation])
+        ]
+        if kwargs.get("truncation") and kwargs.get("tokenize", True):
+            kwargs["max_length"] = self._stated_length(kwargs.get("max_length"))
+            conversations = [self._newest(each, kwargs["max_length"], template) for each in conversations]
+        joined: Any = conversations if is_batched else conversations[0]
+        return super().apply_chat_template(joined, **kwargs)
+
+    def _stated_length(self, max_length: int | None) -> int:
+        """Return the length to truncate to: the one that is asked for, or the model's.
+
+        Raises:
+            ValueError: there is neither.
+        """
+        if max_length is not None:
+            return max_length
+        if self.model_max_length > LARGE_INTEGER:
+            raise ValueError("truncation: no length is stated; give max_length or set model_max_length")
+        return self.model_max_length
 
     def _newest(
-        self, messages: Sequence[Mapping[str, Any]], room: int, template: str | None
+        self, messages: Sequence[Mapping[str, Any]], max_length: int, template: str | None
     ) -> list[Mapping[str, Any]]:
-        """The messages without as few of the oldest turns as `room` ids ask; maybe still too many."""
+        """Drop as few of the oldest turns as it takes to fit `max_length` ids; the last turn always stays."""
         turns: list[int] = []
         for position, message in enumerate(messages):
             if message["role"] in ("user", "human") or (message["role"] != "system" and not turns):
@@ -193,7 +247,7 @@ class OpenBATokenizer(PreTrainedTokenizer):
 
         def fits(count: int) -> bool:
             ids = self.apply_chat_template(without(count), chat_template=template, return_dict=False)
-            return len(ids) <= room
+            return len(ids) <= max_length
 
         return without(bisect.bisect_left(range(len(turns)), True, key=fits))
 
@@ -203,3 +257,30 @@ class OpenBATokenizer(PreTrainedTokenizer):
         if target.resolve() != Path(self.vocab_file).resolve():
             shutil.copyfile(self.vocab_file, target)
         return (str(target),)
+
+
+def _pattern(token: AddedToken) -> str:
+    """Return a regular expression of an added token, its text as the one group, obeying its options."""
+    before = r"\s*" if token.lstrip else ""
+    after = r"\s*" if token.rstrip else ""
+    edges = (r"(?<!\w)", r"(?!\w)") if token.single_word else ("", "")
+    return f"{before}{edges[0]}({re.escape(token.content)}){edges[1]}{after}"
+
+
+def _with_joined_parts(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return messages whose contents are strings: the text parts of a content are joined.
+
+    Raises:
+        ValueError: a part is no text; names the message.
+    """
+    joined: list[Mapping[str, Any]] = []
+    for number, message in enumerate(messages):
+        content = message["content"]
+        if not isinstance(content, list):
+            joined.append(message)
+            continue
+        texts = [part["text"] for part in content if isinstance(part, Mapping) and part.get("type") == "text"]
+        if len(texts) < len(content):
+            raise ValueError(f"message {number}: a part of its content is no text; give text parts only")
+        joined.append({**message, "content": "".join(texts)})
+    return joined

@@ -129,7 +129,8 @@ def test_what_the_clean_process_saves_is_whole(
 ) -> None:
     again = clean[0] / "again"
     there = {path.name for path in again.iterdir()}
-    assert {path.name for path in exported.iterdir()} <= there
+    carried = {path.name for path in exported.iterdir()} - {"README.md"}  # the card speaks of one folder
+    assert carried <= there
     assert json.loads((again / "config.json").read_text())["auto_map"].keys() == {
         "AutoConfig", "AutoModelForSeq2SeqLM",
     }  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from torch import Tensor
 
 from openba.errors import UserError
@@ -19,6 +20,8 @@ from openba.model.exported_code import ENTRY_MODULES, exported_code
 from openba.model.files import (
     CONFIG,
     INDEX,
+    TORCH_INDEX,
+    TORCH_WEIGHTS,
     WEIGHTS,
     load_architecture,
     load_model,
@@ -87,7 +90,7 @@ def test_the_folder_holds_what_transformers_needs_and_nothing_else(
     tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     saved(tmp_path, tokenizer)
-    own = {CONFIG, "generation_config.json", WEIGHTS}
+    own = {CONFIG, "generation_config.json", WEIGHTS, "README.md"}
     words = {"spiece.model", "tokenizer_config.json", "chat_template.jinja"}
     words |= {"tokenization_openba.py", "pieces_openba.py"}
     assert {path.name for path in tmp_path.iterdir()} == own | words | set(exported_code())
@@ -103,6 +106,57 @@ def test_the_modules_of_an_exported_folder_import_nothing_of_openba() -> None:
     for text in texts.values():
         assert "from openba" not in text
         assert "import openba" not in text
+
+
+def test_padding_rows_of_the_embedding_are_never_generated(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = saved(tmp_path, tokenizer)
+    generation = json.loads((tmp_path / "generation_config.json").read_text())
+    assert generation["suppress_tokens"] == list(range(tokenizer.size, model.architecture.vocab_size))
+
+
+def test_every_file_has_the_mode_of_the_umask(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        saved(tmp_path / "model", tokenizer)
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()} == {"0o640"}
+
+
+def test_the_card_states_the_shape_and_the_tokenizer_the_length(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    model = saved(tmp_path, tokenizer)
+    card = (tmp_path / "README.md").read_text()
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert f"| parameters | {count:,} |" in card
+    assert ModelCard(card).data.to_dict()["library_name"] == "transformers"
+    assert json.loads((tmp_path / "tokenizer_config.json").read_text())["model_max_length"] == 48
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_torch_checkpoint_is_loaded_without_running_code(
+    tokenizer: Tokenizer, tmp_path: Path, shards: int
+) -> None:
+    model = saved(tmp_path, tokenizer)
+    (tmp_path / WEIGHTS).unlink()
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    if shards == 1:
+        torch.save(state, tmp_path / TORCH_WEIGHTS)
+        last = tmp_path / TORCH_WEIGHTS
+    else:
+        files = {name: f"pytorch_model-{i % shards}.bin" for i, name in enumerate(state)}
+        for file in set(files.values()):
+            torch.save({name: state[name] for name in state if files[name] == file}, tmp_path / file)
+        (tmp_path / TORCH_INDEX).write_text(json.dumps({"metadata": {}, "weight_map": files}))
+        last = tmp_path / max(files.values())
+    loaded, _ = load_model(tmp_path)
+    assert torch.equal(logits(loaded), logits(model))
+    last.write_bytes(last.read_bytes()[:-2000])  # a half-downloaded shard
+    with pytest.raises(UserError, match=r"not readable .*fetch it again"):
+        load_model(tmp_path)
+    last.write_bytes(pickle.dumps({"x": Path}))  # a class is not a tensor
+    with pytest.raises(UserError, match="not readable") as error:
+        load_model(tmp_path)
+    assert_line(error.value, last)
 
 
 def test_shards_and_their_index_are_as_one_file(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from transformers import AddedToken
 
 from openba.artifacts import Build
 from openba.config import load
@@ -212,9 +213,55 @@ def test_a_users_own_tokens_come_after_ours(small: Pair, tmp_path: Path) -> None
     theirs = OpenBATokenizer.from_pretrained(tmp_path)
     assert theirs.add_tokens(["<call>"]) == 1
     assert theirs.convert_tokens_to_ids("<call>") == ours.size == len(theirs) - 1
-    ids = theirs("a<call>b", split_special_tokens=False, add_special_tokens=False).input_ids
-    assert ids == [*ours.encode("a"), ours.size, *ours.encode("b")]
-    assert theirs.decode(ids, skip_special_tokens=True) == "a<call>b"
+    expected = [*ours.encode("a"), ours.size, *ours.encode("b")]
+    for split in (True, False):
+        ids = theirs("a<call>b", split_special_tokens=split, add_special_tokens=False).input_ids
+        assert ids == expected
+    assert theirs.decode(expected, skip_special_tokens=True) == "a<call>b"
+    assert theirs("a<call>b", prompt=True).input_ids == ours.pieces.prompt(expected)
+    chat = theirs.apply_chat_template([{"role": "user", "content": "a<call>b</s>"}], return_dict=False)
+    assert chat.count(ours.size) == 1
+    assert chat.count(ours.eos) == 1  # the prompt's own: what is spelt </s> in a content stays text
+    ids = theirs("</s><call></s>", add_special_tokens=False).input_ids
+    assert ids == [*ours.encode("</s>"), ours.size, *ours.encode("</s>")]
+
+
+def test_options_of_a_users_token_are_obeyed(small: Pair, tmp_path: Path) -> None:
+    ours, _ = small
+    write_tokenizer_files(tmp_path, ours)
+    theirs = OpenBATokenizer.from_pretrained(tmp_path)
+    theirs.add_tokens([AddedToken("<a>", lstrip=True, rstrip=True), AddedToken("end", single_word=True)])
+    first, second = theirs.convert_tokens_to_ids(["<a>", "end"])
+    read = theirs("x  <a>  end endless", add_special_tokens=False).input_ids
+    assert read == [*ours.encode("x"), first, second, *ours.encode(" endless")]
+    theirs.add_special_tokens({"extra_special_tokens": ["<call>"]})
+    assert theirs.convert_tokens_to_ids("<call>") not in theirs("<call>").input_ids  # as control tokens
+
+
+def test_truncation_takes_the_side_and_the_length_that_are_set(small: Pair, tmp_path: Path) -> None:
+    ours, _ = small
+    write_tokenizer_files(tmp_path, ours, model_max_length=12)
+    theirs = OpenBATokenizer.from_pretrained(tmp_path, truncation_side="left")
+    text = "one two three four five six seven eight nine"
+    ids = ours.encode(text)
+    assert theirs(text, prompt=True, truncation=True, max_length=9).input_ids == ours.pieces.prompt(ids[-6:])
+    turns = [{"role": "user", "content": text}] * 3
+    assert len(theirs.apply_chat_template(turns, truncation=True)["input_ids"]) == 12
+    with pytest.raises(ValueError, match="no length is stated"):
+        small[1].apply_chat_template(turns, truncation=True)
+
+
+def test_parts_of_a_content_are_joined_and_what_is_no_text_is_refused(small: Pair) -> None:
+    theirs = small[1]
+    parts = [{"type": "text", "text": "房间"}, {"type": "text", "text": "很干净"}]
+    one = theirs.apply_chat_template([{"role": "user", "content": parts}], tokenize=False)
+    assert one == theirs.apply_chat_template([{"role": "user", "content": "房间很干净"}], tokenize=False)
+    image = [*parts, {"type": "image", "url": "x.png"}]
+    with pytest.raises(ValueError, match="message 0: a part of its content is no text"):
+        theirs.apply_chat_template([{"role": "user", "content": image}])
+    for asked in ("tools", "documents"):
+        with pytest.raises(ValueError, match=f"{asked}: the chat template has no place for them"):
+            theirs.apply_chat_template([{"role": "user", "content": "x"}], **{asked: [{"name": "f"}]})
 
 
 CHILD = """
