@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows import data, evaluate, serve
+from flows import data, evaluate, export, serve
 from openba.artifacts import Step, drift
 from openba.config import flatten, load
 from openba.errors import UserError, run_command
@@ -35,6 +35,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("compare")(evaluate.compare)
 app.command("judge")(evaluate.judge)
 app.command("serve")(serve.serve)
+app.command("export")(export.export)
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 PipelineName = Annotated[

@@ -35,6 +35,7 @@ COMMANDS = {
     "compare": ["nowhere", "elsewhere"],
     "judge": ["nowhere"],
     "sweep": ["tiny", "--set", "stage3.train.optim.lr=1e-3,2e-3"],
+    "export": ["models:/openba-chat@champion", "nowhere", "--format", "released"],
     "serve": ["models:/openba-chat@champion", "--port", "0"],
     "serve --cluster": ["models:/openba-chat@champion"],
     "data preview": ["stage1"],

@@ -1,0 +1,34 @@
+"""`openba export`: a model in another form. Owns arguments; `openba.model.export` writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+
+from openba.errors import UserError
+from openba.home import Home
+
+
+def export(
+    model: Annotated[str, typer.Argument(help="Folder of a model, or models:/NAME@ALIAS.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
+    form: Annotated[str, typer.Option("--format", help="safetensors, released or ctranslate2.")],
+    quantization: Annotated[
+        str, typer.Option(help="Of ctranslate2: float32, float16, bfloat16, int16, int8, int8_float16, ...")
+    ] = "float32",
+) -> None:
+    """Write a model as safetensors for transformers, in the released layout, or for CTranslate2."""
+    from openba.model.export import FORMATS, Format
+    from openba.model.export import export as write
+    from tasks.serve import Source
+
+    if form not in FORMATS:
+        raise UserError(f"--format: {form!r} is unknown; take one of {', '.join(FORMATS)}")
+    if quantization != "float32" and form != "ctranslate2":
+        raise UserError(f"--quantization: the form {form} has none; leave it out, or take ctranslate2")
+    source = Source(model, Home.from_environment())
+    with source.fetched(source.now()) as folder:
+        write(folder, out, cast(Format, form), quantization)
+    typer.echo(str(out))
