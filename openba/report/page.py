@@ -21,8 +21,10 @@ from markupsafe import Markup, escape
 from openba.accounting import carbon_table
 from openba.report.ablation import ablation_charts
 from openba.report.evolution import evolution_chart
+from openba.report.examples import groups
 from openba.report.paper_tables import paper_tables
 from openba.report.schema import Example, Report, StepState, Training
+from openba.report.skills import skills
 from openba.units import human, human_time
 
 
@@ -36,12 +38,18 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {name: _or_not_run(write) for name, write in _WRITERS.items()}
-    environment.filters["difference"] = _difference
+    environment.filters |= {"difference": _difference, "error": _error, "on_bar": _on_bar}
     training = report.get("training") or []
+    rows = skills(report.get("evaluations") or [])
     stages = [run for run in training if run.get("baseline_heldout") is None]
     experts = [run for run in training if run.get("baseline_heldout") is not None]
-    return environment.get_template("template.html").render(
+    page = environment.get_template("template.html").render(
         report=report,
+        made=_made(report),
+        skills=rows,
+        examples=groups(rows),
+        commands=_commands(report),
+        folded=_folded(report.get("steps") or []),
         verdict=_verdict(report.get("steps") or []),
         stages=stages,
         experts=experts,
@@ -51,6 +59,63 @@ def render(report: Report) -> str:
         ablation=[(told, Markup(svg)) for told, svg in ablation_charts(report.get("ablation") or [])],  # noqa: S704
         tables=paper_tables(report.get("evaluations") or []),
     )
+    return _TABLE.sub(_label_cells, page)
+
+
+_TABLE = re.compile(r"<table.*?</table>", re.DOTALL)
+_LANGUAGES = {"zh": "Chinese", "en": "English", "code": "code"}
+
+
+def _label_cells(table: re.Match[str]) -> str:
+    """A table whose cells name their column: on a telephone each row is a list of them."""
+    heads = [
+        re.sub(r"<[^>]*>", "", head).replace('"', "&quot;")
+        for head in re.findall(r"<th\b[^>]*>(.*?)</th>", table[0], re.DOTALL)
+    ]
+
+    def label_row(row: re.Match[str]) -> str:
+        names = iter(heads)
+        return re.sub(r"<td(?=[ >])", lambda _: f'<td data-label="{next(names, "")}"', row[0])
+
+    return re.sub(r"<tr>.*?</tr>", label_row, table[0], flags=re.DOTALL)
+
+
+def _made(report: Report) -> dict[str, Any]:
+    """What the run left: number and size of models, tokens that they were trained on, languages."""
+    training = report.get("training") or []
+    shares = (report.get("mixture") or {}).get("shares_wanted") or {}
+    names = [_LANGUAGES.get(language, language) for language in shares]
+    return {
+        "models": len(training),
+        "parameters": max((run.get("parameters") or 0 for run in training), default=None) or None,
+        "tokens": sum(run.get("tokens") or 0 for run in training),
+        "languages": " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "text",
+    }
+
+
+def _commands(report: Report) -> list[tuple[str, str]]:
+    """What to do with the models, as commands: (what it does, command)."""
+    rows = [row for row in report.get("registry") or [] if "champion" in row["alias"]]
+    talker = next((row for row in rows if row["name"].endswith("chat")), rows[0] if rows else None)
+    if talker is None:
+        return []
+    name, uri = talker["name"], talker.get("uri")
+    commands = [("Talk to it on a page of its own", f"openba serve models:/{name}@champion")]
+    if uri:
+        commands.append(("Score it on more benchmarks", f"openba eval {uri} --suite quick --out results/new"))
+        commands.append(
+            ("Compare it with another", "openba compare results/old results/new --page differences.html")
+        )
+    return commands
+
+
+def _folded(steps: list[StepState]) -> dict[str, bool]:
+    """Sections that only repeat what an earlier run has built."""
+    data = [step for step in steps if (step.get("title") or "").startswith("openba.data")]
+    return {
+        name: bool(chosen) and all(step["state"] == "cached" for step in chosen)
+        for name, chosen in (("steps", steps), ("data", data))
+    }
 
 
 def _verdict(steps: list[StepState]) -> dict[str, str]:
@@ -126,6 +191,23 @@ def _or_not_run(write: Callable[[Any], str]) -> Callable[[Any], str]:
     return written
 
 
+def _score(value: float) -> str:
+    """One decimal, or none from 100 on, where it says nothing."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
+
+
+def _error(stderr: Any) -> str:
+    """A standard error behind its score; nothing where there is none, as of a score that cannot vary."""
+    if not isinstance(stderr, float | int) or not math.isfinite(stderr) or round(stderr, 1) == 0:
+        return ""
+    return Markup(' <span class="aside">&plusmn; {}</span>').format(_score(stderr))
+
+
+def _on_bar(value: float) -> str:
+    """A score's place on a bar from 0 to 100, in percent of it."""
+    return f"{min(100.0, max(0.0, value)):.1f}"
+
+
 def _power_of_ten(value: float) -> str:
     mantissa, exponent = f"{value:.2e}".split("e")
     return Markup("{}&times;10<sup>{}</sup>").format(mantissa, int(exponent)) if value else escape("0")
@@ -142,11 +224,13 @@ _WRITERS: dict[str, Callable[[Any], str]] = {
     "count": lambda value: f"{value:,}",
     "human": human,
     "number": lambda value: f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}",
+    "score": _score,
     "loss": lambda value: f"{value:.3f}",
     "percent": lambda value: f"{100 * value:.2g} %" if 0 < abs(value) < 1e-3 else f"{100 * value:.1f} %",
     "change": lambda value: f"{100 * value:+.1f} %".replace("-", "\N{MINUS SIGN}"),
     "flops": _power_of_ten,
     "bytes": lambda value: _scaled(value, [(1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "B")]),
+    "device_hours": lambda value: _scaled(60 * value, [(60, "device hours"), (1, "device minutes")]),
     "hours": lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}",
     "kwh": lambda value: _scaled(value, [(1e3, "MWh"), (1, "kWh"), (1e-3, "Wh"), (1e-6, "mWh")]),
     "joules": lambda value: _scaled(value, [(1e9, "GJ"), (1e6, "MJ"), (1e3, "kJ"), (1, "J")]),

@@ -12,7 +12,10 @@ from openba.report.charts import funnel_chart, heldout_chart, loss_chart
 from openba.report.page import render
 from openba.report.schema import Report, Training
 
-SECTIONS = ["steps", "data", "tokenizer", "training", "experts", "scores", "cost", "generations", "registry"]
+SECTIONS = [
+    "skills", "examples", "made", "scores", "training", "experts", "cost", "generations", "registry", "data",
+    "tokenizer", "steps",
+]  # fmt: skip
 ATTACK = "<script>alert('owned')</script><img src=http://evil.example/x onerror=alert(1)>"
 
 
