@@ -217,7 +217,7 @@ def report() -> None:
     console.print(f"{written['pipeline']}: {counts} in {written['seconds']:.0f} s", markup=False)
     for row in written["evaluations"]:
         scores = ", ".join(
-            f"{name} {value:.3g}" for name, value in row["scores"].items() if value is not None
+            f"{name} {value:.1f}" for name, value in row["scores"].items() if value is not None
         )
         console.print(f"  {row['model']:<12} {row['benchmark']:<18} {scores}  (n={row['n']})", markup=False)
     console.print(str(folder / "report.html"), markup=False)

@@ -2,15 +2,21 @@
 
 import math
 import re
+import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
 from openba.report.charts import funnel_chart, heldout_chart, loss_chart
 from openba.report.page import render
 from openba.report.schema import Report, Training
+from openba.report.skills import skills
+
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium")
 
 SECTIONS = [
     "skills", "examples", "made", "scores", "training", "experts", "cost", "generations", "registry", "data",
@@ -135,6 +141,134 @@ def funnel() -> list[dict]:
     return rows
 
 
+def baselines(
+    metric: str, frequent: tuple[float, float], other: tuple[str, float, float], chance: float | None = None
+) -> dict:
+    return {
+        "trained_on": 1912,
+        "chance": {} if chance is None else {metric: chance},
+        "methods": {
+            name: {"scores": {metric: score}, "stderr": {metric: error}}
+            for name, score, error in (("most frequent answer", *frequent), other)
+        },
+    }
+
+
+def evaluations() -> list[dict]:
+    zh = {
+        "input": "请判断这条评论的情感，回答“正面”或“负面”。评论：质量很好，物流也快，下次还会再来。",
+        "target": "正面",
+        "output": "正面",
+    }
+    en = {
+        "input": "Which topic is this article about: business, entertainment, politics, sport or tech? "
+        "Ad sales boost Time Warner profit. Quarterly profits at the media giant jumped 76 % ...",
+        "target": "business",
+        "output": ATTACK,
+    }
+    return [
+        {
+            "model": "stage3",
+            "benchmark": "sentiment_zh",
+            "language": "zh",
+            "method": "choice",
+            "n": 100,
+            "scores": {"accuracy": 61.0},
+            "stderr": {"accuracy": 4.9},
+            "paper": None,
+            "baselines": baselines("accuracy", (50.0, 5.0), ("TF-IDF, logistic regression", 74.0, 4.4), 50.0),
+            "samples": [zh],
+        },
+        {
+            "model": "stage3",
+            "benchmark": "translation_en_zh",
+            "language": "zh",
+            "method": "generate",
+            "n": 100,
+            "scores": {"bleu": 1.24, "chrf": 6.85},
+            "stderr": {"bleu": 0.31, "chrf": 0.6},
+            "baselines": baselines("bleu", (0.0, 0.0), ("copy of the question", 0.9, 0.2)),
+            "signature": "nrefs:1|case:mixed|tok:zh|smooth:exp|version:2.6.0",
+            "paper": {
+                "value": 37.4,
+                "where": "Table 9, Flores en-zh, 50 sentences; here, strings of a web framework",
+            },
+            "samples": [zh],
+        },
+        {
+            "model": "OpenBA-Chat",
+            "benchmark": "topics_en",
+            "language": "en",
+            "method": "generate",
+            "n": 100,
+            "scores": {"exact_match": 22.0},
+            "baselines": baselines(
+                "exact_match", (27.0, 4.5), ("TF-IDF, logistic regression", 96.0, 2.0), 20.0
+            ),
+            "samples": [en, {**en, "output": ""}],
+        },
+        {
+            "model": "OpenBA-NER",
+            "benchmark": "ner",
+            "language": "zh",
+            "method": "generate",
+            "n": 100,
+            "scores": {"entity_f1": 61.3, "entity_f1_unreadable": 0.0},
+            "stderr": {"entity_f1": 2.9},
+            "baselines": baselines("entity_f1", (0.0, 0.0), ("maximum-entropy tagger", 70.1, 2.4)),
+            "samples": [
+                {
+                    "input": "Sentence: 江泽民主席在北京会见了克林顿总统。",
+                    "target": "[江泽民](person), [北京](location), [克林顿](person)",
+                    "output": "[江泽民](person), [北京](organization)",
+                }
+            ],
+        },
+        {
+            "model": "OpenBA-Chat",
+            "benchmark": "identity",
+            "language": "en",
+            "method": "generate",
+            "n": 28,
+            "scores": {"exact_match": 100.0},
+            "stderr": {"exact_match": 0.0},
+            "samples": [
+                {
+                    "input": "Human: 你好 Assistant: 你好！ Human: What is your name? Assistant:",
+                    "target": "OpenBA",
+                    "output": "I am OpenBA, a language model.",
+                }
+            ],
+        },
+        {
+            "model": "OpenBA-Chat",
+            "benchmark": "chat-perplexity",
+            "language": "zh",
+            "method": "likelihood",
+            "n": 71,
+            "scores": {"perplexity": 290.4},
+            "stderr": {"perplexity": 31.7},
+        },
+        {
+            "model": "OpenBA-Code",
+            "benchmark": "code",
+            "language": "en",
+            "method": "generate",
+            "n": 100,
+            "scores": {"chrf": 24.0, "python_syntax": 48.0},
+            "stderr": {"chrf": 0.9, "python_syntax": 5.0},
+            "baselines": baselines("chrf", (12.0, 0.4), ("nearest training record", 25.1, 1.3)),
+            "samples": [
+                {
+                    "input": "Write the Python function `first(items)`: The first of the items.",
+                    "target": "def first(items):\n    return next(iter(items))",
+                    "output": "def first(items):\n    return items[0]",
+                }
+            ],
+        },
+    ]
+
+
 def sample() -> Report:
     """A whole run of a toy pipeline, of the sizes that such a run has."""
     names = [
@@ -148,17 +282,6 @@ def sample() -> Report:
         ("expert-chat", "OpenBA-Chat"),
         ("evaluate-stage3", "Benchmarks of Stage III"),
     ]
-    zh = {
-        "input": "请判断这条评论的情感，回答“正面”或“负面”。评论：质量很好，物流也快，下次还会再来。",
-        "target": "正面",
-        "output": "正面",
-    }
-    en = {
-        "input": "Which topic is this article about: business, entertainment, politics, sport or tech? "
-        "Ad sales boost Time Warner profit. Quarterly profits at the media giant jumped 76 % ...",
-        "target": "business",
-        "output": ATTACK,
-    }
     return {
         "pipeline": "tiny",
         "banner": "Toy numbers: a model of 3M parameters trained for minutes. "
@@ -209,43 +332,7 @@ def sample() -> Report:
             "byte_or_unknown_share": {"zh": 0.0121, "en": 0.0003, "code": 0.0044},
         },
         "training": training(),
-        "evaluations": [
-            {
-                "model": "stage3",
-                "benchmark": "sentiment_zh",
-                "language": "zh",
-                "method": "choice",
-                "n": 100,
-                "scores": {"accuracy": 61.0},
-                "stderr": {"accuracy": 4.9},
-                "paper": None,
-                "samples": [zh],
-            },
-            {
-                "model": "stage3",
-                "benchmark": "translation_en_zh",
-                "language": "zh",
-                "method": "generate",
-                "n": 100,
-                "scores": {"bleu": 1.24, "chrf": 6.85},
-                "stderr": {"bleu": 0.31, "chrf": 0.6},
-                "signature": "nrefs:1|case:mixed|tok:zh|smooth:exp|version:2.6.0",
-                "paper": {
-                    "value": 37.4,
-                    "where": "Table 9, Flores en-zh, 50 sentences; here, strings of a web framework",
-                },
-                "samples": [zh],
-            },
-            {
-                "model": "OpenBA-Chat",
-                "benchmark": "topics_en",
-                "language": "en",
-                "method": "generate",
-                "n": 100,
-                "scores": {"exact_match": 22.0},
-                "samples": [en, {**en, "output": ""}],
-            },
-        ],
+        "evaluations": evaluations(),
         "registry": [
             {
                 "name": "openba-base",
@@ -495,3 +582,65 @@ def test_matplotlib_is_imported_only_to_draw() -> None:
     code = "import sys; from openba.report.page import render; render({}); print('matplotlib' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_skills_come_best_first_with_what_they_are_to_be_seen_beside() -> None:
+    rows = skills(evaluations())
+    assert [row.evaluation["benchmark"] for row in rows[:2]] == ["ner", "sentiment_zh"]
+    by_name = {row.evaluation["benchmark"]: row for row in rows}
+    sentiment = by_name["sentiment_zh"]
+    assert (sentiment.floor, sentiment.classical) == (
+        ("most frequent answer", 50.0, 5.0),
+        ("TF-IDF, logistic regression", 74.0, 4.4),
+    )
+    assert sentiment.gain == pytest.approx(11 / 50)
+    assert sentiment.verdict == "lost"  # 13 points, and the difference's standard error is 6.6
+    assert by_name["code"].verdict == "tied"  # 1.1 points, 1.6
+    assert (
+        by_name["topics_en"].gain < 0
+    )  # worse than the most frequent answer, and last of those with a floor
+    assert by_name["chat-perplexity"].gain is None
+
+
+def test_the_first_screen_names_scores_baselines_and_commands(html: str) -> None:
+    first = html.partition('<section id="made">')[0]
+    text = re.sub(r"\s+", " ", "".join(Page(first + "</main></body></html>").text))
+    assert "8 models of 3.41M parameters" in text
+    assert "openba serve models:/openba-base@champion" in text
+    assert "61.3 ± 2.9" in text
+    assert "70.1 ± 2.4 maximum-entropy tagger" in text
+    assert "290 ± 31.7" in text  # not 2.9e+02
+    assert "± 0.0" not in text
+    assert first.count('class="entity good"') == 2  # one person, on either side
+    assert first.count('class="entity bad"') == 3
+    assert '<p class="assistant">' in first
+
+
+def test_what_an_earlier_run_built_is_folded() -> None:
+    report = sample()
+    for step in report["steps"]:
+        step["state"] = "cached"
+        step["title"] = "openba.data.sources"
+    opened, folded = (render(each) for each in (sample(), report))
+    for section in ("steps", "data"):
+        where = rf'<section id="{section}">.*?<details( open)?>'
+        assert re.search(where, opened, re.S)[1] == " open"  # type: ignore[index]
+        assert re.search(where, folded, re.S)[1] is None  # type: ignore[index]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+@pytest.mark.parametrize("width", [390, 768, 1024, 1280, 1600, 1920])
+def test_no_table_is_cut_off(html: str, width: int, tmp_path: Path) -> None:
+    file = tmp_path / "report.html"
+    file.write_text(html, encoding="utf-8")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        page.goto(file.as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true })")
+        cut = page.evaluate(
+            "[...document.querySelectorAll('.scroll, html')]"
+            ".filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.textContent)"
+        )
+        browser.close()
+    assert cut == []
