@@ -9,6 +9,7 @@ import atexit
 import gc
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,6 +28,7 @@ from openba.recipes.model import ModelRecipe
 from openba.units import human
 
 if TYPE_CHECKING:
+    from openba.report.leaderboard import Entry
     from tasks.registry import Registry
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
@@ -221,6 +223,47 @@ def report() -> None:
         )
         console.print(f"  {row['model']:<12} {row['benchmark']:<18} {scores}  (n={row['n']})", markup=False)
     console.print(str(folder / "report.html"), markup=False)
+
+
+@app.command()
+def leaderboard(
+    runs: Annotated[list[Path], typer.Argument(help="OPENBA_HOME of each run, or its report.json.")],
+    as_json: Json = False,
+) -> None:
+    """Runs by the score that their pipeline fixes, with what they cost and were planned to cost."""
+    from openba.report.leaderboard import leaderboard as ranked
+
+    entries = ranked(runs)
+    if as_json:
+        print(json.dumps(entries, indent=1))
+        return
+    table = Table(
+        "score", "± standard error", "n", "pipeline", "size", "parameters", "tokens", "device h", "of plan",
+        "kWh", "price", "commit", "run", box=None,
+    )  # fmt: skip
+    for entry in entries:
+        table.add_row(*_leaderboard_cells(entry))
+    console.print(entries[0]["target"], style="bold", markup=False)
+    console.print(table)
+
+
+def _leaderboard_cells(entry: Entry) -> list[str]:
+    planned = entry["planned_device_hours"]
+    return [
+        f"{entry['score']:.1f}",
+        f"{entry['stderr']:.1f}",
+        str(entry["n"]),
+        entry["pipeline"],
+        "" if entry["size"] is None else str(entry["size"]),
+        human(entry["parameters"]),
+        human(entry["tokens"]),
+        f"{entry['device_hours']:,.3g}",
+        f"{entry['device_hours'] / planned:.0%}" if planned else "",
+        f"{entry['kwh']:,.3g}",
+        "" if entry["money"] is None else f"{entry['money']:,.2f}",
+        entry["commit"],
+        entry["run"],
+    ]
 
 
 @app.command()

@@ -151,6 +151,20 @@ class Config:
         self.data[key] = _deep(dict(self.data.get(key) or {}), layer)
         self.origin |= dict.fromkeys(flatten(layer, f"{key}."), origin)
 
+    def derive(self, values: dict[str, Any], origin: str) -> None:
+        """Set values that follow from another setting, but where this file itself or `--set` states them."""
+        stated = {"--set", _short(self.path.resolve())}
+        for key, value in values.items():
+            if self.source_of(key) in stated and self._value(key) is not None:
+                continue
+            *sections, last = key.split(".")
+            into = self.data
+            for section in sections:
+                into = into.setdefault(section, {})
+            into[last] = value
+            self.origin[key] = origin
+            self._files.pop(key, None)
+
     def adopt(self, prefix: str, other: Config) -> None:
         """Take over the values and origins of another config below `prefix`, for `openba show`."""
         into = self.data

@@ -28,6 +28,7 @@ from openba.recipes.data import (
     TaskRecipe,
     TaskStep,
 )
+from openba.recipes.dial import dialled
 from openba.recipes.evaluate import SCORING_VERSION, BaselinesStep, BenchmarkRecipe, EvaluateStep
 from openba.recipes.model import ModelRecipe
 from openba.recipes.pipeline import ExpertConfig, ExpertsConfig, PipelineConfig, expert_files
@@ -69,6 +70,9 @@ class Pipeline:
         self.path, self.strict = path, strict
         self.files = Config.read(path, _for_pipeline(overrides))
         self.config: PipelineConfig = self.files.validate(PipelineConfig)
+        if self.config.size is not None:
+            self.files.derive(dialled(self.config.size, self.config.tokens_per_parameter), "size")
+            self.config = self.files.validate(PipelineConfig)
         self.experts = self._experts(overrides or [])
         self.steps: dict[str, Step] = {}
         self._data()
@@ -76,6 +80,7 @@ class Pipeline:
         self._fine_tunes()
         self._evaluations()
         self._contamination()
+        self._check_target()
 
     @property
     def data(self) -> list[Step]:
@@ -342,7 +347,21 @@ class Pipeline:
         step = evaluation_name(name, prefix, at)
         self._add(step, EVALUATE, recipe, config, model=self.step(name), **tasks)
 
+    def _check_target(self) -> None:
+        """Refuse a target that no evaluation of the pipeline scores."""
+        if (target := self.config.target) is None:
+            return
+        step = self.steps.get(evaluation_name(target.step))
+        benchmarks = step.recipe.benchmarks if step and isinstance(step.recipe, EvaluateStep) else {}
+        if target.benchmark not in benchmarks or target.metric not in benchmarks[target.benchmark].metrics:
+            raise ConfigError(
+                f"{self.files.source_of('target.step')}: target: no evaluation scores {target.metric} of "
+                f"{target.step} on {target.benchmark}; name one of its benchmarks and metrics"
+            )
+
     def _experts(self, overrides: list[str]) -> dict[str, ExpertConfig]:
+        if self.config.experts.folder is None:
+            return {}
         folder = self.files.folder_of("experts.folder") / self.config.experts.folder
         files = expert_files(folder)
         if files is None:

@@ -34,6 +34,8 @@ CountOrNone = Annotated[int, _NUMBER, Field(ge=0, le=2**24)]
 """How many of something that may be absent; zero is none."""
 Size = Annotated[int, _NUMBER, Field(ge=1, le=2**20)]
 """A width, depth or length of a model or a sample, in channels, layers or tokens."""
+Layers = Annotated[int, _NUMBER, Field(ge=1, le=256)]
+"""Depth of a decoder whose width follows from it."""
 SampleLength = Annotated[int, _NUMBER, Field(ge=2, le=2**20)]
 """Tokens of a sample that is divided in two."""
 Records = Annotated[int, _NUMBER, Field(ge=1, le=10**12)]

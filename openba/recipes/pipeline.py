@@ -9,9 +9,9 @@ from pydantic import Field, model_validator
 
 from openba.artifacts import Recipe
 from openba.recipes.data import CleanRecipe, MixtureRecipe, SourceRecipe, TaskRecipe, TokenizerRecipe
-from openba.recipes.evaluate import BenchmarkRecipe
+from openba.recipes.evaluate import BenchmarkRecipe, Metric
 from openba.recipes.model import ModelRecipe
-from openba.recipes.numbers import NonNegative, Share
+from openba.recipes.numbers import Layers, NonNegative, Positive, Share
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainRecipe
 
@@ -54,8 +54,9 @@ class ExpertConfig(Recipe):
 class ExpertsConfig(Recipe):
     """Where the experts' recipes lie; every YAML file there is one expert."""
 
-    folder: str
-    """A relative path starts at the folder of the file that sets it; of `--set`, at the working directory."""
+    folder: str | None
+    """A relative path starts at the folder of the file that sets it; of `--set`, at the working directory.
+    None: no expert is trained."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Laid over every expert's `train`, such as a smaller budget."""
 
@@ -92,10 +93,25 @@ class RegisterConfig(Recipe):
     gate: GateConfig
 
 
+class TargetConfig(Recipe):
+    """The score that runs of a pipeline are ranked by (`openba leaderboard`)."""
+
+    step: str
+    """The training whose evaluation has it."""
+    benchmark: str
+    metric: Metric
+
+
 class PipelineConfig(Recipe):
     """One pipeline."""
 
     name: str
+    size: Layers | None = None
+    """Decoder layers; shape, batches, rates and budgets follow from it (`openba.recipes.dial`). None: each is
+    stated by itself."""
+    tokens_per_parameter: Positive = 20.0
+    """With `size`: padded tokens of Stage I for each parameter of the layers."""
+    target: TargetConfig | None = None
     sources: dict[str, SourceRecipe]
     clean: CleanRecipe
     tokenizer: TokenizerRecipe

@@ -11,6 +11,7 @@ from typing import Any, cast
 from openba.accounting.energy import TrainFacts, cost
 from openba.artifacts import Step, Store
 from openba.graph import Model, Pipeline, evaluation_name
+from openba.plan import plan
 from openba.recipes.train import TrainStep
 from openba.report.ablation import ablation_rows
 from openba.report.paper_tables import evaluation_row, numbers_and_errors
@@ -28,6 +29,9 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
 
     return {
         "pipeline": pipeline.config.name,
+        "size": pipeline.config.size,
+        "target": pipeline.config.target.model_dump() if pipeline.config.target else None,
+        "plan": plan(pipeline, store)["total"],
         "banner": pipeline.config.report_banner,
         "steps": [_step(step, records[name], states, store) for name, step in pipeline.steps.items()],
         "funnel": _funnel(facts("clean").get("funnel", []), pipeline, facts("tokenizer")),

@@ -207,6 +207,12 @@ class Report(TypedDict, total=False):
     """Everything the page shows. Any key may be missing."""
 
     pipeline: str
+    size: int | None
+    """The one number that the pipeline's shape and budgets follow from, where it has one."""
+    target: dict[str, str] | None
+    """`step`, `benchmark` and `metric` that its runs are ranked by."""
+    plan: dict[str, float | None]
+    """What its trainings were expected to take together: `openba.plan.plan`'s total."""
     banner: str
     git: Git
     hardware: str
