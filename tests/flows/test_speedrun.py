@@ -1,4 +1,4 @@
-"""The speedrun's code on two CPU cores: from nothing to the leaderboard, with five CPU minutes of training."""
+"""The speedrun's code on two CPU cores: from nothing to the leaderboard in five CPU minutes of training."""
 
 from __future__ import annotations
 
