@@ -31,7 +31,9 @@ def serve(
     from tasks import serve as process
 
     home = Home.from_environment()
-    limits = Limits(rows=rows, queue=queue, body=body, patience=patience, answer=answer)
+    limits = Limits(
+        max_rows=rows, max_queued=queue, max_body_bytes=body, client_timeout=patience, answer_timeout=answer
+    )
     if cluster:
         from tasks.serve_cluster import deploy
 

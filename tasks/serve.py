@@ -26,9 +26,9 @@ from openba.artifacts import fetched
 from openba.errors import UserError, one_line
 from openba.home import Home
 from openba.serve.app import Application
-from openba.serve.host import Host, Served
-from openba.serve.limits import Limits, Protocol
-from openba.serve.metrics import Metrics
+from openba.serve.limits import HeaderTimeoutProtocol, Limits
+from openba.serve.model_host import LoadedModel, ModelHost
+from openba.serve.server_metrics import ServerMetrics
 
 LOOPBACK = ("127.0.0.1", "localhost")
 EXIT_ENGINE_FAILED = 70
@@ -116,7 +116,7 @@ class Source:
         with fetched(uri, files) as output:
             yield output / "model"
 
-    def load(self, place: Place, models: Host) -> Served:
+    def load(self, place: Place, models: ModelHost) -> LoadedModel:
         """The model, loaded; takes its time, in any thread.
 
         Raises:
@@ -126,7 +126,7 @@ class Source:
             return models.load(folder, place.name, place.version)
 
 
-async def begin(source: Source, models: Host) -> Place:
+async def begin(source: Source, models: ModelHost) -> Place:
     """Load the model that is asked for now and let it answer.
 
     Raises:
@@ -174,11 +174,11 @@ async def _serve(
     source: Source, limits: Limits, key: str | None, host: str, port: int, device: str, poll: float
 ) -> None:
     listening = _bound(host, port)
-    models = Host(limits, Metrics(), device)
+    models = ModelHost(limits, ServerMetrics(), device)
     place = await begin(source, models)
 
-    class Patient(Protocol):
-        patience = limits.patience
+    class Patient(HeaderTimeoutProtocol):
+        client_timeout = limits.client_timeout
 
     config = uvicorn.Config(
         Application(models, key).asgi(names(host)), http=Patient, ws="none", lifespan="off",
@@ -212,26 +212,26 @@ def _exit_after_failure(name: str, failure: str) -> NoReturn:
     os._exit(EXIT_ENGINE_FAILED)
 
 
-async def watch(source: Source, models: Host, poll: float) -> None:
+async def watch(source: Source, models: ModelHost, poll: float) -> None:
     """Follow the alias. What cannot be loaded is told once and tried again; the present model goes on."""
     while True:
         await asyncio.sleep(poll)
         try:
             place = await asyncio.to_thread(source.now)
-            if models.present is not None and place.version == models.present.version:
-                models.failed("")
+            if models.current is not None and place.version == models.current.version:
+                models.set_reload_error("")
                 continue
             models.replace(await asyncio.to_thread(source.load, place, models))
             print(f"{place.name} {place.version} answers now", flush=True)
         except Exception as error:  # whatever it is must not end the following
             reason = one_line(error)
-            if reason != models.trouble:
+            if reason != models.reload_error:
                 print(
                     f"openba: {source.asked}: the present model goes on: {reason}",
                     file=sys.stderr,
                     flush=True,
                 )
-            models.failed(reason)
+            models.set_reload_error(reason)
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -20,9 +20,9 @@ from openba.errors import UserError
 from openba.home import Home
 from openba.redact import protect_output
 from openba.serve.app import Application
-from openba.serve.host import Host
 from openba.serve.limits import Limits
-from openba.serve.metrics import Metrics
+from openba.serve.model_host import ModelHost
+from openba.serve.server_metrics import ServerMetrics
 from tasks.serve import LOOPBACK, Source, begin, names, watch
 
 
@@ -57,7 +57,7 @@ class Replica:
         if settings.registry is not None:
             os.environ["MLFLOW_TRACKING_URI"] = settings.registry
         self.settings = settings
-        self.models = Host(settings.limits, Metrics(), settings.device)
+        self.models = ModelHost(settings.limits, ServerMetrics(), settings.device)
         source = Source(settings.asked, Home(settings.home))
         await begin(source, self.models)
         following = watch(source, self.models, settings.poll)
@@ -103,8 +103,8 @@ def application(told: dict[str, Any]) -> serve.Application:
             "num_gpus": int(settings.device.startswith("cuda")),
         },
         # The application refuses for itself; requests such as /health come on top.
-        max_ongoing_requests=limits.rows + limits.queue + 64,
+        max_ongoing_requests=limits.max_rows + limits.max_queued + 64,
         max_constructor_retry_count=1,
-        graceful_shutdown_timeout_s=limits.answer,
+        graceful_shutdown_timeout_s=limits.answer_timeout,
     )
     return deployment(Replica).bind(settings)

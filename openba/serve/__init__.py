@@ -1,5 +1,5 @@
-"""Answers over HTTP: requests of many clients decoded together, in OpenAI's form, and one chat page.
+"""HTTP server for the model: continuous batching, OpenAI's API, one chat page.
 
-A plain library: a model's folder in, an ASGI application out. Which version an alias names and the process
-that listens are `tasks/serve.py`'s.
+A plain library: a model's folder in, an ASGI application out. `tasks/serve.py` resolves registry aliases and
+runs the process that listens.
 """

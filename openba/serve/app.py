@@ -1,7 +1,8 @@
-"""The ASGI application: paths, who may ask, the form of every error, and the chat page.
+"""ASGI application: routes, authentication, error responses, and the chat page.
 
-Owns HTTP. Forms of requests are `protocol.py`'s, answers `answer.py`'s, limits `limits.py`'s, the model
-`host.py`'s. Starlette without FastAPI: bodies are read under our own limits, and errors have OpenAI's form.
+Owns HTTP. Request forms are in `openai_requests.py`, responses in `pending_response.py`, limits in
+`limits.py`, the model in `model_host.py`. Built on Starlette without FastAPI, since bodies are read under our
+own limits and errors have OpenAI's form.
 """
 
 from __future__ import annotations
@@ -12,9 +13,8 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import orjson
 from starlette.applications import Starlette
@@ -28,238 +28,260 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openba.errors import UserError, one_line
 from openba.redact import redact
-from openba.serve.answer import CLIENT_GONE, Answer, Stream
-from openba.serve.engine import EngineFailedError, Full
-from openba.serve.host import Host, Served
-from openba.serve.limits import Disconnected, check_key, read_body
-from openba.serve.metrics import Metrics
-from openba.serve.protocol import (
-    MOST_NAMED,
+from openba.serve.decoding_engine import EngineFailedError, QueueFullError
+from openba.serve.limits import ClientDisconnectedError, check_key, read_body
+from openba.serve.model_host import LoadedModel, ModelHost
+from openba.serve.openai_requests import (
+    MAX_QUOTED_CHARACTERS,
     ChatRequest,
     CompletionRequest,
-    Refused,
-    Request,
-    jobs_of,
-    parse,
+    JSONObject,
+    OpenAIRequest,
+    RequestError,
+    make_generations,
+    parse_request,
 )
+from openba.serve.pending_response import CLIENT_CLOSED_REQUEST, EventStream, PendingResponse
+from openba.serve.server_metrics import ServerMetrics
 
-PAGE = Path(__file__).with_name("chat.html")
-_MODEL = "/v1/models/{model:path}"
-_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/")
+CHAT_PAGE_FILE = Path(__file__).with_name("chat.html")
+_MODEL_ROUTE = "/v1/models/{model:path}"
+_ROUTES = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", "/")
+Endpoint = Callable[[HTTPRequest], Awaitable[Response]]
 
 
 class Application:
-    """Handlers that share one host."""
+    """Request handlers over one model host."""
 
-    def __init__(self, host: Host, key: str | None) -> None:
-        """Args: the host, with a model; the API key, or None for none."""
-        self.host, self.key = host, key
-        self.limits, self.metrics = host.limits, host.metrics
-        page = PAGE.read_text(encoding="utf-8")
-        self.page, self.policy = page.encode(), _policy(page)
+    def __init__(self, model_host: ModelHost, api_key: str | None) -> None:
+        """Args: a host with a loaded model; the API key, or None for no authentication."""
+        self.model_host = model_host
+        self.api_key = api_key
+        self.limits = model_host.limits
+        self.metrics = model_host.metrics
+        page = CHAT_PAGE_FILE.read_text(encoding="utf-8")
+        self.page_bytes = page.encode()
+        self.page_policy = _content_security_policy(page)
 
-    def asgi(self, hosts: Sequence[str]) -> Starlette:
-        """Return the application, for requests that name one of `hosts` (`*`: any)."""
+    def asgi(self, allowed_hosts: Sequence[str]) -> Starlette:
+        """Return the application, for requests whose Host header is in `allowed_hosts` (`*`: any)."""
         routes = [
-            Route("/v1/chat/completions", self._endpoint(ChatRequest), methods=["POST"]),
-            Route("/v1/completions", self._endpoint(CompletionRequest), methods=["POST"]),
-            Route("/v1/models", self.models),
-            Route(_MODEL, self.model),
+            Route("/v1/chat/completions", self._generation_endpoint(ChatRequest), methods=["POST"]),
+            Route("/v1/completions", self._generation_endpoint(CompletionRequest), methods=["POST"]),
+            Route("/v1/models", self.list_models),
+            Route(_MODEL_ROUTE, self.describe_model),
             Route("/health", self.health),
             Route("/metrics", self.metrics_page),
             Route("/", self.chat_page),
         ]
-        middleware = [Middleware(ErrorBoundary, metrics=self.metrics, hosts=hosts)]
+        middleware = [Middleware(ErrorBoundary, metrics=self.metrics, allowed_hosts=allowed_hosts)]
         return Starlette(
             routes=routes, middleware=middleware, exception_handlers={HTTPException: _http_error}
         )
 
-    def _endpoint(self, kind: type[ChatRequest] | type[CompletionRequest]) -> Callable[..., Any]:
+    def _generation_endpoint(self, request_type: type[ChatRequest] | type[CompletionRequest]) -> Endpoint:
         async def endpoint(http: HTTPRequest) -> Response:
-            began = time.monotonic()
+            received_at = time.monotonic()
             try:
-                check_key(http.headers, self.key)
-                request = parse(kind, await read_body(http.headers, http.receive, self.limits))
-                answer = await self._begin(request, began)
-                return Stream(answer) if request.stream else _json(await answer.complete(http.receive))
-            except Refused as refused:
-                return refusal(refused)
-            except Disconnected:
-                return Response(status_code=CLIENT_GONE)
+                check_key(http.headers, self.api_key)
+                body = await read_body(http.headers, http.receive, self.limits)
+                request = parse_request(request_type, body)
+                pending = await self._submit(request, received_at)
+                if request.stream:
+                    return EventStream(pending)
+                return _json_response(await pending.complete(http.receive))
+            except RequestError as error:
+                return error_response(error)
+            except ClientDisconnectedError:
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
 
         return endpoint
 
-    async def _begin(self, request: Request, began: float) -> Answer:
-        """Let the request's prompts wait for rows."""
-        served = self._present()
-        if request.model not in (None, "", served.name):
-            asked = repr(request.model[:MOST_NAMED])
-            message = f"model: {asked} is not served, {served.name!r} is"
-            raise Refused(404, message, "model_not_found", "model")
-        if request.prompts > self.limits.prompts:
-            raise Refused(400, f"prompt: at most {self.limits.prompts} in one request", param="prompt")
-        length = served.engine.model.architecture.max_seq_length
-        sources = await asyncio.to_thread(request.sources, served.tokenizer, length)
-        engine = served.engine
-        jobs = jobs_of(request, sources, engine.longest, engine.used, self.limits.prompts)
-        answer = Answer(request, served, jobs, self.limits, self.metrics, began)
+    async def _submit(self, request: OpenAIRequest, received_at: float) -> PendingResponse:
+        """Encode the prompts and append them to the engine's queue."""
+        model = self._current_model()
+        self._check_model_name(request.model, model)
+        if request.prompt_count > self.limits.max_prompts:
+            message = f"prompt: at most {self.limits.max_prompts} in one request"
+            raise RequestError(400, message, param="prompt")
+        engine = model.engine
+        max_length = engine.model.architecture.max_seq_length
+        # In a thread: encoding a body of the largest size would block the event loop.
+        sources = await asyncio.to_thread(request.encode, model.tokenizer, max_length)
+        generations = make_generations(
+            request,
+            sources,
+            longest_answer=engine.max_new_tokens,
+            vocabulary_size=engine.vocabulary_size,
+            max_answers=self.limits.max_prompts,
+        )
+        pending = PendingResponse(request, model, generations, self.limits, self.metrics, received_at)
         try:
-            if self._present() is not served:  # replaced while the prompts were read; its queue is closed
-                return await self._begin(request, began)
-            engine.submit(jobs)
-        except Full:
+            if self._current_model() is not model:
+                # Replaced while the prompts were encoded: the old engine takes no more generations.
+                return await self._submit(request, received_at)
+            engine.submit(generations)
+        except QueueFullError:
             message = "too many requests wait already; come again in a moment"
-            raise Refused(429, message, "queue_full") from None
+            raise RequestError(429, message, "queue_full") from None
         except EngineFailedError:
-            raise Refused(503, "the engine has ended; the server stops", "engine_error") from None
+            raise RequestError(503, "the engine has ended; the server stops", "engine_error") from None
         except UserError as error:
-            raise Refused(400, str(error)) from None
-        return answer
+            raise RequestError(400, str(error)) from None
+        return pending
 
-    def _present(self) -> Served:
-        assert self.host.present is not None  # the server starts with one
-        return self.host.present
+    @staticmethod
+    def _check_model_name(name: str | None, model: LoadedModel) -> None:
+        """Raise a 404 for another model's name; a missing or empty name means the current model."""
+        if name not in (None, "", model.name):
+            quoted_name = repr(name[:MAX_QUOTED_CHARACTERS])
+            message = f"model: {quoted_name} is not served, {model.name!r} is"
+            raise RequestError(404, message, "model_not_found", "model")
 
-    async def models(self, http: HTTPRequest) -> Response:
+    def _current_model(self) -> LoadedModel:
+        assert self.model_host.current is not None  # loaded before the server listens
+        return self.model_host.current
+
+    async def list_models(self, http: HTTPRequest) -> Response:
         """List the one model that is served."""
         try:
-            check_key(http.headers, self.key)
-        except Refused as refused:
-            return refusal(refused)
-        return _json({"object": "list", "data": [self._card()]})
+            check_key(http.headers, self.api_key)
+        except RequestError as error:
+            return error_response(error)
+        return _json_response({"object": "list", "data": [self._model_card()]})
 
-    async def model(self, http: HTTPRequest) -> Response:
-        """Describe the model of this name, if it is served."""
+    async def describe_model(self, http: HTTPRequest) -> Response:
+        """Describe the model named in the path; 404 for another name."""
         try:
-            check_key(http.headers, self.key)
-        except Refused as refused:
-            return refusal(refused)
-        card, asked = self._card(), http.path_params["model"]
-        if asked != card["id"]:
-            message = f"model: {asked[:MOST_NAMED]!r} is not served, {card['id']!r} is"
-            return refusal(Refused(404, message, "model_not_found", "model"))
-        return _json(card)
+            check_key(http.headers, self.api_key)
+            self._check_model_name(http.path_params["model"], self._current_model())
+        except RequestError as error:
+            return error_response(error)
+        return _json_response(self._model_card())
 
-    def _card(self) -> dict[str, Any]:
-        served = self._present()
+    def _model_card(self) -> JSONObject:
+        model = self._current_model()
         return {
-            "id": served.name,
+            "id": model.name,
             "object": "model",
-            "created": served.loaded,
+            "created": model.loaded_at,
             "owned_by": "openba",
-            "version": served.version,
+            "version": model.version,
         }
 
     async def health(self, http: HTTPRequest) -> Response:
-        """Tell which model answers, and whether its engine does; 503 if not."""
-        served = self._present()
-        state = self.host.state()
-        body = {
+        """Report the current model and the state of its engine; 503 unless it is `ok`."""
+        model = self._current_model()
+        state = self.model_host.state()
+        body: JSONObject = {
             "status": state,
-            "model": served.name,
-            "version": served.version,
-            "rows": len(served.engine.rows),
-            "waiting": len(served.engine.waiting),
-            "reload_error": self.host.trouble or None,
+            "model": model.name,
+            "version": model.version,
+            "rows": len(model.engine.active),
+            "waiting": len(model.engine.queue),
+            "reload_error": self.model_host.reload_error or None,
         }
-        return _json(body, 200 if state == "ok" else 503)
+        return _json_response(body, 200 if state == "ok" else 503)
 
     async def metrics_page(self, http: HTTPRequest) -> Response:
-        """Show the metrics in Prometheus' text form."""
-        engine = self._present().engine
-        self.metrics.steps.set(engine.steps)
-        self.metrics.rows.set(len(engine.rows))
-        self.metrics.waiting.set(len(engine.waiting))
-        return Response(redact(self.metrics.text().decode()), media_type="text/plain; version=0.0.4")
+        """Return the metrics in Prometheus' text format."""
+        engine = self._current_model().engine
+        self.metrics.decoder_steps.set(engine.steps)
+        self.metrics.active_rows.set(len(engine.active))
+        self.metrics.queued_generations.set(len(engine.queue))
+        return Response(redact(self.metrics.render().decode()), media_type="text/plain; version=0.0.4")
 
     async def chat_page(self, http: HTTPRequest) -> Response:
-        """Send the one static file, which talks to this server only."""
-        headers = {"content-security-policy": self.policy, "x-content-type-options": "nosniff"}
-        return Response(self.page, media_type="text/html", headers=headers)
+        """Return the chat page, one static file that sends requests to this server only."""
+        headers = {"content-security-policy": self.page_policy, "x-content-type-options": "nosniff"}
+        return Response(self.page_bytes, media_type="text/html", headers=headers)
 
 
 class ErrorBoundary:
-    """The layer around all handlers: checks the host's name, counts answers, catches exceptions.
+    """Outermost middleware: checks the Host header, counts responses, handles exceptions.
 
-    An exception is one line on stderr and a 500 in OpenAI's form that repeats nothing of it.
+    An exception is logged as one line on stderr and answered by a 500 in OpenAI's form, without its text.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, hosts: Sequence[str]) -> None:
-        self.app, self.metrics, self.hosts = app, metrics, hosts
+    def __init__(self, app: ASGIApp, metrics: ServerMetrics, allowed_hosts: Sequence[str]) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.allowed_hosts = allowed_hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        status = 0
+        sent_status = 0
 
-        async def note_status(message: Message) -> None:
-            nonlocal status
+        async def send_and_record(message: Message) -> None:
+            nonlocal sent_status
             if message["type"] == "http.response.start":
-                status = message["status"]
+                sent_status = message["status"]
             await send(message)
 
         try:
-            name = Headers(scope=scope).get("host", "").partition(":")[0]
-            if "*" in self.hosts or name in self.hosts:
-                await self.app(scope, receive, note_status)
+            host_name = Headers(scope=scope).get("host", "").partition(":")[0]
+            if "*" in self.allowed_hosts or host_name in self.allowed_hosts:
+                await self.app(scope, receive, send_and_record)
             else:
-                message = "host: the request names another server; ask for this one by its own name"
-                await refusal(Refused(400, message))(scope, receive, note_status)
+                error_text = "host: the request names another server; ask for this one by its own name"
+                response = error_response(RequestError(400, error_text))
+                await response(scope, receive, send_and_record)
         except Exception as error:
-            print(
-                f"openba: {scope['method']} {_label(scope)}: {one_line(error)}", file=sys.stderr, flush=True
-            )
-            if not status:
-                message = "an error of the server; its log says which"
-                await refusal(Refused(500, message, "internal_error"))(scope, receive, note_status)
+            log_line = f"openba: {scope['method']} {_metric_path(scope)}: {one_line(error)}"
+            print(log_line, file=sys.stderr, flush=True)
+            if not sent_status:
+                error_text = "an error of the server; its log says which"
+                response = error_response(RequestError(500, error_text, "internal_error"))
+                await response(scope, receive, send_and_record)
         finally:
-            counted = scope.get("openba.status", status)
-            self.metrics.requests.labels(_label(scope), str(counted)).inc()
+            recorded_status = scope.get("openba.status", sent_status)
+            self.metrics.requests.labels(_metric_path(scope), str(recorded_status)).inc()
 
 
-def _label(scope: Scope) -> str:
-    """Return the path as a label of the metrics: few values, whatever clients ask for."""
+def _metric_path(scope: Scope) -> str:
+    """Return the path as a metrics label with few values, whatever paths clients request."""
     path = scope["path"]
     if path.startswith("/v1/models/"):
-        return _MODEL
-    return path if path in _PATHS else "other"
+        return _MODEL_ROUTE
+    return path if path in _ROUTES else "other"
 
 
 async def _http_error(http: HTTPRequest, error: Exception) -> Response:
-    """Answer an unknown path or method in the same form as other errors."""
+    """Return the error response for an unknown path or method."""
     assert isinstance(error, HTTPException)
-    path = http.url.path[:MOST_NAMED]
-    return refusal(Refused(error.status_code, f"{http.method} {path}: {error.detail}"))
+    path = http.url.path[:MAX_QUOTED_CHARACTERS]
+    return error_response(RequestError(error.status_code, f"{http.method} {path}: {error.detail}"))
 
 
-def _json(body: dict[str, Any], status: int = 200) -> Response:
+def _json_response(body: JSONObject, status: int = 200) -> Response:
     return Response(orjson.dumps(body), status, media_type="application/json")
 
 
-def refusal(refused: Refused) -> Response:
-    """Return the response that carries a refusal."""
-    response = _json(refused.body(), refused.status)
-    if refused.status == 429:
+def error_response(error: RequestError) -> Response:
+    """Return the HTTP response for an error."""
+    response = _json_response(error.body(), error.status)
+    if error.status == 429:
         response.headers["retry-after"] = "1"
-    if refused.status in (408, 413, 415):  # the rest of the body is not read
+    if error.status in (408, 413, 415):
+        # The rest of the body is not read, so the connection cannot carry another request.
         response.headers["connection"] = "close"
-    if refused.status == 401:
+    if error.status == 401:
         response.headers["www-authenticate"] = "Bearer"
     return response
 
 
-def _policy(page: str) -> str:
-    """Return a policy by which only the page's own script and style run, and reach this server only."""
+def _content_security_policy(page: str) -> str:
+    """Return a policy that allows only the page's own script and style, and requests to this server only."""
 
-    def digests(tag: str) -> str:
-        texts = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        return " ".join(
-            f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" for text in texts
-        )
+    def source_hashes(tag: str) -> str:
+        contents = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        digests = [hashlib.sha256(content.encode()).digest() for content in contents]
+        return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
 
     return (
-        f"default-src 'none'; script-src {digests('script')}; style-src {digests('style')}; "
+        f"default-src 'none'; script-src {source_hashes('script')}; style-src {source_hashes('style')}; "
         "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )

@@ -1,7 +1,7 @@
-"""What a client may do to the server: size and pace of a body, who may ask, who is waited for.
+"""Limits on clients: size and transfer time of a body, API key, idle connections.
 
-Owns the reading of bodies, the key, and connections that do not go on. Every refusal is a 4xx in OpenAI's
-form; a client that does not read its answer loses the connection.
+Owns the reading of request bodies, the check of the API key, and the closing of stalled connections. Every
+refusal is a 4xx in OpenAI's error form; a client that does not read its response loses the connection.
 """
 
 from __future__ import annotations
@@ -9,123 +9,134 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from starlette.types import Receive
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from openba.serve.protocol import Refused
+from openba.serve.openai_requests import RequestError
 
-Receive = Callable[[], Awaitable[Any]]
-_DISCARDED = 64 * 2**20
-"""Bytes of a body that is too large are read on up to here, so that its sender gets to read the refusal."""
+_MAX_DRAINED_BYTES = 64 * 2**20
+"""Bytes of an oversized body that are read and dropped, so that its sender can read the 413."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What protects the server; each is a setting of `openba serve`."""
+    """Limits that protect the server; each is an option of `openba serve`."""
 
-    rows: int = 32
-    """Answers written at once."""
-    queue: int = 256
-    """Answers that may wait for a row; more get 429."""
-    body: int = 2**20
-    """Bytes of a request's body; more get 413."""
-    prompts: int = 64
+    max_rows: int = 32
+    """Answers decoded at the same time."""
+    max_queued: int = 256
+    """Answers that may wait for a row; beyond it requests get 429."""
+    max_body_bytes: int = 2**20
+    """Size of a request's body; a larger one gets 413."""
+    max_prompts: int = 64
     """Prompts in one request, and answers to them."""
-    patience: float = 10.0
-    """Seconds for a request to arrive, and for a client to take a piece of its answer."""
-    answer: float = 300.0
-    """Seconds for an answer, waiting included."""
+    client_timeout: float = 10.0
+    """Seconds for a request to arrive, and for a client to take each part of a stream."""
+    answer_timeout: float = 300.0
+    """Seconds for an answer, time in the queue included."""
 
 
-class Disconnected(Exception):
-    """The client is gone."""
+class ClientDisconnectedError(Exception):
+    """The client closed the connection."""
 
 
 async def read_body(headers: Mapping[str, str], receive: Receive, limits: Limits) -> bytes:
-    """The body of a JSON request.
+    """Return the body of a JSON request.
 
     Raises:
-        Refused: another content type, too large, or too slow.
-        Disconnected: the client left.
+        RequestError: wrong content type, too large, or too slow.
+        ClientDisconnectedError: the client closed the connection.
     """
-    parts: list[bytes] = []
-    size, declared = 0, headers.get("content-length", "")
-    is_number = declared.isascii() and declared.isdecimal()
-    most = min(_DISCARDED, int(declared)) if is_number else _DISCARDED
+    chunks: list[bytes] = []
+    total_bytes = 0
+    content_length = headers.get("content-length", "")
+    max_read = _MAX_DRAINED_BYTES
+    if content_length.isascii() and content_length.isdecimal():
+        max_read = min(max_read, int(content_length))
     try:
-        async with asyncio.timeout(limits.patience):
+        async with asyncio.timeout(limits.client_timeout):
             while True:
                 message = await receive()
                 if message["type"] == "http.disconnect":
-                    raise Disconnected
-                size += len(message.get("body", b""))
-                if size <= limits.body:
-                    parts.append(message.get("body", b""))
-                if not message.get("more_body") or size > most:
+                    raise ClientDisconnectedError
+                chunk = message.get("body", b"")
+                total_bytes += len(chunk)
+                if total_bytes <= limits.max_body_bytes:
+                    chunks.append(chunk)
+                if not message.get("more_body") or total_bytes > max_read:
                     break
     except TimeoutError:
-        raise Refused(408, f"the body did not arrive in {limits.patience:g} s") from None
-    if size > limits.body:
-        raise Refused(413, f"the body is larger than {limits.body} bytes", "body_too_large")
-    # A web page elsewhere may send plain text to a server on loopback without asking first, JSON it may not.
-    if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Refused(415, "content-type: only application/json is read")
-    return b"".join(parts)
+        raise RequestError(408, f"the body did not arrive in {limits.client_timeout:g} s") from None
+    if total_bytes > limits.max_body_bytes:
+        raise RequestError(413, f"the body is larger than {limits.max_body_bytes} bytes", "body_too_large")
+    # CSRF: a web page of another origin may post text/plain to a server on loopback without a preflight
+    # request, but not JSON.
+    content_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise RequestError(415, "content-type: only application/json is read")
+    return b"".join(chunks)
 
 
-def check_key(headers: Mapping[str, str], key: str | None) -> None:
-    """Let nobody in without the key, if there is one.
+def check_key(headers: Mapping[str, str], api_key: str | None) -> None:
+    """Check the bearer token if the server has an API key.
 
     Raises:
-        Refused: 401.
+        RequestError: 401.
     """
-    if key is None:
+    if api_key is None:
         return
-    scheme, _, given = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
-        raise Refused(401, "wrong or no API key: send it as `Authorization: Bearer KEY`", "invalid_api_key")
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    # Constant-time comparison: response times must not reveal how many characters match.
+    is_valid = hmac.compare_digest(credentials.strip().encode(), api_key.encode())
+    if scheme.lower() != "bearer" or not is_valid:
+        raise RequestError(
+            401, "wrong or no API key: send it as `Authorization: Bearer KEY`", "invalid_api_key"
+        )
 
 
-class Protocol(H11Protocol):
-    """uvicorn's HTTP with an end to the waiting for a request's first part, which it has no limit for."""
+class HeaderTimeoutProtocol(H11Protocol):
+    """uvicorn's HTTP protocol with a time limit for a request's headers, which uvicorn does not have."""
 
-    patience = Limits.patience
+    client_timeout = Limits.client_timeout
 
-    def connection_made(self, transport: Any) -> None:
-        """Wait `patience` seconds for the headers of the first request."""
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Wait `client_timeout` seconds for the headers of the first request."""
         super().connection_made(transport)
-        self._waiting: asyncio.TimerHandle | None = None
-        self._watch()
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._update_timer()
 
     def data_received(self, data: bytes) -> None:
-        """As above for each further request of the connection, from its first byte."""
+        """Start the timer at the first byte of a later request on the same connection."""
         super().data_received(data)
-        self._watch()
+        self._update_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nothing is waited for any more."""
-        self._stop_waiting()
+        """Stop the timer."""
+        self._stop_timer()
         super().connection_lost(exc)
 
-    def _watch(self) -> None:
-        idle = self.cycle is None or self.cycle.response_complete
-        if not idle:
-            self._stop_waiting()
-        elif self._waiting is None:
-            self._waiting = self.loop.call_later(self.patience, self._give_up)
+    def _is_between_requests(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
 
-    def _stop_waiting(self) -> None:
-        if self._waiting is not None:
-            self._waiting.cancel()
-            self._waiting = None
+    def _update_timer(self) -> None:
+        if not self._is_between_requests():
+            self._stop_timer()
+        elif self._header_timer is None:
+            self._header_timer = self.loop.call_later(self.client_timeout, self._close_stalled)
 
-    def _give_up(self) -> None:
-        self._waiting = None
-        if not self.transport.is_closing() and (self.cycle is None or self.cycle.response_complete):
-            body = json.dumps(Refused(408, "the request did not arrive in time").body()).encode()
+    def _stop_timer(self) -> None:
+        if self._header_timer is not None:
+            self._header_timer.cancel()
+            self._header_timer = None
+
+    def _close_stalled(self) -> None:
+        self._header_timer = None
+        if not self.transport.is_closing() and self._is_between_requests():
+            error = RequestError(408, "the request did not arrive in time")
+            body = json.dumps(error.body()).encode()
             head = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
             self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
             self.transport.close()

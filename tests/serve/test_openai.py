@@ -13,7 +13,7 @@ from openba.data.instruct import encode_input
 from openba.data.tasks import history
 from openba.model.generate import continuation_losses, generate, start_tokens
 from openba.model.model import OpenBAModel
-from openba.serve.bodies import token_bytes
+from openba.serve.openai_responses import token_bytes
 from openba.tokenizer.tokenizer import Tokenizer
 from tests.serve.conftest import KEY, Server
 

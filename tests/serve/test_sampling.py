@@ -9,21 +9,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openba.serve.sampling import Sampling, choose, token_logprobs
+from openba.serve.sampling import Sampling, choose_tokens, token_logprobs
 
 VOCABULARY = 50
 
 
 def one(logits: torch.Tensor, sampling: Sampling) -> int | None:
     """The next token of one row."""
-    return choose(logits[None].clone(), [sampling], [sampling.generator(logits.device)])[0]
+    return choose_tokens(logits[None].clone(), [sampling], [sampling.random_generator(logits.device)])[0]
 
 
 def test_draws_follow_the_distribution() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     sampling = Sampling(temperature=1.0, top_p=0.6, seed=1)
-    generator = sampling.generator(torch.device("cpu"))
-    drawn = [choose(probabilities.log()[None], [sampling], [generator])[0] for _ in range(2000)]
+    generator = sampling.random_generator(torch.device("cpu"))
+    drawn = [choose_tokens(probabilities.log()[None], [sampling], [generator])[0] for _ in range(2000)]
     # 0.5 alone is less than 0.6, with the next it is enough: two remain, 5 to 3.
     assert set(drawn) == {0, 1}
     assert drawn.count(0) / 2000 == pytest.approx(5 / 8, abs=0.05)
@@ -60,7 +60,9 @@ def test_a_row_that_is_not_finite_fails_alone(
     samplings = [Sampling(temperature=temperature, seed=row) for row in range(len(bad))]
 
     def chosen(logits: torch.Tensor) -> list[int | None]:
-        return choose(logits.clone(), samplings, [each.generator(logits.device) for each in samplings])
+        return choose_tokens(
+            logits.clone(), samplings, [each.random_generator(logits.device) for each in samplings]
+        )
 
     broken = clean.clone()
     broken[bad] = value if everywhere else broken[bad].index_fill(1, torch.tensor([7]), value)
@@ -79,14 +81,14 @@ def test_a_row_that_is_not_finite_fails_alone(
 def test_a_bias_counts_for_its_own_row() -> None:
     logits = torch.zeros(2, VOCABULARY)
     logits[:, 3] = 5
-    biased = Sampling(bias={9: 100.0, 3: -100.0})
-    assert choose(logits.clone(), [biased, Sampling()], [None, None]) == [9, 3]
+    biased = Sampling(logit_bias={9: 100.0, 3: -100.0})
+    assert choose_tokens(logits.clone(), [biased, Sampling()], [None, None]) == [9, 3]
 
 
 def test_logprobs_are_those_of_the_model() -> None:
     logits = torch.tensor([1.0, 2.0, -math.inf, 0.5])
     found = token_logprobs(logits, 0, 20)
-    assert found.chosen == pytest.approx(float(logits.log_softmax(-1)[0]))
-    assert [token for token, _ in found.top] == [1, 0, 3, 2]
-    assert sum(math.exp(logprob) for _, logprob in found.top) == pytest.approx(1)
-    assert token_logprobs(logits, 1, 0).top == []
+    assert found.chosen_logprob == pytest.approx(float(logits.log_softmax(-1)[0]))
+    assert [token for token, _ in found.top_tokens] == [1, 0, 3, 2]
+    assert sum(math.exp(logprob) for _, logprob in found.top_tokens) == pytest.approx(1)
+    assert token_logprobs(logits, 1, 0).top_tokens == []

@@ -11,9 +11,9 @@ from starlette.routing import Route
 
 from openba.home import Home
 from openba.serve.app import Application
-from openba.serve.host import Host
 from openba.serve.limits import Limits
-from openba.serve.metrics import Metrics
+from openba.serve.model_host import ModelHost
+from openba.serve.server_metrics import ServerMetrics
 from tasks.serve import Source, watch
 from tests.failing_service import failing_service
 
@@ -37,11 +37,11 @@ def test_no_route_shows_a_password(
 
 async def ask_all(model_folder: Path) -> dict[str, str]:
     """The answers of all routes, after the alias could not be looked up."""
-    host = Host(Limits(rows=2), Metrics())
+    host = ModelHost(Limits(max_rows=2), ServerMetrics())
     host.replace(host.load(model_folder, "small", "v1"))
     source = Source("models:/openba-chat@champion", Home(model_folder.parent))
     following = asyncio.create_task(watch(source, host, poll=0.01))
-    while not host.trouble:
+    while not host.reload_error:
         await asyncio.sleep(0.05)
     following.cancel()
     app = Application(host, None).asgi(["*"])

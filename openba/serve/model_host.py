@@ -1,0 +1,122 @@
+"""Holder of the model that serves requests, and its replacement without losing a request.
+
+Owns the hand-over: new requests go to the new model, running ones are finished by the old one, whose memory
+is freed afterwards. Also passes wake-ups from the engine's thread to the event loop. The caller decides where
+models come from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from openba.errors import UserError
+from openba.model.files import load_model
+from openba.model.generate import start_tokens
+from openba.redact import redact
+from openba.serve.decoding_engine import DecodingEngine, EngineFailedError, Generation
+from openba.serve.limits import Limits
+from openba.serve.server_metrics import ServerMetrics
+from openba.tokenizer.tokenizer import Tokenizer
+
+_STATE_POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its tokenizer and its running engine."""
+
+    name: str
+    version: str
+    engine: DecodingEngine
+    tokenizer: Tokenizer
+    loaded_at: int
+    """Unix time in seconds."""
+
+
+class ModelHost:
+    """Holder of the current model. All methods but `load` must be called in its event loop."""
+
+    def __init__(self, limits: Limits, metrics: ServerMetrics, device: str = "cpu") -> None:
+        self.limits = limits
+        self.metrics = metrics
+        self.device = device
+        self.event_loop = asyncio.get_running_loop()
+        self.current: LoadedModel | None = None
+        self.reload_error = ""
+        """Why the last replacement failed; empty after a successful one."""
+
+    def load(self, folder: Path, name: str, version: str) -> LoadedModel:
+        """Load a model and start its engine; blocking, may be called in any thread.
+
+        Raises:
+            UserError: see `load_model`; or the model gives no finite logits.
+        """
+        model, tokenizer = load_model(folder)
+        try:
+            engine = DecodingEngine(
+                model.to(torch.device(self.device)),
+                start_ids=start_tokens(tokenizer),
+                eos_id=tokenizer.eos,
+                vocabulary_size=tokenizer.size,
+                max_rows=self.limits.max_rows,
+                max_queued=self.limits.max_queued,
+                notify=self._notify,
+            )
+        except EngineFailedError as error:
+            raise UserError(f"{folder}: {error}; serve another version") from None
+        return LoadedModel(name, version, engine, tokenizer, int(time.time()))
+
+    def state(self) -> str:
+        """Return the state of the current engine: `ok`, `dead` or `stalled`."""
+        return "dead" if self.current is None else self.current.engine.state(self.limits.answer_timeout)
+
+    async def until_failure(self) -> str:
+        """Wait until the current engine is dead or stalled; returns that state with its reason."""
+        while (state := self.state()) == "ok":
+            await asyncio.sleep(_STATE_POLL_SECONDS)
+        failure = self.current.engine.failure if self.current is not None else ""
+        return f"{state} ({failure})" if failure else state
+
+    def replace(self, new_model: LoadedModel) -> None:
+        """Send new requests to this model; the previous engine finishes its own and ends."""
+        previous = self.current
+        self.current = new_model
+        self.reload_error = ""
+        if previous is not None:
+            previous.engine.close()
+            self.metrics.model.remove(previous.name, previous.version)
+            self.metrics.reloads.labels("done").inc()
+        self.metrics.model.labels(new_model.name, new_model.version).set(1)
+
+    def set_reload_error(self, reason: str) -> None:
+        """Record why a replacement could not be loaded; an empty reason clears the error."""
+        reason = redact(reason)
+        # A failure that persists is retried every few seconds and counts once.
+        if reason and reason != self.reload_error:
+            self.metrics.reloads.labels("failed").inc()
+        self.reload_error = reason
+
+    def close(self) -> None:
+        """End the engine once its queue is empty."""
+        if self.current is not None:
+            self.current.engine.close()
+
+    def _notify(self, generations: Sequence[Generation]) -> None:
+        """Wake the waiting requests; called in the engine's thread."""
+        try:
+            # One call per step for all rows: each call wakes the event loop through a socket.
+            self.event_loop.call_soon_threadsafe(_wake_all, generations)
+        except RuntimeError:  # the event loop is closed, so no request waits any more
+            for generation in generations:
+                generation.is_cancelled = True
+
+
+def _wake_all(generations: Sequence[Generation]) -> None:
+    for generation in generations:
+        generation.wake()
