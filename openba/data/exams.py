@@ -21,7 +21,7 @@ _NUMBERS = ("", "id")
 _SPLITS = ("dev", "val", "test", "train")
 
 
-def questions(path: Path, tell: Tell) -> Iterator[tuple[int, files.Fields]]:
+def questions(path: Path, tell: Tell, encoding: str = "utf-8") -> Iterator[tuple[int, files.Fields]]:
     """(row, record) of a file.
 
     A record of a CSV file has `subject`, `split`, `question`, `A` to `D` and `answer`, but for a test split
@@ -30,10 +30,10 @@ def questions(path: Path, tell: Tell) -> Iterator[tuple[int, files.Fields]]:
     """
     subject, split = _subject_and_split(path)
     if not path.name.endswith(".csv"):
-        for number, fields in files.json_lines(path, tell):
+        for number, fields in files.json_lines(path, tell, encoding):
             yield number, {"exam": subject, **fields}
         return
-    text = files.text(path, tell)
+    text = files.text(path, tell, encoding)
     if text is None:
         return
     columns: tuple[str, ...] = _COLUMNS

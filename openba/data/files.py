@@ -1,37 +1,33 @@
 """Local files that a source names: which they are, their state, and their records one by one.
 
-Owns paths, folders, globs, compression and the messages about broken files and rows, which it tells to
-whoever reads and passes over. It does not know which field of a record is the text: that is
-`openba.data.sources`.
+Owns paths, folders, globs and the messages about broken files and rows, which it tells to whoever reads and
+passes over. How a file is compressed and encoded is `openba.data.opening`'s; which field of a record is the
+text is `openba.data.sources`'s.
 """
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import glob
-import gzip
 import hashlib
 import io
-import lzma
 import os
 import re
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from openba.config import CONFIGS
+from openba.data import opening
 from openba.data.quarantine import Bad, Tell
 from openba.errors import UserError
 
 BATCH_ROWS = 1000
-_CHUNK = 2**20
 _EMPTY = "the file is empty; remove it or write it again"
 
 _SMALL = 2**20
@@ -42,13 +38,10 @@ _SUFFIXES = {
     "text": (".txt",),
     "bio": (".txt", ".bio", ".conll"),
     "exam": (".csv", ".jsonl", ".jsonl.gz"),
+    "csv": (".csv", ".tsv"),
+    "warc": (".warc", ".wet"),
 }
-"""Names of an adapter's files end in one of these, in capitals or not, and maybe in one of `_COMPRESSED`."""
-_COMPRESSED = {".gz": "gzip", ".bz2": "bzip2", ".xz": "xz", ".zst": "zstd"}
-_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
-"""First bytes of the forms of compression that are read, whatever a file is called."""
-_ARCHIVES = {b"PK\x03\x04": "zip", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar", b"\x04\x22\x4d\x18": "lz4"}
-_BROKEN = (gzip.BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowException, OSError)
+"""Names of an adapter's files end in one of these in any case, and maybe in one of `opening.SUFFIXES`."""
 _TAG = re.compile(r"O|[BI]-\S+")
 
 Fields = dict[str, Any]
@@ -104,7 +97,9 @@ def _root(path: str) -> Path:
 def _suffixes(adapter: str) -> tuple[str, ...]:
     if adapter == "parquet":
         return _SUFFIXES[adapter]
-    return tuple(suffix + compressed for suffix in _SUFFIXES[adapter] for compressed in ("", *_COMPRESSED))
+    return tuple(
+        suffix + compressed for suffix in _SUFFIXES[adapter] for compressed in ("", *opening.SUFFIXES)
+    )
 
 
 def _is_named(file: Path, suffixes: tuple[str, ...]) -> bool:
@@ -144,34 +139,43 @@ def digest(files: list[tuple[str, Path]]) -> dict[str, Any]:
     return {"files": len(files), "digest": state.hexdigest()[:16]}
 
 
-def text(path: Path, tell: Tell) -> str | None:
-    """A whole UTF-8 file, without its byte order mark; None if it cannot be read, which is told."""
+def text(path: Path, tell: Tell, encoding: str = "utf-8") -> str | None:
+    """Return a file's whole text without its byte order mark; None if it cannot be read, which is told."""
     try:
-        with _opened(path) as file:
-            content = file.read()
+        with opening.Utf8Stream(path, encoding) as stream:
+            content = stream.readall()
     except EOFError:
-        tell(Bad(str(path), None, f"broken {_compression(path)}, cut off; download or write it again"))
+        tell(Bad(str(path), None, f"broken {opening.compression(path)}, cut off; download or write it again"))
         return None
-    except _BROKEN as error:
+    except opening.UnknownEncodingError as error:
+        tell(Bad(str(path), None, str(error)))
+        return None
+    except opening.BROKEN as error:
         tell(Bad(str(path), None, f"cannot be read ({one_line(error)}); download or write it again"))
         return None
+    _tell_replaced(path, stream, tell)
     try:
         if content:
             return content.decode("utf-8").removeprefix("\ufeff")
-        told = _EMPTY
+        reason = _EMPTY
     except UnicodeDecodeError as error:
-        told = _undecodable(error.start)
-    tell(Bad(str(path), None, told))
+        reason = _undecodable(error.start)
+    tell(Bad(str(path), None, reason))
     return None
 
 
-def json_lines(path: Path, tell: Tell) -> Iterator[tuple[int, Fields]]:
+def _tell_replaced(path: Path, stream: opening.Utf8Stream, tell: Tell) -> None:
+    if stream.replaced:
+        tell(Bad(str(path), None, f"{stream.replaced} places are not {stream.encoding}: U+FFFD stands there"))
+
+
+def json_lines(path: Path, tell: Tell, encoding: str = "utf-8") -> Iterator[tuple[int, Fields]]:
     """(row, record) of a file of JSON lines, compressed or not; rows from 1, blank lines are passed over.
 
     Told: an empty file, one that is broken, a line that is not UTF-8 or no JSON object.
     """
     offset = 0
-    for row, line in enumerate(_lines(path, tell), 1):
+    for row, line in enumerate(lines(path, tell, encoding), 1):
         if line.strip():
             fields = _parse(line, offset)
             if isinstance(fields, str):
@@ -181,13 +185,13 @@ def json_lines(path: Path, tell: Tell) -> Iterator[tuple[int, Fields]]:
         offset += len(line)
 
 
-def tagged_sentences(path: Path, tell: Tell) -> Iterator[tuple[int, Fields]]:
+def tagged_sentences(path: Path, tell: Tell, encoding: str = "utf-8") -> Iterator[tuple[int, Fields]]:
     """(row, `{"tokens": [...], "tags": [...]}`) of a file with a token and its BIO tag a line.
 
     Either may be first. A sentence ends at a blank line; its row is that of its first line. Told: an empty
     file, a sentence with a line that is something else or not UTF-8.
     """
-    numbered = enumerate(_lines(path, tell), 1)
+    numbered = enumerate(lines(path, tell, encoding), 1)
     for blank, group in groupby(numbered, key=lambda item: not item[1].strip()):
         if not blank:
             rows = list(group)
@@ -261,102 +265,30 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _lines(path: Path, tell: Tell) -> Iterator[bytes]:
-    """Lines as bytes: text mode would also break at separators inside strings."""
+def lines(path: Path, tell: Tell, encoding: str = "utf-8") -> Iterator[bytes]:
+    """Yield lines as UTF-8 bytes: text mode would also break at separators inside strings."""
     if path.stat().st_size == 0:
         return tell(Bad(str(path), None, _EMPTY))
-    if archive := _archive(path):
-        return tell(
-            Bad(str(path), None, f"a {archive} archive; unpack it, or write it as .gz, .bz2, .xz or .zst")
-        )
-    kind = _compression(path)
-    if kind is None and (named := _named_compression(path)):
+    if archive := opening.archive(path):
+        forms = ", ".join(opening.SUFFIXES)
+        return tell(Bad(str(path), None, f"a {archive} archive; unpack it, or write it as one of {forms}"))
+    kind = opening.compression(path)
+    if kind is None and (named := opening.compression_by_name(path)):
         return tell(Bad(str(path), None, f"broken {named} (it does not begin like one); write it again"))
-    if kind and (damage := _damage(path)):
+    if kind and (damage := opening.damage(path)):
         return tell(Bad(str(path), None, f"broken {kind} ({damage}); download or write it again"))
     row = 0
-    with _opened(path) as file:
+    try:
+        stream = opening.Utf8Stream(path, encoding)
+    except opening.UnknownEncodingError as error:
+        return tell(Bad(str(path), None, str(error)))
+    with io.BufferedReader(stream) as file:
         try:
             for row, line in enumerate(file, 1):  # noqa: B007 - the last row is told
                 yield line
         except EOFError:
             tell(Bad(str(path), None, f"broken {kind}, cut off after row {row}; download or write it again"))
-
-
-def _compression(path: Path) -> str | None:
-    """How a file is compressed, by its first bytes; None if it is not."""
-    return _kind_of(path, _MAGIC)
-
-
-def _named_compression(path: Path) -> str | None:
-    """How a file is compressed by its name."""
-    return _COMPRESSED.get(path.suffix.lower())
-
-
-def _archive(path: Path) -> str | None:
-    return _kind_of(path, _ARCHIVES)
-
-
-def _kind_of(path: Path, kinds: dict[bytes, str]) -> str | None:
-    with path.open("rb") as file:
-        head = file.read(6)
-    return next((kind for magic, kind in kinds.items() if head.startswith(magic)), None)
-
-
-def _opened(path: Path) -> BinaryIO:
-    """Open a file for reading what it holds, decompressed."""
-    kind = _compression(path)
-    if kind == "gzip":
-        return cast(BinaryIO, gzip.open(path))
-    if kind == "bzip2":
-        return cast(BinaryIO, bz2.open(path))
-    if kind == "xz":
-        return cast(BinaryIO, lzma.open(path))
-    return io.BufferedReader(_Zstd(path)) if kind == "zstd" else path.open("rb")
-
-
-class _Zstd(io.RawIOBase):
-    """A zstd file, decompressed by Arrow. Arrow reads a file that is cut off as if it had ended there."""
-
-    def __init__(self, path: Path) -> None:
-        self._stream = pa.input_stream(str(path), compression="zstd")
-
-    def readable(self) -> bool:
-        """It is."""
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill a buffer."""
-        try:
-            content = self._stream.read(len(buffer))
-        except OSError as error:
-            if "runcated" in str(error):
-                raise EOFError from None
-            raise
-        buffer[: len(content)] = content
-        return len(content)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
-        super().close()
-
-
-def _damage(path: Path) -> str | None:
-    """What is wrong with a compressed file beside its being cut off, which leaves what comes before intact.
-
-    Of a file that fails its check sum no line can be trusted, and the sum stands at the end: hence a pass of
-    its own over the file, at some 300 MB/s of gzip, before the first line is used.
-    """
-    try:
-        with _opened(path) as file:
-            while file.read(_CHUNK):
-                pass
-    except EOFError:
-        return None
-    except _BROKEN as error:
-        return one_line(error)
-    return None
+    _tell_replaced(path, stream, tell)
 
 
 def _parse(line: bytes, offset: int) -> Fields | str:

@@ -6,26 +6,32 @@ ShareGPT's list and DialogStudio's object of dialogues, only as a whole.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from openba.data import files
+from openba.data import files, opening
 from openba.data.quarantine import Bad, Tell
 
 
-def records(path: Path, tell: Tell) -> Iterator[tuple[int, files.Fields]]:
+def records(path: Path, tell: Tell, encoding: str = "utf-8") -> Iterator[tuple[int, files.Fields]]:
     """Yield (row, record) of a file, rows from 1; `tell` is told of what cannot be read.
 
     An object of objects gives one record for each, with its key under `key` if it has no such field.
     """
-    if path.suffix.lower() != ".json" or _is_of_lines(path):
-        yield from files.json_lines(path, tell)
+    is_compressed = path.suffix.lower() in opening.SUFFIXES
+    suffix = Path(path.stem).suffix if is_compressed else path.suffix
+    if suffix.lower() != ".json" or _is_of_lines(path, encoding):
+        yield from files.json_lines(path, tell, encoding)
+        return
+    text = files.text(path, tell, encoding)
+    if text is None:
         return
     try:
-        content = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        content = orjson.loads(text)
     except orjson.JSONDecodeError as error:
         tell(
             Bad(
@@ -42,11 +48,14 @@ def records(path: Path, tell: Tell) -> Iterator[tuple[int, files.Fields]]:
             tell(Bad(str(path), row, f"a {type(record).__name__}; a JSON object is expected"))
 
 
-def _is_of_lines(path: Path) -> bool:
-    """Whether the first line is an object by itself and another follows."""
-    with path.open("rb") as file:
-        first = file.readline().removeprefix(b"\xef\xbb\xbf").strip()
-        rest = file.readline().strip()
+def _is_of_lines(path: Path, encoding: str) -> bool:
+    """Return whether the first line is an object by itself and another follows."""
+    try:
+        with io.BufferedReader(opening.Utf8Stream(path, encoding)) as file:
+            first = file.readline().removeprefix(b"\xef\xbb\xbf").strip()
+            rest = file.readline().strip()
+    except (opening.UnknownEncodingError, EOFError, *opening.BROKEN):
+        return True  # its lines are read, which says what is wrong with the file
     if not first.startswith(b"{") or not rest:
         return False
     try:

@@ -21,7 +21,8 @@ import orjson
 import pyarrow as pa
 
 from openba.artifacts import Build
-from openba.data import exams, files, json_files
+from openba.data import csv_files, exams, files, json_files, warc_files
+from openba.data.articles import article
 from openba.data.quarantine import QUARANTINE, Bad, Quarantine, Tell, refuse
 from openba.data.samples import READERS, Reader
 from openba.data.samples.locate import INSTALL
@@ -36,11 +37,18 @@ from openba.recipes.data import (
     TaskRecipe,
 )
 
+_MISSING = object()
 _BATCH_DOCUMENTS = 1000
 _BATCH_CHARACTERS = 16 * 2**20  # a batch of books still fits in memory
 
 
-_READERS = {"jsonl": json_files.records, "bio": files.tagged_sentences, "exam": exams.questions}
+_READERS = {
+    "jsonl": json_files.records,
+    "csv": csv_files.records,
+    "warc": warc_files.records,
+    "bio": files.tagged_sentences,
+    "exam": exams.questions,
+}
 
 
 class _Document(NamedTuple):
@@ -242,8 +250,14 @@ def _from_text(recipe: FileSource, tell: Tell) -> Iterator[_Document]:
     if recipe.id_field is not None:
         raise UserError("id_field: plain text has no fields; leave it out, the id is the file's name")
     for name, path in files.find(recipe.path, recipe.adapter):
-        if (text := files.text(path, tell)) is not None:
-            yield _Document(str(path), None, name, text, {})
+        text = files.text(path, tell, recipe.encoding)
+        if text is None:
+            continue
+        document = _extracted(_Document(str(path), None, name, text, {}), recipe)
+        if isinstance(document, str):
+            tell(Bad(str(path), None, document))
+        else:
+            yield document
 
 
 def _from_records(recipe: FileSource, tell: Tell) -> Iterator[_Document]:
@@ -251,7 +265,7 @@ def _from_records(recipe: FileSource, tell: Tell) -> Iterator[_Document]:
         if recipe.adapter == "parquet" or path.suffix.lower() == ".parquet":
             rows = files.parquet_rows(path, tell, partial(_fault_of_columns, recipe=recipe))
         else:
-            rows = _READERS[recipe.adapter](path, tell)
+            rows = _READERS[recipe.adapter](path, tell, recipe.encoding)
         yield from _of_rows(rows, recipe, str(path), name, tell)
 
 
@@ -261,9 +275,9 @@ def _fault_of_columns(schema: pa.Schema, recipe: FileSource) -> str | None:
         if schema.names.count(key) > 1:
             return f"column {key!r} occurs twice; rename or remove one"
     for key in filter(None, (recipe.text_field, recipe.id_field)):
-        if key not in schema.names:
+        if key not in schema.names and key.partition(".")[0] not in schema.names:
             return f"no field {key!r}; {_choose(key, schema.names)}"
-    if recipe.text_field is None:
+    if recipe.text_field is None or recipe.text_field not in schema.names:  # nested: each row is looked into
         return None
     kind = schema.field(recipe.text_field).type
     held = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -280,10 +294,20 @@ def _of_rows(
 ) -> Iterator[_Document]:
     for row, fields in rows:
         found = _document(fields, recipe, where, row, f"{name}:{row}")
+        if isinstance(found, _Document) and isinstance(recipe, FileSource):
+            found = _extracted(found, recipe)
         if isinstance(found, str):
             tell(Bad(where, row, found))
         else:
             yield found
+
+
+def _extracted(document: _Document, recipe: FileSource) -> _Document | str:
+    """Return the document, its HTML replaced by the article if the source asks for it; or what is wrong."""
+    if recipe.extract == "none" or document.extra.get("content_type") == "text/plain":
+        return document
+    text = article(document.text)
+    return document._replace(text=text) if text else "no article is found in its HTML; remove the row"
 
 
 def _from_hugging_face(recipe: HuggingFaceSource, tell: Tell) -> Iterator[_Document]:
@@ -325,16 +349,28 @@ def _document(
 ) -> _Document | str:
     """Text and id taken out of a record, what is left is `extra`; or what is wrong with the record."""
     for key in filter(None, (recipe.text_field, recipe.id_field)):
-        if key not in fields:
+        if _field(fields, key) is _MISSING:
             return f"no field {key!r}; {_choose(key, fields)}"
-    identifier = position if recipe.id_field is None else fields[recipe.id_field]
+    identifier = position if recipe.id_field is None else _field(fields, recipe.id_field)
     if not isinstance(identifier, str | int) or isinstance(identifier, bool):
         return f"{recipe.id_field!r} is {type(identifier).__name__}, not a string or integer"
-    text = "" if recipe.text_field is None else fields[recipe.text_field]
+    text = "" if recipe.text_field is None else _field(fields, recipe.text_field)
     if not isinstance(text, str):
         return f"{recipe.text_field!r} is {type(text).__name__}, not a string; remove the row"
     extra = {key: value for key, value in fields.items() if key not in (recipe.text_field, recipe.id_field)}
     return _Document(file, row, str(identifier), text, extra)
+
+
+def _field(fields: dict[str, Any], key: str) -> Any:
+    """Return a field by its name or by a path of names joined by dots; `_MISSING` if it is not there."""
+    if key in fields:
+        return fields[key]
+    value: Any = fields
+    for name in key.split("."):
+        if not isinstance(value, dict) or name not in value:
+            return _MISSING
+        value = value[name]
+    return value
 
 
 def _choose(wrong: str, known: Iterable[str]) -> str:

@@ -22,6 +22,7 @@ from openba.recipes.numbers import (
 
 Language = Literal["zh", "en", "code"]
 LANGUAGES: tuple[str, ...] = get_args(Language)
+Encoding = Literal["utf-8", "gb18030", "big5", "utf-16", "auto"]
 
 
 class CleanRecipe(Recipe):
@@ -82,21 +83,28 @@ class PackageSource(_Source):
 
 
 class FileSource(_Source):
-    """Local Parquet, JSON (lines, a list or an object), plain text, BIO tags (`.txt`, `.bio`,...) or exams.
+    """Local Parquet, JSON (lines, a list or an object), CSV, plain text, WARC, BIO tags or exams.
+
+    Text files may be compressed: gz, bz2, xz, zst and lz4 are recognised by their first bytes.
 
     With `jsonl`, files whose name ends in `.parquet` are read as Parquet: data sets are published as either.
 
     `exam`: questions with options as MMLU, CMMLU and C-Eval publish them, CSV files, or as JSON lines.
     """
 
-    adapter: Literal["parquet", "jsonl", "text", "bio", "exam"]
+    adapter: Literal["parquet", "jsonl", "csv", "text", "warc", "bio", "exam"]
     path: str
     """A file, a folder or a glob; relative to the working directory (into `configs/`: or as shipped)."""
     text_field: str | None = "text"
-    """Column or key that holds the document; none: records without one, such as conversations, for a
-    task. Plain text: one document per file."""
+    """Column or key that holds the document, with dots for one inside another (`meta.body`); none: records
+    without one, such as conversations, for a task. Plain text: one document per file."""
     id_field: str | None = None
     """Column or key with a stable id; without it the id is `file:row`."""
+    encoding: Encoding = "utf-8"
+    """Of text, JSON, CSV, BIO and exam files; `auto` looks at each. What an encoding does not have becomes
+    U+FFFD and is counted in the quarantine. WARC pages state their own."""
+    extract: Literal["none", "article"] = "none"
+    """`article`: the text is HTML, and trafilatura takes the article out of it; plain text of WARC stays."""
     limit: Records | None = None
 
 
