@@ -62,6 +62,16 @@ class Model:
     register_as: str | None
 
 
+@dataclass(frozen=True)
+class Transfer:
+    """An expert's training from one of several starts."""
+
+    expert: str
+    start: str
+    """A stage, or `nothing`."""
+    seed: int
+
+
 class Pipeline:
     """The steps of one pipeline, in phases."""
 
@@ -74,6 +84,7 @@ class Pipeline:
             self.files.derive(dialled(self.config.size, self.config.tokens_per_parameter), "size")
             self.config = self.files.validate(PipelineConfig)
         self.experts = self._experts(overrides or [])
+        self.transfers: dict[str, Transfer] = self._transfers()
         self.steps: dict[str, Step] = {}
         self._data()
         self._stages()
@@ -91,17 +102,22 @@ class Pipeline:
     @property
     def pretraining(self) -> list[Step]:
         """Stage I, II and III, and Stage I of every shape that is compared."""
-        return [self.steps[name] for name in ("stage1", "stage2", "stage3")] + self.comparison
+        return [self.steps[name] for name in ("stage1", "stage2", "stage3")] + self.shapes
 
     @property
-    def comparison(self) -> list[Step]:
+    def shapes(self) -> list[Step]:
         """Stage I of every shape of `ablation`."""
         return [self.steps[_compared(name)] for name in self.config.ablation]
 
     @property
+    def comparison(self) -> list[Step]:
+        """What a pipeline that compares builds: shapes, and experts from several starts."""
+        return [*self.shapes, *(self.steps[name] for name in self.transfers)]
+
+    @property
     def fine_tuning(self) -> list[Step]:
-        """The experts."""
-        return [self.steps[name] for name in self.experts]
+        """The experts, from their own start and from those that are compared."""
+        return [self.steps[name] for name in (*self.experts, *self.transfers)]
 
     @property
     def evaluations(self) -> list[Step]:
@@ -151,7 +167,11 @@ class Pipeline:
     def runtime(self, step: Step) -> PipelineRuntime:
         """Where and how this step runs."""
         runtime = self.config.runtime
-        return runtime.for_expert() if step.name in self.experts else runtime
+        return runtime.for_expert() if self._is_expert(step.name) else runtime
+
+    def _is_expert(self, name: str) -> bool:
+        """Whether a training runs as the experts do: several small ones side by side."""
+        return name in self.experts or name in self.transfers
 
     def after(self, name: str) -> list[str]:
         """What may begin after `data`, a training or an evaluation: steps, and `model-NAME` to promote.
@@ -286,7 +306,7 @@ class Pipeline:
             raise ConfigError(message)
         runtime = self.config.runtime
         try:
-            check_training(recipe, runtime.for_expert() if name in self.experts else runtime)
+            check_training(recipe, runtime.for_expert() if self._is_expert(name) else runtime)
         except UserError as error:
             raise ConfigError(f"{name}: {error}") from None
         step = TrainStep(model=model, train=recipe)
@@ -306,6 +326,20 @@ class Pipeline:
                 f"pairs-{name}", expert.tasks, f"experts.{name}", expert.train, expert.over_long, None, {}
             )
             self._train(name, expert.train, f"experts.{name}.train", data=pairs, start=self.steps["stage3"])
+        for name, transfer in self.transfers.items():
+            train = self.experts[transfer.expert].train.model_copy(update={"seed": transfer.seed})
+            start = {} if transfer.start == "nothing" else {"start": self.steps[transfer.start]}
+            data = self.steps[f"pairs-{transfer.expert}"]
+            self._train(name, train, f"experts.{transfer.expert}.train", data=data, **start)
+
+    def _transfers(self) -> dict[str, Transfer]:
+        """Step -> what it compares."""
+        if (config := self.config.transfer) is None:
+            return {}
+        return {
+            f"{expert}-from-{start}-{seed}": Transfer(expert, start, seed)
+            for expert, start, seed in product(self.experts, config.starts, config.seeds)
+        }
 
     def _evaluations(self) -> None:
         for name in self.config.evaluate:

@@ -43,8 +43,9 @@ def test_each_stage_starts_from_the_one_before() -> None:
     assert all(steps[name].inputs["start"] is steps["stage3"] for name in Pipeline(TINY).experts)
 
 
-def test_the_phases_cover_every_step_in_order() -> None:
-    graph = Pipeline(TINY)
+@pytest.mark.parametrize("path", [TINY, find_pipeline("small-ablation")])
+def test_the_phases_cover_every_step_in_order(path: Path) -> None:
+    graph = Pipeline(path)
     order = [
         s.name
         for phase in (graph.data, graph.pretraining, graph.fine_tuning, graph.evaluations)
@@ -139,3 +140,20 @@ def test_an_override_of_no_expert_is_refused(override: str, remedy: str) -> None
     with pytest.raises(UserError, match=remedy) as told:
         Pipeline(TINY, [override])
     assert "\n" not in str(told.value)
+
+
+def test_experts_are_compared_from_each_start_with_each_seed_and_nothing_else_is_built() -> None:
+    graph = Pipeline(find_pipeline("small-ablation"))
+    names = {step.name for step in graph.wanted(None)}
+    assert {"ner-from-stage3-1", "ner-from-stage2-2", "ner-from-nothing-3", "stage1-6-2"} <= names
+    assert not [name for name in names if name.startswith(("evaluate", "baselines"))]
+    assert len(graph.transfers) == 5 * 3 * 3
+    starts = {start: graph.step(f"ner-from-{start}-1") for start in ("stage3", "stage2", "nothing")}
+    assert starts["stage2"].inputs["start"] is graph.steps["stage2"]
+    assert "start" not in starts["nothing"].inputs
+    assert {step.recipe.train.seed for step in starts.values()} == {1}  # type: ignore[attr-defined]
+    assert graph.runtime(starts["nothing"]).train.workers == graph.runtime(graph.step("ner")).train.workers
+    small = Pipeline(find_pipeline("small"))
+    assert (
+        graph.step("stage3").fingerprint == small.step("stage3").fingerprint
+    )  # what `small` built is reused

@@ -11,7 +11,7 @@ from openba.artifacts import Recipe
 from openba.recipes.data import CleanRecipe, MixtureRecipe, SourceRecipe, TaskRecipe, TokenizerRecipe
 from openba.recipes.evaluate import BenchmarkRecipe, Metric
 from openba.recipes.model import ModelRecipe
-from openba.recipes.numbers import Layers, NonNegative, Positive, Share
+from openba.recipes.numbers import Layers, NonNegative, Positive, Seed, Share
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainRecipe
 
@@ -93,6 +93,23 @@ class RegisterConfig(Recipe):
     gate: GateConfig
 
 
+class TransferConfig(Recipe):
+    """Each expert trained from several starts with the same budget: whether what came before helps."""
+
+    starts: tuple[Literal["stage3", "stage2", "nothing"], ...]
+    """Weights to begin with; of `nothing` they are random. Gains are told against it."""
+    seeds: tuple[Seed, ...] = Field(min_length=2)
+    """Of the order of the data and of random weights; the spread over them is the error."""
+
+    @model_validator(mode="after")
+    def _can_compare(self) -> TransferConfig:
+        if "nothing" not in self.starts or len(set(self.starts)) < len(self.starts) or len(self.starts) < 2:
+            raise ValueError("starts: give 'nothing' and one or more of stage2 and stage3, each once")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds: one is given twice, so it would be no measurement of its own")
+        return self
+
+
 class TargetConfig(Recipe):
     """The score that runs of a pipeline are ranked by (`openba leaderboard`)."""
 
@@ -132,6 +149,8 @@ class PipelineConfig(Recipe):
     runtime: PipelineRuntime
     ablation: dict[str, ModelRecipe] = {}
     """Shapes to compare by Stage I alone (section 5.1); a pipeline that has any builds these and no more."""
+    transfer: TransferConfig | None = None
+    """Starts to compare by the experts; a pipeline that has it builds these, and no evaluation."""
     report_banner: str = ""
     """Shown on top of the report, such as a warning that the scores are of a toy."""
 

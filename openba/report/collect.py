@@ -15,6 +15,7 @@ from openba.plan import plan
 from openba.recipes.train import TrainStep
 from openba.report.ablation import ablation_rows
 from openba.report.paper_tables import evaluation_row, numbers_and_errors
+from openba.report.transfer import Loss, transfer_gains
 from openba.train.log import METRICS, read_rows
 
 _CURVE_POINTS = 200
@@ -48,9 +49,16 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
         "ablation": ablation_rows(
             {
                 name: _shape(step, facts(step.name))
-                for name, step in zip(pipeline.config.ablation, pipeline.comparison, strict=True)
+                for name, step in zip(pipeline.config.ablation, pipeline.shapes, strict=True)
                 if records[step.name]
             }
+        ),
+        "transfer": transfer_gains(
+            [
+                Loss(transfer.expert, transfer.start, transfer.seed, facts(name)["heldout"][-1]["loss"])
+                for name, transfer in pipeline.transfers.items()
+                if records[name]
+            ]
         ),
         "evaluations": [
             row

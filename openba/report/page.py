@@ -225,6 +225,7 @@ _WRITERS: dict[str, Callable[[Any], str]] = {
     "human": human,
     "number": lambda value: f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}",
     "score": _score,
+    "signed": lambda value: f"{value:+.3f}".replace("-", "\N{MINUS SIGN}"),
     "loss": lambda value: f"{value:.3f}",
     "percent": lambda value: f"{100 * value:.2g} %" if 0 < abs(value) < 1e-3 else f"{100 * value:.1f} %",
     "change": lambda value: f"{100 * value:+.1f} %".replace("-", "\N{MINUS SIGN}"),

@@ -234,6 +234,8 @@ class Report(TypedDict, total=False):
     training: list[Training]
     ablation: list[dict[str, Any]]
     """`openba.report.ablation.Row`: Figure 5."""
+    transfer: list[dict[str, Any]]
+    """`openba.report.transfer.Gain`: each expert from several starts."""
     evaluations: list[Evaluation]
     registry: list[Registered]
     not_run: list[NotRun]

@@ -19,8 +19,8 @@ sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium")
 
 SECTIONS = [
-    "skills", "examples", "made", "scores", "training", "experts", "cost", "generations", "registry", "data",
-    "tokenizer", "steps",
+    "skills", "examples", "made", "scores", "training", "experts", "transfer", "cost", "generations",
+    "registry", "data", "tokenizer", "steps",
 ]  # fmt: skip
 ATTACK = "<script>alert('owned')</script><img src=http://evil.example/x onerror=alert(1)>"
 
@@ -333,6 +333,17 @@ def sample() -> Report:
         },
         "training": training(),
         "evaluations": evaluations(),
+        "transfer": [
+            {
+                "expert": "ner",
+                "start": "stage3",
+                "seeds": 3,
+                "loss": 0.412,
+                "loss_from_nothing": 0.531,
+                "gain": 0.119,
+                "error": 0.0124,
+            }
+        ],
         "registry": [
             {
                 "name": "openba-base",
@@ -449,6 +460,7 @@ def test_facts_stand_in_the_page(html: str) -> None:
         "Flores en-zh, 50 sentences",
         "no readable counter",
         "not worse than 3.118",
+        "+0.119 ± 0.012",
         "its licence does not let",
         "data/r.jsonl: row 7: no valid JSON",
         "[email]",
