@@ -328,9 +328,10 @@ class Pipeline:
             self._train(name, expert.train, f"experts.{name}.train", data=pairs, start=self.steps["stage3"])
         for name, transfer in self.transfers.items():
             train = self.experts[transfer.expert].train.model_copy(update={"seed": transfer.seed})
-            start = {} if transfer.start == "nothing" else {"start": self.steps[transfer.start]}
-            data = self.steps[f"pairs-{transfer.expert}"]
-            self._train(name, train, f"experts.{transfer.expert}.train", data=data, **start)
+            inputs = {"data": self.steps[f"pairs-{transfer.expert}"]}
+            if transfer.start != "nothing":
+                inputs["start"] = self.steps[transfer.start]
+            self._train(name, train, f"experts.{transfer.expert}.train", None, **inputs)
 
     def _transfers(self) -> dict[str, Transfer]:
         """Step -> what it compares."""
