@@ -3,7 +3,7 @@
 #   infra/backup/backup.sh FOLDER
 # PGHOST, PGPORT, PGUSER and PGPASSWORD name the Postgres server; AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID and
 # AWS_SECRET_ACCESS_KEY the object store. Databases first: an output that is newer than a database is harmless, a run
-# without its output is not. A backup that was cut short has no file COMPLETE.
+# without its output is not. An incomplete backup has no file COMPLETE.
 set -euo pipefail
 folder=${1:?usage: backup.sh FOLDER}
 buckets=$(dirname "$0")/buckets.py

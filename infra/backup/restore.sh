@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Bring back what backup.sh has copied, into empty databases and buckets:
+# Restore what backup.sh has copied into empty databases and buckets:
 #   infra/backup/restore.sh FOLDER
 # The same variables as for backup.sh. Stop Prefect, MLflow, workers and jobs first. What is in the databases `prefect`
 # and `mlflow` is replaced.

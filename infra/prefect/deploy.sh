@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Bring the Prefect server of PREFECT_API_URL to what openba needs: the work pool, its queues with their limits, every
-# deployment of prefect.yaml and the automations against dead runs. May run again at any time and from any folder.
+# Set up the Prefect server of PREFECT_API_URL for openba: the work pool, its queues with their limits, every deployment
+# of prefect.yaml, and the automations against dead runs. Idempotent; runs from any folder.
 #   infra/prefect/deploy.sh [GPU_RUNS]     # how many trainings and evaluations may run at a time; 1 by default
 set -euo pipefail
 : "${PREFECT_API_URL:?set it to the address of the Prefect server, such as http://127.0.0.1:4200/api}"

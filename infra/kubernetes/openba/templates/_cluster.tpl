@@ -25,7 +25,7 @@ securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
 
 {{- define "openba.cluster" -}}
 rayVersion: {{ .Values.rayVersion | quote }}
-# Whoever reaches the Jobs API may run any command, so it asks for the token. The token is sent unencrypted.
+# The Jobs API runs any command, so it requires the token. The token is sent unencrypted.
 authOptions: {mode: token, secretName: {{ .Values.tokenSecret }}}
 headGroupSpec:
   serviceType: ClusterIP
