@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.accounting import BASE, SHAPES, counted
+from benchmarks.operations.accounting import BASE, SHAPES, counted
 from openba.accounting.flops import (
     forward_flops,
     parameters,

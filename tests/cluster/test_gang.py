@@ -18,11 +18,11 @@ from typing import Any
 import psutil
 import pytest
 
-from benchmarks.gangs import job
 from openba.recipes.runtime import PipelineRuntime
 from openba.train.log import read_rows
 from openba.train.stopping import EXIT_PREEMPTED
 from tasks.services import free_port
+from tests.harness.gangs import job
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.cluster import STEPS, Result, job, kill, partition, reach, result
-from benchmarks.namespaces import Network, missing
-from benchmarks.ray_nodes import RayCluster
+from benchmarks.operations.cluster import STEPS, Result, job, kill, partition, reach, result
 from openba.train.log import EVENTS, read_rows
+from tests.harness.namespaces import Network, missing
+from tests.harness.ray_nodes import RayCluster
 
 WORKERS = 2
 """On nodes with one place each."""

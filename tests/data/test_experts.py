@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from benchmarks.eval import gold_entities
+from benchmarks.evaluation.figures import gold_entities
 from openba.config import CONFIGS, load
 from openba.data.entities import entities_of_spans, entities_of_tags, format_entities, parse_entities
 from openba.data.identity import states_identity

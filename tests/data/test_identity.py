@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.quality_experts import LABELLED, labelled, precision_and_recall
+from benchmarks.quality.experts import LABELLED, labelled, precision_and_recall
 from openba.data.identity import states_identity
 
 FIELDS = {

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from benchmarks import shipped
+from benchmarks.quality import shipped
 from openba.config import CONFIGS, load
 from openba.data.fields import names_in
 from openba.data.sources import read

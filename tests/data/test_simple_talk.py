@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.quality_experts import is_simple, labelled, precision_and_recall
+from benchmarks.quality.experts import is_simple, labelled, precision_and_recall
 from openba.data.simple_talk import WORDS_PER_HAN_CHARACTER, content_words
 
 

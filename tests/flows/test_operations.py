@@ -1,7 +1,7 @@
 """Deployed flows on real servers: a trigger, a server that is away, a cancelled training, doctor's look.
 
-One site (benchmarks/site.py) with Prefect, MLflow, Ray and a worker, from `deploy --all` on an empty server
-to a cancelled Stage I that an event began; the tests look at what it left behind. The whole chain to a
+One site (tests/harness/site.py) with Prefect, MLflow, Ray and a worker, from `deploy --all` on an empty
+server to a cancelled Stage I that an event began; the tests look at what it left behind. The whole chain to a
 champion takes minutes and is a benchmark (`python -m benchmarks operations`).
 """
 
@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from benchmarks.chain import flow_runs_of
-from benchmarks.site import JOB_ENDED, PIPELINE, Site, site, until
+from benchmarks.operations.chain import flow_runs_of
 from openba.train.log import METRICS, read_rows
 from tasks.doctor import AUTOMATIONS, Check, prefect_server
+from tests.harness.site import JOB_ENDED, PIPELINE, Site, site, until
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -16,7 +16,7 @@ import pytest
 import typer.main
 
 from flows.cli import app
-from tests.failing_service import failing_service
+from tests.harness.failing_service import failing_service
 
 PASSWORD = "hunter2/Geheim"
 FORMS = [PASSWORD, quote(PASSWORD, safe=""), base64.b64encode(f"me:{PASSWORD}".encode()).decode()]

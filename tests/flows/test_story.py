@@ -19,10 +19,10 @@ import psutil
 import pytest
 from mlflow.tracking import MlflowClient
 
-from benchmarks.site import SMALL
 from openba.config import CONFIGS
 from openba.report.evolution import evolution
 from openba.train.log import read_rows
+from tests.harness.site import SMALL
 
 pytestmark = pytest.mark.timeout(900)  # the fixture alone takes 2.5 minutes on two quiet cores
 

@@ -21,9 +21,9 @@ import psycopg2
 import yaml
 
 from tasks.services import LOOPBACK, RAY_ON_LOOPBACK, Service, answers, free_port
+from tests.harness.programs import find_program
 from tests.infra.conftest import variables
 from tests.infra.test_compose import NAMED
-from tests.programs import find_program
 
 _PORTS = {"postgres": 5432, "redis": 6379, "store": 8333, "prefect-server": 4200, "mlflow": 5000,
           "ray-head": 8265, "prometheus": 9090}  # fmt: skip

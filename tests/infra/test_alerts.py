@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tasks.gauges import METRICS_TOLD
-from tests.programs import require_programs
+from tests.harness.programs import require_programs
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from mlflow.tracking import MlflowClient
 from openba.artifacts import Step, Store, materialize
 from openba.graph import SOURCE
 from openba.recipes.data import PackageSource, SourceStep
+from tests.harness.programs import find_program, require_programs
 from tests.infra.stack import Stack
-from tests.programs import find_program, require_programs
 
 READ = """
 import json, sys

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import PACKAGES
+from tests.harness.programs import PACKAGES
 
 PROGRAMS = {
     "chromium": {"chromium"},

@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from tasks.services import LOOPBACK, Service, answers, free_port
-from tests.programs import require_programs
+from tests.harness.programs import require_programs
 
 DOMAIN, PASSWORD = "openba.example", "only for tests"
 UPSTREAM = re.compile(r"set \$upstream ([\w-]+):(\d+);")

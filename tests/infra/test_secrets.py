@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.programs import require_programs
+from tests.harness.programs import require_programs
 
 SUFFIXES = {".yaml", ".yml", ".json", ".env", ".example", ".toml", ".tpl", ".sql", ".txt", ".md", ""}
 # A value that is neither empty nor a reference to a variable, a secret's name or a setting's own word.

@@ -26,8 +26,8 @@ import pytest
 import redis
 
 from openba.config import CONFIGS
+from tests.harness.programs import require_programs
 from tests.infra.stack import PROGRAMS, Stack, program
-from tests.programs import require_programs
 
 pytestmark = pytest.mark.timeout(600)
 

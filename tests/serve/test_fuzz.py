@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.serving_fuzz import Campaign, known_answers, poison
+from benchmarks.operations.serving_fuzz import Campaign, known_answers, poison
 from tests.serve.conftest import start
 
 

@@ -15,7 +15,7 @@ from openba.serve.limits import Limits
 from openba.serve.model_host import ModelHost
 from openba.serve.server_metrics import ServerMetrics
 from tasks.serve import Source, watch
-from tests.failing_service import failing_service
+from tests.harness.failing_service import failing_service
 
 PASSWORD = "hunter2-Geheim"
 

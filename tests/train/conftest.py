@@ -1,4 +1,4 @@
-"""Runs of real worker groups (see `benchmarks.gangs`): made once, the tests look at what they left."""
+"""Runs of real worker groups (see `tests.harness.gangs`): made once, the tests look at what they left."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks import gangs
-from benchmarks.gangs import Gang
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
 from openba.data import instruct, tasks
 from openba.recipes.data import InstructRecipe, TaskRecipe, TaskStep
 from openba.train.checkpoint import MARKER
 from openba.train.log import read_rows
+from tests.harness import gangs
+from tests.harness.gangs import Gang
 
 torch.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-"""What only the tests let a worker group do (see `benchmarks.gangs`)."""
+"""What only the tests let a worker group do (see `tests.harness.gangs`)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.comm import comm
 
-from benchmarks import gang_worker
-from benchmarks.gang_worker import Trainer, run_stage
 from openba.accounting.energy import EnergyMeter
 from openba.accounting.estimate import estimated
 from openba.artifacts import Build
 from openba.train import stage, stopping
 from openba.train.loop import Step
+from tests.harness import gang_worker
+from tests.harness.gang_worker import Trainer, run_stage
 
 
 def stopped_stage(build: Build) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.gangs import UL2
 from openba.data.store import TokenStore
 from openba.errors import UserError
 from openba.model.model import IGNORE
@@ -27,6 +26,7 @@ from openba.train.batches import (
     heldout_groups,
     training_samples,
 )
+from tests.harness.gangs import UL2
 
 PREFIX = {"objective": "prefix", "length": 64}
 

@@ -22,10 +22,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from benchmarks.gangs import Gang
 from openba.train.checkpoint import LOGS, MARKER, read_marker
 from openba.train.stopping import EXIT_PREEMPTED
 from openba.train.watchdog import EXIT_STALLED
+from tests.harness.gangs import Gang
 from tests.train import faults
 from tests.train.conftest import Runs
 

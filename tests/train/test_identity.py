@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import sentencepiece_model_pb2
 
-from benchmarks.gangs import job
 from openba.errors import UserError
 from openba.recipes.train import TrainStep
 from openba.train.identity import FORMAT, _digest, check, identity
+from tests.harness.gangs import job
 
 
 @pytest.fixture

@@ -1,0 +1,1 @@
+"""Figures of the data pipeline: cleaning, deduplication, UL2 samples, token shards."""

@@ -1,0 +1,150 @@
+"""Cleaning and deduplication: MB of UTF-8 input over process CPU seconds, against datatrove on the same file.
+
+Our side is the step `corpus` itself where Parquet is read and written. One process; the file is real text
+(`benchmarks.corpora`), every second document of it: 13 MB.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from benchmarks import corpora
+from benchmarks.data import peer
+from benchmarks.figure import Figure
+from openba.artifacts import Build
+from openba.config import CONFIGS, load
+from openba.data.clean import columns, corpus, dedup, passes, privacy, shards, stages
+from openba.data.clean.columns import Texts
+from openba.data.schema import DOCUMENTS
+from openba.recipes.data import CleanRecipe, CorpusRecipe
+
+_MB = 1e6
+_ROUNDS = 5
+_NOTHING = CleanRecipe(
+    privacy=False, html=False, unusual_characters=False, document_dedup=False, character_dedup=False,
+    paragraph_dedup=False, min_words=0, languages=(),
+)  # fmt: skip
+
+
+def paper() -> CleanRecipe:
+    """The paper's filters, as shipped."""
+    return load(CONFIGS / "clean" / "paper.yaml", CleanRecipe)
+
+
+def clean(source: Path, recipe: CleanRecipe, out: Path, mapper: passes.Mapper | None = passes.here) -> None:
+    """Run the step over one source."""
+    out.mkdir()
+    corpus.build(Build(out, CorpusRecipe(sources={"text": recipe}), {"text": source}), mapper)
+
+
+def figures() -> Iterator[Figure]:
+    """The chain, run dedup and document dedup against datatrove; privacy against `re`; whole pages."""
+    with tempfile.TemporaryDirectory(prefix="openba-cleaning-") as folder:
+        root = Path(folder)
+        path = root / "text" / DOCUMENTS
+        size = corpora.write(path, corpora.prose()[::2]) / _MB
+        whole = _Against(path, size, lambda out: clean(path.parent, paper(), out))
+        yield from whole.figures("cleaning", "chain", 12, 5)
+        held = [p for b in pq.ParquetFile(path).iter_batches() for p in stages.pieces(b, shards.PIECE)]
+        runs = _Against(path, size, lambda _: dedup_runs(held))
+        yield from runs.figures("run_dedup", "runs", 100, None)
+        exact = _NOTHING.model_copy(update={"document_dedup": True})
+        documents = _Against(path, size, lambda out: clean(path.parent, exact, out))
+        yield from documents.figures("document_dedup", "documents", 100, 10)
+        yield from _privacy(path, "text", 10)
+        if corpora.pages():
+            pages = root / "pages" / DOCUMENTS
+            size = corpora.write(pages, corpora.pages()) / _MB
+            yield Figure(
+                "data/cleaning_pages", size / _seconds(lambda out: clean(pages.parent, paper(), out)), "MB/s"
+            )
+            yield from _privacy(pages, "pages", 10)
+
+
+class _Against:
+    """A case of ours and one of the peer's on the same file."""
+
+    def __init__(self, path: Path, size: float, ours: Callable[[Path], object]) -> None:
+        self.path, self.size, self.ours = path, size, ours
+
+    def figures(self, name: str, case: str, least: float, times: float | None) -> Iterator[Figure]:
+        """MB/s, and the ratio where one is asked for."""
+        other = peer.seconds(case, self.path)
+        speed = self.size / _seconds(self.ours)
+        told = peer.ABSENT if other is None else f"datatrove, {case}: {self.size / other:.2f} MB/s"
+        ratio = None if other is None else speed * other / self.size
+        yield Figure(f"data/{name}", speed, "MB/s", least, "higher", told, ratio)
+        if ratio is not None:
+            yield Figure(f"data/{name}_against_datatrove", ratio, "x", times, "higher", told, ratio)
+
+
+def _seconds(work: Callable[[Path], object]) -> float:
+    """Median CPU seconds; a first run, which loads compiled loops and tables, does not count."""
+    found = []
+    for turn in range(_ROUNDS + 1):
+        with tempfile.TemporaryDirectory(prefix="openba-cleaning-") as folder:
+            started = time.process_time()
+            work(Path(folder) / str(turn))
+            found.append(time.process_time() - started)
+    return statistics.median(found[1:])
+
+
+def dedup_runs(pieces: list[pa.RecordBatch]) -> list[pa.Array]:
+    """Repeated runs out of texts that are in memory, Arrow to Arrow; the functions are the step's."""
+    recipe, windows, keys = paper(), [], []
+    for number, piece in enumerate(pieces):
+        texts, _ = columns.decode(piece["text"])
+        found = dedup.Windows(texts, recipe.max_sentences, recipe.min_repeat_characters)
+        hashes = found.keys()
+        mine = np.empty(len(hashes), dedup.KEY)
+        mine["high"], mine["low"] = hashes[:, 0], hashes[:, 1]
+        mine["place"] = found.spans[:, 0] + (number << 32)
+        mine["record"] = np.arange(len(hashes)) + (number << 32)
+        windows.append(found)
+        keys.append(mine)
+    copies = dedup.find_copies(np.concatenate(keys))
+    bounds = np.searchsorted(copies["record"], np.arange(len(pieces) + 1, dtype=np.uint64) << np.uint64(32))
+    left = []
+    for number, found in enumerate(windows):
+        mine = copies[bounds[number] : bounds[number + 1]]
+        firsts = mine["first"].astype(np.int64)
+        edits = found.edits((mine["record"] & np.uint64(2**32 - 1)).astype(np.int64), firsts, firsts >> 32)
+        left.append(columns.encode(columns.apply(found.texts, edits)))
+    return left
+
+
+def _privacy(path: Path, name: str, least: float) -> Iterator[Figure]:
+    texts, _ = columns.decode(pq.read_table(path)["text"].combine_chunks())
+    size = columns.size(texts) / _MB
+    ours: list[float] = []
+    slow: list[float] = []
+    privacy.find(texts)  # loads the compiled loops
+    for _ in range(3):
+        found: list[np.ndarray] = []
+        for seconds, work in ((slow, _spans_of_re), (ours, privacy.find)):
+            started = time.process_time()
+            found.append(work(texts)[:, : columns.RULE + 1])
+            seconds.append(time.process_time() - started)
+        if not np.array_equal(found[0], found[1]):
+            raise AssertionError("privacy.find and the pattern over whole texts differ")
+    ratio = statistics.median(a / b for a, b in zip(slow, ours, strict=True))
+    told = f"re, the same pattern and spans: {size / statistics.median(slow):.2f} MB/s"
+    yield Figure(f"data/privacy_{name}", size / statistics.median(ours), "MB/s", None, "higher", told, ratio)
+    yield Figure(f"data/privacy_{name}_against_re", ratio, "x", least, "higher", told, ratio)
+
+
+def _spans_of_re(texts: Texts) -> np.ndarray:
+    rows = [
+        (row, int(texts.offsets[row]) + start, int(texts.offsets[row]) + end, columns.RULE_CODE[rule])
+        for row in range(len(texts.offsets) - 1)
+        for start, end, rule in privacy.spans(texts.text(row))
+    ]
+    return np.array(rows, np.int64).reshape(-1, 4)

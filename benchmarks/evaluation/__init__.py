@@ -1,0 +1,1 @@
+"""Figures of evaluation: metrics against libraries, tasks against lm-evaluation-harness."""

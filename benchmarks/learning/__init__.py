@@ -1,0 +1,1 @@
+"""Figures of learning: this model and T5 on small tasks."""

@@ -1,0 +1,1 @@
+"""Figures of the model and its tokenizer against the release and transformers."""

@@ -1,0 +1,1 @@
+"""Figures of operations: accounting, node failures, serving, flows on real servers."""

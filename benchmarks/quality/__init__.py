@@ -1,0 +1,1 @@
+"""Figures of quality: cleaning, contamination, answers, expert filters."""

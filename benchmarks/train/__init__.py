@@ -1,0 +1,1 @@
+"""Figures of training: parallelism, resuming, padding, checkpoints."""
