@@ -46,7 +46,9 @@ PipelineName = Annotated[
 PipelineOption = Annotated[
     str, typer.Option("--pipeline", "-p", help="Name in configs/pipeline, or a YAML file.")
 ]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="Override, such as stage2.optim.lr=1e-3.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="Override, such as stages.stage2.optim.lr=1e-3.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -93,9 +95,11 @@ def run(
 def sweep(
     pipeline: PipelineName,
     settings: Annotated[
-        list[str], typer.Option("--set", help="A value, or several to try: stage1.optim.lr=1e-3,3e-3.")
+        list[str], typer.Option("--set", help="A value, or several to try: stages.stage1.optim.lr=1e-3,3e-3.")
     ],
-    until: Annotated[str, typer.Option(help="The training whose held-out loss is compared.")] = "stage3",
+    until: Annotated[
+        str | None, typer.Option(help="The training whose held-out loss is compared; the last stage if none.")
+    ] = None,
 ) -> None:
     """Train with every combination of several settings' values, and compare the held-out loss."""
     from openba.sweep import make_trials

@@ -24,7 +24,10 @@ console = Console(highlight=False, soft_wrap=True)
 
 @app.command()
 def preview(
-    step: Annotated[str, typer.Argument(help="A training, such as stage1, stage3 or chat.")] = "stage1",
+    step: Annotated[
+        str | None,
+        typer.Argument(help="A stage or an expert, such as stage3 or chat; the first stage if none."),
+    ] = None,
     samples: Annotated[int, typer.Option("--samples", "-n", help="How many to show.", min=1)] = 3,
     pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Name or YAML file.")] = "tiny",
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a setting.")] = None,
@@ -32,14 +35,16 @@ def preview(
 ) -> None:
     """Samples as the model gets them, masks marked; lengths, fill and mixture of the first thousand."""
     graph, home = Pipeline(find_pipeline(pipeline), overrides), Home.from_environment()
-    found = graph.step(step)
-    if not isinstance(found.recipe, TrainStep):
-        raise UserError(f"{step}: not a training; give stage1, stage2, stage3 or an expert")
+    training = graph.step(step or graph.config.first_stage)
+    if not isinstance(training.recipe, TrainStep):
+        names = ", ".join([*graph.config.stages, *graph.experts])
+        raise UserError(f"{step}: not a training; give one of {names}")
     from openba.tokenizer.tokenizer import Tokenizer
     from openba.train.preview import preview as look
 
-    folders = {key: _built(home, found.inputs[key], pipeline, overrides) for key in ("data", "tokenizer")}
-    shown = look(found.recipe.train, folders["data"], Tokenizer.load(folders["tokenizer"]), samples)
+    folders = {key: _built(home, training.inputs[key], pipeline, overrides) for key in ("data", "tokenizer")}
+    tokenizer, part = Tokenizer.load(folders["tokenizer"]), training.recipe.part
+    shown = look(training.recipe.train, folders["data"], part, tokenizer, samples)
     if as_json:
         print(json.dumps(shown, ensure_ascii=False, indent=1))
     else:

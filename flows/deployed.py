@@ -49,7 +49,7 @@ def build_data(pipeline: str = "tiny", overrides: Overrides = None) -> None:
 
     Args:
         pipeline: a name in configs/pipeline, or a YAML file.
-        overrides: such as stage2.optim.lr=1e-3.
+        overrides: such as stages.stage2.optim.lr=1e-3.
     """
     with error_boundary():
         graph = _graph(pipeline, overrides)
@@ -66,7 +66,7 @@ def train_step(
     Args:
         step: its name, such as stage1 or chat.
         pipeline: a name in configs/pipeline, or a YAML file.
-        overrides: such as stage2.optim.lr=1e-3.
+        overrides: such as stages.stage2.optim.lr=1e-3.
         max_heldout_loss: nats per token above which nothing follows.
     """
     with error_boundary():
@@ -89,7 +89,7 @@ def evaluate_model(
     Args:
         model: a trained step, such as stage3 or chat.
         pipeline: a name in configs/pipeline, or a YAML file.
-        overrides: such as stage2.optim.lr=1e-3.
+        overrides: such as stages.stage2.optim.lr=1e-3.
     """
     with error_boundary():
         graph = _graph(pipeline, overrides)

@@ -20,7 +20,7 @@ from tasks.session import open_session
 
 
 @flow(name="openba-sweep", task_runner=RUNNER, validate_parameters=False)
-def sweep_flow(pipeline: str, settings: list[str], until: str) -> None:
+def sweep_flow(pipeline: str, settings: list[str], until: str | None) -> None:
     """Build every trial, as many side by side as `runtime.parallel_jobs` lets; then print what they reached.
 
     A trial that fails leaves a row without a loss; the others are built all the same.

@@ -101,13 +101,13 @@ class Pipeline:
 
     @property
     def pretraining(self) -> list[Step]:
-        """Stage I, II and III, and Stage I of every shape that is compared."""
-        return [self.steps[name] for name in ("stage1", "stage2", "stage3")] + self.shapes
+        """All stages, and the first stage of every shape that is compared."""
+        return [self.steps[name] for name in self.config.stages] + self.shapes
 
     @property
     def shapes(self) -> list[Step]:
-        """Stage I of every shape of `ablation`."""
-        return [self.steps[_compared(name)] for name in self.config.ablation]
+        """The first stage of every shape of `ablation`."""
+        return [self.steps[self._compared(shape)] for shape in self.config.ablation]
 
     @property
     def comparison(self) -> list[Step]:
@@ -128,13 +128,12 @@ class Pipeline:
     def models(self) -> list[Model]:
         """The trained models in order of training."""
         registered = {step: name for name, step in self.config.registry.models.items()}
-        titles = {
-            "stage1": "Stage I: UL2",
-            "stage2": "Stage II: length adaptation",
-            "stage3": "Stage III: bilingual Flan",
-        }
-        rows = [(name, titles[name], registered.get(name)) for name in titles]
-        rows += [(_compared(name), f"Stage I: UL2, shape {name}", None) for name in self.config.ablation]
+        stages, first = self.config.stages, self.config.first_stage
+        rows = [(name, stage.title, registered.get(name)) for name, stage in stages.items()]
+        rows += [
+            (self._compared(shape), f"{stages[first].title}, shape {shape}", None)
+            for shape in self.config.ablation
+        ]
         rows += [(name, expert.title, expert.register_as) for name, expert in self.experts.items()]
         return [
             Model(
@@ -179,7 +178,7 @@ class Pipeline:
         A model whose pipeline has no evaluation of it is promoted after its training.
         """
         if name == "data":
-            return ["stage1"]
+            return [name for name, stage in self.config.stages.items() if stage.start is None]
         done = self.step(name)
         steps = [
             s.name for s in self.steps.values() if s.kind in (TRAIN, EVALUATE) and done in s.inputs.values()
@@ -242,16 +241,11 @@ class Pipeline:
             f"task-{key}": self._task(key, b.task, f"benchmarks.{key}.task") for key, b in self._dropped()
         }
         self._add("mixture", MIXTURE, config.mixture, "mixture", corpus=corpus, tokenizer=tokenizer, **sets)
-        flan = config.flan
-        self._pairs(
-            "flan",
-            flan.tasks,
-            "flan",
-            config.stage3,
-            flan.over_long,
-            {str(k): v for k, v in flan.shares.items()},
-            {str(k): v for k, v in flan.parts.items()},
-        )
+        flan, lengths = config.flan, config.pairs_lengths
+        if flan is not None and lengths is not None:
+            shares = {str(group): share for group, share in flan.shares.items()}
+            parts = {str(group): weights for group, weights in flan.parts.items()}
+            self._pairs("flan", flan.tasks, "flan", lengths, flan.over_long, shares, parts)
 
     def _dropped(self) -> list[tuple[str, BenchmarkRecipe]]:
         """Benchmarks whose records the mixture leaves out."""
@@ -260,8 +254,10 @@ class Pipeline:
     def _contamination(self) -> None:
         """A leaf: it looks at everything and nothing waits for it."""
         sets = sorted({b for e in self.experts.values() for b in e.benchmarks} | set(self.config.benchmarks))
-        trained = [self.config.flan.tasks, *(expert.tasks for expert in self.experts.values())]
-        tasks = sorted({name for group in trained for name in group})
+        trained = {name for expert in self.experts.values() for name in expert.tasks}
+        if "flan" in self.steps and self.config.flan is not None:
+            trained.update(self.config.flan.tasks)
+        tasks = sorted(trained)
         inputs = {f"task-{name}": self.step(f"task-{name}") for name in {*sets, *tasks}}
         corpus, mixture = self.steps["clean"], self.steps["mixture"]
         recipe = ContaminationRecipe(sets=tuple(sets), tasks=tuple(tasks))
@@ -297,9 +293,16 @@ class Pipeline:
         return self._add(name, INSTRUCT, recipe, config, tokenizer=self.steps["tokenizer"], **steps)
 
     def _train(
-        self, name: str, recipe: TrainRecipe, config: str, model: ModelRecipe | None = None, **inputs: Step
+        self,
+        name: str,
+        recipe: TrainRecipe,
+        config: str,
+        *,
+        model: ModelRecipe,
+        part: str | None = None,
+        start_step: int | None = None,
+        **inputs: Step,
     ) -> None:
-        model = model or self.config.model
         longest = max(recipe.encoder_length, recipe.decoder_length)
         if longest > model.positions:
             message = f"model.positions: {model.positions} are fewer than {name}'s {longest} tokens; raise it"
@@ -309,29 +312,43 @@ class Pipeline:
             check_training(recipe, runtime.for_expert() if self._is_expert(name) else runtime)
         except UserError as error:
             raise ConfigError(f"{name}: {error}") from None
-        step = TrainStep(model=model, train=recipe)
+        step = TrainStep(model=model, train=recipe, part=part, start_step=start_step)
         self._add(name, TRAIN, step, config, tokenizer=self.steps["tokenizer"], **inputs)
 
     def _stages(self) -> None:
-        config, steps = self.config, self.steps
-        self._train("stage1", config.stage1, "stage1", data=steps["mixture"])
-        for name, model in config.ablation.items():
-            self._train(_compared(name), config.stage1, "stage1", model, data=steps["mixture"])
-        self._train("stage2", config.stage2, "stage2", data=steps["mixture"], start=steps["stage1"])
-        self._train("stage3", config.stage3, "stage3", data=steps["flan"], start=steps["stage2"])
+        for name, stage in self.config.stages.items():
+            models = {name: self.config.model}
+            if name == self.config.first_stage:
+                models |= {self._compared(shape): model for shape, model in self.config.ablation.items()}
+            inputs = {"data": self.steps["mixture" if stage.part else "flan"]}
+            if stage.start is not None:
+                inputs["start"] = self.steps[stage.start]
+            for step, model in models.items():
+                self._train(
+                    step,
+                    stage.recipe,
+                    f"stages.{name}",
+                    model=model,
+                    part=stage.part,
+                    start_step=stage.start_step,
+                    **inputs,
+                )
 
     def _fine_tunes(self) -> None:
+        start = self.steps[self.config.experts.start or self.config.last_stage]
         for name, expert in self.experts.items():
             pairs = self._pairs(
                 f"pairs-{name}", expert.tasks, f"experts.{name}", expert.train, expert.over_long, None, {}
             )
-            self._train(name, expert.train, f"experts.{name}.train", data=pairs, start=self.steps["stage3"])
+            config = f"experts.{name}.train"
+            self._train(name, expert.train, config, model=self.config.model, data=pairs, start=start)
         for name, transfer in self.transfers.items():
             train = self.experts[transfer.expert].train.model_copy(update={"seed": transfer.seed})
             inputs = {"data": self.steps[f"pairs-{transfer.expert}"]}
             if transfer.start != "nothing":
                 inputs["start"] = self.steps[transfer.start]
-            self._train(name, train, f"experts.{transfer.expert}.train", None, **inputs)
+            config = f"experts.{transfer.expert}.train"
+            self._train(name, train, config, model=self.config.model, **inputs)
 
     def _transfers(self) -> dict[str, Transfer]:
         """Step -> what it compares."""
@@ -342,11 +359,17 @@ class Pipeline:
             for expert, start, seed in product(self.experts, config.starts, config.seeds)
         }
 
+    def _compared(self, shape: str) -> str:
+        """Name of the step that trains a shape of `ablation`."""
+        return f"{self.config.first_stage}-{shape}"
+
     def _evaluations(self) -> None:
+        # Prompts of all stages are cut alike, so that their scores compare.
+        lengths = self.config.pairs_lengths or self.config.stages[self.config.last_stage]
         for name in self.config.evaluate:
             for prefix, at in product(self.config.prefixes, [None, *self.kept(name)]):
-                self._evaluate(name, self.config.benchmarks, self.config.stage3, "benchmarks", prefix, at)
-        if self.config.evaluate:
+                self._evaluate(name, self.config.benchmarks, lengths, "benchmarks", prefix, at)
+        if self.config.evaluate and self.config.flan is not None:
             self._baselines("baselines", self.config.benchmarks, self.config.flan.tasks)
         for name, expert in self.experts.items():
             self._evaluate(name, expert.benchmarks, expert.train, f"experts.{name}.benchmarks")
@@ -425,11 +448,6 @@ def _same_questions(benchmark: TaskRecipe, task: TaskRecipe) -> bool:
 def evaluation_name(model: str, prefix: str = "S", at: int | None = None) -> str:
     """The step that evaluates a model, or its weights at a step, with prompts of this mode token."""
     return f"evaluate-{model}{'' if prefix == 'S' else f'-{prefix}'}{'' if at is None else f'-at-{at}'}"
-
-
-def _compared(shape: str) -> str:
-    """The step that trains a shape of `ablation`."""
-    return f"stage1-{shape}"
 
 
 def _unique(walks: Iterator[Iterator[Step]] | Any) -> list[Step]:

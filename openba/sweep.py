@@ -64,13 +64,13 @@ class Result:
         }
 
 
-def make_trials(pipeline: str, settings: Sequence[str], until: str) -> list[Trial]:
+def make_trials(pipeline: str, settings: Sequence[str], until: str | None) -> list[Trial]:
     """Every combination of the settings' values.
 
     Args:
         pipeline: name or file.
         settings: `key=value` or `key=value,value,...`; at least one has several values.
-        until: the training that is compared.
+        until: the training that is compared; none: the last stage.
 
     Raises:
         UserError: nothing varies, a value is empty or repeated, there are too many trials, `until` is no
@@ -81,14 +81,16 @@ def make_trials(pipeline: str, settings: Sequence[str], until: str) -> list[Tria
         raise UserError("sweep: a setting is given twice; give all its values in one --set")
     varied = {key: values for key, values in choices.items() if len(values) > 1}
     if not varied:
-        raise UserError("sweep: nothing varies; give several values, such as --set stage1.optim.lr=1e-3,3e-3")
+        raise UserError(
+            "sweep: nothing varies; give several values, such as --set stages.stage1.optim.lr=1e-3,3e-3"
+        )
     if (count := math.prod(map(len, varied.values()))) > MOST_TRIALS:
         raise UserError(f"sweep: {count} trials are more than {MOST_TRIALS}; give fewer values")
     trials = []
     for combination in product(*choices.values()):
         values = dict(zip(choices, combination, strict=True))
         graph = Pipeline(find_pipeline(pipeline), [f"{k}={v}" for k, v in values.items()], strict=True)
-        step = graph.step(until)
+        step = graph.step(until or graph.config.last_stage)
         if not isinstance(step.recipe, TrainStep):
             trainings = ", ".join(name for name, s in graph.steps.items() if isinstance(s.recipe, TrainStep))
             raise UserError(f"sweep: --until {step.name} is no training; take one of {trainings}")

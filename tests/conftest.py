@@ -148,6 +148,6 @@ def mt5_like(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def mixture_folder(corpus: Path, tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A mixture step's output: 60,000, 20,000 and 6,000 tokens."""
     folder = tmp_path_factory.mktemp("mixture")
-    recipe = MixtureRecipe(stage1="60k tokens", stage2="20k tokens", heldout="6k tokens")
+    recipe = MixtureRecipe(parts={"stage1": "60k tokens", "stage2": "20k tokens"}, heldout="6k tokens")
     mixture.build(Build(folder, recipe, {"corpus": corpus, "tokenizer": tokenizer_folder}))
     return folder

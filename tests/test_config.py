@@ -54,17 +54,17 @@ def test_every_runtime_fits_the_tiny_pipeline_and_moves_no_fingerprint(runtime: 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stage2.optim.lrr=1e-5", "--set: stage2.optim.lrr: unknown key .did you mean 'lr'"),
+        ("stages.stage2.optim.lrr=1e-5", "--set: stages.stage2.optim.lrr: unknown key .did you mean 'lr'"),
         ("stagee1.batch=4", "--set: stagee1: unknown key .did you mean 'stage1'"),
         ("model.d_modell=4", "unknown key .did you mean 'd_model'"),
         ("runtime.train.micro_bach=4", "unknown key .did you mean 'micro_batch'"),
-        ("stage1.budget=40B", "stage1.budget: .*unit"),
-        ("stage1.budget=40B steps tokens", "stage1.budget: cannot read"),
+        ("stages.stage1.budget=40B", "stages.stage1.budget: .*unit"),
+        ("stages.stage1.budget=40B steps tokens", "stages.stage1.budget: cannot read"),
         ("mixture.shares={en: 0.5, zh: 0.6}", "shares add up to 1.1"),
         ("mixture.epochs={wiki: 2.0}", "epochs: wiki: not in shares .en, zh, code."),
-        ("stage1.data.objective=ul3", "stage1.data"),
+        ("stages.stage1.data.objective=ul3", "stages.stage1.data"),
         ("tokenizer={kind: file}", "tokenizer: kind 'file' needs 'path'"),
-        ("stage1.batch", "write it as key.path=value"),
+        ("stages.stage1.batch", "write it as key.path=value"),
         ("model=tinny", "did you mean 'tiny'"),
     ],
 )
@@ -76,7 +76,9 @@ def test_a_bad_override_is_one_line_with_a_remedy(override: str, message: str) -
 
 def test_an_unknown_key_names_its_file(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text(f"extends: {CONFIGS}/pipeline/tiny\nstage1: {{bacth: 4}}\n")
-    with pytest.raises(ConfigError, match=r"mine.yaml: stage1.bacth: unknown key \(did you mean 'batch'\?\)"):
+    with pytest.raises(
+        ConfigError, match=r"mine.yaml: stages.stage1.bacth: unknown key \(did you mean 'batch'\?\)"
+    ):
         Config.read(tmp_path / "mine.yaml").validate(PipelineConfig)
 
 

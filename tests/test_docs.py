@@ -219,7 +219,7 @@ def test_parameters_of_the_paper_page_are_counted() -> None:
 
 def test_share_of_real_tokens_is_computed() -> None:
     """Lengths of Table 3's denoisers for 568 tokens, special tokens included."""
-    stage = Pipeline(find_pipeline("paper")).config.stage1
+    stage = Pipeline(find_pipeline("paper")).config.stages["stage1"]
     real = 0
     for row in stage.data.denoisers:  # type: ignore[union-attr]
         masked = round(stage.data.length * row.ratio)  # type: ignore[union-attr]

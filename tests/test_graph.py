@@ -22,7 +22,7 @@ def test_a_stage3_setting_rebuilds_stage3_and_what_follows() -> None:
     follows = (
         {"stage3", "evaluate-stage3"} | set(graph.experts) | {f"evaluate-{name}" for name in graph.experts}
     )
-    assert changed("stage3.optim.lr=1e-3") == follows
+    assert changed("stages.stage3.optim.lr=1e-3") == follows
 
 
 def test_an_experts_setting_rebuilds_that_expert_only() -> None:
@@ -89,7 +89,7 @@ def test_a_sixth_expert_is_one_file(with_sixth: Path) -> None:
 
 def test_kept_weights_are_evaluated_like_a_stages_own() -> None:
     before = Pipeline(TINY)
-    after = Pipeline(TINY, ["stage2.keep_every=5 steps", "stage2.budget=12 steps"])
+    after = Pipeline(TINY, ["stages.stage2.keep_every=5 steps", "stages.stage2.budget=12 steps"])
     assert set(after.steps) - set(before.steps) == {"evaluate-stage2-at-5", "evaluate-stage2-at-10"}
     recipes = [after.steps[f"evaluate-stage2{at}"].recipe.model_dump() for at in ("", "-at-5")]
     assert recipes[0] == recipes[1] | {"at": None}
@@ -157,3 +157,119 @@ def test_experts_are_compared_from_each_start_with_each_seed_and_nothing_else_is
     assert (
         graph.step("stage3").fingerprint == small.step("stage3").fingerprint
     )  # what `small` built is reused
+
+
+ANNEALED = """
+extends: tiny
+name: annealed
+stages:
+  stage4:
+    extends: ../pretrain/stage2
+    title: "Stage IV: annealing"
+    part: stage2
+    start: stage3
+    data: {length: 250}
+    encoder_length: 128
+    decoder_length: 128
+    batch: 32
+    budget: 10 steps
+    precision: fp32
+    optim: {lr: 1.0e-4, min_lr: 0.0, warmup: 0 steps, decay: null}
+    evaluate_every: 10 steps
+"""
+TWO_STAGES = """
+extends: tiny
+name: two
+mixture: {parts: {long: 260k tokens}}
+stages:
+  stage2: {part: long}
+  stage3: null
+flan: null
+experts: {folder: null}
+evaluate: [stage2]
+registry: {models: {openba-flan: null}}
+"""
+COOLED = """
+extends: tiny
+name: cooled
+stages:
+  stage1: {keep_every: 50 steps}
+  cooled:
+    extends: ../pretrain/stage1
+    title: Stage I, cooled down from step 100
+    part: stage1
+    start: stage1
+    start_step: 100 steps
+    data: {length: 128}
+    encoder_length: 120
+    decoder_length: 88
+    batch: 32
+    budget: 20 steps
+    precision: fp32
+    optim: {lr: 1.0e-3, min_lr: 0.0, warmup: 0 steps, decay: null}
+    evaluate_every: 20 steps
+  stage2: {start: cooled}
+"""
+
+
+def pipeline_of(folder: Path, text: str, *overrides: str) -> Pipeline:
+    (folder / "mine.yaml").write_text(text)
+    return Pipeline(folder / "mine.yaml", list(overrides))
+
+
+def test_an_annealing_stage_is_yaml_only_and_leaves_the_others_as_they_are(tmp_path: Path) -> None:
+    before, after = Pipeline(TINY), pipeline_of(tmp_path, ANNEALED)
+    stage = after.steps["stage4"]
+    assert stage.inputs["start"] is after.steps["stage3"]
+    assert stage.inputs["data"] is after.steps["mixture"]
+    assert getattr(stage.recipe, "part") == "stage2"  # noqa: B009
+    stages = ("stage1", "stage2", "stage3")
+    assert all(after.steps[name].fingerprint == before.steps[name].fingerprint for name in stages)
+    assert [model.name for model in after.models][:4] == [*stages, "stage4"]
+    assert after.models[3].title == "Stage IV: annealing"
+    assert after.steps["chat"].inputs["start"] is stage, "experts are fine-tuned from the last stage"
+    own = pipeline_of(tmp_path, ANNEALED, "experts.start=stage3")
+    assert own.steps["chat"].fingerprint == before.steps["chat"].fingerprint
+
+
+def test_a_pipeline_of_two_stages_is_yaml_only(tmp_path: Path) -> None:
+    graph = pipeline_of(tmp_path, TWO_STAGES)
+    assert [step.name for step in graph.pretraining] == ["stage1", "stage2"]
+    assert not [name for name in graph.steps if name.startswith(("flan", "stage3", "pairs-"))]
+    assert list(graph.config.mixture.tokens) == ["heldout", "long", "stage1", "stage2"]
+    assert graph.after("stage2") == ["evaluate-stage2"]
+    assert graph.after("evaluate-stage2") == ["model-stage2"]
+
+
+def test_a_stage_goes_on_from_kept_weights_without_training_them_again(tmp_path: Path) -> None:
+    graph = pipeline_of(tmp_path, COOLED)
+    kept = Pipeline(TINY, ["stages.stage1.keep_every=50 steps"])
+    assert graph.steps["stage1"].fingerprint == kept.steps["stage1"].fingerprint
+    assert getattr(graph.steps["cooled"].recipe, "start_step") == 100  # noqa: B009
+    assert graph.steps["stage2"].inputs["start"] is graph.steps["cooled"]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "stages.stage2.part=stage9",
+            "stages.stage2.part: stage9 is not a part of the mixture .stage1, stage2",
+        ),
+        ("stages.stage2.start=stage3", "stages.stage2.start: 'stage3' is no earlier stage; there are stage1"),
+        (
+            "stages.stage3.part=stage1",
+            "stages.stage3.part: the objective 'instruction' reads the pairs of flan",
+        ),
+        ("stages.stage2.start_step=7 steps", "stage1 keeps no weights of step 7 .none; set its keep_every"),
+        ("experts.start=stage9", "experts.start: no stage 'stage9'; there are stage1, stage2, stage3"),
+        ("evaluate=[stage9]", "evaluate: no stage 'stage9'"),
+        ("registry.models.mine=stage9", "registry.models.mine: no stage 'stage9'"),
+        ("flan=null", "stages.stage3.data: reads the pairs of flan, which is not set"),
+        ("mixture.parts.heldout=5k tokens", "mixture.parts.heldout: this name is taken"),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused_in_a_line(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        Pipeline(TINY, [override])
+    assert "\n" not in str(error.value)

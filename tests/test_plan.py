@@ -82,7 +82,7 @@ def test_steps_stand_in_building_order_with_their_state(store: Store) -> None:
         ("runtime.train.workers=30", "stage1: runtime.train.workers: 30 is not a multiple of"),
         ("runtime.tensor_parallel=3", "is not a multiple of runtime.tensor_parallel 3"),
         (
-            "stage2.batch=1022",
+            "stages.stage2.batch=1022",
             "stage2: runtime.train.workers: 8 data-parallel workers cannot share a batch of 1022",
         ),
     ],

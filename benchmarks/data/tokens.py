@@ -152,7 +152,9 @@ def _peak(corpus: Path, out: Path) -> int:
     out.mkdir()
     tokens = sum(pq.ParquetFile(path).metadata.num_rows for path in corpus.glob("*.parquet")) * 250
     shares = {"zh": 0.5, "en": 0.5}
-    recipe = MixtureRecipe(shares=shares, stage1=tokens, stage2=tokens // 10, heldout=tokens // 100)
+    recipe = MixtureRecipe(
+        shares=shares, parts={"stage1": tokens, "stage2": tokens // 10}, heldout=tokens // 100
+    )
     folder = out / "tokenizer"
     folder.mkdir()
     (folder / "spiece.model").symlink_to(_TOKENIZER)

@@ -135,7 +135,7 @@ def data_of(task: Task) -> Data:
         named = {name: (samples, np.flatnonzero(tasks == n)) for n, name in enumerate(heldout.names)}
         return Data(PairSamples(training), named)
     folder = store.path(pipeline().step("mixture"))
-    recipe = pipeline().config.stage1.data
+    recipe = pipeline().config.stages["stage1"].data
     assert isinstance(recipe, UL2Recipe)
     recipe = recipe.model_copy(update={"length": _UL2_LENGTH})
     windows = DenoisedSamples(TokenStore(folder / "stage1"), recipe, tokenizer())

@@ -23,7 +23,7 @@ from tests.harness.site import JOB_ENDED, Site, site, until
 
 FLOWS = 10
 """Of the small pipeline: data, three stages, one expert, two evaluations, three promotions."""
-LONG = '["stage3.budget=100000 steps","stage3.evaluate_every=100000 steps"]'
+LONG = '["stages.stage3.budget=100000 steps","stages.stage3.evaluate_every=100000 steps"]'
 ENDED = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
@@ -72,9 +72,8 @@ def _refused(running: Site) -> Iterator[Figure]:
 
 def _approved(running: Site) -> Iterator[Figure]:
     """A better Stage III through the chain with a person asked: no leaves the champion, yes moves it."""
-    better = (
-        'overrides=["stage3.budget=40 steps","stage3.evaluate_every=40 steps","registry.gate.approval=true"]'
-    )
+    steps = '"stages.stage3.budget=40 steps","stages.stage3.evaluate_every=40 steps"'
+    better = f'overrides=[{steps},"registry.gate.approval=true"]'
     _start(running, "openba-train/stage3", better, "step=stage3")
     before = running.champion("openba-flan")
     for answer in (False, True):
@@ -129,7 +128,7 @@ def _cancelled(running: Site) -> Iterator[Figure]:
 def _restarts(running: Site) -> Iterator[Figure]:
     """Both servers away in the middle of a training, one after the other."""
     steps = 6000
-    short = f'["stage3.budget={steps} steps","stage3.evaluate_every={steps} steps"]'
+    short = f'["stages.stage3.budget={steps} steps","stages.stage3.evaluate_every={steps} steps"]'
     flow_run, folder = _train(running, short)
     for name, away in (("prefect", 20), ("mlflow", 40)):
         running.services[name].stop()

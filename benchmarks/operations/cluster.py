@@ -29,16 +29,16 @@ SMALL = (
     "model.num_heads=2",
     "model.kv_channels=16",
     "model.ffn=96",
-    "stage1.budget=6 steps",
-    "stage1.optim.warmup=2 steps",
-    "stage1.evaluate_every=6 steps",
-    "stage1.batch=8",
-    "stage1.heldout_batches=1",
+    "stages.stage1.budget=6 steps",
+    "stages.stage1.optim.warmup=2 steps",
+    "stages.stage1.evaluate_every=6 steps",
+    "stages.stage1.batch=8",
+    "stages.stage1.heldout_batches=1",
     "sources=[people-daily, bbc-news, python-code]",
     "tokenizer.vocab_size=4000",
     "tokenizer.train_characters=300000",
-    "mixture.stage1=60k tokens",
-    "mixture.stage2=20k tokens",
+    "mixture.parts.stage1=60k tokens",
+    "mixture.parts.stage2=20k tokens",
     "mixture.heldout=8k tokens",
 )
 
@@ -141,7 +141,7 @@ def job(
     return {
         "out": str(out),
         "inputs": {name: str(folder) for name, folder in inputs.items()},
-        "recipe": {"model": model, "train": train},
+        "recipe": {"model": model, "train": train, "part": "stage1"},
         "runtime": {"device": device | {"utilisation": 0.3}, "devices": workers, "train": gang},
     }
 

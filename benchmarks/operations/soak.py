@@ -85,8 +85,11 @@ class Campaign:
         self.pipeline = self.root / "small.yaml"
         steps = os.environ.get("OPENBA_SOAK_STEPS", "6000")
         self.pipeline.write_text(PIPELINE)
-        self.settings = [f"stage1.budget={steps} steps", f"stage1.evaluate_every={steps} steps"]
-        self.settings += [f"stage2.budget={int(steps) // 3} steps", f"stage2.evaluate_every={steps} steps"]
+        self.settings = [f"stages.stage1.budget={steps} steps", f"stages.stage1.evaluate_every={steps} steps"]
+        self.settings += [
+            f"stages.stage2.budget={int(steps) // 3} steps",
+            f"stages.stage2.evaluate_every={steps} steps",
+        ]
         (self.root / "experts").mkdir()  # the pipeline's folder of experts; none is needed
         self.port = free_port()
         self.disks = Disks(self.home, self.store) if seed is not None else None

@@ -81,7 +81,7 @@ def _rebuilt(home: Path) -> Iterator[Figure]:
     """Which steps a changed Stage III setting would rebuild, against those that follow from it."""
     before, after = (
         {step["name"]: step for step in _openba(home, "plan", "tiny", "--json", *more)["steps"]}
-        for more in ((), ("--set", "stage3.optim.lr=1.0e-3"))
+        for more in ((), ("--set", "stages.stage3.optim.lr=1.0e-3"))
     )
     missed = {name for name, step in after.items() if step["state"] == "miss"}
     experts = {path.stem for path in (ROOT / "configs" / "finetune").glob("*.yaml")}

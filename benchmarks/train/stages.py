@@ -36,8 +36,10 @@ def make_inputs(root: Path) -> dict[str, str]:
     corpora.write(folders["corpus"] / "text.parquet", corpora.prose())
     words = TokenizerRecipe(kind="unigram", vocab_size=8000, train_characters=1_500_000)
     tokenizers.build(Build(folders["tokenizer"], words, {"corpus": folders["corpus"]}))
-    parts = {"stage1": "900k tokens", "stage2": "260k tokens", "heldout": "60k tokens"}
-    recipe = MixtureRecipe.model_validate({**parts, "shares": {"en": 0.5, "zh": 0.5}})
+    parts = {"stage1": "900k tokens", "stage2": "260k tokens"}
+    recipe = MixtureRecipe.model_validate(
+        {"parts": parts, "heldout": "60k tokens", "shares": {"en": 0.5, "zh": 0.5}}
+    )
     mixture.build(Build(folders["data"], recipe, {k: folders[k] for k in ("corpus", "tokenizer")}))
     return {name: str(folders[name]) for name in ("tokenizer", "data")}
 
@@ -85,7 +87,13 @@ def _jobs(root: Path, inputs: Mapping[str, str]) -> dict[str, Any]:
         runtime = {"micro_batch": change["batch"] // 2, "checkpoint_every": _SAVE_EVERY}
         change = {**change, "model": model, "budget": f"{_STEPS[name]} steps", "evaluate_every": 30}
         found[name] = gangs.job(
-            root / name, own, f"{gangs.WORKER}:measured_stage", runtime=runtime, heldout_batches=4, **change
+            root / name,
+            own,
+            f"{gangs.WORKER}:measured_stage",
+            runtime=runtime,
+            part=name,
+            heldout_batches=4,
+            **change,
         )
     return found
 

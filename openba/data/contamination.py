@@ -29,7 +29,7 @@ from openba.data.catalogue import corpus_files
 from openba.data.matching import ANCHOR, PairIndex, Units, find
 from openba.data.pairs import ASKED_FILE
 from openba.data.schema import read_batches
-from openba.recipes.data import ContaminationRecipe
+from openba.recipes.data import HELDOUT, ContaminationRecipe
 
 _SLASH, _LINE = (pa.scalar(text, pa.large_string()) for text in "/\n")
 
@@ -271,7 +271,7 @@ def _training(build: Build, recipe: ContaminationRecipe) -> Iterator[tuple[str, 
 
 
 def _used_documents(mixture: Path) -> pa.Array:
-    files = [mixture / part / "documents.parquet" for part in ("stage1", "stage2")]
+    files = sorted(f for f in mixture.glob("*/documents.parquet") if f.parent.name != HELDOUT)
     tables = [pq.read_table(file, columns=["source", "id"]) for file in files]
     return pa.concat_arrays([_keys(batch) for table in tables for batch in table.to_batches()]).unique()
 

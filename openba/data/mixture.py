@@ -23,7 +23,7 @@ from openba.data.catalogue import Catalogue, Exclude
 from openba.data.contamination import Holder, Items
 from openba.data.store import DOCUMENTS, TokenWriter
 from openba.errors import UserError
-from openba.recipes.data import NGRAM, PARTS, MixtureRecipe
+from openba.recipes.data import HELDOUT, NGRAM, MixtureRecipe
 from openba.tokenizer.tokenizer import Tokenizer
 
 _BYTES_PER_TOKEN = 5
@@ -61,7 +61,7 @@ def build(build: Build) -> dict[str, Any]:
     catalogue = Catalogue(build.inputs["corpus"], recipe.shares, recipe.seed)
     tokenizer = Tokenizer.load(build.inputs["tokenizer"])
     spool = build.out / "spool"
-    parts = {name: Part() for name in PARTS}
+    parts = {name: Part() for name in recipe.tokens}
     records = {key: folder for key, folder in build.inputs.items() if key.startswith("task-")}
     holder = Holder(Items.read(records, NGRAM)) if records else None
     groups: dict[str, Any] = {}
@@ -122,7 +122,7 @@ def _fill(
 
 
 def _distinct(budgets: dict[str, int], part: str, epochs: float) -> int:
-    return budgets[part] if part == "heldout" else math.ceil(budgets[part] / epochs)
+    return budgets[part] if part == HELDOUT else math.ceil(budgets[part] / epochs)
 
 
 def _ranges(
@@ -173,14 +173,15 @@ def _refuse(
 ) -> None:
     budgets, have = recipe.budgets()[name], int(tokens.sum())
     part = next(part for part, span in found.items() if span is None)
-    before = [found[other] for other in PARTS[: PARTS.index(part)]]
-    begin = max((span[1] for span in before if span), default=0)
+    earlier = list(found)[: list(found).index(part)]
+    begin = max((span[1] for other in earlier if (span := found[other])), default=0)
     short = budgets[part] - int(tokens[begin:].sum())
-    remedy = f"add a source or lower mixture.{part}"
+    key = f"mixture.{HELDOUT}" if part == HELDOUT else f"mixture.parts.{part}"
+    remedy = f"add a source or lower {key}"
     if math.isfinite(needed):
         remedy += f", or allow repetition: mixture.epochs.{name}={math.ceil(needed * 10) / 10:g}"
     raise UserError(
-        f"mixture.{part}: {name} is {short:,} tokens short of its {budgets[part]:,} "
+        f"{key}: {name} is {short:,} tokens short of its {budgets[part]:,} "
         f"({have:,} found for {sum(budgets.values()):,} in all parts); {remedy} "
         "(nothing is repeated silently)"
     )

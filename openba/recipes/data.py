@@ -167,8 +167,8 @@ class TokenizerRecipe(Recipe):
 NGRAM = 13
 """Units of an n-gram that records and training text are compared by: words, or Han characters. As GPT-3."""
 
-PARTS = ("heldout", "stage1", "stage2")
-"""Parts of a mixture, in the order they choose documents."""
+HELDOUT = "heldout"
+"""The part of a mixture that is only measured on; it chooses its documents first."""
 
 
 class MixtureRecipe(Recipe):
@@ -178,12 +178,11 @@ class MixtureRecipe(Recipe):
     """Group -> share of the tokens. A group is a source, or all other sources of a language."""
     epochs: dict[str, Repetitions] = {}
     """Group -> how often at most its documents may stand in a stage if it is short of text; others: once."""
-    stage1: PositiveTokens
-    """Corpus tokens for Stage I."""
-    stage2: PositiveTokens
-    """Corpus tokens for Stage II; its documents never occur in Stage I."""
+    parts: dict[str, PositiveTokens] = Field(min_length=1)
+    """Part -> its corpus tokens. A stage reads one part; no document stands in two. Parts choose documents in
+    the order of their names, so the order in the file changes nothing."""
     heldout: PositiveTokens
-    """Tokens kept from both, to measure the loss on; never repeated."""
+    """Tokens kept from all parts, to measure the loss on; never repeated."""
     drop_contaminated: bool = True
     """Leave out documents that hold a record of the base benchmarks; else they are only reported."""
     seed: Seed = 1234
@@ -194,12 +193,19 @@ class MixtureRecipe(Recipe):
             raise ValueError(f"shares add up to {sum(self.shares.values()):g}, not 1")
         if unknown := sorted(self.epochs.keys() - self.shares.keys()):
             raise ValueError(f"epochs: {', '.join(unknown)}: not in shares ({', '.join(self.shares)})")
+        if HELDOUT in self.parts:
+            raise ValueError(f"parts.{HELDOUT}: this name is taken; set mixture.{HELDOUT} instead")
         return self
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Part -> tokens of all groups, in the order in which parts choose documents."""
+        return {HELDOUT: self.heldout} | {part: self.parts[part] for part in sorted(self.parts)}
 
     def budgets(self) -> dict[str, dict[str, int]]:
         """Group -> part -> tokens."""
         return {
-            group: {part: round(getattr(self, part) * share) for part in PARTS}
+            group: {part: round(tokens * share) for part, tokens in self.tokens.items()}
             for group, share in self.shares.items()
         }
 

@@ -48,9 +48,9 @@ def dialled(size: int, tokens_per_parameter: float) -> dict[str, Any]:
     stages = (("stage1", 1.0, rate), ("stage2", STAGE2_SHARE, rate / 2), ("stage3", STAGE3_SHARE, rate))
     for stage, share, peak in stages:
         values |= {
-            f"{stage}.batch": batch,
-            f"{stage}.budget": f"{round(tokens * share)} tokens",
-            f"{stage}.optim.lr": float(f"{peak:.2g}"),
-            f"{stage}.optim.min_lr": float(f"{peak / 10:.2g}"),
+            f"stages.{stage}.batch": batch,
+            f"stages.{stage}.budget": f"{round(tokens * share)} tokens",
+            f"stages.{stage}.optim.lr": float(f"{peak:.2g}"),
+            f"stages.{stage}.optim.min_lr": float(f"{peak / 10:.2g}"),
         }
     return values

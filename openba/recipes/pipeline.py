@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from openba.artifacts import Recipe
 from openba.recipes.data import CleanRecipe, MixtureRecipe, SourceRecipe, TaskRecipe, TokenizerRecipe
 from openba.recipes.evaluate import BenchmarkRecipe, Metric
 from openba.recipes.model import ModelRecipe
-from openba.recipes.numbers import Layers, NonNegative, Positive, Seed, Share
+from openba.recipes.numbers import Layers, NonNegative, Positive, PositiveSteps, Seed, Share
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainRecipe
 
 
+def _remove_null(section: Any) -> Any:
+    if not isinstance(section, dict):
+        return section
+    return {key: value for key, value in section.items() if value is not None}
+
+
+_without_null = BeforeValidator(_remove_null)
+"""For sections whose entries a file that extends another can remove, by setting them to null."""
+
+
 class FlanConfig(Recipe):
-    """Stage III's data: tasks of two language groups, mixed by share of samples."""
+    """Data of instruction stages: tasks of two language groups, mixed by share of samples."""
 
     tasks: dict[str, TaskRecipe]
     shares: dict[Literal["en", "zh"], Share] = {"en": 0.667, "zh": 0.333}
@@ -38,8 +48,26 @@ class FlanConfig(Recipe):
         return self
 
 
+class StageConfig(TrainRecipe):
+    """One stage: a training with its title, the data it reads and the weights it begins with."""
+
+    title: str
+    """For the report and the registry."""
+    part: str | None = None
+    """Part of the mixture that it reads; none: the pairs of `flan`."""
+    start: str | None = None
+    """The stage whose weights it begins with; none: fresh weights."""
+    start_step: PositiveSteps | None = None
+    """Begin with the weights that `start` kept after this step (its `keep_every`); none: those of its end."""
+
+    @property
+    def recipe(self) -> TrainRecipe:
+        """The training alone."""
+        return TrainRecipe.model_construct(**{name: getattr(self, name) for name in TrainRecipe.model_fields})
+
+
 class ExpertConfig(Recipe):
-    """configs/finetune/*.yaml: one expert, from Stage III."""
+    """configs/finetune/*.yaml: one expert, fine-tuned from a stage."""
 
     title: str
     """What it does, for the report and the registry."""
@@ -54,9 +82,11 @@ class ExpertConfig(Recipe):
 class ExpertsConfig(Recipe):
     """Where the experts' recipes lie; every YAML file there is one expert."""
 
-    folder: str | None
+    folder: str | None = None
     """A relative path starts at the folder of the file that sets it; of `--set`, at the working directory.
-    None: no expert is trained."""
+    None: there are no experts."""
+    start: str | None = None
+    """The stage that experts are fine-tuned from; none: the last one."""
     train: dict[str, Any] = Field(default_factory=dict)
     """Laid over every expert's `train`, such as a smaller budget."""
 
@@ -85,9 +115,9 @@ class GateConfig(Recipe):
 
 
 class RegisterConfig(Recipe):
-    """Registered name -> step whose weights it holds; the experts add themselves."""
+    """Registered name -> stage whose weights it holds; the experts add themselves."""
 
-    models: dict[str, str]
+    models: Annotated[dict[str, str], _without_null]
     licence: str = ""
     """Of the weights."""
     gate: GateConfig
@@ -96,15 +126,15 @@ class RegisterConfig(Recipe):
 class TransferConfig(Recipe):
     """Each expert trained from several starts with the same budget: whether what came before helps."""
 
-    starts: tuple[Literal["stage3", "stage2", "nothing"], ...]
-    """Weights to begin with; of `nothing` they are random. Gains are told against it."""
+    starts: tuple[str, ...]
+    """Stages whose weights to begin with; of `nothing` they are random. Gains are told against it."""
     seeds: tuple[Seed, ...] = Field(min_length=2)
     """Of the order of the data and of random weights; the spread over them is the error."""
 
     @model_validator(mode="after")
     def _can_compare(self) -> TransferConfig:
         if "nothing" not in self.starts or len(set(self.starts)) < len(self.starts) or len(self.starts) < 2:
-            raise ValueError("starts: give 'nothing' and one or more of stage2 and stage3, each once")
+            raise ValueError("starts: give 'nothing' and one or more stages, each once")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds: one is given twice, so it would be no measurement of its own")
         return self
@@ -134,21 +164,21 @@ class PipelineConfig(Recipe):
     tokenizer: TokenizerRecipe
     mixture: MixtureRecipe
     model: ModelRecipe
-    stage1: TrainRecipe
-    stage2: TrainRecipe
-    stage3: TrainRecipe
-    flan: FlanConfig
-    experts: ExpertsConfig
+    stages: Annotated[dict[str, StageConfig], _without_null] = Field(min_length=1)
+    """Stage name -> its training, in the order of training. A stage set to null is left out."""
+    flan: FlanConfig | None = None
+    """Pairs of the stages that read no part of the mixture."""
+    experts: ExpertsConfig = ExpertsConfig()
     benchmarks: dict[str, BenchmarkRecipe]
     """What the base stages are evaluated on."""
-    evaluate: tuple[str, ...] = ("stage2", "stage3")
-    """Base stages to evaluate."""
+    evaluate: tuple[str, ...] = ()
+    """Stages to evaluate."""
     prefixes: tuple[Literal["R", "S", "X"], ...] = ("S",)
     """Mode tokens that the base stages' prompts begin with, each an evaluation (Figure 6(d))."""
     registry: RegisterConfig
     runtime: PipelineRuntime
     ablation: dict[str, ModelRecipe] = {}
-    """Shapes to compare by Stage I alone (section 5.1); a pipeline that has any builds these and no more."""
+    """Shapes to compare by the first stage alone (section 5.1); a pipeline that has any builds only these."""
     transfer: TransferConfig | None = None
     """Starts to compare by the experts; a pipeline that has it builds these, and no evaluation."""
     report_banner: str = ""
@@ -164,6 +194,62 @@ class PipelineConfig(Recipe):
                 f"nor the language of one that has no share of its own"
             )
         return self
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> PipelineConfig:
+        earlier: list[str] = []
+        for name, stage in self.stages.items():
+            if problem := self._problem_of(stage, earlier):
+                raise ValueError(f"stages.{name}.{problem}")
+            earlier.append(name)
+        references = [("experts.start", self.experts.start), *(("evaluate", name) for name in self.evaluate)]
+        if self.transfer is not None:
+            references += [("transfer.starts", name) for name in self.transfer.starts if name != "nothing"]
+        references += [(f"registry.models.{key}", name) for key, name in self.registry.models.items()]
+        for key, name in references:
+            if name is not None and name not in self.stages:
+                raise ValueError(f"{key}: no stage {name!r}; there are {', '.join(self.stages)}")
+        return self
+
+    def _problem_of(self, stage: StageConfig, earlier: list[str]) -> str | None:
+        """What is wrong with a stage, beginning with its key."""
+        if stage.start is not None and stage.start not in earlier:
+            return f"start: {stage.start!r} is no earlier stage; there are {', '.join(earlier) or 'none'}"
+        if stage.start_step is not None:
+            if stage.start is None:
+                return "start_step: needs `start`, the stage that kept the weights"
+            if stage.start_step not in (kept_steps := self.stages[stage.start].kept):
+                kept = ", ".join(map(str, kept_steps)) or "none; set its keep_every"
+                return f"start_step: {stage.start} keeps no weights of step {stage.start_step} ({kept})"
+        if stage.reads_pairs:
+            if stage.part is not None:
+                return f"part: the objective {stage.data.objective!r} reads the pairs of flan; remove it"
+            if self.flan is None:
+                return "data: reads the pairs of flan, which is not set"
+            longest = self.pairs_lengths or stage
+            lengths = (longest.encoder_length, longest.decoder_length)
+            if (stage.encoder_length, stage.decoder_length) != lengths:
+                return f"encoder_length: all stages that read flan need the same lengths, {lengths}"
+            return None
+        if stage.part not in self.mixture.parts:
+            parts = ", ".join(self.mixture.parts)
+            return f"part: {stage.part} is not a part of the mixture ({parts}); add it to mixture.parts"
+        return None
+
+    @property
+    def first_stage(self) -> str:
+        """The stage that begins the training and by which shapes are compared."""
+        return next(iter(self.stages))
+
+    @property
+    def last_stage(self) -> str:
+        """The stage that experts are fine-tuned from unless told otherwise."""
+        return list(self.stages)[-1]
+
+    @property
+    def pairs_lengths(self) -> TrainRecipe | None:
+        """The last stage that reads `flan`, whose lengths its pairs fit; none if no stage reads it."""
+        return next((stage for stage in reversed(self.stages.values()) if stage.reads_pairs), None)
 
 
 def expert_files(folder: Path) -> dict[str, Path] | None:

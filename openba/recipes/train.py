@@ -197,7 +197,7 @@ class TrainRecipe(Recipe):
                 f"optim.warmup: {self.optim.warmup} steps are more than the {self.steps} of the budget; "
                 "the full rate would never be reached"
             )
-        if not isinstance(self.data, InstructionRecipe):
+        if not isinstance(self.data, InstructionRecipe):  # not `reads_pairs`, which narrows no type
             encoder, target = self.data.longest
             if encoder > self.encoder_length or target > self.decoder_length:
                 raise ValueError(
@@ -206,6 +206,11 @@ class TrainRecipe(Recipe):
                     "must hold them"
                 )
         return self
+
+    @property
+    def reads_pairs(self) -> bool:
+        """Whether its samples are pairs of input and target, rather than windows of a mixture."""
+        return isinstance(self.data, InstructionRecipe)
 
     @property
     def tokens_per_step(self) -> int:
@@ -226,7 +231,11 @@ class TrainRecipe(Recipe):
 
 
 class TrainStep(Recipe):
-    """A training run together with the model it trains."""
+    """A training run together with the model it trains and the data it reads."""
 
     model: ModelRecipe
     train: TrainRecipe
+    part: str | None = None
+    """Part of the mixture that the `data` input is; none: that input is a mix of task pairs."""
+    start_step: PositiveSteps | None = None
+    """Begin from the weights that the `start` input kept after this step; none: those of its end."""

@@ -230,10 +230,11 @@ class TrainingBatches:
         return steps * self.recipe.batch / len(self.samples)
 
 
-def training_samples(recipe: TrainRecipe, data: Path, part: str, tokenizer: Tokenizer) -> Samples:
-    """What a stage or expert trains on: part `part` of a mixture, or the pairs of a task mix."""
+def training_samples(recipe: TrainRecipe, data: Path, part: str | None, tokenizer: Tokenizer) -> Samples:
+    """Samples that a training reads: windows of one part of a mixture, or the pairs of a task mix."""
     if isinstance(recipe.data, InstructionRecipe):
         return PairSamples(Pairs(data, "train"))
+    assert part is not None  # `PipelineConfig` refuses a stage that reads a mixture and names no part
     return DenoisedSamples(TokenStore(data / part), recipe.data, tokenizer)
 
 

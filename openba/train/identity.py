@@ -13,6 +13,7 @@ from typing import Any
 
 from openba.config import flatten
 from openba.errors import UserError
+from openba.model.files import weights_folder
 from openba.recipes.train import TrainStep
 
 FORMAT = 4
@@ -24,10 +25,13 @@ _BLOCKS, _BLOCK = 16, 2**16
 
 def identity(recipe: TrainStep, inputs: Mapping[str, Path]) -> dict[str, Any]:
     """The identity of a run, as JSON values."""
+    start = weights_folder(Path(), recipe.start_step)
+    read = {**_READ, "start": (f"{start}/*.safetensors",)}
     return {
         "model": recipe.model.model_dump(mode="json"),
         "train": recipe.train.model_dump(mode="json"),
-        "inputs": {key: _folder(path, _READ[key]) for key, path in sorted(inputs.items()) if key in _READ},
+        "part": recipe.part,
+        "inputs": {key: _folder(path, read[key]) for key, path in sorted(inputs.items()) if key in read},
     }
 
 
@@ -53,8 +57,8 @@ def check(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path, allowed
     return list(told.values())
 
 
-_READ = {"tokenizer": ("*.model",), "data": ("**/*.npy",), "start": ("model/*.safetensors",)}
-"""Files of each input that decide what is learnt."""
+_READ = {"tokenizer": ("*.model",), "data": ("**/*.npy",)}
+"""Files of each input that decide what is learnt, beside the weights that a run starts from."""
 
 
 def _folder(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:

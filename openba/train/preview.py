@@ -15,7 +15,7 @@ from torch import Tensor
 
 from openba.data.instruct import Pairs
 from openba.model.model import IGNORE
-from openba.recipes.train import InstructionRecipe, TrainRecipe, UL2Recipe
+from openba.recipes.train import TrainRecipe, UL2Recipe
 from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.batches import Batch, TrainingBatches, training_samples
 
@@ -25,9 +25,22 @@ _BINS = 10
 
 
 def preview(
-    recipe: TrainRecipe, data: Path, tokenizer: Tokenizer, samples: int, measured: int = 1000
+    recipe: TrainRecipe,
+    data: Path,
+    part: str | None,
+    tokenizer: Tokenizer,
+    samples: int,
+    measured: int = 1000,
 ) -> dict[str, Any]:
-    """The first samples of a training, and figures of the first `measured`.
+    """Show the first samples of a training, and figures of the first `measured`.
+
+    Args:
+        recipe: the training.
+        data: output of the step that it reads, a mixture or a mix of task pairs.
+        part: part of the mixture; none: `data` is a mix of task pairs.
+        tokenizer: of the pipeline.
+        samples: how many to show, at most one batch.
+        measured: how many the figures are of.
 
     Returns:
         `samples`: encoder and labels as text, tokens of each. `lengths`: per side the histogram over ten
@@ -38,7 +51,6 @@ def preview(
     Raises:
         UserError: the data is not readable, or no sample is long enough.
     """
-    part = "stage2" if recipe.data.objective == "prefix" else "stage1"
     batches = TrainingBatches(
         training_samples(recipe, data, part, tokenizer), recipe, tokenizer.pad, tokenizer.size
     )
@@ -55,7 +67,7 @@ def preview(
         "clipped": recipe.data.clipped if isinstance(recipe.data, UL2Recipe) else [],
         "epochs": batches.epochs(recipe.steps),
         "lengths": {name: _figures(limit, lengths) for name, (limit, lengths) in sides.items()},
-        "mixture": _pairs(data) if isinstance(recipe.data, InstructionRecipe) else _sources(data / part),
+        "mixture": _pairs(data) if part is None else _sources(data / part),
     }
 
 

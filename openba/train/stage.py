@@ -85,8 +85,7 @@ class _Stage:
         self.model = self._model(build.inputs.get("start"), groups.tensor)
         self.engine = Engine(self.model, groups, self.train, self.runtime)
         self._take_lease()
-        part = "stage2" if self.train.data.objective == "prefix" else "stage1"
-        samples = training_samples(self.train, build.inputs["data"], part, self.tokenizer)
+        samples = training_samples(self.train, build.inputs["data"], self.recipe.part, self.tokenizer)
         ids = (self.tokenizer.pad, self.tokenizer.size)
         self.batches = TrainingBatches(samples, self.train, *ids, self.engine.padded)
         micro = self.runtime.train.micro_batch
@@ -280,7 +279,7 @@ class _Stage:
         if start is not None:
             with torch.device("meta"):
                 shape = OpenBAModel(architecture)
-            weights = fitting(shape, load_weights(weights_folder(start)), start)
+            weights = fitting(shape, load_weights(weights_folder(start, self.recipe.start_step)), start)
         return make_part(architecture, group, weights)
 
     def _take_lease(self) -> None:

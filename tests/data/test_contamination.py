@@ -247,7 +247,7 @@ def test_the_mixture_leaves_out_what_holds_a_record(
     rows: list[Record] = [([row["text"][:600]], []) for row in table if row["id"] in news]
     task = write_task(tmp_path / "task", rows)
     (tmp_path / "out").mkdir()
-    recipe = MixtureRecipe(stage1=60_000, stage2=20_000, heldout=6_000)
+    recipe = MixtureRecipe(parts={"stage1": 60_000, "stage2": 20_000}, heldout=6_000)
     inputs = {"corpus": corpus, "tokenizer": tokenizer_folder, "task-bench": task}
     facts = mixture.build(Build(tmp_path / "out", recipe, inputs))
     left = [

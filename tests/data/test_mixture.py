@@ -18,15 +18,17 @@ from openba.data import mixture
 from openba.data.schema import SCHEMA
 from openba.data.store import TokenStore
 from openba.errors import UserError
-from openba.recipes.data import PARTS, MixtureRecipe
+from openba.recipes.data import HELDOUT, MixtureRecipe
 from openba.tokenizer.tokenizer import Tokenizer
 
 BUDGETS = {"stage1": 60_000, "stage2": 20_000, "heldout": 6_000}
+PARTS = tuple(BUDGETS)
 
 
 def build(out: Path, corpus: Path, tokenizer_folder: Path, **fields: Any) -> dict[str, Any]:
     out.mkdir()
-    recipe = MixtureRecipe(**{**BUDGETS, **fields})
+    budgets = {part: fields.pop(part, tokens) for part, tokens in BUDGETS.items()}
+    recipe = MixtureRecipe(heldout=budgets.pop(HELDOUT), parts=budgets, **fields)
     return mixture.build(Build(out, recipe, {"corpus": corpus, "tokenizer": tokenizer_folder}))
 
 
@@ -136,7 +138,7 @@ def test_a_short_corpus_says_which_part_and_how_many_tokens(
         with pytest.raises(UserError) as error:
             build(tmp_path / str(stage1), corpus, tokenizer_folder, **fields, stage1=stage1)
         message = re.search(
-            rf"mixture.stage1: code is ([\d,]+) tokens short of its {stage1:,}", str(error.value)
+            rf"mixture.parts.stage1: code is ([\d,]+) tokens short of its {stage1:,}", str(error.value)
         )
         assert message is not None
         missing.append(int(message.group(1).replace(",", "")))

@@ -35,14 +35,14 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
     ("arguments", "message"),
     [
         (("run", "tinny"), "tinny: no such pipeline"),
-        (("run", "tiny", "--set", "stage2.optim.lrr=1"), "did you mean 'lr'"),
+        (("run", "tiny", "--set", "stages.stage2.optim.lrr=1"), "did you mean 'lr'"),
         (("run", "tiny", "--until", "stage9"), "stage9: no such step"),
         (("run", "tiny", "--untill", "stage1"), "No such option: --untill"),
         (("explain", "stag1"), "stag1: no such step"),
         (("report",), "no report yet"),
-        (("sweep", "tiny", "--set", "stage1.batch=16"), "nothing varies"),
-        (("sweep", "tiny", "--set", "stage1.optim.lrr=1,2"), "did you mean 'lr'"),
-        (("sweep", "tiny", "--set", "stage1.batch=8,16", "--until", "mixture"), "is no training"),
+        (("sweep", "tiny", "--set", "stages.stage1.batch=16"), "nothing varies"),
+        (("sweep", "tiny", "--set", "stages.stage1.optim.lrr=1,2"), "did you mean 'lr'"),
+        (("sweep", "tiny", "--set", "stages.stage1.batch=8,16", "--until", "mixture"), "is no training"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
@@ -104,7 +104,7 @@ def test_plan_needs_no_server_and_speaks_json(tmp_path: Path) -> None:
 
 
 def test_show_names_the_file_behind_each_key(tmp_path: Path) -> None:
-    shown = openba(tmp_path, "show", "stage1", "--set", "stage1.optim.lr=2e-3").stdout
+    shown = openba(tmp_path, "show", "stage1", "--set", "stages.stage1.optim.lr=2e-3").stdout
     assert "train.optim.lr: 0.002   (--set)" in shown
     assert "train.batch: 32   (configs/pipeline/tiny.yaml)" in shown
     assert "train.data.s_length: fixed   (configs/pretrain/stage1.yaml)" in shown

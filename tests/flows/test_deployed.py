@@ -44,7 +44,7 @@ def test_a_deployed_flow_takes_an_absolute_home(tmp_path: Path, monkeypatch: pyt
 def test_every_flow_checks_its_parameters(name: str, parameters: dict[str, object]) -> None:
     """Prefect resolves the types of the parameters in the flow's module before it runs the flow."""
     flow = getattr(deployed, name)
-    given = parameters | {"pipeline": "tiny", "overrides": ["stage1.seed=2"]}
+    given = parameters | {"pipeline": "tiny", "overrides": ["stages.stage1.seed=2"]}
     assert flow.validate_parameters(given) == given
     with pytest.raises(ParameterTypeError):
         flow.validate_parameters(given | {"overrides": 3})

@@ -34,7 +34,7 @@ COMMANDS = {
     "eval": ["nowhere", "nothing"],
     "compare": ["nowhere", "elsewhere"],
     "judge": ["nowhere"],
-    "sweep": ["tiny", "--set", "stage3.train.optim.lr=1e-3,2e-3"],
+    "sweep": ["tiny", "--set", "stages.stage3.train.optim.lr=1e-3,2e-3"],
     "export": ["models:/openba-chat@champion", "nowhere", "--format", "released"],
     "serve": ["models:/openba-chat@champion", "--port", "0"],
     "serve --cluster": ["models:/openba-chat@champion"],

@@ -31,8 +31,7 @@ PIPELINE = """
 extends: base
 name: small
 runtime: {train: {checkpoint_every: 2 steps}}
-stage2: {budget: 8 steps, evaluate_every: 8 steps}
-stage3: {keep_every: 2 steps}
+stages: {stage2: {budget: 8 steps, evaluate_every: 8 steps}, stage3: {keep_every: 2 steps}}
 """
 EXPERT = """
 title: Headlines, the sixth expert
@@ -45,7 +44,11 @@ train: {extends: ../pretrain/finetune}
 
 LONGER = ["--until", "stage1"]
 """A Stage I of its own, long enough to be stopped."""
-for setting in ("stage1.seed=5", "stage1.budget=100 steps", "stage1.evaluate_every=50 steps"):
+for setting in (
+    "stages.stage1.seed=5",
+    "stages.stage1.budget=100 steps",
+    "stages.stage1.evaluate_every=50 steps",
+):
     LONGER += ["--set", setting]
 
 

@@ -115,7 +115,7 @@ class Trainer:
         torch.manual_seed(train.seed)
         groups = make_groups(build.runtime.tensor_parallel)
         model = make_part(build.recipe.model.architecture(tokenizer.size), groups.tensor)
-        samples = training_samples(train, build.inputs["data"], "stage1", tokenizer)
+        samples = training_samples(train, build.inputs["data"], build.recipe.part, tokenizer)
         self.engine = Engine(model, groups, train, build.runtime)
         self.batches = TrainingBatches(samples, train, tokenizer.pad, tokenizer.size, self.engine.padded)
         self.size = build.runtime.train.micro_batch

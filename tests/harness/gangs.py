@@ -58,6 +58,7 @@ def job(
     model: Mapping[str, Any] | None = None,
     runtime: Mapping[str, Any] | None = None,
     tensor_parallel: int = 1,
+    part: str = "stage1",
     **train: Any,
 ) -> dict[str, Any]:
     """A tiny Stage I but for what is given; `do` is a `module:function` that takes a Build."""
@@ -65,7 +66,7 @@ def job(
     return {
         "do": do,
         "out": str(out),
-        "recipe": {"model": {**MODEL, **(model or {})}, "train": {**_TRAIN, **train}},
+        "recipe": {"model": {**MODEL, **(model or {})}, "train": {**_TRAIN, **train}, "part": part},
         "runtime": {"device": _DEVICE, "devices": 2, "train": gang, "tensor_parallel": tensor_parallel},
         "inputs": dict(inputs),
     }

@@ -38,11 +38,12 @@ extends: {CONFIGS}/pipeline/tiny
 name: small
 sources: [people-daily, bbc-news, python-code]
 tokenizer: {{vocab_size: 4000, train_characters: 300000}}
-mixture: {{stage1: 20k tokens, stage2: 20k tokens, heldout: 8k tokens}}
+mixture: {{parts: {{stage1: 20k tokens, stage2: 20k tokens}}, heldout: 8k tokens}}
 model: {{d_model: 32, num_heads: 2, kv_channels: 16, ffn: 96}}
-stage1: {{{_FOUR_STEPS}, data: {{length: 64}}}}
-stage2: {{{_FOUR_STEPS}, data: {{length: 64}}}}
-stage3: {{{_FOUR_STEPS}}}
+stages:
+  stage1: {{{_FOUR_STEPS}, data: {{length: 64}}}}
+  stage2: {{{_FOUR_STEPS}, data: {{length: 64}}}}
+  stage3: {{{_FOUR_STEPS}}}
 flan: {{tasks: [translate-zh-en, translate-en-zh]}}
 experts:
   folder: experts

@@ -36,13 +36,14 @@ extends: {CONFIGS}/pipeline/tiny
 name: services
 sources: [bbc-news]
 tokenizer: {{vocab_size: 2000, train_characters: 100000}}
-mixture: {{shares: {{en: 1.0}}, stage1: 40k tokens, stage2: 10k tokens, heldout: 4k tokens}}
+mixture: {{shares: {{en: 1.0}}, parts: {{stage1: 40k tokens, stage2: 10k tokens}}, heldout: 4k tokens}}
 flan: {{tasks: [bbc-title]}}
 model: {{d_model: 32, num_heads: 2, kv_channels: 16, ffn: 96}}
 runtime: {{train: {{workers: 1, checkpoint_every: 20 steps}}}}
 benchmarks: [bbc-title]
 evaluate: [stage3]
-stage1: {{batch: 8, budget: 150 steps, evaluate_every: 50 steps, heldout_batches: 1, data: {{length: 64}}}}
+stages:
+  stage1: {{batch: 8, budget: 150 steps, evaluate_every: 50 steps, heldout_batches: 1, data: {{length: 64}}}}
 """
 
 

@@ -44,14 +44,14 @@ def test_a_larger_size_costs_more_learns_at_a_lower_rate_and_in_larger_batches()
 
 
 def test_what_set_or_the_pipelines_own_file_states_stays() -> None:
-    stated = train(graph("size=8", "stage1.optim.lr=1e-4", "model.encoder_layers=8"), "stage1")
+    stated = train(graph("size=8", "stages.stage1.optim.lr=1e-4", "model.encoder_layers=8"), "stage1")
     assert stated.train.optim.lr == 1e-4
     assert stated.model.encoder_layers == 8
     assert stated.model.decoder_layers == 8
     cpu = Pipeline(find_pipeline("speedrun-cpu"))
     assert train(cpu, "stage3").train.steps == 300  # of its own file
     assert (
-        train(cpu, "stage1").train.batch == dialled(2, 0.6)["stage1.batch"]
+        train(cpu, "stage1").train.batch == dialled(2, 0.6)["stages.stage1.batch"]
     )  # not of `tiny`, which it extends
     assert cpu.files.set_by("model.d_model") == "size"
 

@@ -195,23 +195,29 @@ def test_a_bad_value_is_one_line_with_its_key_or_is_allowed(key: str, tmp_path: 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("stage1.batch=0", "stage1.batch: Input should be greater than or equal to 1, not 0"),
-        ("stage1.batch=-4", "stage1.batch: .*greater than or equal to 1, not -4"),
-        ("stage1.optim.lr=-1", "stage1.optim.lr: .*greater than or equal to 0"),
-        ("stage1.optim.lr=.nan", "stage1.optim.lr: .*not nan"),
-        ("stage1.optim.beta1=1.0", "stage1.optim.beta1: .*less than 1"),
-        ("stage1.optim.clip=-1", "stage1.optim.clip: .*greater than or equal to 0"),
-        ("stage1.optim.warmup=-5", "stage1.optim.warmup: write the unit: '-5 steps'"),
-        ("stage1.optim.warmup=5", "stage1.optim.warmup: write the unit: '5 steps'"),
-        ("stage1.optim.warmup=10k steps", "stage1.optim.warmup: 10000 steps are more than the 130"),
-        ("stage1.evaluate_every=0 steps", "stage1.evaluate_every: .*greater than or equal to 1"),
-        ("stage1.budget=0 steps", "stage1.budget.*greater than or equal to 1"),
-        ("stage1.budget=5", "stage1.budget: write the unit: '5 steps' or '5 tokens'"),
-        ("stage1.seed=12345678901234", "stage1.seed: .*less than or equal to 2147483647"),
-        ("stage1.heldout_batches=0", "stage1.heldout_batches: .*greater than or equal to 1"),
-        ("stage1.batch=010", "010 is read as another number by YAML"),
-        ("stage1.batch=1:30", "1:30 is read as another number by YAML"),
-        ("stage1.batch=[3", "not valid YAML"),
+        ("stages.stage1.batch=0", "stages.stage1.batch: Input should be greater than or equal to 1, not 0"),
+        ("stages.stage1.batch=-4", "stages.stage1.batch: .*greater than or equal to 1, not -4"),
+        ("stages.stage1.optim.lr=-1", "stages.stage1.optim.lr: .*greater than or equal to 0"),
+        ("stages.stage1.optim.lr=.nan", "stages.stage1.optim.lr: .*not nan"),
+        ("stages.stage1.optim.beta1=1.0", "stages.stage1.optim.beta1: .*less than 1"),
+        ("stages.stage1.optim.clip=-1", "stages.stage1.optim.clip: .*greater than or equal to 0"),
+        ("stages.stage1.optim.warmup=-5", "stages.stage1.optim.warmup: write the unit: '-5 steps'"),
+        ("stages.stage1.optim.warmup=5", "stages.stage1.optim.warmup: write the unit: '5 steps'"),
+        (
+            "stages.stage1.optim.warmup=10k steps",
+            "stages.stage1.optim.warmup: 10000 steps are more than the 130",
+        ),
+        (
+            "stages.stage1.evaluate_every=0 steps",
+            "stages.stage1.evaluate_every: .*greater than or equal to 1",
+        ),
+        ("stages.stage1.budget=0 steps", "stages.stage1.budget.*greater than or equal to 1"),
+        ("stages.stage1.budget=5", "stages.stage1.budget: write the unit: '5 steps' or '5 tokens'"),
+        ("stages.stage1.seed=12345678901234", "stages.stage1.seed: .*less than or equal to 2147483647"),
+        ("stages.stage1.heldout_batches=0", "stages.stage1.heldout_batches: .*greater than or equal to 1"),
+        ("stages.stage1.batch=010", "010 is read as another number by YAML"),
+        ("stages.stage1.batch=1:30", "1:30 is read as another number by YAML"),
+        ("stages.stage1.batch=[3", "not valid YAML"),
         (
             "runtime.train.checkpoint_every=0 steps",
             "runtime.train.checkpoint_every: .*greater than or equal to 1",
@@ -222,7 +228,7 @@ def test_a_bad_value_is_one_line_with_its_key_or_is_allowed(key: str, tmp_path: 
         ("runtime.device.memory=80", "runtime.device.memory: cannot read 80; write bytes such as '4MiB'"),
         ("runtime.device.memory=80 B", "runtime.device.memory: .*greater than or equal to 1048576"),
         ("runtime.evaluate.workers=9", "runtime.evaluate.workers: 9 workers need a device each"),
-        ("mixture.stage1=900", "mixture.stage1: write the unit: '900 tokens'"),
+        ("mixture.parts.stage1=900", "mixture.parts.stage1: write the unit: '900 tokens'"),
         ("mixture.shares={en: .nan, zh: 0.5, code: 0.5}", "mixture.shares.en: .*not nan"),
         ("model.kv_channels=7", "model.kv_channels: 7 is odd"),
         ("model.ffn=1", "model.ffn: .*greater than or equal to 2"),
@@ -244,7 +250,7 @@ def test_a_trap_of_yaml_in_a_file_is_named_with_its_line(tmp_path: Path) -> None
 
 
 def test_exact_thousands_are_whole_numbers() -> None:
-    assert Pipeline(TINY, ["stage1.budget=2.01k steps"]).config.stage1.steps == 2010
+    assert Pipeline(TINY, ["stages.stage1.budget=2.01k steps"]).config.stages["stage1"].steps == 2010
 
 
 def test_a_recipe_comes_back_from_its_manifest() -> None:

@@ -63,7 +63,7 @@ class Shelf:
         self, seed: int, gate: GateConfig = QUICK, *overrides: str, **quality: Any
     ) -> tuple[Registration, Registry]:
         """Stage III of one more seed, as good as told, offered to the gate."""
-        graph = Pipeline(self.file, [f"stage3.seed={seed}", *overrides])
+        graph = Pipeline(self.file, [f"stages.stage3.seed={seed}", *overrides])
         for step in graph.steps.values():
             materialize(step, self.store, None, lambda step, build: self._build(step, build, seed, quality))
         tracking = Tracking(self.home, "small", "")
@@ -74,7 +74,7 @@ class Shelf:
 
     def offer(self, seed: int, gate: GateConfig = QUICK) -> Registration:
         """What `register` does, in a process of its own: nothing is built anew."""
-        graph = Pipeline(self.file, [f"stage3.seed={seed}"])
+        graph = Pipeline(self.file, [f"stages.stage3.seed={seed}"])
         registry = Registry(Tracking(self.home, "small", ""), self.store, self.home.promotions, graph)
         return registry.register(next(model for model in graph.models if model.name == "stage3"), gate)
 
@@ -158,7 +158,7 @@ from openba.home import Home
 from tasks.registry import Registry
 from tasks.tracking import Tracking
 
-home, graph = Home.from_environment(), Pipeline(Path(sys.argv[1]), ["stage3.seed=1"])
+home, graph = Home.from_environment(), Pipeline(Path(sys.argv[1]), ["stages.stage3.seed=1"])
 registry = Registry(Tracking(home, "small", ""), home.store, home.promotions, graph)
 model = next(model for model in graph.models if model.name == "stage3")
 done = registry.register(model, graph.config.registry.gate)
@@ -283,7 +283,7 @@ def test_a_person_is_asked_before_the_champion_moves(shelf: Shelf) -> None:
     gate = QUICK.model_copy(update={"approval": True})
     done, registry = shelf.register(2, gate)
     assert (done.decision, done.aliases, shelf.champion()) == ("waiting", ["candidate"], "1")
-    model = next(m for m in Pipeline(shelf.file, ["stage3.seed=2"]).models if m.name == "stage3")
+    model = next(m for m in Pipeline(shelf.file, ["stages.stage3.seed=2"]).models if m.name == "stage3")
     assert registry.approve(model, gate, "Li Wei").aliases == ["candidate", "champion"]
     assert shelf.home.promotions.read_text().count("approved by Li Wei") == 1
 
@@ -296,7 +296,7 @@ def test_a_persons_no_is_remembered(shelf: Shelf) -> None:
     assert shelf.offer(2, gate).decision == "withheld"
     assert shelf.offer(2).decision == "withheld"
     assert (shelf.states()["2"], shelf.champion()) == ("rejected", "1")
-    model = next(m for m in Pipeline(shelf.file, ["stage3.seed=2"]).models if m.name == "stage3")
+    model = next(m for m in Pipeline(shelf.file, ["stages.stage3.seed=2"]).models if m.name == "stage3")
     assert registry.approve(model, gate, "too late").decision == "withheld"
 
 
@@ -305,7 +305,7 @@ def test_a_yes_that_comes_late_is_judged_by_what_holds_then(shelf: Shelf) -> Non
     gate = QUICK.model_copy(update={"approval": True})
     _, registry = shelf.register(2, gate, facts={"heldout_loss": 1.9})
     shelf.register(3, facts={"heldout_loss": 1.5})
-    model = next(m for m in Pipeline(shelf.file, ["stage3.seed=2"]).models if m.name == "stage3")
+    model = next(m for m in Pipeline(shelf.file, ["stages.stage3.seed=2"]).models if m.name == "stage3")
     late = registry.approve(model, gate, "Li Wei")
     assert late.decision == "refused"
     assert "heldout_loss: 1.9000, champion v3 1.5000" in late.reason

@@ -38,7 +38,7 @@ def test_masked_spans_are_marked_on_both_sides(tokenizer: Tokenizer) -> None:
 
 def test_samples_rebuild_their_text_and_figures_add_up(mixture_folder: Path, tokenizer: Tokenizer) -> None:
     data = UL2.model_copy(update={"length": 64})
-    shown = preview(recipe(data), mixture_folder, tokenizer, samples=5)
+    shown = preview(recipe(data), mixture_folder, "stage1", tokenizer, samples=5)
     assert len(shown["samples"]) == 5
     for sample in shown["samples"]:
         assert re.match(r"<[RSX]>", sample["encoder"])
@@ -57,7 +57,7 @@ def test_samples_rebuild_their_text_and_figures_add_up(mixture_folder: Path, tok
 
 def test_stage_two_shows_its_own_part_at_its_limit(mixture_folder: Path, tokenizer: Tokenizer) -> None:
     data = PrefixRecipe(objective="prefix", length=114)
-    shown = preview(recipe(data), mixture_folder, tokenizer, samples=1)
+    shown = preview(recipe(data), mixture_folder, "stage2", tokenizer, samples=1)
     assert shown["lengths"]["encoder"]["fill"] == pytest.approx(60 / 70)
     assert shown["lengths"]["decoder"]["longest"] == 59
     assert sum(shown["mixture"].values()) == 20_000
