@@ -200,8 +200,11 @@ class Config:
         text = error["msg"].removeprefix("Value error, ")
         # A check over a whole section begins its message with the key that it is about.
         key, colon, rest = text.partition(": ")
-        if error["type"] == "value_error" and colon and f"{dotted}.{key}" in self.origin:
-            dotted, text = f"{dotted}.{key}", rest
+        section = self._value(dotted)
+        keys = {*_fields_at(model, loc), *(section if isinstance(section, dict) else ())}
+        if error["type"] == "value_error" and colon and key.partition(".")[0] in keys:
+            dotted = f"{dotted}.{key}" if dotted else key
+            text = rest
         message = f"{self._file_of(dotted)}: {dotted}: {text}"
         if isinstance(error["input"], int | float | str) and error["type"] != "value_error":
             message += f", not {str(error['input'])[:40]}"
@@ -215,9 +218,16 @@ class Config:
         return message
 
     def _file_of(self, dotted: str) -> str:
-        below = (f for k, f in self.origin.items() if k.startswith(f"{dotted}."))
-        found = self.source_of(dotted)
-        return found if found != "(default)" else next(below, _short(self.path))
+        """The file that set this key, a part of it, or else something beside it."""
+        if (file := self.source_of(dotted)) != "(default)":
+            return file
+        section = dotted
+        while section:
+            below = (file for key, file in self.origin.items() if key.startswith(f"{section}."))
+            if (first := next(below, None)) is not None:
+                return first
+            section = section.rpartition(".")[0]
+        return _short(self.path)
 
 
 def load(path: Path, model: type[M], overrides: list[str] | None = None) -> M:

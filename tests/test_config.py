@@ -55,7 +55,7 @@ def test_every_runtime_fits_the_tiny_pipeline_and_moves_no_fingerprint(runtime: 
     ("override", "message"),
     [
         ("stages.stage2.optim.lrr=1e-5", "--set: stages.stage2.optim.lrr: unknown key .did you mean 'lr'"),
-        ("stagee1.batch=4", "--set: stagee1: unknown key .did you mean 'stage1'"),
+        ("stagess.stage1.batch=4", "--set: stagess: unknown key .did you mean 'stages'"),
         ("model.d_modell=4", "unknown key .did you mean 'd_model'"),
         ("runtime.train.micro_bach=4", "unknown key .did you mean 'micro_batch'"),
         ("stages.stage1.budget=40B", "stages.stage1.budget: .*unit"),
@@ -75,7 +75,9 @@ def test_a_bad_override_is_one_line_with_a_remedy(override: str, message: str) -
 
 
 def test_an_unknown_key_names_its_file(tmp_path: Path) -> None:
-    (tmp_path / "mine.yaml").write_text(f"extends: {CONFIGS}/pipeline/tiny\nstage1: {{bacth: 4}}\n")
+    (tmp_path / "mine.yaml").write_text(
+        f"extends: {CONFIGS}/pipeline/tiny\nstages: {{stage1: {{bacth: 4}}}}\n"
+    )
     with pytest.raises(
         ConfigError, match=r"mine.yaml: stages.stage1.bacth: unknown key \(did you mean 'batch'\?\)"
     ):

@@ -166,7 +166,7 @@ def test_settings_of_the_paper_page_have_their_values() -> None:
     for path, value in found:
         node: Any = config
         for part in path.split("."):
-            node = getattr(node, part)
+            node = node[part] if isinstance(node, dict) else getattr(node, part)
         if value:
             assert node == yaml.safe_load(value) or str(node) == value or float(value) == node, path
 

@@ -247,6 +247,7 @@ def test_a_stage_goes_on_from_kept_weights_without_training_them_again(tmp_path:
     assert graph.steps["stage1"].fingerprint == kept.steps["stage1"].fingerprint
     assert getattr(graph.steps["cooled"].recipe, "start_step") == 100  # noqa: B009
     assert graph.steps["stage2"].inputs["start"] is graph.steps["cooled"]
+    assert list(graph.config.stages) == ["stage1", "cooled", "stage2", "stage3"]
 
 
 @pytest.mark.parametrize(
@@ -256,7 +257,11 @@ def test_a_stage_goes_on_from_kept_weights_without_training_them_again(tmp_path:
             "stages.stage2.part=stage9",
             "stages.stage2.part: stage9 is not a part of the mixture .stage1, stage2",
         ),
-        ("stages.stage2.start=stage3", "stages.stage2.start: 'stage3' is no earlier stage; there are stage1"),
+        (
+            "stages.stage2.start=stage9",
+            "stages.stage2.start: no stage 'stage9'; there are stage1, stage2, stage3",
+        ),
+        ("stages.stage1.start=stage2", "stages.stage2.start: stage1 starts from itself; break the circle"),
         (
             "stages.stage3.part=stage1",
             "stages.stage3.part: the objective 'instruction' reads the pairs of flan",
@@ -272,4 +277,5 @@ def test_a_stage_goes_on_from_kept_weights_without_training_them_again(tmp_path:
 def test_stages_that_do_not_fit_are_refused_in_a_line(override: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         Pipeline(TINY, [override])
+    assert ": : " not in str(error.value)
     assert "\n" not in str(error.value)

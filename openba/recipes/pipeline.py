@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from openba.artifacts import Recipe
 from openba.recipes.data import CleanRecipe, MixtureRecipe, SourceRecipe, TaskRecipe, TokenizerRecipe
@@ -64,6 +64,25 @@ class StageConfig(TrainRecipe):
     def recipe(self) -> TrainRecipe:
         """The training alone."""
         return TrainRecipe.model_construct(**{name: getattr(self, name) for name in TrainRecipe.model_fields})
+
+
+def _in_order(stages: dict[str, StageConfig]) -> dict[str, StageConfig]:
+    """Order stages as written, but each after its start: a file that extends another adds at the end."""
+    ordered: dict[str, StageConfig] = {}
+
+    def add(name: str, followers: tuple[str, ...]) -> None:
+        if name in followers:
+            raise ValueError(f"{followers[-1]}.start: {name} starts from itself; break the circle")
+        if name not in stages:
+            raise ValueError(f"{followers[-1]}.start: no stage {name!r}; there are {', '.join(stages)}")
+        start = stages[name].start
+        if start is not None:
+            add(start, (*followers, name))
+        ordered.setdefault(name, stages[name])
+
+    for name in stages:
+        add(name, ())
+    return ordered
 
 
 class ExpertConfig(Recipe):
@@ -164,7 +183,7 @@ class PipelineConfig(Recipe):
     tokenizer: TokenizerRecipe
     mixture: MixtureRecipe
     model: ModelRecipe
-    stages: Annotated[dict[str, StageConfig], _without_null] = Field(min_length=1)
+    stages: Annotated[dict[str, StageConfig], _without_null, AfterValidator(_in_order)] = Field(min_length=1)
     """Stage name -> its training, in the order of training. A stage set to null is left out."""
     flan: FlanConfig | None = None
     """Pairs of the stages that read no part of the mixture."""
@@ -197,11 +216,9 @@ class PipelineConfig(Recipe):
 
     @model_validator(mode="after")
     def _stages_fit(self) -> PipelineConfig:
-        earlier: list[str] = []
         for name, stage in self.stages.items():
-            if problem := self._problem_of(stage, earlier):
+            if problem := self._problem_of(stage):
                 raise ValueError(f"stages.{name}.{problem}")
-            earlier.append(name)
         references = [("experts.start", self.experts.start), *(("evaluate", name) for name in self.evaluate)]
         if self.transfer is not None:
             references += [("transfer.starts", name) for name in self.transfer.starts if name != "nothing"]
@@ -211,10 +228,8 @@ class PipelineConfig(Recipe):
                 raise ValueError(f"{key}: no stage {name!r}; there are {', '.join(self.stages)}")
         return self
 
-    def _problem_of(self, stage: StageConfig, earlier: list[str]) -> str | None:
-        """What is wrong with a stage, beginning with its key."""
-        if stage.start is not None and stage.start not in earlier:
-            return f"start: {stage.start!r} is no earlier stage; there are {', '.join(earlier) or 'none'}"
+    def _problem_of(self, stage: StageConfig) -> str | None:
+        """Describe what is wrong with a stage, beginning with its key."""
         if stage.start_step is not None:
             if stage.start is None:
                 return "start_step: needs `start`, the stage that kept the weights"
