@@ -24,7 +24,9 @@ from pydantic import BaseModel, ValidationError
 from openba.errors import UserError
 from openba.units import WRITTEN
 
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+_PACKAGE = Path(__file__).resolve().parent
+CONFIGS = folder if (folder := _PACKAGE / "configs").is_dir() else _PACKAGE.parent / "configs"
+"""The shipped files: installed inside the package, in a checkout beside it."""
 SECTIONS = {
     "sources": "source",
     "tasks": "task",

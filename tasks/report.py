@@ -81,7 +81,7 @@ def _registry_row(row: Registration) -> dict[str, Any]:
 
 
 def _git() -> dict[str, Any] | None:
-    """Commit and state of the checkout; in an image, the commit that it was built from."""
+    """Return commit and state of the checkout, of an image the commit that it was built from, else None."""
     if commit := os.environ.get("OPENBA_COMMIT"):
         return {"commit": commit, "dirty": False}
 
@@ -92,6 +92,9 @@ def _git() -> dict[str, Any] | None:
         return done.stdout.strip()
 
     try:
+        # An installed package may lie in a folder of another repository, whose commit says nothing of openba.
+        if Path(ask("rev-parse", "--show-toplevel")) != CONFIGS.parent:
+            return None
         return {"commit": ask("rev-parse", "--short", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}
     except (OSError, subprocess.CalledProcessError):  # not a checkout, or no git: the report says so
         return None

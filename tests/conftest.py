@@ -1,5 +1,6 @@
 """Shared by all tests: where the configs and the optional shared data are, and a small real corpus."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from openba.recipes.data import MixtureRecipe, PackageSource, SourceStep, Tokeni
 from openba.tokenizer.tokenizer import Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
+# Processes that tests start find `tests` and `benchmarks`, which are not installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 # name: package, reader, language, documents. Some 1 MB of real text, read in a second.
 CORPUS = {
@@ -58,6 +61,7 @@ SLOW = (
     "tests/evaluate/test_sandbox.py",
     "tests/model/test_exported.py",
     "tests/model/test_step.py",
+    "tests/test_wheel.py",
     "tests/tokenizer/test_tokenization.py",
     "tests/model/test_transformers.py",
 )
