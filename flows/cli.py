@@ -82,7 +82,8 @@ def run(
         from flows.pipeline import openba_pipeline
         from tasks.tracking import make_tables
 
-        make_tables(home)  # while Prefect's server makes its own
+        if graph.config.runtime.tracker == "mlflow":
+            make_tables(home)  # while Prefect's server makes its own
         server.wait()
         console.print(f"Prefect  {server.url.removesuffix('/api')}")
         openba_pipeline(pipeline, overrides, until)
@@ -111,7 +112,8 @@ def sweep(
         from flows.sweep import sweep_flow
         from tasks.tracking import make_tables
 
-        make_tables(home)
+        if trials[0].pipeline.config.runtime.tracker == "mlflow":
+            make_tables(home)
         server.wait()
         sweep_flow(pipeline, settings, until)
     finally:

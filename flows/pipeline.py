@@ -36,7 +36,8 @@ def openba_pipeline(
     with open_session(graph, Home.from_environment(), wanted, str(runtime.flow_run.id)) as session:
         phases = (graph.data, graph.pretraining, graph.fine_tuning, graph.evaluations)
         build_steps(session, [step for phase in phases for step in phase if step in wanted])
-        registered = register() if until is None and not graph.comparison else []
+        is_complete = until is None and not graph.comparison
+        registered = register() if is_complete and graph.config.runtime.tracker == "mlflow" else []
         return write_report(session, registered)
 
 

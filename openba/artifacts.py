@@ -53,6 +53,9 @@ class Runtime(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Place = Literal["flow", "job", "gang"]
+
+
 @dataclass(frozen=True)
 class Kind:
     """A sort of step: the function that builds it and where that function runs.
@@ -67,7 +70,7 @@ class Kind:
 
     function: str  # "package.module:function", imported only where it runs
     version: str
-    place: Literal["flow", "job", "gang"] = "flow"
+    place: Place = "flow"
     resumable: bool = False
     scratch: tuple[str, ...] = ()
 

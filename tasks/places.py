@@ -5,10 +5,11 @@ Owns this one choice; what a place means is `session`'s and `ray_jobs`'s.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
-from openba.artifacts import Kind, Step
+from openba.artifacts import Build, Kind, Step
 from openba.graph import CORPUS, EVALUATE
 from openba.recipes.runtime import PipelineRuntime
 
@@ -21,6 +22,20 @@ class Work(NamedTuple):
     """When the process began that did it and nothing else; in a shared process, when the function did."""
     began: float
     ended: float
+
+
+class Runner(Protocol):
+    """Runs functions of steps: in processes here (`tasks.local`) or as Ray jobs (`tasks.ray_jobs`)."""
+
+    def run(self, step: Step, build: Build, watch: Callable[[], None]) -> Work:
+        """Run the step's function; call `watch` while it runs, whose exception ends the wait.
+
+        Raises:
+            UserError: it failed; the message is its own line.
+        """
+
+    def stop(self) -> None:
+        """End everything that was started and is still running."""
 
 
 def kind_of(step: Step, runtime: PipelineRuntime) -> Kind:

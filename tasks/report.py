@@ -48,21 +48,14 @@ def write_report(session: Session, registered: list[Registration]) -> str:
 def links(session: Session) -> dict[str, str]:
     """Where to look after a run; servers that ended with it are named with the command that shows them."""
     home = session.home
-    flow_run = f"/runs/flow-run/{session.tracking.flow_run}"
-    experiment = f"/#/experiments/{session.tracking.experiment}"
+    flow_run = f"/runs/flow-run/{session.flow_run}"
     addresses = {
         "Report": str(home.report / "report.html"),
         "Prefect run": os.environ["PREFECT_API_URL"].removesuffix("/api") + flow_run,
-        "MLflow experiment": _mlflow_link(session.tracking.uri, experiment),
+        **session.tracker.links(),
         "Ray dashboard": _ray_link(session),
     }
     return {label: redact(address) for label, address in addresses.items()}
-
-
-def _mlflow_link(uri: str, experiment: str) -> str:
-    if uri.startswith("http"):
-        return f"{uri}{experiment}"
-    return f"http://127.0.0.1:5000{experiment}  (start it with: openba ui)"
 
 
 def _ray_link(session: Session) -> str:

@@ -20,14 +20,16 @@ from openba.artifacts import Build, Step, materialize
 from openba.errors import UserError
 from openba.graph import Pipeline
 from openba.home import Home
+from openba.recipes.runtime import RunnerName
 from openba.recipes.train import TrainStep
 from tasks.fork_server import ForkServer
 from tasks.local import LocalPool
 from tasks.page import Page
-from tasks.places import Work, kind_of
+from tasks.places import Runner, Work, kind_of
 from tasks.progress import ProgressView
 from tasks.services import RayHead
-from tasks.tracking import StepRun, Tracking
+from tasks.tracker import JsonLinesTracker, TrackedRun, Tracker
+from tasks.tracking import Tracking
 
 if TYPE_CHECKING:
     from tasks.ray_jobs import RayJobs
@@ -58,19 +60,41 @@ class Session:
         self._stopping = threading.Event()
         self._places = threading.BoundedSemaphore(self.runtime.parallel_jobs)
         # Started first and awaited at the first job: 4 s that data preparation hides.
-        needs_ray = any(self._is_job(step) and self.store.manifest(step) is None for step in steps)
+        needs_ray = any(
+            self._runner_of(step) == "ray" and self.store.manifest(step) is None for step in steps
+        )
         self.ray = RayHead(home, self.runtime) if needs_ray else None
         forks = self.ray is not None and self.ray.embedded and self.runtime.device.kind == "cpu"
         log = home.root / "logs" / "fork-server.log"
         # OpenMP reads its number of threads once, when it is loaded: before Ray sets it for a worker.
         variables = {"OMP_NUM_THREADS": str(self.runtime.train.threads)} | self.runtime.job_environment
         self.fork_server = ForkServer(log, variables) if forks else None
-        self.tracking = Tracking(home, pipeline.config.name, flow_run, self._stopping)
+        self.flow_run = flow_run
+        self.tracker = self._make_tracker()
         self.view = ProgressView(len(steps))
         self.page = Page(pipeline.config.name)
         self._local = LocalPool()
         self._jobs: RayJobs | None = None
         self._jobs_lock = threading.Lock()
+
+    def _make_tracker(self) -> Tracker:
+        name = self.pipeline.config.name
+        if self.runtime.tracker == "jsonl":
+            return JsonLinesTracker(self.home.root / "runs.jsonl", name, self.flow_run)
+        return Tracking(self.home, name, self.flow_run, self._stopping)
+
+    @property
+    def tracking(self) -> Tracking:
+        """MLflow, which has the model registry.
+
+        Raises:
+            UserError: this run uses another tracker.
+        """
+        if not isinstance(self.tracker, Tracking):
+            raise UserError(
+                f"runtime.tracker: {self.runtime.tracker} has no model registry; set mlflow to register models"
+            )
+        return self.tracker
 
     @classmethod
     def current(cls) -> Session:
@@ -109,7 +133,7 @@ class Session:
     def build(self, step: Step) -> dict[str, Any]:
         """Reuse or build a step, mirrored to MLflow and the console; returns its manifest."""
         if (record := self.store.manifest(step)) is not None:
-            self.tracking.mirror(step, record, self.store)
+            self.tracker.mirror(step, record, self.store)
             return self._ended(step, "cached", record)
         # A job waits for its place here, so that its seconds and its MLflow run are its own.
         with self._places if self._is_job(step) else nullcontext():
@@ -117,7 +141,7 @@ class Session:
 
     def _build_anew(self, step: Step) -> dict[str, Any]:
         self._check_stop()
-        run = self.tracking.begin(step)
+        run = self.tracker.begin(step)
         self._building.add(step.key)
         status, state = "FAILED", "failed"
         try:
@@ -128,7 +152,7 @@ class Session:
             record = materialize(
                 step, self.store, self.pipeline.runtime(step), lambda step, build: self._run(step, build, run)
             )
-            self.tracking.finish(run, step, record, self.store)
+            self.tracker.finish(run, step, record, self.store)
             self.page.finish(self.label(step), self.store.path(step))
             status, state = "FINISHED", "built"
             return self._ended(step, state, record)
@@ -143,7 +167,7 @@ class Session:
             raise
         finally:
             if status != "FINISHED":
-                self.tracking.end(run, status, self.store.work / step.key)
+                self.tracker.end(run, status, self.store.work / step.key)
                 self._ended(step, state, None)
             self._building.discard(step.key)
 
@@ -152,7 +176,7 @@ class Session:
         self.view.finish(self.label(step), state, record)
         return record
 
-    def _run(self, step: Step, build: Build, run: StepRun) -> Any:
+    def _run(self, step: Step, build: Build, run: TrackedRun) -> Any:
         def watch() -> None:
             self._check_stop()
             run.watch(build.out)
@@ -162,12 +186,15 @@ class Session:
             if self._jobs is not None and (page := self._jobs.pages.get(step.key)):
                 run.link("ray.job", page)
 
-        runner = self._ray_jobs() if self._is_job(step) else self._local
+        runner: Runner = self._ray_jobs() if self._runner_of(step) == "ray" else self._local
         self.work[self.label(step)] = done = runner.run(step, build, watch)
         return done.facts
 
     def _is_job(self, step: Step) -> bool:
         return kind_of(step, self.runtime).place != "flow"
+
+    def _runner_of(self, step: Step) -> RunnerName:
+        return self.runtime.runners[kind_of(step, self.runtime).place]
 
     def _ray_jobs(self) -> RayJobs:
         with self._jobs_lock:

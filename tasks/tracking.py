@@ -161,6 +161,13 @@ class Tracking:
         begun = self._begun[step.fingerprint] = StepRun(self.client, run_id)
         return begun
 
+    def links(self) -> dict[str, str]:
+        """Return the experiment's page; of a database file, the page that `openba ui` serves."""
+        page = f"/#/experiments/{self.experiment}"
+        if self.uri.startswith("http"):
+            return {"MLflow experiment": f"{self.uri}{page}"}
+        return {"MLflow experiment": f"http://127.0.0.1:5000{page}  (start it with: openba ui)"}
+
     def finish(self, run: StepRun, step: Step, record: dict[str, Any], store: Store) -> None:
         """Ship what is left and mark the run FINISHED.
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from openba.artifacts import Runtime
+from openba.artifacts import Place, Runtime
 from openba.recipes.architecture import Recompute
 from openba.recipes.numbers import (
     CarbonIntensity,
@@ -26,6 +26,8 @@ from openba.recipes.numbers import (
     Threads,
     Watts,
 )
+
+RunnerName = Literal["local", "ray"]
 
 
 class DeviceRuntime(Runtime):
@@ -117,6 +119,11 @@ class PipelineRuntime(Runtime):
     evaluate: EvaluateRuntime = EvaluateRuntime()
     ray: RayRuntime = RayRuntime()
     services: ServicesRuntime = ServicesRuntime()
+    tracker: Literal["mlflow", "jsonl"] = "mlflow"
+    """Who keeps the runs: MLflow, or the file `runs.jsonl` of the home. The model registry is MLflow's: with
+    `jsonl` nothing is registered."""
+    runners: dict[Place, RunnerName] = {"flow": "local", "job": "ray", "gang": "ray"}
+    """Place of a step -> who runs it: processes of this machine, or Ray jobs. A gang needs Ray."""
     parallel_jobs: Count = 1
     """Ray jobs of one pipeline at a time."""
     job_environment: dict[str, str] = {}
@@ -148,8 +155,24 @@ class PipelineRuntime(Runtime):
         gang = train.model_copy(update={"workers": train.expert_workers or train.workers})
         return self.model_copy(update={"train": gang})
 
+    @field_validator("runners")
+    @classmethod
+    def _complete(cls, runners: dict[Place, RunnerName]) -> dict[Place, RunnerName]:
+        complete: dict[Place, RunnerName] = {"flow": "local", "job": "ray", "gang": "ray", **runners}
+        if complete["gang"] != "ray":
+            raise ValueError("gang: worker groups are Ray Train's; only ray runs them")
+        if complete["flow"] != "local":
+            raise ValueError(
+                "flow: these steps need no cluster; clean.engine and evaluate.workers share them out"
+            )
+        return complete
+
     @model_validator(mode="after")
     def _together(self) -> PipelineRuntime:
+        if self.evaluate.workers > 1 and self.runners["job"] == "local":
+            raise ValueError(
+                f"evaluate.workers: {self.evaluate.workers} workers are Ray's; runners.job is local"
+            )
         if self.tensor_parallel > 1 and self.train.zero_stage == 3:
             raise ValueError(
                 f"tensor_parallel {self.tensor_parallel} goes with train.zero_stage 1 or 2; at stage 3 the "
