@@ -6,7 +6,6 @@ time, version) of files outside the store; it builds nothing.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,8 +29,9 @@ from openba.recipes.data import (
 )
 from openba.recipes.dial import dialled
 from openba.recipes.evaluate import SCORING_VERSION, BaselinesStep, BenchmarkRecipe, EvaluateStep
+from openba.recipes.experts import overrides_of_pipeline, read_experts
 from openba.recipes.model import ModelRecipe
-from openba.recipes.pipeline import ExpertConfig, ExpertsConfig, PipelineConfig, expert_files
+from openba.recipes.pipeline import PipelineConfig
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainRecipe, TrainStep
 
@@ -78,12 +78,12 @@ class Pipeline:
     def __init__(self, path: Path, overrides: list[str] | None = None, strict: bool = False) -> None:
         """Args: `strict` demands that every file a source names is there; planning works without."""
         self.path, self.strict = path, strict
-        self.files = Config.read(path, _for_pipeline(overrides))
+        self.files = Config.read(path, overrides_of_pipeline(overrides or []))
         self.config: PipelineConfig = self.files.validate(PipelineConfig)
         if self.config.size is not None:
             self.files.derive(dialled(self.config.size, self.config.tokens_per_parameter), "size")
             self.config = self.files.validate(PipelineConfig)
-        self.experts = self._experts(overrides or [])
+        self.experts = read_experts(self.files, self.config.experts, overrides or [])
         self.transfers: dict[str, Transfer] = self._transfers()
         self.steps: dict[str, Step] = {}
         self._data()
@@ -417,27 +417,6 @@ class Pipeline:
                 f"{target.step} on {target.benchmark}; name one of its benchmarks and metrics"
             )
 
-    def _experts(self, overrides: list[str]) -> dict[str, ExpertConfig]:
-        if self.config.experts.folder is None:
-            return {}
-        folder = self.files.folder_of("experts.folder") / self.config.experts.folder
-        files = expert_files(folder)
-        if files is None:
-            raise ConfigError(
-                f"{self.files.source_of('experts.folder')}: experts.folder: {self.config.experts.folder}: "
-                f"no folder {folder}; a relative path starts at the folder of the file that has it"
-            )
-        _check_expert_names(overrides, list(files))
-        experts = {}
-        for name, file in files.items():
-            config = Config.read(file)
-            config.lay_over("train", self.config.experts.train, str(self.files.source_of("experts.train")))
-            for text in _for_expert(overrides, name):
-                config.override(text)
-            experts[name] = config.validate(ExpertConfig)
-            self.files.adopt(f"experts.{name}", config)
-        return experts
-
 
 def _same_questions(benchmark: TaskRecipe, task: TaskRecipe) -> bool:
     """Whether a task that is trained on asks what a benchmark asks, of records of the same source."""
@@ -462,33 +441,6 @@ def _stamp(path: str | None) -> dict[str, Any]:
     if not file.is_file():
         return {"path": path, "missing": True}  # planning works without it; building says what to do
     return {"path": path, "bytes": file.stat().st_size, "mtime_ns": file.stat().st_mtime_ns}
-
-
-def _for_expert(overrides: list[str], name: str) -> list[str]:
-    prefix = f"experts.{name}."
-    return [text.removeprefix(prefix) for text in overrides if text.startswith(prefix)]
-
-
-def _for_pipeline(overrides: list[str] | None) -> list[str]:
-    return [text for text in overrides or [] if _expert_of(text) is None]
-
-
-def _expert_of(override: str) -> str | None:
-    """The expert whose own recipe an override is for; None if it is for the pipeline."""
-    parts = override.partition("=")[0].split(".")
-    if parts[0] != "experts" or len(parts) < 2 or parts[1] in ExpertsConfig.model_fields:
-        return None
-    return parts[1]
-
-
-def _check_expert_names(overrides: list[str], names: list[str]) -> None:
-    for text in overrides:
-        name = _expert_of(text)
-        if name is not None and name not in names:
-            sections = [*names, *ExpertsConfig.model_fields]
-            close = difflib.get_close_matches(name, sections, 1)
-            remedy = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(sorted(sections))}"
-            raise ConfigError(f"--set: {text.partition('=')[0]}: no expert {name!r} ({remedy})")
 
 
 def find_pipeline(name: str) -> Path:

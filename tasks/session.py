@@ -92,7 +92,7 @@ class Session:
         """
         if not isinstance(self.tracker, Tracking):
             raise UserError(
-                f"runtime.tracker: {self.runtime.tracker} has no model registry; set mlflow to register models"
+                f"runtime.tracker: {self.runtime.tracker} has no model registry; only mlflow has one"
             )
         return self.tracker
 

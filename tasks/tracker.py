@@ -1,7 +1,7 @@
 """Protocols of experiment trackers: what a session says of its steps, whoever keeps it.
 
 `tasks.tracking` has MLflow's; `JsonLinesTracker` here writes a file. `runtime.tracker` chooses. A tracker
-mirrors the manifests and log files of steps and may be lost: nothing is read back from it to build a step. The
+mirrors the manifests and log files of steps and may be lost: nothing is read back to build a step. The
 model registry is MLflow's own and needs `tracker: mlflow`.
 """
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -265,10 +264,3 @@ class PipelineConfig(Recipe):
     def pairs_lengths(self) -> TrainRecipe | None:
         """The last stage that reads `flan`, whose lengths its pairs fit; none if no stage reads it."""
         return next((stage for stage in reversed(self.stages.values()) if stage.reads_pairs), None)
-
-
-def expert_files(folder: Path) -> dict[str, Path] | None:
-    """Expert name -> recipe file, sorted by name; None if there is no such folder."""
-    if not folder.is_dir():
-        return None
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
