@@ -299,9 +299,9 @@ class Pipeline:
         config: str,
         *,
         model: ModelRecipe,
+        inputs: Mapping[str, Step],
         part: str | None = None,
         start_step: int | None = None,
-        **inputs: Step,
     ) -> None:
         longest = max(recipe.encoder_length, recipe.decoder_length)
         if longest > model.positions:
@@ -331,7 +331,7 @@ class Pipeline:
                     model=model,
                     part=stage.part,
                     start_step=stage.start_step,
-                    **inputs,
+                    inputs=inputs,
                 )
 
     def _fine_tunes(self) -> None:
@@ -341,14 +341,16 @@ class Pipeline:
                 f"pairs-{name}", expert.tasks, f"experts.{name}", expert.train, expert.over_long, None, {}
             )
             config = f"experts.{name}.train"
-            self._train(name, expert.train, config, model=self.config.model, data=pairs, start=start)
+            self._train(
+                name, expert.train, config, model=self.config.model, inputs={"data": pairs, "start": start}
+            )
         for name, transfer in self.transfers.items():
             train = self.experts[transfer.expert].train.model_copy(update={"seed": transfer.seed})
             inputs = {"data": self.steps[f"pairs-{transfer.expert}"]}
             if transfer.start != "nothing":
                 inputs["start"] = self.steps[transfer.start]
             config = f"experts.{transfer.expert}.train"
-            self._train(name, train, config, model=self.config.model, **inputs)
+            self._train(name, train, config, model=self.config.model, inputs=inputs)
 
     def _transfers(self) -> dict[str, Transfer]:
         """Step -> what it compares."""

@@ -218,12 +218,14 @@ class PipelineConfig(Recipe):
         for name, stage in self.stages.items():
             if problem := self._problem_of(stage):
                 raise ValueError(f"stages.{name}.{problem}")
-        references = [("experts.start", self.experts.start), *(("evaluate", name) for name in self.evaluate)]
+        references = [("evaluate", name) for name in self.evaluate]
+        if self.experts.start is not None:
+            references.append(("experts.start", self.experts.start))
         if self.transfer is not None:
             references += [("transfer.starts", name) for name in self.transfer.starts if name != "nothing"]
         references += [(f"registry.models.{key}", name) for key, name in self.registry.models.items()]
         for key, name in references:
-            if name is not None and name not in self.stages:
+            if name not in self.stages:
                 raise ValueError(f"{key}: no stage {name!r}; there are {', '.join(self.stages)}")
         return self
 
