@@ -3,8 +3,9 @@
 Owns how files become one mapping and which file set which key. It knows no recipe; it
 reads no environment, interpolates nothing and runs nothing: what the files say is what runs.
 
-Two directives, valid in any mapping:
+Three directives, valid in any mapping:
   `extends: ../pretrain/stage1`   merge this mapping onto that file (one parent, recursively)
+  `metrics: [overlap:score]`      the function `score` of overlap.py beside the file
   `model: tiny`                   a string where a section stands names `configs/model/tiny.yaml`;
                                   a list of names becomes a mapping of name to file content; of a
                                   name with folders, `flan/c3`, the last part is the key
@@ -37,6 +38,9 @@ SECTIONS = {
     "model": "model",
     "runtime": "runtime",
 }
+
+METRICS = "metrics"
+"""A list in which `module:function` names a Python file beside the YAML file."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -111,7 +115,7 @@ class Config:
                     child if isinstance(child, dict) else {}, value, file, f"{dotted}.", chain
                 )
             else:  # scalars and lists replace
-                into[key] = value
+                into[key] = _with_sources(value, file.parent, _short(file)) if key == METRICS else value
                 self._set_by_file(dotted, file)
         return into
 
@@ -194,7 +198,7 @@ class Config:
         self._files.pop(key, None)
         if parts[-1] in SECTIONS and _names(value):
             value = self._named(SECTIONS[parts[-1]], value, self.path.resolve(), f"{key}.", ())
-        into[parts[-1]] = value
+        into[parts[-1]] = _with_sources(value, Path.cwd(), "--set") if parts[-1] == METRICS else value
 
     def _explain(self, error: Any, model: type[BaseModel]) -> str:
         loc = [part for part in error["loc"]]
@@ -303,6 +307,24 @@ def _find(file: Path, reference: str) -> Path:
     beside = (file.parent / reference).with_suffix(".yaml").resolve()
     shipped = (CONFIGS / "pipeline" / reference).with_suffix(".yaml").resolve()
     return shipped if not beside.exists() and shipped.exists() else beside
+
+
+def _with_sources(value: Any, folder: Path, origin: str) -> Any:
+    """Replace each `module:function` of a list by its name and the text of its file."""
+    if not isinstance(value, list):
+        return value
+    return [_with_source(item, folder, origin) if isinstance(item, str) else item for item in value]
+
+
+def _with_source(name: str, folder: Path, origin: str) -> Any:
+    module, colon, _ = name.partition(":")
+    if not colon:
+        return name
+    path = folder / f"{module}.py"
+    try:
+        return {"name": name, "source": path.read_text(encoding="utf-8")}
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{origin}: {METRICS}: {name}: cannot read {_short(path)}: {error}") from None
 
 
 def _similar(path: Path) -> str:

@@ -25,7 +25,7 @@ from openba.evaluate.run import read_answers
 from openba.evaluate.suite import chosen, run_suite
 from openba.model.files import save_model
 from openba.model.model import OpenBAModel
-from openba.recipes.evaluate import MEANS_OF_ITEMS, BenchmarkRecipe
+from openba.recipes.evaluate import BenchmarkRecipe, is_mean_of_items
 from openba.recipes.model import ModelRecipe
 from openba.tokenizer.tokenizer import Tokenizer
 
@@ -146,7 +146,7 @@ def _by_known_answers(benchmarks: dict[str, BenchmarkRecipe], files: Sequence[Pa
     differing = compared = 0
     for file, benchmark in zip(files, benchmarks.values(), strict=True):
         metric = benchmark.metrics[0]
-        if benchmark.method != "generate" or metric not in MEANS_OF_ITEMS:
+        if benchmark.method != "generate" or not is_mean_of_items(metric):
             continue
         lines = file.with_suffix(".jsonl").read_text(encoding="utf-8").splitlines()
         items: list[dict[str, Any]] = [json.loads(line) for line in lines]

@@ -44,6 +44,8 @@ class Answers:
     prompts: list[str] = field(default_factory=list)
     losses: Sequence[Sequence[float]] = ()
     """Method `likelihood`: nats and tokens of each right answer."""
+    own_metrics: Mapping[str, str] = field(default_factory=dict)
+    """Metric of a user's file -> the file's text."""
     models: Mapping[str, str] = field(default_factory=dict)
     """Metric -> folder of the model that it compares texts by."""
 

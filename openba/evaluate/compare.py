@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from openba.config import flatten
 from openba.evaluate.results import read_results
-from openba.recipes.evaluate import LOWER_IS_BETTER, MEANS_OF_ITEMS, BenchmarkRecipe, Metric, score_key
+from openba.recipes.evaluate import LOWER_IS_BETTER, BenchmarkRecipe, Metric, is_mean_of_items, score_key
 
 if TYPE_CHECKING:  # loading it takes what the metrics' libraries take
     from openba.evaluate.significance import Paired
@@ -170,7 +170,10 @@ def _paired(metric: Metric, one: Result, other: Result, files: tuple[Path, Path]
         return None
     else:
         answers = [read_answers(recipe, side) for recipe, side in zip(recipes, items, strict=True)]
-        if metric in MEANS_OF_ITEMS - {"pass_at_k", "sim"}:  # those two need a sandbox and a model
+        if is_mean_of_items(metric) and metric not in (
+            "pass_at_k",
+            "sim",
+        ):  # those two need a sandbox and a model
             values = [score_items([metric], side)[1][metric] for side in answers]
             return _as_row(significance.of_values(values[0], values[1]))
         first, second = (category_values(metric, side) or {} for side in answers)

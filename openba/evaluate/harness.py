@@ -32,7 +32,7 @@ from openba.model.files import load_model
 from openba.model.generate import generate, start_tokens
 from openba.model.seq2seq import Seq2Seq
 from openba.recipes.data import TaskStep
-from openba.recipes.evaluate import LOWER_IS_BETTER, MEANS_OF_ITEMS, BenchmarkRecipe, score_key
+from openba.recipes.evaluate import LOWER_IS_BETTER, BenchmarkRecipe, is_mean_of_items, score_key
 
 BATCH = 64
 """Continuations scored together; those of one prompt share its encoding."""
@@ -271,13 +271,13 @@ def _metric_list(benchmark: BenchmarkRecipe) -> Iterator[dict[str, Any]]:
     for metric in benchmark.metrics:
         if metric in ("mauve", "sim"):
             continue
-        is_mean = metric in MEANS_OF_ITEMS
+        is_mean = is_mean_of_items(metric)
         yield {
             "metric": score_key(metric, benchmark.k),
             "aggregation": "mean" if is_mean else _Function(f"{_MODULE}.aggregate_{metric}"),
             "higher_is_better": metric not in LOWER_IS_BETTER,
         }
-    if benchmark.average == "category" and benchmark.metrics[0] in MEANS_OF_ITEMS:
+    if benchmark.average == "category" and is_mean_of_items(benchmark.metrics[0]):
         higher = benchmark.metrics[0] not in LOWER_IS_BETTER
         yield {
             "metric": "average",

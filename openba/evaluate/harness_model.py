@@ -17,7 +17,7 @@ from openba.evaluate.grouping import Score, grouped
 from openba.evaluate.harness import register
 from openba.evaluate.metrics import score_answers, score_items
 from openba.evaluate.run import read_answers
-from openba.recipes.evaluate import MEANS_OF_ITEMS, BenchmarkRecipe, Metric, score_key
+from openba.recipes.evaluate import BenchmarkRecipe, Metric, is_mean_of_items, score_key
 
 register()
 
@@ -66,7 +66,7 @@ def exported_metrics(benchmark: BenchmarkRecipe) -> list[Metric]:
 
 def of_all(benchmark: BenchmarkRecipe) -> list[Metric]:
     """Those of them that are no mean over items."""
-    return [metric for metric in exported_metrics(benchmark) if metric not in MEANS_OF_ITEMS]
+    return [metric for metric in exported_metrics(benchmark) if not is_mean_of_items(metric)]
 
 
 @lru_cache

@@ -21,6 +21,7 @@ from openba.evaluate import (
     text_metrics,
 )
 from openba.evaluate.answers import Answers, CorpusScore, Language, NotRunError, Scores, mean, resampled
+from openba.evaluate.own_metrics import own_values
 from openba.recipes.evaluate import Metric
 
 _OF_ITEMS: dict[Metric, Callable[[Answers], list[float]]] = {
@@ -130,8 +131,9 @@ def corpus_score(metric: Metric, answers: Answers) -> CorpusScore | None:
 def _score(metric: Metric, answers: Answers) -> tuple[Scores, list[float] | None]:
     if metric == "pass_at_k":
         return program_metrics.pass_at_k(answers)
-    if metric in _OF_ITEMS:
-        values = _OF_ITEMS[metric](answers)
+    if metric in _OF_ITEMS or metric in answers.own_metrics:
+        own = answers.own_metrics.get(metric)
+        values = _OF_ITEMS[metric](answers) if own is None else own_values(metric, own, answers)
         return mean(metric, values), values
     if metric in _OF_CATEGORIES:
         of_categories = _OF_CATEGORIES[metric](answers)

@@ -140,6 +140,7 @@ def read_answers(benchmark: BenchmarkRecipe, items: Sequence[Mapping[str, Any]])
         k=benchmark.k,
         prompts=[item["input"] for item in items],
         losses=[item["scores"] for item in items] if benchmark.method == "likelihood" else (),
+        own_metrics=benchmark.own_metrics,
         models={str(metric): folder for metric, folder in benchmark.models.items()},
     )
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -22,7 +23,7 @@ from openba.recipes.numbers import (
     Version,
 )
 
-Metric = Literal[
+METRICS: tuple[str, ...] = (
     "accuracy",
     "bleu",
     "bleu_2",
@@ -47,7 +48,11 @@ Metric = Literal[
     "rouge_l",
     "sim",
     "token_f1",
-]
+)
+"""Metrics of the package; `openba.evaluate.metrics` has the functions."""
+
+Metric = str
+"""One of `METRICS`, or `module:function` of a file beside the benchmark's."""
 
 
 EXTRACTORS = ("text", "letter", "answer", "short_answer", "code")
@@ -71,6 +76,11 @@ _WRITTEN: tuple[Metric, ...] = (
     "python_syntax", "repetition_2", "rouge_1", "rouge_2", "rouge_l", "sim",
 )  # fmt: skip
 """Metrics of text that a model writes, which no choice among given answers has."""
+
+
+def is_mean_of_items(metric: Metric) -> bool:
+    """Return whether the metric gives each item 0 to 1, as every metric of a user's own file does."""
+    return metric in MEANS_OF_ITEMS or ":" in metric
 
 
 def score_key(metric: Metric, k: Sequence[int] = (1,)) -> str:
@@ -100,7 +110,12 @@ class BenchmarkRecipe(Recipe):
     answer_prefix: str = ""
     """What the decoder is given after `<extra_id_0>`, before the answer."""
     metrics: tuple[Metric, ...] = Field(min_length=1)
-    """The first is the one that categories and groups are scored by."""
+    """The first is the one that categories and groups are scored by. `module:function` is a metric of your
+    own: the file MODULE.py beside this one has a function that takes `openba.evaluate.answers.Answers` and
+    returns a number from 0 to 1 for each item."""
+    own_metrics: dict[str, str] = {}
+    """Metric of a file beside this one -> the file's text, filled in when this file is read. The text is
+    hashed with the recipe and travels with it, so a job on another machine needs no copy of the file."""
     positive: str | None = None
     """The target that `f1` counts as found."""
     extract: str | None = None
@@ -122,6 +137,17 @@ class BenchmarkRecipe(Recipe):
     models: dict[Literal["mauve", "sim"], str] = {}
     """Metric -> folder of the transformers model that it compares texts by."""
     paper: PaperValue | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_sources(cls, data: Any) -> Any:
+        """Move the file texts that `openba.config` puts beside names of metrics into a mapping."""
+        metrics = data.get("metrics") if isinstance(data, dict) else None
+        if not isinstance(metrics, list) or not any(isinstance(metric, dict) for metric in metrics):
+            return data
+        sources = {metric["name"]: metric["source"] for metric in metrics if isinstance(metric, dict)}
+        names = [metric["name"] if isinstance(metric, dict) else metric for metric in metrics]
+        return {**data, "metrics": names, "own_metrics": {**data.get("own_metrics", {}), **sources}}
 
     @model_validator(mode="after")
     def _can_work(self) -> BenchmarkRecipe:
@@ -163,6 +189,13 @@ class BenchmarkRecipe(Recipe):
             )
 
     def _faults_of_metrics(self) -> Iterator[str]:
+        for metric in self.metrics:
+            if metric not in METRICS and metric not in self.own_metrics:
+                close_names = difflib.get_close_matches(metric, METRICS, 1)
+                remedy = (
+                    f"did you mean {close_names[0]!r}?" if close_names else f"known: {', '.join(METRICS)}"
+                )
+                yield f"metrics: no metric {metric!r} ({remedy}); one of your own is `module:function`"
         if repeated := [metric for metric in self.metrics if self.metrics.count(metric) > 1]:
             yield f"metric {repeated[0]!r} stands there twice"
         if ("f1" in self.metrics) != (self.positive is not None):
