@@ -1,1 +1,1 @@
-"""What happens, in which order. No logic, no torch, no YAML."""
+"""Flows and the command line: which step runs after which; `tasks` builds them."""

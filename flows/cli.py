@@ -106,7 +106,8 @@ def sweep(
     from openba.sweep import make_trials
     from tasks.services import PrefectServer
 
-    home, trials = Home.from_environment(), make_trials(pipeline, settings, until)
+    home = Home.from_environment()
+    trials = make_trials(pipeline, settings, until)
     server = PrefectServer(home, trials[0].pipeline.config.runtime)
     try:
         from flows.sweep import sweep_flow
@@ -127,7 +128,7 @@ def plan(
     as_json: Json = False,
     model: Annotated[str | None, typer.Option(help="Only count this model of configs/model.")] = None,
 ) -> None:
-    """What a run would do and cost: hits and misses, tokens, FLOPs, hours, memory, kWh, tCO2eq."""
+    """Show what a run would do and cost: missing steps, tokens, FLOPs, hours, memory, kWh, tCO2eq."""
     if model is not None:
         _print_parameters(model, as_json)
         return
@@ -140,7 +141,7 @@ def plan(
 
 @app.command()
 def show(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = None) -> None:
-    """A step's resolved config and which file set each key."""
+    """Print a step's resolved config and which file set each key."""
     graph = Pipeline(find_pipeline(pipeline), overrides)
     found = graph.step(step)
     console.print(f"{found.key}", style="bold")
@@ -152,9 +153,10 @@ def show(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = No
 
 @app.command()
 def explain(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = None) -> None:
-    """Why a step would be rebuilt, as a field diff against its newest build."""
+    """Show why a step would be rebuilt, as a field diff against its newest build."""
     graph = Pipeline(find_pipeline(pipeline), overrides)
-    store, found = Home.from_environment().store, graph.step(step)
+    store = Home.from_environment().store
+    found = graph.step(step)
     if store.manifest(found):
         console.print(f"{found.key}: built; it would be reused", markup=False)
         return
@@ -186,7 +188,7 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Why; goes to the promotion log.")],
     pipeline: PipelineOption = "tiny",
 ) -> None:
-    """Make the champion before the present one champion again; no run promotes the present one any more."""
+    """Restore the previous champion; no later run promotes the present one again."""
     present, earlier = _registry(pipeline).rollback(model, reason)
     console.print(f"{model}: champion was version {present}, is version {earlier}", markup=False)
 
@@ -215,7 +217,7 @@ def _registry(pipeline: str) -> Registry:
 
 @app.command()
 def report() -> None:
-    """Where the last run's report is and what it says in short."""
+    """Print a summary of the last run and where its report is."""
     folder = Home.from_environment().report
     if not (folder / "report.json").exists():
         raise UserError(f"{folder / 'report.json'}: no report yet; `openba run` writes it")
@@ -301,7 +303,7 @@ def _resolved(step: Step, graph: Pipeline) -> list[tuple[str, Any, str]]:
 
 
 def _place(config: str, key: str, graph: Pipeline) -> str:
-    """Where a recipe's key stands in the pipeline's config; a training's model is a section of its own."""
+    """Return the place of a recipe's key in the pipeline's config; a training's model has its own section."""
     if key.startswith("model."):
         return key
     if config == "clean":  # a key of sources.NAME: the pipeline's filters, or the source's own

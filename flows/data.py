@@ -33,8 +33,9 @@ def preview(
     overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a setting.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Samples as the model gets them, masks marked; lengths, fill and mixture of the first thousand."""
-    graph, home = Pipeline(find_pipeline(pipeline), overrides), Home.from_environment()
+    """Print samples as the model sees them, masks marked; lengths, fill and mixture of the first thousand."""
+    graph = Pipeline(find_pipeline(pipeline), overrides)
+    home = Home.from_environment()
     training = graph.step(step or graph.config.first_stage)
     if not isinstance(training.recipe, TrainStep):
         names = ", ".join([*graph.config.stages, *graph.experts])
@@ -43,7 +44,8 @@ def preview(
     from openba.train.preview import preview as look
 
     folders = {key: _built(home, training.inputs[key], pipeline, overrides) for key in ("data", "tokenizer")}
-    tokenizer, part = Tokenizer.load(folders["tokenizer"]), training.recipe.part
+    tokenizer = Tokenizer.load(folders["tokenizer"])
+    part = training.recipe.part
     shown = look(training.recipe.train, folders["data"], part, tokenizer, samples)
     if as_json:
         print(json.dumps(shown, ensure_ascii=False, indent=1))
@@ -58,10 +60,11 @@ def why(
         str, typer.Option("--pipeline", "-p", help="Name in configs/pipeline, or a YAML file.")
     ] = "tiny",
 ) -> None:
-    """What cleaning took out of a document, by which rule, and for a copy which document stays."""
+    """Print what cleaning removed from a document, by which rule, and for a copy the document that stays."""
     from openba.data.clean.removals import removals
 
-    home, graph = Home.from_environment(), Pipeline(find_pipeline(pipeline))
+    home = Home.from_environment()
+    graph = Pipeline(find_pipeline(pipeline))
     step = graph.step("clean")
     rows = removals(_built(home, step, pipeline), document)
     for row, pieces in zip(rows, _pieces(home, step, rows), strict=True):
@@ -81,7 +84,8 @@ def _pieces(home: Home, clean: Step, rows: list[dict[str, Any]]) -> list[list[st
     pieces: list[list[str]] = [[] for _ in rows]
     assert isinstance(clean.recipe, CorpusRecipe)
     for source, identifier in dict.fromkeys((row["source"], row["id"]) for row in rows):
-        step, recipe = clean.inputs[source], clean.recipe.sources[source]
+        step = clean.inputs[source]
+        recipe = clean.recipe.sources[source]
         numbers = [n for n, row in enumerate(rows) if (row["source"], row["id"]) == (source, identifier)]
         if recipe is None or home.store.manifest(step) is None:
             continue

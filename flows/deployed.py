@@ -36,7 +36,7 @@ HOOKS: dict[str, Any] = {"on_cancellation": [end_flow_run], "on_crashed": [end_f
 
 
 class Approval(RunInput):
-    """What a person answers before a model may become champion."""
+    """Answer of a person who decides whether a model becomes champion."""
 
     approve: bool = False
     by: str = ""

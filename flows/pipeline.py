@@ -64,7 +64,7 @@ def build_step(key: str) -> str:
 @task(cache_policy=NO_CACHE, persist_result=False)
 @error_boundary()
 def register() -> list[Registration]:
-    """Every registered model gets its version, `candidate`, and `champion` if the gate lets it."""
+    """Register every model as `candidate`, and as `champion` if the gate allows it."""
     session = Session.current()
     registry = Registry(session.tracking, session.store, session.home.promotions, session.pipeline)
     gate = session.pipeline.config.registry.gate

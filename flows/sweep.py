@@ -25,7 +25,8 @@ def sweep_flow(pipeline: str, settings: list[str], until: str | None) -> None:
 
     A trial that fails leaves a row without a loss; the others are built all the same.
     """
-    trials, home = make_trials(pipeline, settings, until), Home.from_environment()
+    trials = make_trials(pipeline, settings, until)
+    home = Home.from_environment()
     steps = steps_of(trials)
     with open_session(trials[0].pipeline, home, steps, str(runtime.flow_run.id)) as session:
         try:

@@ -115,7 +115,7 @@ class Step:
         return f"{self.name}/{self.fingerprint}"
 
     def walk(self) -> Iterator[Step]:
-        """This step and everything upstream of it, inputs first, each once."""
+        """Yield this step and everything upstream of it, inputs first, each once."""
         seen: set[str] = set()
 
         def visit(step: Step) -> Iterator[Step]:
@@ -130,7 +130,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Build:
-    """What a step's function is given."""
+    """Arguments of a step's function."""
 
     out: Path  # an own directory to write into; files here when it returns are the output
     recipe: Any
@@ -147,7 +147,8 @@ class Store:
     """
 
     def __init__(self, root: str | Path, work: Path) -> None:
-        self.root, self.work = str(root), Path(work)
+        self.root = str(root)
+        self.work = Path(work)
         self.fs, self.base = fsspec.core.url_to_fs(self.root)
         self.remote = "file" not in (
             self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
@@ -354,7 +355,8 @@ def drift(step: Step, store: Store) -> dict[str, tuple[Any, Any]]:
     siblings = store.siblings(step.name)
     if not siblings:
         return {}
-    old, new = flatten(siblings[-1]["identity"]), flatten(step.identity)
+    old = flatten(siblings[-1]["identity"])
+    new = flatten(step.identity)
     return {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
 
 
@@ -400,7 +402,8 @@ def _build(step: Step, store: Store, runtime: Any, run: Runner) -> dict[str, Any
     out = store.work / step.key
     if not step.kind.resumable:
         shutil.rmtree(out, ignore_errors=True)
-    started, clock = time.time(), time.monotonic()
+    started = time.time()
+    clock = time.monotonic()
     try:
         out.mkdir(parents=True, exist_ok=True)
         (out / MANIFEST).unlink(missing_ok=True)

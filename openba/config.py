@@ -138,7 +138,8 @@ class Config:
 
     def set_by(self, dotted: str) -> str:
         """The file that set exactly this value, 'default' if the recipe's default stands."""
-        key, value = dotted, None
+        key = dotted
+        value = None
         while key:
             if key in self.origin and not isinstance(value, dict):
                 return self.origin[key]
@@ -184,7 +185,8 @@ class Config:
         key, sign, raw = text.partition("=")
         if not sign or not key:
             raise ConfigError(f"--set {text}: write it as key.path=value")
-        into, parts = self.data, key.split(".")
+        into = self.data
+        parts = key.split(".")
         for depth, part in enumerate(parts[:-1]):
             into = into.setdefault(part, {})
             if not isinstance(into, dict):

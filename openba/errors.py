@@ -15,7 +15,8 @@ from contextlib import contextmanager
 from openba.redact import protect_output, redact
 
 _LONGEST_LINE = 500
-EXIT_USER_ERROR, EXIT_FAILURE = 2, 1
+EXIT_USER_ERROR = 2
+EXIT_FAILURE = 1
 # Packages that talk to services: their exceptions tell of a service or its address, not of a bug here.
 _SERVICE_PACKAGES = frozenset(
     [
@@ -76,7 +77,8 @@ def error_boundary() -> Iterator[None]:
         if redact(formatted) == formatted:
             raise
         clean = error if isinstance(error, UserError) else RuntimeError(one_line(error))
-        clean.__cause__, clean.__context__ = None, None
+        clean.__cause__ = None
+        clean.__context__ = None
         raise clean.with_traceback(error.__traceback__) from None
 
 

@@ -16,7 +16,7 @@ from openba.recipes.pipeline import GateConfig
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a trained model; None stands for what was not built."""
+    """Facts of a trained model; None stands for what was not built."""
 
     facts: dict[str, Any]
     """Of the training step's manifest."""
@@ -126,7 +126,8 @@ def _worse(candidate: Evidence, against: Against, gate: GateConfig) -> Iterator[
     """Reasons by which the candidate is worse than the champion, or cannot be compared with it."""
     champion = f"champion v{against.version}"
     if gate.heldout_loss is not None:
-        loss, best = candidate.facts["heldout_loss"], against.heldout_loss
+        loss = candidate.facts["heldout_loss"]
+        best = against.heldout_loss
         if not _is_finite(best):
             yield f"heldout_loss: {champion} has none to compare with"
         elif loss > best + gate.heldout_loss:
@@ -153,7 +154,7 @@ def _worse(candidate: Evidence, against: Against, gate: GateConfig) -> Iterator[
 
 
 def _gain(row: dict[str, Any]) -> float:
-    """How much better the candidate's score is; of perplexity and the like less is better."""
+    """Difference by which the candidate's score is better; of perplexity and the like less is better."""
     return -row["difference"] if row.get("lower_is_better") else row["difference"]
 
 

@@ -1,4 +1,4 @@
-"""From a pipeline's config to its steps: who needs what. A pure function, apart from file stamps.
+"""Steps of a pipeline and their inputs, from its config. A pure function, apart from file stamps.
 
 Owns the names of steps and the wiring of their inputs. It reads configs and the stamps (size,
 time, version) of files outside the store; it builds nothing.
@@ -111,7 +111,7 @@ class Pipeline:
 
     @property
     def comparison(self) -> list[Step]:
-        """What a pipeline that compares builds: shapes, and experts from several starts."""
+        """Trainings of a pipeline that compares: shapes, and experts from several starts."""
         return [*self.shapes, *(self.steps[name] for name in self.transfers)]
 
     @property
@@ -128,7 +128,8 @@ class Pipeline:
     def models(self) -> list[Model]:
         """The trained models in order of training."""
         registered = {step: name for name, step in self.config.registry.models.items()}
-        stages, first = self.config.stages, self.config.first_stage
+        stages = self.config.stages
+        first = self.config.first_stage
         rows = [(name, stage.title, registered.get(name)) for name, stage in stages.items()]
         rows += [
             (self._compared(shape), f"{stages[first].title}, shape {shape}", None)
@@ -164,7 +165,7 @@ class Pipeline:
         return self.steps[name]
 
     def runtime(self, step: Step) -> PipelineRuntime:
-        """Where and how this step runs."""
+        """Return the execution settings of a step."""
         runtime = self.config.runtime
         return runtime.for_expert() if self._is_expert(step.name) else runtime
 
@@ -173,7 +174,7 @@ class Pipeline:
         return name in self.experts or name in self.transfers
 
     def after(self, name: str) -> list[str]:
-        """What may begin after `data`, a training or an evaluation: steps, and `model-NAME` to promote.
+        """Return what may begin after `data`, a training or an evaluation: steps, and `model-NAME`s.
 
         A model whose pipeline has no evaluation of it is promoted after its training.
         """
@@ -187,7 +188,7 @@ class Pipeline:
         return steps + [f"model-{model.name}" for model in models]
 
     def wanted(self, until: str | None) -> list[Step]:
-        """Those that `until` needs, or the comparison if the pipeline is one, or all; inputs first."""
+        """Return the steps that `until` needs, else those of a comparison, else all; inputs first."""
         ends = [self.step(until)] if until else self.comparison or list(self.steps.values())
         return _unique(step.walk() for step in ends)
 
@@ -241,7 +242,8 @@ class Pipeline:
             f"task-{key}": self._task(key, b.task, f"benchmarks.{key}.task") for key, b in self._dropped()
         }
         self._add("mixture", MIXTURE, config.mixture, "mixture", corpus=corpus, tokenizer=tokenizer, **sets)
-        flan, lengths = config.flan, config.pairs_lengths
+        flan = config.flan
+        lengths = config.pairs_lengths
         if flan is not None and lengths is not None:
             shares = {str(group): share for group, share in flan.shares.items()}
             parts = {str(group): weights for group, weights in flan.parts.items()}
@@ -259,7 +261,8 @@ class Pipeline:
             trained.update(self.config.flan.tasks)
         tasks = sorted(trained)
         inputs = {f"task-{name}": self.step(f"task-{name}") for name in {*sets, *tasks}}
-        corpus, mixture = self.steps["clean"], self.steps["mixture"]
+        corpus = self.steps["clean"]
+        mixture = self.steps["mixture"]
         recipe = ContaminationRecipe(sets=tuple(sets), tasks=tuple(tasks))
         self._add("contamination", CONTAMINATION, recipe, "", corpus=corpus, mixture=mixture, **inputs)
 

@@ -1,4 +1,4 @@
-"""Where state lives: everything under `OPENBA_HOME`, default `.openba/` in the working directory."""
+"""Folders of all state, below `OPENBA_HOME`; the default is `.openba/` in the working directory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a pipeline would do and cost, before anything is spent: a pure function of config and store."""
+"""Plan of a pipeline: its steps and their cost before anything is spent, from config and store alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MT5_IDS = 250_203
 
 
 def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
-    """Every step with hit or miss, every training with its `plan_training`, and the totals."""
+    """Return every step with hit or miss, every training with its `plan_training`, and the totals."""
     vocab = _vocab(pipeline.config.tokenizer)
     steps = []
     for step in pipeline.wanted(None):
@@ -45,8 +45,9 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
 
 
 def _mixture(pipeline: Pipeline, store: Store) -> list[dict[str, Any]]:
-    """A row a group: share, tokens a part, most epochs allowed; and the epochs it took, once built."""
-    recipe, built = pipeline.config.mixture, store.manifest(pipeline.steps["mixture"])
+    """One row per group: share, tokens per part, epoch limit, and actual epochs once built."""
+    recipe = pipeline.config.mixture
+    built = store.manifest(pipeline.steps["mixture"])
     groups = built["facts"]["groups"] if built else {}
     return [
         {

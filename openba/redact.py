@@ -52,7 +52,8 @@ _SECRET_VARIABLE = re.compile(
 )
 # Scheme, user, password; not host, port and a path with an @ in it.
 _ADDRESS = re.compile(r"[A-Za-z][\w+.-]*://([^:/\s]*):(?!\d*/)(\S*)@\S*")
-_SHORTEST_VALUE, _SHORTEST_PASSWORD = 6, 4
+_SHORTEST_VALUE = 6
+_SHORTEST_PASSWORD = 4
 """Characters. Shorter values of secret variables, and shorter passwords, are part of too many words."""
 
 
@@ -134,11 +135,13 @@ class _RedactingRecordFactory:
         except Exception:  # wrong arguments are the handler's to report
             return record
         if (clean := redact(message)) != message:
-            record.msg, record.args = clean, None
+            record.msg = clean
+            record.args = None
         if record.exc_info and record.exc_info[0] is not None:
             formatted = "".join(traceback.format_exception(*record.exc_info)).rstrip("\n")
             if (clean := redact(formatted)) != formatted:
-                record.exc_info, record.exc_text = None, clean
+                record.exc_info = None
+                record.exc_text = clean
         return record
 
 

@@ -35,13 +35,13 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """Its values, for tables and pictures."""
+        """The trial's values in one line, for tables and pictures."""
         return ", ".join(f"{key}={value}" for key, value in self.values.items())
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a trial reached; without a loss where it failed."""
+    """Result of a trial; without a loss where it failed."""
 
     trial: Trial
     loss: float | None
@@ -65,7 +65,7 @@ class Result:
 
 
 def make_trials(pipeline: str, settings: Sequence[str], until: str | None) -> list[Trial]:
-    """Every combination of the settings' values.
+    """Make a trial for every combination of the settings' values.
 
     Args:
         pipeline: name or file.
@@ -104,7 +104,9 @@ def _parse(setting: str) -> tuple[str, list[str]]:
     key, sign, text = setting.partition("=")
     if not sign or not key:
         raise UserError(f"--set {setting}: write it as key.path=value or key.path=value,value")
-    values, depth, quote = [""], 0, ""
+    values = [""]
+    depth = 0
+    quote = ""
     for character in text:
         if quote:
             quote = "" if character == quote else quote
@@ -154,7 +156,8 @@ def result(trial: Trial, record: Mapping[str, Any] | None) -> Result:
     if record is None:
         return Result(trial, None, None, None, [])
     heldout = record["facts"]["heldout"]
-    loss, error = heldout[-1]["loss"], heldout[-1].get("loss_error")
+    loss = heldout[-1]["loss"]
+    error = heldout[-1].get("loss_error")
     return Result(trial, loss if math.isfinite(loss) else None, error, record["seconds"], heldout)
 
 

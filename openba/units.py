@@ -71,7 +71,7 @@ Bytes = Annotated[int, BeforeValidator(_read_bytes, json_schema_input_type=str |
 
 
 class Budget(BaseModel):
-    """How long to train: a number of tokens or of optimiser steps."""
+    """Length of a training: a number of tokens or of optimiser steps."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     amount: int = Field(strict=True, ge=1, le=10**18)

@@ -1,1 +1,1 @@
-"""The only place that knows Prefect, MLflow and Ray: how steps are run, watched and registered."""
+"""Orchestration: how steps are run, watched and registered. All use of Ray and MLflow is here."""

@@ -56,7 +56,7 @@ def on_ray(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
 
 
 def _run(batch: pa.Table, task: Task, plan: Plan, numbers: list[int]) -> pa.Table:
-    """What goes wrong comes back as a row: Ray Data wraps exceptions and loses what they carried."""
+    """Return a failure as a row: Ray Data wraps exceptions and loses their attributes."""
     rows = []
     for place in batch["id"].to_pylist():
         error, number = "", 0

@@ -1,4 +1,4 @@
-"""Is this machine fit for a run? Versions, memory, disk, ports, folders; one line of remedy each."""
+"""Checks of this machine before a run: versions, memory, disk, ports, folders; a remedy for each."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _python() -> Iterator[Check]:
 
 
 def _packages() -> Iterator[Check]:
-    """Every requirement of this package against what is installed; FastAPI's pin is the fragile one."""
+    """Compare every requirement with the installed version; FastAPI's pin is the fragile one."""
     for text in importlib.metadata.requires("openba") or []:
         requirement = Requirement(text)
         extra = requirement.marker is not None
@@ -95,7 +95,7 @@ def _ports() -> Iterator[Check]:
 
 
 def _proxies() -> Iterator[Check]:
-    """Which servers are asked through an HTTP proxy. `prepare_environment` exempts loopback."""
+    """Name the servers that are asked through an HTTP proxy. `prepare_environment` exempts loopback."""
     proxies = {name: redact(os.environ[name]) for name in PROXY_VARIABLES if os.environ.get(name)}
     if not proxies:
         return

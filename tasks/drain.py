@@ -28,7 +28,8 @@ class DrainWatch(threading.Thread):
 
     def __init__(self, folder: Path, out: Path) -> None:
         super().__init__(name="drain", daemon=True)
-        self.folder, self.request = folder, out / REQUEST
+        self.folder = folder
+        self.request = out / REQUEST
         self.noticed = False
         """A node was to be drained: the group that stopped then is to start again."""
         self._ended = threading.Event()

@@ -88,10 +88,11 @@ class _RayWorker:
     def __init__(self, model: Path, jobs: list[Job]) -> None:
         if not model.is_dir():
             raise UserError(f"{model}: not there on a worker; it has to lie on a shared folder")
-        self.worker, self.jobs = Worker(model), jobs
+        self.worker = Worker(model)
+        self.jobs = jobs
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        """What goes wrong comes back as a row: Ray Data wraps exceptions and loses what they carried."""
+        """Return a failure as a row: Ray Data wraps exceptions and loses their attributes."""
         rows = []
         for place in batch["id"].to_pylist():
             part, number = self.jobs[place]

@@ -1,4 +1,4 @@
-"""What one flow tells the others: an event for every step that is finished and passed its gate.
+"""Events between flows: one for every step that is finished and passed its gate.
 
 Owns the events' names and what stands in them; who starts on them is said in `prefect.yaml`.
 Emitting is the last act of a flow: work that failed or was refused emits nothing, so it starts nothing.

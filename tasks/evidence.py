@@ -1,4 +1,4 @@
-"""What the registry's gate is shown of a candidate and of the present champion.
+"""Facts of a candidate and of the present champion, for the registry's gate.
 
 Owns where each fact is found: manifests of the store, tags of the champion's version, a clean process
 for the export. The rules are `openba.gate`'s.
@@ -51,7 +51,7 @@ class Witness:
         )
 
     def tags(self, model: Model) -> dict[str, str]:
-        """What a version says of its model, for people and for later candidates."""
+        """Tags of a version: facts of its model for people and for later candidates."""
         kwh, carbon = _spent(self.cost(model))
         tags = {
             LOSS: str((self._facts(model.training) or {}).get("heldout_loss")),
@@ -65,7 +65,8 @@ class Witness:
 
     def card(self, model: Model) -> str:
         """The model's card."""
-        spent, results = self.cost(model), self._results(model.evaluation) or {}
+        spent = self.cost(model)
+        results = self._results(model.evaluation) or {}
         how = "measured" if spent["energy_joules_measured"] else "from device hours and watts"
         made = Made(self.licences(model), *_spent(spent), how)
         return model_card(str(model.register_as), results, made)
@@ -81,7 +82,7 @@ class Witness:
         return found
 
     def cost(self, model: Model) -> Cost:
-        """Of the model's own training."""
+        """Return energy and carbon of the model's own training."""
         record = self.store.manifest(model.training)
         assert record is not None
         return cost(record["facts"], self.config.runtime)
@@ -139,7 +140,7 @@ def _number(text: str | None) -> float:
 
 
 def _spent(cost: Cost) -> Carbon:
-    """As measured if there was a meter, else the paper's estimate."""
+    """Return the measured figures if there was a meter, else the paper's estimate."""
     if cost["energy_kwh_measured"] and cost["tco2eq_measured"]:
         return Carbon(cost["energy_kwh_measured"], cost["tco2eq_measured"])
     return Carbon(cost["energy_kwh_paper"], cost["tco2eq_paper"])

@@ -18,7 +18,8 @@ from typing import Any
 
 def main() -> None:
     """Entry point."""
-    path, arguments = sys.argv[1], sys.argv[2:]
+    path = sys.argv[1]
+    arguments = sys.argv[2:]
     request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
     message = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

@@ -61,7 +61,7 @@ class Figure(NamedTuple):
 
 
 def figures(folder: Path, runtime: PipelineRuntime) -> Iterator[Figure]:
-    """What a stage's folder tells now; nothing before its first logged step."""
+    """Read the gauges' values from a stage's folder; nothing before its first logged step."""
     rows = last_rows(folder / METRICS, 1)
     if not rows:
         return
@@ -95,7 +95,7 @@ def _losses(metric: str, row: dict[str, Any], names: dict[str, str]) -> Iterator
 def _energy(
     attempts: list[dict[str, Any]], last: dict[str, Any], runtime: PipelineRuntime
 ) -> Iterator[Figure]:
-    """Of all attempts; the running one's seconds are those of the last row, by a clock that never jumps."""
+    """Sum over all attempts; the running one has the seconds of its last row, by a clock that never jumps."""
     running = {last["attempt"]: last["attempt_seconds"]}
     seconds = sum(row.get("seconds", running.get(number, 0.0)) for number, row in enumerate(attempts))
     hours = seconds * runtime.train.workers / 3600

@@ -1,4 +1,4 @@
-"""Inside a Ray job: run one step's function, alone or on a Ray Train gang. `python -m tasks.job DIR`.
+"""Program of a Ray job, `python -m tasks.job DIR`: run one step's function, alone or on a worker group.
 
 DIR holds `spec.json`, written by `ray_jobs.py`; this program leaves `facts.json` there, or
 `error.json` with the one line that a user should read, or `stopped.json` where it was asked to stop and
@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _process_began() -> float:
-    """To the hundredth; psutil alone counts from the machine's start in whole seconds."""
+    """Return the process's start to 10 ms; psutil alone counts in whole seconds from the boot."""
     since_start = psutil.Process().create_time() - psutil.boot_time()
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_start
 
@@ -79,7 +79,8 @@ def run_function(folder: Path, spec: dict[str, Any]) -> None:
         inputs={key: Path(path) for key, path in spec["inputs"].items()},
         runtime=_model(spec["runtime_type"]).model_validate(spec["runtime"]),
     )
-    began, clock = time.time(), time.monotonic()
+    began = time.time()
+    clock = time.monotonic()
     facts = getattr(importlib.import_module(module), name)(build)
     if int(os.environ.get("RANK", "0")) == 0:
         # Counted by a clock that never jumps, told from the moment of the wall clock that it began.
@@ -154,7 +155,7 @@ def _is_same_error(folder: Path, workers: int, errors: list[str]) -> bool:
 
 
 class Patience:
-    """How many worker groups may die, one after the other, before one of them brings a new checkpoint."""
+    """Limit of failures in a row without a new checkpoint, after which no worker group is started."""
 
     def __init__(self, out: Path, failures: int) -> None:
         self.out, self.allowed, self.failures = out, failures, 0

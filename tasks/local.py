@@ -59,7 +59,8 @@ class LocalPool:
 
 @error_boundary()
 def _call(function: str, build: Build) -> Work:
-    began, clock = time.time(), time.monotonic()
+    began = time.time()
+    clock = time.monotonic()
     facts = Kind(function, "").load()(build)
     return Work(facts, began, began, began + time.monotonic() - clock)
 

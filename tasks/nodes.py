@@ -1,4 +1,4 @@
-"""What each node of a gang is busy with: one thread a node writes it down, and MLflow is fed from the file.
+"""System metrics of each node of a worker group: one thread per node writes a file, which MLflow mirrors.
 
 Owns the figures and their file, `nodes/ADDRESS.jsonl` in a stage's folder. Names are those of MLflow's system
 metrics, which its pages show by themselves; MLflow's own meter would need its server from every worker.

@@ -1,4 +1,4 @@
-"""What Prefect's page of a flow run shows: how far trainings are, their curves, a table of steps, links.
+"""Artifacts on Prefect's page of a flow run: progress and curves of trainings, a table of steps, links.
 
 Owns the artifacts and their keys, which stay the same from run to run, so that the page of a key is its
 history. A server that does not answer costs the picture, never the training.
@@ -54,7 +54,7 @@ class Page:
             self._progress[training] = made
 
     def advance(self, training: str, folder: Path, steps: int) -> None:
-        """How far it is, from its files; at most every 10 s."""
+        """Update a training's progress from its files, at most every 10 s."""
         identity = self._progress.get(training)
         if identity is None or time.monotonic() < self._next.get(training, 0.0):
             return
@@ -63,7 +63,7 @@ class Page:
             _show(lambda: update_progress_artifact(identity, progress=100.0 * rows[-1]["step"] / steps))
 
     def finish(self, training: str, folder: Path) -> None:
-        """It is built: all of its steps are done, and its curve is drawn."""
+        """Mark a training as done and draw its curve."""
         if (identity := self._progress.pop(training, None)) is None:
             return
         _show(lambda: update_progress_artifact(identity, progress=100.0))
@@ -83,7 +83,7 @@ class Page:
                 _show(lambda url=url, label=label: create_link_artifact(url, label, self.key(label)))  # type: ignore[misc]
 
     def key(self, *words: str) -> str:
-        """Of an artifact: lower-case letters, digits and dashes, as Prefect wants."""
+        """Return an artifact's key: lower-case letters, digits and dashes, as Prefect demands."""
         return re.sub(r"[^a-z0-9]+", "-", " ".join(("openba", self.pipeline, *words)).lower()).strip("-")
 
 

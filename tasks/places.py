@@ -1,6 +1,6 @@
-"""Where a step runs under a runtime: as its kind says, but handed out on the cluster if that is asked for.
+"""Place of execution of a step: its kind's, or sharded over the cluster if the runtime says so.
 
-Owns this one choice; what a place means is `session`'s and `ray_jobs`'s.
+Owns this choice and the protocol of runners; `session` maps places to runners.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from openba.recipes.runtime import PipelineRuntime
 
 
 class Work(NamedTuple):
-    """What a step's function gave back, and when it was at work; seconds since 1970."""
+    """Return value of a step's function, and when it worked, in seconds since 1970."""
 
     facts: Any
     process: float

@@ -22,13 +22,13 @@ class NodeTorchConfig(TorchConfig):
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:
-        """Asked for by Ray Train."""
+        """Return the backend class; called by Ray Train."""
         return _NodeBackend
 
 
 class _NodeBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: Any) -> None:
-        """Called in the controller when all workers are there."""
+        """Choose the network interface, in the controller once all workers have started."""
         worker_group.execute(choose_interface)
         super().on_start(worker_group, backend_config)
 

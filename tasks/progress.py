@@ -1,4 +1,4 @@
-"""What a run prints while it works: a live table on a terminal, plain lines elsewhere.
+"""Console output of a run: a live table on a terminal, plain lines elsewhere.
 
 Owns the console only. Numbers come from the files that a step writes while it works.
 """
@@ -27,7 +27,8 @@ class ProgressView:
 
     def __init__(self, total: int) -> None:
         self.console = Console(highlight=False)
-        self.total, self.done = total, 0
+        self.total = total
+        self.done = 0
         self._lock = threading.Lock()
         self._rows: dict[str, TaskID] = {}
         self._totals: dict[str, int] = {}
@@ -93,7 +94,7 @@ def _warnings(record: dict[str, Any] | None) -> list[str]:
 
 
 def _set_aside(record: dict[str, Any] | None) -> str:
-    """What of a source could not be read, also when the source is reused."""
+    """Print what could not be read of a source, also when the source is reused."""
     aside = (record or {}).get("facts", {}).get("quarantined")
     if not aside or not aside["first"]:
         return ""

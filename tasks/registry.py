@@ -59,7 +59,7 @@ STATE, REASON = "openba.state", "openba.reason"
 
 @dataclass(frozen=True)
 class Registration:
-    """What the registry holds for a model after a run."""
+    """State of a model in the registry after a run."""
 
     name: str
     version: str
@@ -75,7 +75,9 @@ class Registry:
     """The registered models of one tracking server."""
 
     def __init__(self, tracking: Tracking, store: Store, log: Path, pipeline: Pipeline) -> None:
-        self.tracking, self.store, self.log = tracking, store, PromotionLog(log)
+        self.tracking = tracking
+        self.store = store
+        self.log = PromotionLog(log)
         self.client = tracking.client
         self.witness = Witness(store, pipeline.config, pipeline.steps.get("contamination"))
 
@@ -86,7 +88,8 @@ class Registry:
             UserError: the model is not built, or MLflow does not answer.
         """
         assert model.register_as is not None
-        name, step = model.register_as, model.training
+        name = model.register_as
+        step = model.training
         record = self.store.manifest(step)
         if record is None:
             raise UserError(f"{step.key}: not built; `openba run --until {step.name}` builds it")
@@ -123,7 +126,8 @@ class Registry:
 
         It is judged once more, since another version may have become champion after the question was asked.
         """
-        name, step = str(model.register_as), model.training
+        name = str(model.register_as)
+        step = model.training
         with one_line_errors(self.tracking.uri), self.log.locked():
             version = str(self._version(name, step.fingerprint))
             decision, reason = self._decide(model, version, gate)
@@ -183,7 +187,7 @@ class Registry:
         self.client.set_model_version_tag(name, version, REASON, reason[:_LONGEST_TAG])
 
     def _note_once(self, name: str, version: str, fingerprint: str, event: Event, reason: str) -> None:
-        """As `_note`, unless the newest row of the version says the same."""
+        """Note an event as `_note` does, unless the newest row of the version says the same."""
         last = self.log.last(name, version, fingerprint)
         if last is None or (last["event"], last["reason"]) != (event, reason):
             self._note(name, version, fingerprint, event, reason)

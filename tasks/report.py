@@ -46,7 +46,7 @@ def write_report(session: Session, registered: list[Registration]) -> str:
 
 
 def links(session: Session) -> dict[str, str]:
-    """Where to look after a run; servers that ended with it are named with the command that shows them."""
+    """Addresses to look at after a run; of a server that has ended, with the command that shows it."""
     home = session.home
     flow_run = f"/runs/flow-run/{session.flow_run}"
     addresses = {

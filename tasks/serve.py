@@ -49,7 +49,7 @@ class Place:
 
 
 class Source:
-    """What was asked for on the command line, and which model that is at the moment."""
+    """Model named on the command line, and the version that its alias stands for at present."""
 
     def __init__(self, asked: str, home: Home) -> None:
         """Args: a folder or a `models:/` address; where the registry is.
@@ -57,7 +57,8 @@ class Source:
         Raises:
             UserError: neither of the two.
         """
-        self.asked, self.uri = asked, home.tracking_uri
+        self.asked = asked
+        self.uri = home.tracking_uri
         found = _REGISTERED.fullmatch(asked)
         self.name: str = found[1] if found else Path(asked).resolve().name
         self.alias: str | None = found[2] if found else None

@@ -37,7 +37,7 @@ def deploy(
     threads: int,
     poll: float,
 ) -> None:
-    """Put so many replicas in place of those that are there, and wait until they answer; 0 ends them.
+    """Replace the running replicas by so many new ones and wait until they answer; 0 ends them.
 
     Args: as `tasks.serve.serve`.
 

@@ -27,7 +27,7 @@ from tasks.serve import LOOPBACK, Source, begin, names, watch
 
 
 class Settings(BaseModel):
-    """What a deployment is told."""
+    """Settings of a deployment."""
 
     asked: str
     """A model's folder that all nodes see, or `models:/NAME@ALIAS`."""
@@ -64,7 +64,7 @@ class Replica:
         self.following = asyncio.create_task(following) if source.alias else None
 
     def __serve_build_asgi_app__(self) -> Starlette:
-        """Asked for by Serve after the constructor."""
+        """Return the ASGI application; Serve asks for it after the constructor."""
         return Application(self.models, key()).asgi(names(self.settings.host))
 
     def check_health(self) -> None:

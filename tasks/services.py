@@ -92,7 +92,7 @@ class Service:
 
 
 def _still_alive(family: list[psutil.Process], seconds: float) -> list[psutil.Process]:
-    """Those that have not ended after so long. A zombie has; when it is reaped is its parent's matter."""
+    """Return the processes that have not ended in time. A zombie has ended; its parent reaps it."""
     end = time.monotonic() + seconds
     while (alive := [process for process in family if _lives(process)]) and time.monotonic() < end:
         time.sleep(0.05)

@@ -50,8 +50,10 @@ class Session:
         self.pipeline, self.home, self.steps = pipeline, home, steps
         self._by_key = {step.key: step for step in steps}
         self._times_named = Counter(step.name for step in steps)
-        self.store, self.runtime = home.store, pipeline.config.runtime
-        self.started, self.clock = time.time(), time.monotonic()
+        self.store = home.store
+        self.runtime = pipeline.config.runtime
+        self.started = time.time()
+        self.clock = time.monotonic()
         self.states: dict[str, str] = {}
         self.work: dict[str, Work] = {}
         """Of the steps that this run has built."""
@@ -107,7 +109,7 @@ class Session:
         return self._by_key[key]
 
     def label(self, step: Step) -> str:
-        """What to call a step: its name, or its key where a sweep has several of that name."""
+        """Return a step's name, or its key where a sweep has several of that name."""
         return step.name if self._times_named[step.name] <= 1 else step.key
 
     def raise_first_error(self) -> None:
@@ -143,7 +145,8 @@ class Session:
         self._check_stop()
         run = self.tracker.begin(step)
         self._building.add(step.key)
-        status, state = "FAILED", "failed"
+        status = "FAILED"
+        state = "failed"
         try:
             steps = step.recipe.train.steps if isinstance(step.recipe, TrainStep) else None
             self.view.start(self.label(step), steps)
@@ -154,14 +157,17 @@ class Session:
             )
             self.tracker.finish(run, step, record, self.store)
             self.page.finish(self.label(step), self.store.path(step))
-            status, state = "FINISHED", "built"
+            status = "FINISHED"
+            state = "built"
             return self._ended(step, state, record)
         except (Stopped, KeyboardInterrupt):
-            status, state = "KILLED", "stopped"
+            status = "KILLED"
+            state = "stopped"
             raise
         except Exception as error:
             if self._stopping.is_set():  # a call to a server that is going down
-                status, state = "KILLED", "stopped"
+                status = "KILLED"
+                state = "stopped"
                 raise Stopped from error
             self.errors.append(error)
             raise

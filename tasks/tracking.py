@@ -81,7 +81,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def make_tables(home: Home) -> None:
-    """Have MLflow make the tables of a database file, a second's work, before a run asks for them.
+    """Make MLflow's tables in a database file before a run needs them; it takes a second.
 
     Raises:
         UserError: the database is locked or damaged.
@@ -246,7 +246,7 @@ class Tracking:
 
 
 class _Sent:
-    """Which rows of one file MLflow has, by step, and the reader of that file."""
+    """Rows of one file that MLflow has, by step, and the reader of that file."""
 
     def __init__(self, path: Path, history: list[Metric], is_timed: bool) -> None:
         self.is_timed = is_timed
@@ -254,7 +254,7 @@ class _Sent:
         self.reader = NewRows(path)
 
     def state(self, milliseconds: int, value: float) -> tuple[int, float]:
-        """What tells a row from another of the same step; a measurement has no time of its own."""
+        """Return what distinguishes rows of the same step; a measurement has no time of its own."""
         return (milliseconds if self.is_timed else 0, value)
 
 
@@ -310,7 +310,7 @@ class StepRun:
             raise
 
     def _files(self, folder: Path) -> dict[Path, tuple[str, dict[str, str]]]:
-        """Each file to mirror, the metric that stands for a row, and the metric name of each of its keys."""
+        """Return each file to mirror, the metric that stands for a row, and the name of each metric."""
         # By denoiser and by language; both at once are in the file only.
         newest = last_rows(folder / HELDOUT, 1)
         keys = [k for row in newest for k in row if k not in ("step", "tokens") and k.count("_") < 2]
@@ -327,7 +327,8 @@ class StepRun:
         if path not in self._sent:
             history = self.client.get_metric_history(self.run_id, names[marker]) if marker in names else []
             self._sent[path] = _Sent(path, history, is_timed=path.name != HELDOUT)
-        sent, first = self._sent[path], self._sent[path].reader.is_new
+        sent = self._sent[path]
+        first = sent.reader.is_new
         rows = [row for row in sent.reader.read() if row.get(marker) is not None]
         new = [row for row in rows if row["step"] not in sent.rows]
         again = {
@@ -361,7 +362,8 @@ class StepRun:
         self.client.log_batch(run.info.run_id, params=params)
         self._replaced.append(self.run_id)
         self.run_id = run.info.run_id
-        self._sent, self._names = {}, set()
+        self._sent = {}
+        self._names = set()
 
     def finish(self, step: Step, record: dict[str, Any], store: Store) -> None:
         """Log the facts and the output's address; mark the run FINISHED."""

@@ -1,4 +1,4 @@
-"""What a training recipe and a runtime must have in common; the plan and the run ask the same functions.
+"""Checks of a training recipe against a runtime; plan and run call the same functions.
 
 Owns checks that need both sides. What one of them may say alone is in its own type.
 """

@@ -59,7 +59,7 @@ class CleanRecipe(Recipe):
 
 
 class _Source(Recipe):
-    """What every source says, whatever its adapter."""
+    """Fields that every source has, whatever its adapter."""
 
     language: Language
     """The mixture's share it counts to: Chinese, English or code."""
@@ -211,7 +211,7 @@ class MixtureRecipe(Recipe):
 
 
 class ContaminationRecipe(Recipe):
-    """What of the evaluation sets stands in the training data (paper section 4.1, Table 4)."""
+    """Search of the training data for records of the evaluation sets (paper section 4.1, Table 4)."""
 
     sets: tuple[str, ...]
     """Tasks whose held-out records are evaluated on."""
@@ -221,7 +221,7 @@ class ContaminationRecipe(Recipe):
 
 
 class Turn(Recipe):
-    """How one record becomes a pair of input and target, in one of three forms.
+    """Template that makes a pair of input and target from a record, in one of three forms.
 
     Few-shot with `shots`, chain of thought with `rationale`, else zero-shot.
     """
@@ -245,7 +245,7 @@ class Turn(Recipe):
 
     @property
     def form(self) -> Literal["zero_shot", "few_shot", "cot"]:
-        """What the template asks of the model."""
+        """Return the template's form."""
         return "cot" if self.rationale else "few_shot" if self.shots else "zero_shot"
 
     @model_validator(mode="after")
@@ -327,7 +327,7 @@ class Dialogue(Recipe):
 
 
 class ProgramCheck(Recipe):
-    """How an answer that is a program is checked: it and the tests run in two sandboxes."""
+    """Check of an answer that is a program: it and the tests run in two sandboxes."""
 
     program: str
     """Template of the program, in which the answer stands at `{answer}`."""

@@ -231,7 +231,7 @@ class EvaluateStep(Recipe):
 
 
 class BaselinesStep(Recipe):
-    """What classical models score on the benchmarks of one evaluation."""
+    """Scores of classical models on the benchmarks of one evaluation."""
 
     benchmarks: dict[str, BenchmarkRecipe]
     trained: dict[str, tuple[str, ...]]

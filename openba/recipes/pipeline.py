@@ -98,7 +98,7 @@ class ExpertConfig(Recipe):
 
 
 class ExpertsConfig(Recipe):
-    """Where the experts' recipes lie; every YAML file there is one expert."""
+    """Folder of the experts' recipes, in which every YAML file is one expert."""
 
     folder: str | None = None
     """A relative path starts at the folder of the file that sets it; of `--set`, at the working directory.
@@ -142,7 +142,7 @@ class RegisterConfig(Recipe):
 
 
 class TransferConfig(Recipe):
-    """Each expert trained from several starts with the same budget: whether what came before helps."""
+    """Comparison of starts: each expert is trained from every one, with the same budget."""
 
     starts: tuple[str, ...]
     """Stages whose weights to begin with; of `nothing` they are random. Gains are told against it."""

@@ -1,4 +1,4 @@
-"""Where and how a pipeline runs. Nothing here changes what is computed, so nothing is hashed."""
+"""Execution settings of a pipeline. None changes what is computed, so none is hashed."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class ServicesRuntime(Runtime):
 
 
 class CleanRuntime(Runtime):
-    """How the step `clean` shares out its shards."""
+    """Sharding of the step `clean`."""
 
     engine: Literal["processes", "ray"] = "processes"
     """`processes` of the machine that runs the pipeline, or Ray Data on all machines of the cluster, which
@@ -68,7 +68,7 @@ class CleanRuntime(Runtime):
 
 
 class EvaluateRuntime(Runtime):
-    """How an evaluation shares out its shards."""
+    """Sharding of an evaluation."""
 
     workers: Count = 1
     """1: in the job's own process. More: by Ray Data, each with the model, where OPENBA_HOME is seen."""

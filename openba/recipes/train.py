@@ -58,7 +58,8 @@ class DenoiserRecipe(Recipe):
 
     def clipped(self, length: int) -> str | None:
         """One line if the sentinels do not suffice, so that spans are longer than the mean span says."""
-        wanted, spans = self.wanted_spans(length), self.spans(length)
+        wanted = self.wanted_spans(length)
+        spans = self.spans(length)
         if wanted == spans:
             return None
         return (
@@ -67,14 +68,16 @@ class DenoiserRecipe(Recipe):
         )
 
     def longest(self, length: int, s_length: str) -> tuple[int, int]:
-        """Most encoder and target tokens of a sample, special tokens included (see `openba.data.denoise`)."""
-        masked, spans = self.masked(length), self.spans(length)
+        """Largest numbers of encoder and target tokens of a sample, special tokens included."""
+        masked = self.masked(length)
+        spans = self.spans(length)
         fewest = 1 if self.mean_span is None and s_length == "uniform" else masked
         return length - fewest + spans + 2, masked + spans + 1
 
     def sizes(self, length: int, s_length: str) -> list[tuple[int, int]]:
         """Encoder and target tokens of its samples, each of these as likely as the others."""
-        masked, spans = self.masked(length), self.spans(length)
+        masked = self.masked(length)
+        spans = self.spans(length)
         uniform = self.mean_span is None and s_length == "uniform"
         drawn = range(1, masked + 1) if uniform else [masked]
         return [(length - each + spans + 2, each + spans + 1) for each in drawn]
@@ -101,7 +104,7 @@ class UL2Recipe(Recipe):
 
     @property
     def longest(self) -> tuple[int, int]:
-        """Most encoder and target tokens of a sample."""
+        """Largest numbers of encoder and target tokens of a sample."""
         sizes = [denoiser.longest(self.length, self.s_length) for denoiser in self.denoisers]
         return max(encoder for encoder, _ in sizes), max(target for _, target in sizes)
 
