@@ -143,11 +143,11 @@ def plan(
 def show(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = None) -> None:
     """Print a step's resolved config and which file set each key."""
     graph = Pipeline(find_pipeline(pipeline), overrides)
-    found = graph.step(step)
-    console.print(f"{found.key}", style="bold")
-    for key, parent in found.inputs.items():
+    chosen_step = graph.step(step)
+    console.print(f"{chosen_step.key}", style="bold")
+    for key, parent in chosen_step.inputs.items():
         console.print(f"  input {key}: {parent.key}", markup=False)
-    for key, value, origin in _resolved(found, graph):
+    for key, value, origin in _resolved(chosen_step, graph):
         console.print(f"  {key}: {value}   ({origin})", markup=False)
 
 
@@ -156,16 +156,16 @@ def explain(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides =
     """Show why a step would be rebuilt, as a field diff against its newest build."""
     graph = Pipeline(find_pipeline(pipeline), overrides)
     store = Home.from_environment().store
-    found = graph.step(step)
-    if store.manifest(found):
-        console.print(f"{found.key}: built; it would be reused", markup=False)
+    chosen_step = graph.step(step)
+    if store.manifest(chosen_step):
+        console.print(f"{chosen_step.key}: built; it would be reused", markup=False)
         return
-    differences = drift(found, store)
+    differences = drift(chosen_step, store)
     if not differences:
-        again = "its output was lost or cut short" if store.siblings(found.name) else "never built"
-        console.print(f"{found.key}: {again}; it would be built", markup=False)
+        again = "its output was lost or cut short" if store.siblings(chosen_step.name) else "never built"
+        console.print(f"{chosen_step.key}: {again}; it would be built", markup=False)
     for key, (old, new) in differences.items():
-        console.print(f"{found.name}: {key}: {old} -> {new}", markup=False)
+        console.print(f"{chosen_step.name}: {key}: {old} -> {new}", markup=False)
 
 
 @app.command()
@@ -177,7 +177,7 @@ def doctor() -> None:
     for check in checks:
         mark = {True: "ok  ", None: "warn", False: "FAIL"}[check.ok]
         remedy = "" if check.ok else f"  -> {check.remedy}"
-        console.print(f"{mark} {check.what}: {check.found}{remedy}", markup=False)
+        console.print(f"{mark} {check.what}: {check.observed}{remedy}", markup=False)
     if any(check.ok is False for check in checks):
         raise typer.Exit(1)
 
@@ -297,8 +297,8 @@ def _print_parameters(name: str, as_json: bool) -> None:
 def _resolved(step: Step, graph: Pipeline) -> list[tuple[str, Any, str]]:
     rows = []
     for key, value in flatten(step.recipe.model_dump(mode="json")).items():
-        place = _place(step.config, key, graph)
-        rows.append((key, value, graph.files.set_by(place)))
+        config_key = _place(step.config, key, graph)
+        rows.append((key, value, graph.files.set_by(config_key)))
     return rows
 
 

@@ -118,8 +118,10 @@ def _print(shown: dict[str, Any]) -> None:
         cells = (str(row["limit"]), str(row["longest"]), str(row["at_limit"]), f"{row['fill']:.1%}", bars)
         table.add_row(side, *cells)
     console.print(table)
-    whole = sum(shown["mixture"].values()) or 1
-    parts = [f"{name} {human(count)} ({count / whole:.1%})" for name, count in shown["mixture"].items()]
+    total_tokens = sum(shown["mixture"].values()) or 1
+    parts = [
+        f"{name} {human(count)} ({count / total_tokens:.1%})" for name, count in shown["mixture"].items()
+    ]
     console.print(f"mixture: {', '.join(parts)}", markup=False)
     console.print(
         f"{shown['measured']:,} samples measured; the budget sees the data {shown['epochs']:.2f} times"

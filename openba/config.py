@@ -218,11 +218,11 @@ class Config:
             message += f", not {str(error['input'])[:40]}"
         if error["type"] == "extra_forbidden":
             message = f"{self._file_of(dotted)}: {dotted}: unknown key"
-            known = _fields_at(model, loc[:-1])
-            if close := difflib.get_close_matches(str(loc[-1]), known, 1):
+            known_keys = _fields_at(model, loc[:-1])
+            if close := difflib.get_close_matches(str(loc[-1]), known_keys, 1):
                 message += f" (did you mean {close[0]!r}?)"
-            elif known:
-                message += f" (known here: {', '.join(sorted(known))})"
+            elif known_keys:
+                message += f" (known here: {', '.join(sorted(known_keys))})"
         return message
 
     def _file_of(self, dotted: str) -> str:

@@ -196,7 +196,8 @@ class Pipeline:
         self, name: str, kind: Kind, recipe: Recipe, config: str, outside: Any = None, **inputs: Step
     ) -> Step:
         step = Step(name, kind, recipe, inputs, outside or {}, config)
-        if (known := self.steps.get(name)) is not None and known.fingerprint != step.fingerprint:
+        existing_step = self.steps.get(name)
+        if existing_step is not None and existing_step.fingerprint != step.fingerprint:
             raise UserError(f"{config}: a second, different step {name!r}; rename one of them")
         return self.steps.setdefault(name, step)
 
@@ -372,8 +373,8 @@ class Pipeline:
         # Prompts of all stages are cut alike, so that their scores compare.
         lengths = self.config.pairs_lengths or self.config.stages[self.config.last_stage]
         for name in self.config.evaluate:
-            for prefix, at in product(self.config.prefixes, [None, *self.kept(name)]):
-                self._evaluate(name, self.config.benchmarks, lengths, "benchmarks", prefix, at)
+            for prefix, kept_step in product(self.config.prefixes, [None, *self.kept(name)]):
+                self._evaluate(name, self.config.benchmarks, lengths, "benchmarks", prefix, kept_step)
         if self.config.evaluate and self.config.flan is not None:
             self._baselines("baselines", self.config.benchmarks, self.config.flan.tasks)
         for name, expert in self.experts.items():
@@ -400,14 +401,14 @@ class Pipeline:
         lengths: TrainRecipe,
         config: str,
         prefix: Any = "S",
-        at: int | None = None,
+        kept_step: int | None = None,
     ) -> None:
         length = lengths.encoder_length
-        recipe = EvaluateStep(benchmarks=benchmarks, encoder_length=length, prefix=prefix, at=at)
+        recipe = EvaluateStep(benchmarks=benchmarks, encoder_length=length, prefix=prefix, at=kept_step)
         tasks = {
             f"task-{key}": self._task(key, b.task, f"{config}.{key}.task") for key, b in benchmarks.items()
         }
-        step = evaluation_name(name, prefix, at)
+        step = evaluation_name(name, prefix, kept_step)
         self._add(step, EVALUATE, recipe, config, model=self.step(name), **tasks)
 
     def _check_target(self) -> None:
@@ -429,9 +430,10 @@ def _same_questions(benchmark: TaskRecipe, task: TaskRecipe) -> bool:
     return benchmark.source == task.source and not prompts[0].isdisjoint(prompts[1])
 
 
-def evaluation_name(model: str, prefix: str = "S", at: int | None = None) -> str:
+def evaluation_name(model: str, prefix: str = "S", kept_step: int | None = None) -> str:
     """The step that evaluates a model, or its weights at a step, with prompts of this mode token."""
-    return f"evaluate-{model}{'' if prefix == 'S' else f'-{prefix}'}{'' if at is None else f'-at-{at}'}"
+    mode = "" if prefix == "S" else f"-{prefix}"
+    return f"evaluate-{model}{mode}{'' if kept_step is None else f'-at-{kept_step}'}"
 
 
 def _unique(walks: Iterator[Iterator[Step]] | Any) -> list[Step]:
@@ -465,5 +467,5 @@ def find_config(kind: str, name: str) -> Path:
         return path
     if shipped.exists():
         return shipped
-    known = ", ".join(p.stem for p in sorted((CONFIGS / kind).glob("*.yaml")))
-    raise ConfigError(f"{name}: no such {kind}; give a YAML file or one of: {known}")
+    known_names = ", ".join(p.stem for p in sorted((CONFIGS / kind).glob("*.yaml")))
+    raise ConfigError(f"{name}: no such {kind}; give a YAML file or one of: {known_names}")

@@ -144,11 +144,11 @@ def _check_that_all_differ(trials: Sequence[Trial], varied: Mapping[str, Sequenc
 
 def steps_of(trials: Sequence[Trial]) -> list[Step]:
     """The steps that all trials together need, inputs first; what they have in common once."""
-    found: dict[str, Step] = {}
+    steps_by_key: dict[str, Step] = {}
     for trial in trials:
         for step in trial.step.walk():
-            found.setdefault(step.key, step)
-    return list(found.values())
+            steps_by_key.setdefault(step.key, step)
+    return list(steps_by_key.values())
 
 
 def result(trial: Trial, record: Mapping[str, Any] | None) -> Result:

@@ -29,7 +29,8 @@ def parse_count(value: Any, unit: str) -> int:
         raise ValueError(f"cannot read {value!r}; write a number and a unit, such as '40B {unit}'")
     number, scale, word = match.groups()
     if not word and scale in (unit, unit.rstrip("s")):
-        scale, word = "", unit
+        scale = ""
+    word = unit
     if scale not in _SCALE or word not in (unit, unit.rstrip("s")):
         raise ValueError(f"cannot read {value!r}; the unit here is {unit!r}, as in '40B {unit}'")
     amount = Decimal(number.replace("_", "")) * _SCALE[scale]  # exact: 2.01k is 2,010
@@ -101,7 +102,7 @@ def human(number: float) -> str:
 
 def human_time(seconds: float) -> str:
     """`3725` -> `1:02:05`; under an hour `62:05`'s form `m:ss`."""
-    whole = max(0, round(seconds))
-    hours, rest = divmod(whole, 3600)
+    whole_seconds = max(0, round(seconds))
+    hours, rest = divmod(whole_seconds, 3600)
     minutes, secs = divmod(rest, 60)
     return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"

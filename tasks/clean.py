@@ -58,17 +58,17 @@ def on_ray(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
 def _run(batch: pa.Table, task: Task, plan: Plan, numbers: list[int]) -> pa.Table:
     """Return a failure as a row: Ray Data wraps exceptions and loses their attributes."""
     rows = []
-    for place in batch["id"].to_pylist():
+    for shard_index in batch["id"].to_pylist():
         error, number = "", 0
         try:
             if not plan.folder.is_dir():
                 raise UserError(
                     f"{plan.folder}: not there on a worker; OPENBA_HOME has to be a shared folder"
                 )
-            task(plan, numbers[place])
-        except UserError as told:
-            error = str(told)
-        except OSError as told:
-            error, number = told.strerror or str(told), told.errno or errno.EIO
-        rows.append({"number": numbers[place], "error": error, "errno": number})
+            task(plan, numbers[shard_index])
+        except UserError as failure:
+            error = str(failure)
+        except OSError as failure:
+            error, number = failure.strerror or str(failure), failure.errno or errno.EIO
+        rows.append({"number": numbers[shard_index], "error": error, "errno": number})
     return pa.Table.from_pylist(rows)

@@ -34,7 +34,7 @@ class Check:
     """One finding: `ok` None is a warning."""
 
     what: str
-    found: str
+    observed: str
     ok: bool | None
     remedy: str = ""
 
@@ -57,14 +57,19 @@ def _packages() -> Iterator[Check]:
         if extra and not requirement.marker.evaluate({"extra": "sample"}):  # type: ignore[union-attr]
             continue
         try:
-            found = importlib.metadata.version(requirement.name)
+            installed_version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             yield Check(
                 requirement.name, "missing", None if extra else False, f"pip install '{requirement.name}'"
             )
             continue
-        ok = requirement.specifier.contains(found.partition("+")[0], prereleases=True)
-        yield Check(requirement.name, found, ok, f"pip install '{requirement.name}{requirement.specifier}'")
+        ok = requirement.specifier.contains(installed_version.partition("+")[0], prereleases=True)
+        yield Check(
+            requirement.name,
+            installed_version,
+            ok,
+            f"pip install '{requirement.name}{requirement.specifier}'",
+        )
 
 
 def _machine(home: Home) -> Iterator[Check]:
@@ -129,6 +134,6 @@ def prefect_server() -> Iterator[Check]:
     state = f"not on the server: {', '.join(missing)}" if missing else "on"
     yield Check("automations against dead runs", state, not missing or None, "infra/prefect/deploy.sh")
     storage = settings["server"]["concurrency"]["lease_storage"]
-    kept = not storage.endswith(".memory")
+    is_persistent = not storage.endswith(".memory")
     remedy = f"start the server with {LEASES}, or its restart ends the flows that run"
-    yield Check("places of running flows", storage, kept or None, remedy)
+    yield Check("places of running flows", storage, is_persistent or None, remedy)

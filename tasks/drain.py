@@ -33,8 +33,8 @@ class DrainWatch(threading.Thread):
         self.noticed = False
         """A node was to be drained: the group that stopped then is to start again."""
         self._ended = threading.Event()
-        for left in folder.glob(f"rank-*{_NODE}"):  # of the group before
-            left.unlink()
+        for stale_file in folder.glob(f"rank-*{_NODE}"):  # of the group before
+            stale_file.unlink()
         self.start()
 
     def run(self) -> None:

@@ -40,7 +40,7 @@ def on_ray(workers: int, on_gpu: bool) -> Mapper:
         DataContext.get_current().enable_progress_bars = False
         # One block a shard, so that a shard is one task of a worker. Blocks from items need no task that
         # reads them: it waited for ever for a CPU on a cluster whose workers held all.
-        numbers = [{"id": place} for place in range(len(jobs))]
+        numbers = [{"id": shard_index} for shard_index in range(len(jobs))]
         work = ray.data.from_items(numbers, override_num_blocks=len(jobs)).map_batches(
             _RayWorker,
             fn_constructor_args=(model.resolve(), list(jobs)),
@@ -69,10 +69,12 @@ def on_own_ray(workers: int) -> Mapper:
     def mapper(model: Path, jobs: Sequence[Job]) -> Iterator[tuple[int, str]]:
         import ray
 
-        own = os.environ.get("RAY_ADDRESS") is None
-        about: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if own else {}
+        starts_ray = os.environ.get("RAY_ADDRESS") is None
+        about: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if starts_ray else {}
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and its progress are not the user's
-        ray.init(address="local" if own else None, log_to_driver=False, logging_level=logging.ERROR, **about)
+        ray.init(
+            address="local" if starts_ray else None, log_to_driver=False, logging_level=logging.ERROR, **about
+        )
         try:
             on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
             yield from on_ray(workers, on_gpu)(model, jobs)
@@ -94,12 +96,12 @@ class _RayWorker:
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return a failure as a row: Ray Data wraps exceptions and loses their attributes."""
         rows = []
-        for place in batch["id"].to_pylist():
-            part, number = self.jobs[place]
+        for shard_index in batch["id"].to_pylist():
+            part, number = self.jobs[shard_index]
             error = ""
             try:
                 self.worker(part, number)
             except UserError as told:
                 error = str(told)
-            rows.append({"job": place, "error": error})
+            rows.append({"job": shard_index, "error": error})
         return pa.Table.from_pylist(rows)

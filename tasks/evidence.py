@@ -73,13 +73,13 @@ class Witness:
 
     def licences(self, model: Model) -> dict[str, str]:
         """Source or task -> licence, of all that the model was made from, and of the weights."""
-        found = {"weights": self.config.registry.licence}
+        licences = {"weights": self.config.registry.licence}
         for step in model.training.walk():
             if isinstance(step.recipe, SourceStep):
-                found[step.recipe.name] = step.recipe.source.licence
+                licences[step.recipe.name] = step.recipe.source.licence
             elif isinstance(step.recipe, TaskStep):
-                found[f"task {step.recipe.name}"] = step.recipe.task.source.licence
-        return found
+                licences[f"task {step.recipe.name}"] = step.recipe.task.source.licence
+        return licences
 
     def cost(self, model: Model) -> Cost:
         """Return energy and carbon of the model's own training."""
@@ -125,10 +125,10 @@ def _evaluation(uri: str | None) -> Iterator[tuple[dict[str, Any], Path] | None]
             record = json.loads(fs.cat_file(f"{base}/{MANIFEST}"))
             answers = {name: entry for name, entry in record["files"].items() if name.endswith(".parquet")}
             folder = stack.enter_context(fetched(uri, answers))
-            found = record["facts"]["benchmarks"], folder
+            result_and_folder = record["facts"]["benchmarks"], folder
         except (FileNotFoundError, UserError, ValueError, KeyError):  # gone, damaged, or not a manifest
-            found = None
-        yield found
+            result_and_folder = None
+        yield result_and_folder
 
 
 def _number(text: str | None) -> float:

@@ -120,8 +120,8 @@ class Gauges:
         self.folder, self.runtime = folder, runtime
         self._own = {"name": folder.parent.name, "fingerprint": folder.name}
         self._gauges = {
-            metric: Gauge(metric, told, (*self._own, *filter(None, [_LABELS.get(metric)])))
-            for metric, told in METRICS_TOLD.items()
+            metric: Gauge(metric, metric_description, (*self._own, *filter(None, [_LABELS.get(metric)])))
+            for metric, metric_description in METRICS_TOLD.items()
         }
         self._end = threading.Event()
         self._teller = threading.Thread(target=self._tell_on, name="gauges", daemon=True)
@@ -143,5 +143,5 @@ class Gauges:
 
     def _tell(self) -> None:
         for metric, value, label in figures(self.folder, self.runtime):
-            own = {_LABELS[metric]: label} if label else {}
-            self._gauges[metric].set(value, tags=self._own | own)
+            labels_of_metric = {_LABELS[metric]: label} if label else {}
+            self._gauges[metric].set(value, tags=self._own | labels_of_metric)

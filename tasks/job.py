@@ -58,9 +58,9 @@ def main() -> None:
         _leave(folder / STOPPED, {"message": str(stopped)})
         sys.exit(EXIT_PREEMPTED)
     except (UserError, OSError) as error:
-        if (told := _for_user(error, folder)) is None:
+        if (user_error := _for_user(error, folder)) is None:
             raise
-        _leave(folder / ERROR, {"message": str(told)})
+        _leave(folder / ERROR, {"message": str(user_error)})
         sys.exit(1)
 
 

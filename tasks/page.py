@@ -78,8 +78,8 @@ class Page:
         """The run is over: a row for each step, and where to look further."""
         _show(lambda: create_table_artifact(steps, self.key("steps"), f"Steps of {self.pipeline}"))
         for label, where in links.items():
-            if found := re.match(r"https?://\S+", where):
-                url = found[0]
+            if url_match := re.match(r"https?://\S+", where):
+                url = url_match[0]
                 _show(lambda url=url, label=label: create_link_artifact(url, label, self.key(label)))  # type: ignore[misc]
 
     def key(self, *words: str) -> str:
@@ -102,8 +102,8 @@ def _show(make: Callable[[], Any]) -> Any:
             return make()
         except (PrefectException, httpx.HTTPError) as error:
             if pause is None or not _may_pass(error):
-                told = "Prefect does not answer (%s); its page lacks something"
-                logging.getLogger(__name__).warning(told, error)
+                warning_text = "Prefect does not answer (%s); its page lacks something"
+                logging.getLogger(__name__).warning(warning_text, error)
                 return None
             time.sleep(pause)
 

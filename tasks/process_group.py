@@ -36,10 +36,10 @@ class _NodeBackend(_TorchBackend):
 def choose_interface() -> None:
     """Set the interface of this node's address, unless somebody has set one."""
     address = ray.util.get_node_ip_address()
-    found = (
+    interface_addresses = (
         name
         for name, addresses in psutil.net_if_addrs().items()
         if address in [entry.address for entry in addresses]
     )
-    if name := next(found, None):
+    if name := next(interface_addresses, None):
         os.environ.setdefault(INTERFACE, name)

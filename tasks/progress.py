@@ -63,8 +63,8 @@ class ProgressView:
             return
         with self._lock:
             self._live.update(self._rows[name], completed=moved.done, total=moved.total, note=moved.note)
-            at, done = self._printed[name]
-            waited = time.monotonic() - at > _SECONDS_BETWEEN_LINES
+            printed_at, done = self._printed[name]
+            waited = time.monotonic() - printed_at > _SECONDS_BETWEEN_LINES
             # Only what moves: a last row would be repeated until the job has shut down.
             if not self.console.is_terminal and done < moved.done < moved.total and waited:
                 self._printed[name] = (time.monotonic(), moved.done)
@@ -129,9 +129,11 @@ def _training(folder: Path, total: int) -> _Moved | None:
 
 def _cleaning(folder: Path) -> _Moved | None:
     """Shards, each counted once a pass over it."""
-    at = cleaning.read(folder)
-    if at is None:
+    cleaning_state = cleaning.read(folder)
+    if cleaning_state is None:
         return None
-    left = "" if at.seconds_left is None else f"  ETA {human_time(at.seconds_left)}"
-    note = f"shards ({at.stage})  {at.bytes_per_second / 1e6:.1f} MB/s{left}"
-    return _Moved(at.done, at.total, note)
+    time_left = (
+        "" if cleaning_state.seconds_left is None else f"  ETA {human_time(cleaning_state.seconds_left)}"
+    )
+    note = f"shards ({cleaning_state.stage})  {cleaning_state.bytes_per_second / 1e6:.1f} MB/s{time_left}"
+    return _Moved(cleaning_state.done, cleaning_state.total, note)

@@ -124,7 +124,7 @@ class RayJobs:
             self._stop()
 
     def _stop(self) -> None:
-        jobs, told = dict(self.running), set[str]()
+        jobs, warned_jobs = dict(self.running), set[str]()
         for out in jobs.values():
             if (out / ATTEMPTS).exists():
                 (out / REQUEST).touch()
@@ -133,9 +133,9 @@ class RayJobs:
             if time.monotonic() > late + SECONDS_TO_END:
                 return
             for job, out in jobs.items():
-                if job not in told and (time.monotonic() > late or not (out / REQUEST).exists()):
+                if job not in warned_jobs and (time.monotonic() > late or not (out / REQUEST).exists()):
                     self.client.stop_job(job)
-                    told.add(job)
+                    warned_jobs.add(job)
             time.sleep(POLL_SECONDS)
 
     def _has_ended(self, job: str) -> bool:
@@ -144,8 +144,8 @@ class RayJobs:
     def _attach_or_submit(self, step: Step, build: Build, folder: Path) -> str:
         prefix = f"{step.name}-{step.fingerprint}-"
         jobs = self._answer(self.client.list_jobs, f"jobs of {step.name}")
-        known = {job.submission_id: job.status for job in jobs if job.submission_id}
-        attempts = {name: status for name, status in known.items() if name.startswith(prefix)}
+        status_by_job = {job.submission_id: job.status for job in jobs if job.submission_id}
+        attempts = {name: status for name, status in status_by_job.items() if name.startswith(prefix)}
         for name, status in attempts.items():
             if not status.is_terminal() or (status is JobStatus.SUCCEEDED and (folder / FACTS).exists()):
                 return name

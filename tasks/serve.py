@@ -59,11 +59,11 @@ class Source:
         """
         self.asked = asked
         self.uri = home.tracking_uri
-        found = _REGISTERED.fullmatch(asked)
-        self.name: str = found[1] if found else Path(asked).resolve().name
-        self.alias: str | None = found[2] if found else None
-        self.number: str | None = found[3] if found else None
-        self.folder = None if found else Path(asked)
+        registered_match = _REGISTERED.fullmatch(asked)
+        self.name: str = registered_match[1] if registered_match else Path(asked).resolve().name
+        self.alias: str | None = registered_match[2] if registered_match else None
+        self.number: str | None = registered_match[3] if registered_match else None
+        self.folder = None if registered_match else Path(asked)
         if self.folder is not None and not (self.folder / "config.json").exists():
             raise UserError(
                 f"{asked}: not a model's folder (no config.json in it), nor models:/NAME@ALIAS or "
@@ -84,20 +84,21 @@ class Source:
         from mlflow.exceptions import MlflowException
 
         try:
-            found = MlflowClient(self.uri, self.uri).get_model_version_by_alias(self.name, self.alias or "")
+            client = MlflowClient(self.uri, self.uri)
+            model_version = client.get_model_version_by_alias(self.name, self.alias or "")
         except (MlflowException, OSError) as error:  # requests' errors are OSErrors
             raise UserError(f"{self.asked}: {one_line(error)} (registry {self.uri})") from None
-        return Place(self.name, f"v{found.version}", None)
+        return Place(self.name, f"v{model_version.version}", None)
 
     @contextmanager
-    def fetched(self, place: Place) -> Iterator[Path]:
+    def fetched(self, model_location: Place) -> Iterator[Path]:
         """The model's folder, its digests checked; of a remote store a copy for this block.
 
         Raises:
             UserError: the registry does not know the version, or a file is missing or damaged.
         """
-        if place.folder is not None:
-            yield place.folder
+        if model_location.folder is not None:
+            yield model_location.folder
             return
         import mlflow
         from mlflow.exceptions import MlflowException
@@ -105,7 +106,7 @@ class Source:
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for 300 bytes
         mlflow.set_tracking_uri(self.uri)
         with tempfile.TemporaryDirectory() as scratch:
-            address = f"models:/{place.name}/{place.version.removeprefix('v')}"
+            address = f"models:/{model_location.name}/{model_location.version.removeprefix('v')}"
             try:
                 folder = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch)
                 pointer = json.loads(
@@ -117,14 +118,14 @@ class Source:
         with fetched(uri, files) as output:
             yield output / "model"
 
-    def load(self, place: Place, models: ModelHost) -> LoadedModel:
+    def load(self, model_location: Place, models: ModelHost) -> LoadedModel:
         """The model, loaded; takes its time, in any thread.
 
         Raises:
             UserError: see `fetched` and `load_model`.
         """
-        with self.fetched(place) as folder:
-            return models.load(folder, place.name, place.version)
+        with self.fetched(model_location) as folder:
+            return models.load(folder, model_location.name, model_location.version)
 
 
 async def begin(source: Source, models: ModelHost) -> Place:
@@ -133,9 +134,9 @@ async def begin(source: Source, models: ModelHost) -> Place:
     Raises:
         UserError: see `Source`.
     """
-    place = await asyncio.to_thread(source.now)
-    models.replace(await asyncio.to_thread(source.load, place, models))
-    return place
+    model_location = await asyncio.to_thread(source.now)
+    models.replace(await asyncio.to_thread(source.load, model_location, models))
+    return model_location
 
 
 def names(host: str) -> tuple[str, ...]:
@@ -176,7 +177,7 @@ async def _serve(
 ) -> None:
     listening = _bound(host, port)
     models = ModelHost(limits, ServerMetrics(), device)
-    place = await begin(source, models)
+    model_location = await begin(source, models)
 
     class Patient(HeaderTimeoutProtocol):
         client_timeout = limits.client_timeout
@@ -187,7 +188,9 @@ async def _serve(
     )  # fmt: skip
     address = f"http://{host}:{listening.getsockname()[1]}"
     guard = "with a key" if key else "no key"
-    print(f"{place.name} {place.version} on {address} ({guard}; Ctrl-C ends it)", flush=True)
+    print(
+        f"{model_location.name} {model_location.version} on {address} ({guard}; Ctrl-C ends it)", flush=True
+    )
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listening]))
     guarding = asyncio.create_task(models.until_failure())
@@ -197,7 +200,7 @@ async def _serve(
         if not serving.done():
             server.should_exit = True
             await asyncio.wait({serving}, timeout=_SECONDS_TO_END)
-            _exit_after_failure(place.name, guarding.result())
+            _exit_after_failure(model_location.name, guarding.result())
         await serving  # raises what ended it
     finally:
         for task in (guarding, watching):
@@ -218,12 +221,12 @@ async def watch(source: Source, models: ModelHost, poll: float) -> None:
     while True:
         await asyncio.sleep(poll)
         try:
-            place = await asyncio.to_thread(source.now)
-            if models.current is not None and place.version == models.current.version:
+            model_location = await asyncio.to_thread(source.now)
+            if models.current is not None and model_location.version == models.current.version:
                 models.set_reload_error("")
                 continue
-            models.replace(await asyncio.to_thread(source.load, place, models))
-            print(f"{place.name} {place.version} answers now", flush=True)
+            models.replace(await asyncio.to_thread(source.load, model_location, models))
+            print(f"{model_location.name} {model_location.version} answers now", flush=True)
         except Exception as error:  # whatever it is must not end the following
             reason = one_line(error)
             if reason != models.reload_error:

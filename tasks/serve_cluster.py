@@ -63,9 +63,11 @@ def deploy(
         "poll": poll,
         "replicas": replicas,
     }
-    place = "HeadOnly" if host in LOOPBACK else "EveryNode"
+    proxy_location = "HeadOnly" if host in LOOPBACK else "EveryNode"
     http = {"host": host, "port": port}
-    client.deploy_applications(_config(present, settings) | {"http_options": http, "proxy_location": place})
+    client.deploy_applications(
+        _config(present, settings) | {"http_options": http, "proxy_location": proxy_location}
+    )
     _wait(client, present)
     print(f"{asked} on http://{host}:{port} of {client.get_address()}'s cluster, {replicas} replica(s)")
 
@@ -85,9 +87,9 @@ def _cluster() -> tuple[ServeSubmissionClient, dict[str, Any]]:
 def _config(present: dict[str, Any], settings: dict[str, Any] | None) -> dict[str, Any]:
     """All applications of the cluster, ours with these settings or not at all."""
     others = [
-        found["deployed_app_config"]
-        for name, found in present["applications"].items()
-        if name != NAME and found.get("deployed_app_config")
+        application_details["deployed_app_config"]
+        for name, application_details in present["applications"].items()
+        if name != NAME and application_details.get("deployed_app_config")
     ]
     if settings is None:
         return {"applications": others}
@@ -113,20 +115,23 @@ def _check_address(present: dict[str, Any], host: str, port: int) -> None:
 def _wait(client: ServeSubmissionClient, before: dict[str, Any]) -> None:
     end = time.monotonic() + _SECONDS_TO_START
     while True:
-        found = client.get_serve_details()["applications"].get(NAME, {})
-        if found.get("status") == "RUNNING":
+        application_details = client.get_serve_details()["applications"].get(NAME, {})
+        if application_details.get("status") == "RUNNING":
             return
-        if found.get("status") in ("DEPLOY_FAILED", "UNHEALTHY") or time.monotonic() > end:
+        if application_details.get("status") in ("DEPLOY_FAILED", "UNHEALTHY") or time.monotonic() > end:
             client.deploy_applications(_config(before, None))
-            raise UserError(f"{NAME} did not come up: {_reason(found)}")
+            raise UserError(f"{NAME} did not come up: {_reason(application_details)}")
         time.sleep(_POLL_SECONDS)
 
 
 def _reason(application: dict[str, Any]) -> str:
     """The line of a user's mistake in what Serve tells, else its first line."""
     deployments = application.get("deployments") or {}
-    told = [application.get("message") or "", *(each.get("message") or "" for each in deployments.values())]
-    for text in told:
-        if found := re.search(r"UserError: (.*)", text):
-            return found[1]
-    return next((text.strip().splitlines()[-1] for text in told if text.strip()), "no reason given")
+    messages = [
+        application.get("message") or "",
+        *(each.get("message") or "" for each in deployments.values()),
+    ]
+    for text in messages:
+        if application_details := re.search(r"UserError: (.*)", text):
+            return application_details[1]
+    return next((text.strip().splitlines()[-1] for text in messages if text.strip()), "no reason given")

@@ -83,13 +83,13 @@ def key() -> str | None:
     return os.environ.get("OPENBA_API_KEY") or None
 
 
-def application(told: dict[str, Any]) -> serve.Application:
+def application(settings_json: dict[str, Any]) -> serve.Application:
     """The deployment; Serve calls it on the cluster with `Settings` as JSON.
 
     Raises:
         UserError: it would listen beyond loopback without a key.
     """
-    settings = Settings.model_validate(told)
+    settings = Settings.model_validate(settings_json)
     if settings.host not in LOOPBACK and key() is None:
         raise UserError(
             f"--host {settings.host}: start Ray's nodes with OPENBA_API_KEY set to a secret, or whoever "

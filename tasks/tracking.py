@@ -236,8 +236,8 @@ class Tracking:
     def _create(self, step: Step) -> Run:
         """A new run; where an earlier try was heard and its answer lost, that one."""
         wanted = f"tags.`{FINGERPRINT}` = '{step.fingerprint}'"
-        if found := self.client.search_runs([self.experiment], wanted, max_results=1):
-            return found[0]
+        if existing_runs := self.client.search_runs([self.experiment], wanted, max_results=1):
+            return existing_runs[0]
         names = {FINGERPRINT: step.fingerprint, "openba.step": step.name, "mlflow.runName": step.name}
         run = self.client.create_run(self.experiment, tags=names)
         params = [Param(k, redact(str(v))[:500]) for k, v in sorted(flatten(step.identity["recipe"]).items())]
@@ -387,9 +387,9 @@ class StepRun:
         if url in self._links or time.monotonic() < self._next_link:
             return
         links = self._links | {url: f"[{label}]({url})"}
-        told = {label: url, "mlflow.note.content": " · ".join(links.values())}
+        link_tags = {label: url, "mlflow.note.content": " · ".join(links.values())}
         try:
-            self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in told.items()])
+            self.client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in link_tags.items()])
             self._links = links
         except (MlflowException, OSError):
             self._next_link = time.monotonic() + _SECONDS_AFTER_FAILURE

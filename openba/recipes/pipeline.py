@@ -205,8 +205,10 @@ class PipelineConfig(Recipe):
     @model_validator(mode="after")
     def _groups(self) -> PipelineConfig:
         shares = self.mixture.shares
-        left = {str(source.language) for name, source in self.sources.items() if name not in shares}
-        if unknown := sorted(shares.keys() - self.sources.keys() - left):
+        other_languages = {
+            str(source.language) for name, source in self.sources.items() if name not in shares
+        }
+        if unknown := sorted(shares.keys() - self.sources.keys() - other_languages):
             raise ValueError(
                 f"mixture.shares: {', '.join(unknown)}: neither a source ({', '.join(self.sources)}) "
                 f"nor the language of one that has no share of its own"
@@ -235,8 +237,8 @@ class PipelineConfig(Recipe):
             if stage.start is None:
                 return "start_step: needs `start`, the stage that kept the weights"
             if stage.start_step not in (kept_steps := self.stages[stage.start].kept):
-                kept = ", ".join(map(str, kept_steps)) or "none; set its keep_every"
-                return f"start_step: {stage.start} keeps no weights of step {stage.start_step} ({kept})"
+                kept_text = ", ".join(map(str, kept_steps)) or "none; set its keep_every"
+                return f"start_step: {stage.start} keeps no weights of step {stage.start_step} ({kept_text})"
         if stage.reads_pairs:
             if stage.part is not None:
                 return f"part: the objective {stage.data.objective!r} reads the pairs of flan; remove it"

@@ -143,9 +143,9 @@ class PipelineRuntime(Runtime):
         if country is not None:
             from codecarbon.input import DataSource  # its tables; who does not ask for them does not wait
 
-            known = sorted(DataSource().get_global_energy_mix_data())
-            if country not in known:
-                near = get_close_matches(country.upper(), known) or ["CHN"]
+            known_countries = sorted(DataSource().get_global_energy_mix_data())
+            if country not in known_countries:
+                near = get_close_matches(country.upper(), known_countries) or ["CHN"]
                 raise ValueError(f"codecarbon knows no country {country!r}; take a code such as {near[0]}")
         return country
 
