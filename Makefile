@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test quick check lock clean
+.PHONY: run test quick check docs lock clean
 
 run: $(VENV)/.installed
 	$(BIN)/openba run tiny
@@ -21,6 +21,10 @@ check: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest tests/test_architecture.py
+
+# The documentation as a site in .site; its configuration reference is made from the recipe types.
+docs: $(VENV)/.installed
+	$(BIN)/mkdocs build --quiet --strict --config-file infra/site/mkdocs.yaml
 
 # DS_BUILD_OPS=0: deepspeed ships as source; nothing of it is compiled.
 $(VENV)/.installed: requirements.lock pyproject.toml

@@ -91,7 +91,7 @@ def __getattr__(name: str) -> Callable[[Sequence[dict[str, Any]]], float]:
         raise AttributeError(name)
 
     def aggregate(items: Sequence[dict[str, Any]]) -> float:
-        scores = score_answers([metric], read_answers(declaration(items[0]["declaration"]), items))  # type: ignore[list-item]
+        scores = score_answers([metric], read_answers(declaration(items[0]["declaration"]), items))
         return float(scores.get(metric, float("nan")))
 
     return aggregate

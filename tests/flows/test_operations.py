@@ -120,7 +120,7 @@ def test_a_pending_run_of_a_dead_worker_gives_its_place_back(left: Left) -> None
 def test_doctor_sees_the_automations_against_dead_workers(left: Left) -> None:
     before, _, after, _ = left.checks
     assert (before.ok, after.ok) == (None, True)
-    assert all(name in before.found for name in AUTOMATIONS)
+    assert all(name in before.observed for name in AUTOMATIONS)
     assert before.remedy == "infra/prefect/deploy.sh"
 
 

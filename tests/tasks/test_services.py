@@ -99,7 +99,7 @@ def test_doctor_names_what_goes_through_a_proxy(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.example")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     proxy, prefect = _proxies()
-    assert "proxy.example:3128" in proxy.found
-    assert "hidden" not in proxy.found
+    assert "proxy.example:3128" in proxy.observed
+    assert "hidden" not in proxy.observed
     assert (prefect.what, prefect.ok) == ("PREFECT_API_URL", None)
     assert prefect.remedy == "add prefect.example to no_proxy"
