@@ -206,7 +206,7 @@ def promote(
 
 
 def _registry(pipeline: str) -> Registry:
-    """The registry of a pipeline's models."""
+    """Return the registry of a pipeline's models."""
     from tasks.registry import Registry
     from tasks.tracking import Tracking
 
@@ -238,7 +238,7 @@ def leaderboard(
     runs: Annotated[list[Path], typer.Argument(help="OPENBA_HOME of each run, or its report.json.")],
     as_json: Json = False,
 ) -> None:
-    """Runs by the score that their pipeline fixes, with what they cost and were planned to cost."""
+    """Rank runs by the score that their pipeline fixes, with what they cost and were planned to cost."""
     from openba.report.leaderboard import leaderboard as ranked
 
     entries = ranked(runs)

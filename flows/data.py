@@ -77,7 +77,7 @@ def why(
 
 
 def _pieces(home: Home, clean: Step, rows: list[dict[str, Any]]) -> list[list[str]]:
-    """The text of each removal with what was removed marked; none where the source's output is gone."""
+    """Return the text of each removal, the removed part marked; none where the source's output is gone."""
     from openba.data.clean.removals import original
     from openba.data.clean.replay import replay
 

@@ -138,7 +138,7 @@ def _graph(pipeline: str, overrides: list[str] | None) -> Pipeline:
 
 
 def _home() -> Home:
-    """The home of the worker's environment.
+    """Return the home of the worker's environment.
 
     Raises:
         UserError: it is not set to an absolute path; a worker runs each flow in a temporary folder.

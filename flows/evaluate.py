@@ -113,7 +113,7 @@ def judge(
     out: Annotated[Path, typer.Option(help="Folder of sheet and key.")] = Path("judging"),
     items: Annotated[int, typer.Option(min=1)] = 100,
 ) -> None:
-    """A blind sheet for annotators from two evaluations; with --sheet, what the filled sheets say."""
+    """Write a blind sheet for annotators from two evaluations; with --sheet, count the filled sheets."""
     from openba.evaluate.judging import read_sheets, write_sheet
 
     if sheets:

@@ -155,11 +155,11 @@ class Store:
         )
 
     def uri(self, step: Step) -> str:
-        """The address of the step's output, for people and registries."""
+        """Return the address of the step's output, for people and registries."""
         return f"{self.root.rstrip('/')}/{step.key}"
 
     def manifest(self, step: Step) -> dict[str, Any] | None:
-        """The step's manifest if its output is complete and every recorded file is still there."""
+        """Return the step's manifest if its output is complete and every recorded file is still there."""
         record = self._read(f"{step.key}/{MANIFEST}")
         if record is None:
             return None
@@ -172,7 +172,7 @@ class Store:
         return record
 
     def path(self, step: Step) -> Path:
-        """A local directory that holds the complete output; fetched first if the root is remote."""
+        """Return a local directory that holds the complete output; fetched first if the root is remote."""
         if not self.remote:
             return Path(self.base) / step.key
         local = self.work / ".cache" / step.key
@@ -215,7 +215,7 @@ class Store:
         return sorted((r for r in records if r), key=lambda record: record["finished"])
 
     def unpublished(self, step: Step) -> dict[str, Any] | None:
-        """The manifest of an output that was built in the work folder and has not reached the store.
+        """Return the manifest of an output that was built in the work folder and has not reached the store.
 
         None if there is none or if one of its files is not as it was built.
         """
@@ -273,7 +273,7 @@ class Store:
 
 
 def _parse_manifest(content: bytes) -> dict[str, Any] | None:
-    """The record of a manifest; None if it was cut short or one of its bytes changed."""
+    """Return the record of a manifest; None if it was cut short or one of its bytes changed."""
     try:
         record = json.loads(content)
     except ValueError:
@@ -291,7 +291,7 @@ def _copy_durably(source: Path, target: Path, names: list[str]) -> None:
 
 @contextmanager
 def fetched(uri: str, files: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
-    """A local directory with these files of an output, each checked against its digest.
+    """Provide a local directory with these files of an output, each checked against its digest.
 
     Of a remote store it is a copy, which is gone after the block.
 
@@ -365,7 +365,7 @@ Runner = Callable[[Step, Build], Mapping[str, Any] | None]
 
 
 def run_here(step: Step, build: Build) -> Mapping[str, Any] | None:
-    """The plainest runner: call the function in this process."""
+    """Call the function in this process: the plainest runner."""
     return step.kind.load()(build)
 
 

@@ -69,14 +69,14 @@ class Config:
         return config
 
     def validate(self, model: type[M]) -> M:
-        """The typed recipe; every bad key is reported with the file that set it."""
+        """Return the typed recipe; every bad key is reported with the file that set it."""
         try:
             return model.model_validate(self.data, context=WRITTEN)
         except ValidationError as error:
             raise ConfigError("\n".join(self._explain(e, model) for e in error.errors())) from None
 
     def source_of(self, dotted: str) -> str:
-        """The file that set this key or the nearest parent of it; '(default)' if none did."""
+        """Return the file that set this key or the nearest parent of it; '(default)' if none did."""
         key = dotted
         while key:
             if key in self.origin:
@@ -85,7 +85,7 @@ class Config:
         return "(default)"
 
     def folder_of(self, dotted: str) -> Path:
-        """The folder at which a relative path under this key starts.
+        """Return the folder at which a relative path under this key starts.
 
         It is that of the file that set the key, also where another file extends it; the working directory for
         `--set`.
@@ -137,7 +137,7 @@ class Config:
         }
 
     def set_by(self, dotted: str) -> str:
-        """The file that set exactly this value, 'default' if the recipe's default stands."""
+        """Return the file that set exactly this value, 'default' if the recipe's default stands."""
         key = dotted
         value = None
         while key:
@@ -226,7 +226,7 @@ class Config:
         return message
 
     def _file_of(self, dotted: str) -> str:
-        """The file that set this key, a part of it, or else something beside it."""
+        """Return the file that set this key, a part of it, or else something beside it."""
         if (file := self.source_of(dotted)) != "(default)":
             return file
         section = dotted
@@ -244,7 +244,7 @@ def load(path: Path, model: type[M], overrides: list[str] | None = None) -> M:
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` -> `{"a.b": 1}`."""
+    """Return nested mappings as one: `{"a": {"b": 1}}` -> `{"a.b": 1}`."""
     if isinstance(value, dict) and value:
         return {k: v for key, child in value.items() for k, v in flatten(child, f"{prefix}{key}.").items()}
     return {prefix.rstrip("."): value}
@@ -305,7 +305,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _find(file: Path, reference: str) -> Path:
-    """The file a reference names: beside the referring file, else among the shipped configs."""
+    """Return the file a reference names: beside the referring file, else among the shipped configs."""
     beside = (file.parent / reference).with_suffix(".yaml").resolve()
     shipped = (CONFIGS / "pipeline" / reference).with_suffix(".yaml").resolve()
     return shipped if not beside.exists() and shipped.exists() else beside

@@ -149,13 +149,13 @@ class Pipeline:
         ]
 
     def kept(self, name: str) -> list[int]:
-        """Steps of a training whose weights are kept."""
+        """Return the steps of a training whose weights are kept."""
         recipe = self.step(name).recipe
         assert isinstance(recipe, TrainStep)
         return recipe.train.kept
 
     def step(self, name: str) -> Step:
-        """A step by name.
+        """Return a step by name.
 
         Raises:
             UserError: there is none of that name.
@@ -255,7 +255,7 @@ class Pipeline:
         return list(self.config.benchmarks.items()) if self.config.mixture.drop_contaminated else []
 
     def _contamination(self) -> None:
-        """A leaf: it looks at everything and nothing waits for it."""
+        """Add the search for contamination: a leaf that reads everything and that nothing waits for."""
         sets = sorted({b for e in self.experts.values() for b in e.benchmarks} | set(self.config.benchmarks))
         trained = {name for expert in self.experts.values() for name in expert.tasks}
         if "flan" in self.steps and self.config.flan is not None:
@@ -431,7 +431,7 @@ def _same_questions(benchmark: TaskRecipe, task: TaskRecipe) -> bool:
 
 
 def evaluation_name(model: str, prefix: str = "S", kept_step: int | None = None) -> str:
-    """The step that evaluates a model, or its weights at a step, with prompts of this mode token."""
+    """Return the step that evaluates a model, or its weights at a step, with prompts of this mode token."""
     mode = "" if prefix == "S" else f"-{prefix}"
     return f"evaluate-{model}{mode}{'' if kept_step is None else f'-at-{kept_step}'}"
 
@@ -460,7 +460,7 @@ def find_pipeline(name: str) -> Path:
 
 
 def find_config(kind: str, name: str) -> Path:
-    """The shipped file `configs/KIND/NAME.yaml`, or the file that a path names; same error."""
+    """Return the shipped file `configs/KIND/NAME.yaml`, or the file that a path names; same error."""
     shipped = CONFIGS / kind / f"{name}.yaml"
     path = Path(name)
     if path.suffix in (".yaml", ".yml") and path.exists():

@@ -53,7 +53,7 @@ class Result:
     """Every measurement of the training."""
 
     def row(self) -> dict[str, Any]:
-        """The JSON form."""
+        """Return the JSON form."""
         return {
             "values": dict(self.trial.values),
             "step": self.trial.step.key,
@@ -143,7 +143,7 @@ def _check_that_all_differ(trials: Sequence[Trial], varied: Mapping[str, Sequenc
 
 
 def steps_of(trials: Sequence[Trial]) -> list[Step]:
-    """The steps that all trials together need, inputs first; what they have in common once."""
+    """Return the steps that all trials together need, inputs first; what they have in common once."""
     steps_by_key: dict[str, Step] = {}
     for trial in trials:
         for step in trial.step.walk():
@@ -152,7 +152,7 @@ def steps_of(trials: Sequence[Trial]) -> list[Step]:
 
 
 def result(trial: Trial, record: Mapping[str, Any] | None) -> Result:
-    """A trial's result from its step's manifest; none where the step failed."""
+    """Return a trial's result from its step's manifest; none where the step failed."""
     if record is None:
         return Result(trial, None, None, None, [])
     heldout = record["facts"]["heldout"]
@@ -162,12 +162,12 @@ def result(trial: Trial, record: Mapping[str, Any] | None) -> Result:
 
 
 def ranked(results: Sequence[Result]) -> list[Result]:
-    """The lowest loss first; those without one last, in the order of the trials."""
+    """Order results by loss, lowest first; those without one come last, in the order of the trials."""
     return sorted(results, key=lambda each: math.inf if each.loss is None else each.loss)
 
 
 def verdict(results: Sequence[Result]) -> str:
-    """The best trial with its error, and how many cannot be told from it."""
+    """Return the best trial with its error, and how many cannot be told from it."""
     best, *others = ranked(results)
     if best.loss is None:
         return "no trial reached a finite held-out loss"

@@ -58,7 +58,7 @@ def _count(unit: str) -> Any:
 
 
 def _is_stored(value: Any, info: ValidationInfo) -> bool:
-    """A plain int outside of YAML is a recipe that comes back from its manifest; the field says the unit."""
+    """Accept a plain int outside of YAML: a recipe from a manifest, whose field says the unit."""
     return type(value) is int and info.context != WRITTEN
 
 

@@ -17,7 +17,7 @@ _NODE = ".node"
 
 
 def stand_on(folder: Path, rank: int) -> None:
-    """A worker says which node it is on."""
+    """Note which node a worker is on; called by the worker."""
     import ray
 
     (folder / f"rank-{rank}{_NODE}").write_text(ray.get_runtime_context().get_node_id())
@@ -38,7 +38,7 @@ class DrainWatch(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """The thread's work."""
+        """Poll the nodes until the group ends; body of the thread."""
         while not self._ended.wait(SECONDS):
             nodes = {file.read_text() for file in self.folder.glob(f"rank-*{_NODE}")}
             if nodes & _draining():
@@ -47,7 +47,7 @@ class DrainWatch(threading.Thread):
                 return
 
     def end(self) -> None:
-        """The group has ended."""
+        """Stop watching: the group has ended."""
         self._ended.set()
         self.join()
 

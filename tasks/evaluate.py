@@ -30,7 +30,7 @@ def build(build: Build) -> dict[str, Any]:
 
 
 def on_ray(workers: int, on_gpu: bool) -> Mapper:
-    """A mapper with so many workers, each of one CPU and, if asked, one GPU."""
+    """Return a mapper with so many workers, each of one CPU and, if asked, one GPU."""
 
     def mapper(model: Path, jobs: Sequence[Job]) -> Iterator[tuple[int, str]]:
         import ray.data
@@ -64,7 +64,7 @@ def on_ray(workers: int, on_gpu: bool) -> Mapper:
 
 
 def on_own_ray(workers: int) -> Mapper:
-    """The same on the cluster that RAY_ADDRESS names, or on a Ray of this machine that ends with the work."""
+    """Return a mapper on the cluster that RAY_ADDRESS names, else on an own Ray that ends with the work."""
 
     def mapper(model: Path, jobs: Sequence[Job]) -> Iterator[tuple[int, str]]:
         import ray

@@ -35,7 +35,7 @@ def passed(step: str, pipeline: str, overrides: list[str] | None, fingerprint: s
 
 
 def promoted(model: str, pipeline: str, version: str) -> None:
-    """A version became champion; `prefect.resource.id` is `openba.model.NAME`."""
+    """Emit that a version became champion; `prefect.resource.id` is `openba.model.NAME`."""
     _emit(PROMOTED, f"openba.model.{model}", [], model=model, pipeline=pipeline, version=version)
 
 

@@ -64,7 +64,7 @@ class Witness:
         return tags
 
     def card(self, model: Model) -> str:
-        """The model's card."""
+        """Return the model's card."""
         spent = self.cost(model)
         results = self._results(model.evaluation) or {}
         how = "measured" if spent["energy_joules_measured"] else "from device hours and watts"
@@ -88,7 +88,7 @@ class Witness:
         return cost(record["facts"], self.config.runtime)
 
     def against(self, model: Model, champion: ModelVersion) -> Against:
-        """The champion, its scores beside the candidate's where both evaluations are there."""
+        """Return the champion, with its scores beside the candidate's where both were evaluated."""
         results = self._results(model.evaluation)
         rows = None
         with _evaluation(champion.tags.get(EVALUATION)) as theirs:

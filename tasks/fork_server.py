@@ -96,7 +96,7 @@ class _Connection:
     child: int | None = None
 
     def request(self) -> dict[str, Any] | None:
-        """The whole request once all of it has come."""
+        """Return the whole request once all of it has come."""
         if len(self.received) < 8 or len(self.received) < 8 + int.from_bytes(self.received[:8], "big"):
             return None
         return json.loads(self.received[8:])

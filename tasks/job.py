@@ -88,7 +88,7 @@ def run_function(folder: Path, spec: dict[str, Any]) -> None:
 
 
 def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
-    """Groups of workers one after the other until one ends well, or too many bring nothing forward.
+    """Run worker groups one after the other until one succeeds, or too many fail without progress.
 
     Ray's own count of failures is for the whole run and tries mistakes of the user again; this one starts
     anew with each new checkpoint, and a user's mistake or a stop ends it. A group that saved and stopped
@@ -243,7 +243,7 @@ def _for_user(error: Exception, folder: Path) -> UserError | None:
 
 
 def _of_program(error: Exception, file: Path) -> UserError | None:
-    """The line for an error that another try would meet again; None if another try may pass."""
+    """Return the line for an error that another try would meet again; None if another try may pass."""
     if not isinstance(error, _DETERMINISTIC):
         return None
     origin = traceback.extract_tb(error.__traceback__)[-1]

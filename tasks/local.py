@@ -33,7 +33,7 @@ class LocalPool:
         )
 
     def run(self, step: Step, build: Build, watch: Callable[[], None]) -> Work:
-        """The step's function in a worker; `watch` is called while it runs.
+        """Run the step's function in a worker; call `watch` while it runs.
 
         Raises:
             UserError: the worker was killed, as the kernel does when memory runs out.

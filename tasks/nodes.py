@@ -61,7 +61,7 @@ class NodeMeter:
 
 
 def measure() -> dict[str, float]:
-    """The node's figures since the last call, by name."""
+    """Return the node's figures since the last call, by name."""
     figures = (psutil.cpu_percent(), psutil.virtual_memory().percent, *_devices())
     return dict(zip(NAMES, figures, strict=False))
 

@@ -47,7 +47,7 @@ class Page:
         self._next: dict[str, float] = {}
 
     def start(self, training: str) -> None:
-        """A training begins."""
+        """Add the progress of a training that begins."""
         key = self.key(training)
         made = _show(lambda: create_progress_artifact(0.0, key, f"Training {training}, % of its steps"))
         if made is not None:
@@ -75,7 +75,7 @@ class Page:
         )
 
     def close(self, steps: list[dict[str, Any]], links: Mapping[str, str]) -> None:
-        """The run is over: a row for each step, and where to look further."""
+        """Write the table of all steps and the links, at the end of the run."""
         _show(lambda: create_table_artifact(steps, self.key("steps"), f"Steps of {self.pipeline}"))
         for label, where in links.items():
             if url_match := re.match(r"https?://\S+", where):
@@ -88,7 +88,7 @@ class Page:
 
 
 def picture(svg: str) -> str:
-    """A chart of the report as an address that holds the whole picture."""
+    """Return a chart of the report as an address that holds the whole picture."""
     alone = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="720" ', 1)
     alone = alone.replace(">", f"><style>{_COLOURS}</style>", 1)
     return f"data:image/svg+xml;base64,{base64.b64encode(alone.encode()).decode()}"
@@ -109,5 +109,5 @@ def _show(make: Callable[[], Any]) -> Any:
 
 
 def _may_pass(error: Exception) -> bool:
-    """A server's own error, as when its database is restarted: asked again, it goes on."""
+    """Return whether an error is the server's own, as when its database restarts: a retry may succeed."""
     return isinstance(error, httpx.HTTPStatusError) and error.response.is_server_error

@@ -39,7 +39,7 @@ class Runner(Protocol):
 
 
 def kind_of(step: Step, runtime: PipelineRuntime) -> Kind:
-    """The step's kind with the function and place that this runtime uses; its version is the same."""
+    """Return the step's kind with the function and place that this runtime uses; its version is the same."""
     if step.kind is CORPUS and runtime.clean.engine == "ray":
         return replace(step.kind, function="tasks.clean:build", place="job")
     if step.kind is EVALUATE and runtime.evaluate.workers > 1:

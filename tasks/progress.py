@@ -50,7 +50,7 @@ class ProgressView:
         self._live.stop()
 
     def start(self, name: str, steps: int | None) -> None:
-        """A step begins; `steps` optimiser steps if it trains."""
+        """Show that a step begins; `steps` optimiser steps if it trains."""
         with self._lock:
             self._rows[name] = self._live.add_task(name, total=steps, note="starting")
             self._totals[name] = steps or 0
@@ -71,7 +71,7 @@ class ProgressView:
                 self.console.print(f"      {name} {moved.done}/{moved.total}  {moved.note}")
 
     def finish(self, name: str, state: str, record: dict[str, Any] | None = None) -> None:
-        """A step is `built`, `cached`, `failed` or `stopped`."""
+        """Show that a step is `built`, `cached`, `failed` or `stopped`."""
         with self._lock:
             if name in self._rows:
                 self._live.remove_task(self._rows.pop(name))

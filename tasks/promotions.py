@@ -59,7 +59,7 @@ class PromotionLog:
             yield
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The model's rows, oldest first.
+        """Return the model's rows, oldest first.
 
         Raises:
             UserError: a row is damaged. It is not skipped, since it may have withdrawn a version.
@@ -94,7 +94,7 @@ class PromotionLog:
             os.fsync(file.fileno())
 
     def last(self, name: str, version: str, fingerprint: str) -> dict[str, Any] | None:
-        """The newest row of a version.
+        """Return the newest row of a version.
 
         Rows are matched by fingerprint: version numbers start again at 1 after MLflow's database was lost.
         """

@@ -91,7 +91,7 @@ class RayJobs:
         return done
 
     def _status(self, job: str, watch: Callable[[], None]) -> JobStatus:
-        """The job's state; `watch` is called while the cluster does not answer."""
+        """Return the job's state; `watch` is called while the cluster does not answer."""
         return self._answer(lambda: self.client.get_job_status(job), f"job {job}", watch)
 
     def _answer(self, ask: Callable[[], T], about: str, watch: Callable[[], None] | None = None) -> T:

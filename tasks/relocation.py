@@ -60,7 +60,7 @@ def adopt_home(home: Home) -> Path | None:
 
 
 def _old_root(connection: sqlite3.Connection, root: Path) -> Path | None:
-    """The home that the experiments' artifact folders name, if it is another than this one."""
+    """Return the home that the experiments' artifact folders name, if it is another than this one."""
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
         return None
     for (location,) in connection.execute("SELECT artifact_location FROM experiments"):

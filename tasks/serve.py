@@ -71,7 +71,7 @@ class Source:
             )
 
     def now(self) -> Place:
-        """The model as of now.
+        """Return the model as of now.
 
         Raises:
             UserError: the registry does not know it, or does not answer.
@@ -92,7 +92,7 @@ class Source:
 
     @contextmanager
     def fetched(self, model_location: Place) -> Iterator[Path]:
-        """The model's folder, its digests checked; of a remote store a copy for this block.
+        """Provide the model's folder, its digests checked; of a remote store a copy for this block.
 
         Raises:
             UserError: the registry does not know the version, or a file is missing or damaged.
@@ -119,7 +119,7 @@ class Source:
             yield output / "model"
 
     def load(self, model_location: Place, models: ModelHost) -> LoadedModel:
-        """The model, loaded; takes its time, in any thread.
+        """Load the model; it takes a while and may run in any thread.
 
         Raises:
             UserError: see `fetched` and `load_model`.
@@ -239,7 +239,7 @@ async def watch(source: Source, models: ModelHost, poll: float) -> None:
 
 
 def _bound(host: str, port: int) -> socket.socket:
-    """A socket on the address, taken before the model is loaded.
+    """Return a socket on the address, taken before the model is loaded.
 
     Raises:
         UserError: it is not to be had.

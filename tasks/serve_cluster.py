@@ -73,7 +73,7 @@ def deploy(
 
 
 def _cluster() -> tuple[ServeSubmissionClient, dict[str, Any]]:
-    """The cluster, and what Serve does there."""
+    """Return the cluster, and what Serve does there."""
     address = os.environ.get("RAY_ADDRESS")
     if not address:
         raise UserError("--cluster: set RAY_ADDRESS to the dashboard of a Ray cluster, as http://head:8265")
@@ -125,7 +125,7 @@ def _wait(client: ServeSubmissionClient, before: dict[str, Any]) -> None:
 
 
 def _reason(application: dict[str, Any]) -> str:
-    """The line of a user's mistake in what Serve tells, else its first line."""
+    """Return the line of a user's mistake in what Serve tells, else its first line."""
     deployments = application.get("deployments") or {}
     messages = [
         application.get("message") or "",

@@ -79,12 +79,12 @@ class Replica:
 
 
 def key() -> str | None:
-    """The API key of this node's environment."""
+    """Return the API key of this node's environment."""
     return os.environ.get("OPENBA_API_KEY") or None
 
 
 def application(settings_json: dict[str, Any]) -> serve.Application:
-    """The deployment; Serve calls it on the cluster with `Settings` as JSON.
+    """Return the deployment; Serve calls it on the cluster with `Settings` as JSON.
 
     Raises:
         UserError: it would listen beyond loopback without a key.

@@ -208,7 +208,7 @@ class RayHead:
 
     @staticmethod
     def _authentication(home: Home) -> dict[str, str]:
-        """A token of this run, readable by its owner only: the Jobs API runs any command it is given."""
+        """Return a token of this run, readable by its owner only: the Jobs API runs any command."""
         path = home.root / "ray-token"
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -226,7 +226,7 @@ def _can_hold_sockets(folder: Path) -> bool:
 
 
 def _short_folder() -> Path:
-    """An empty folder for sockets, in the usual place or, if that is unfit too, in /tmp."""
+    """Return an empty folder for sockets, in the usual place or, if that is unfit too, in /tmp."""
     usual = Path(tempfile.mkdtemp(prefix="openba-"))
     if _can_hold_sockets(usual):
         return usual
@@ -235,7 +235,7 @@ def _short_folder() -> Path:
 
 
 def choose_port(setting: str, wanted: int | None, usual: int) -> int:
-    """The wanted port, or the first free one from the usual one on.
+    """Return the wanted port, or the first free one from the usual one on.
 
     Raises:
         UserError: the wanted port is in use.
@@ -266,7 +266,7 @@ def _claim(port: int) -> bool:
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """Return a port that nobody listens on just now."""
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
         return int(probe.getsockname()[1])

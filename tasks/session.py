@@ -100,7 +100,7 @@ class Session:
 
     @classmethod
     def current(cls) -> Session:
-        """The session of this process; tasks find it here, since only names cross task borders."""
+        """Return the session of this process; tasks find it here, since only names cross task borders."""
         assert cls._current is not None, "no session is open"
         return cls._current
 
@@ -223,7 +223,7 @@ class Session:
 
 @contextmanager
 def open_session(pipeline: Pipeline, home: Home, steps: list[Step], flow_run: str) -> Iterator[Session]:
-    """The session of this process until the block ends, however it ends."""
+    """Provide the session of this process until the block ends, however it ends."""
     signal.signal(signal.SIGINT, _interrupt)  # set anew: shells start background jobs without it
     # In a worker's process SIGTERM is Prefect's: it tells a cancelled flow from one that was killed.
     if runtime.deployment.id is None:

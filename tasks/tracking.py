@@ -73,7 +73,7 @@ def one_line_errors(uri: str) -> Iterator[None]:
 
 
 def _first_line(error: BaseException) -> str:
-    """The part of an error that says what happened, with what to do where that is known."""
+    """Return the part of an error that says what happened, with what to do where that is known."""
     text = redact(str(error)).strip()
     if "database is locked" in text:
         return "the database is locked by another process; end that process or wait, then run again"
@@ -124,7 +124,7 @@ class Tracking:
         self._begun: dict[str, StepRun] = {}
 
     def _newest(self, runs: list[Run]) -> dict[str, Run]:
-        """The newest run of each fingerprint; older ones are deleted.
+        """Return the newest run of each fingerprint; older ones are deleted.
 
         They were replaced (`StepRun`) by a process that was killed before it deleted them.
 
@@ -142,14 +142,14 @@ class Tracking:
         return newest
 
     def run_of(self, step: Step) -> str | None:
-        """The id of the step's run, if it has one."""
+        """Return the id of the step's run, if it has one."""
         if (begun := self._begun.get(step.fingerprint)) is not None:
             return begun.run_id
         run = self._runs.get(step.fingerprint)
         return run.info.run_id if run else None
 
     def begin(self, step: Step) -> StepRun:
-        """The step's run, made if it is new, marked RUNNING; a retry or resume goes on in it."""
+        """Return the step's run, made if it is new, marked RUNNING; a retry or resume goes on in it."""
         with self._lock:
             run = self._runs.get(step.fingerprint) or self.patiently(lambda: self._create(step))
             self._runs[step.fingerprint] = run
@@ -234,7 +234,7 @@ class Tracking:
         return experiment.experiment_id
 
     def _create(self, step: Step) -> Run:
-        """A new run; where an earlier try was heard and its answer lost, that one."""
+        """Return a new run; where an earlier try was heard and its answer lost, that one."""
         wanted = f"tags.`{FINGERPRINT}` = '{step.fingerprint}'"
         if existing_runs := self.client.search_runs([self.experiment], wanted, max_results=1):
             return existing_runs[0]

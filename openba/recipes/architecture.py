@@ -89,7 +89,7 @@ class Architecture:
 
     @classmethod
     def names(cls) -> tuple[str, ...]:
-        """The keys of a config that describe the architecture."""
+        """Return the keys of a config that describe the architecture."""
         return tuple(field.name for field in fields(cls))
 
     @property

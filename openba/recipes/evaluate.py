@@ -84,7 +84,7 @@ def is_mean_of_items(metric: Metric) -> bool:
 
 
 def score_key(metric: Metric, k: Sequence[int] = (1,)) -> str:
-    """The key of a metric's value in the scores."""
+    """Return the key of a metric's value in the scores."""
     return f"pass_at_{k[0]}" if metric == "pass_at_k" else metric
 
 

@@ -59,7 +59,7 @@ class ModelRecipe(Recipe):
         return self.vocab_multiple * -(-used // self.vocab_multiple)
 
     def architecture(self, used: int) -> Architecture:
-        """The model's numbers under their released names, for a tokenizer of `used` ids."""
+        """Return the model's numbers under their released names, for a tokenizer of `used` ids."""
         return Architecture(
             vocab_size=self.padded_vocab(used),
             hidden_size=self.d_model,

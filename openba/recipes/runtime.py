@@ -150,7 +150,7 @@ class PipelineRuntime(Runtime):
         return country
 
     def for_expert(self) -> PipelineRuntime:
-        """The runtime of an expert's training."""
+        """Return the runtime of an expert's training."""
         train = self.train
         gang = train.model_copy(update={"workers": train.expert_workers or train.workers})
         return self.model_copy(update={"train": gang})

@@ -75,7 +75,7 @@ class DenoiserRecipe(Recipe):
         return length - fewest + spans + 2, masked + spans + 1
 
     def sizes(self, length: int, s_length: str) -> list[tuple[int, int]]:
-        """Encoder and target tokens of its samples, each of these as likely as the others."""
+        """Return encoder and target tokens of its samples, each of these as likely as the others."""
         masked = self.masked(length)
         spans = self.spans(length)
         uniform = self.mean_span is None and s_length == "uniform"
