@@ -30,7 +30,7 @@ def parse_count(value: Any, unit: str) -> int:
     number, scale, word = match.groups()
     if not word and scale in (unit, unit.rstrip("s")):
         scale = ""
-    word = unit
+        word = unit
     if scale not in _SCALE or word not in (unit, unit.rstrip("s")):
         raise ValueError(f"cannot read {value!r}; the unit here is {unit!r}, as in '40B {unit}'")
     amount = Decimal(number.replace("_", "")) * _SCALE[scale]  # exact: 2.01k is 2,010
