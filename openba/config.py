@@ -250,7 +250,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix.rstrip("."): value}
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.CSafeLoader):  # seven times as fast as yaml.SafeLoader; a pipeline is 148 files
     """Safe YAML that reads 3e-5 as a number (YAML 1.1 wants 3.0e-5) and refuses a repeated key."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
@@ -267,7 +267,8 @@ class _Loader(yaml.SafeLoader):
 
 def _construct_str(loader: _Loader, node: Any) -> Any:
     value = loader.construct_scalar(node)
-    return float(value) if node.style is None and _is_number(value) else value
+    is_plain = not node.style  # "" in libyaml, None in PyYAML: written without quotes
+    return float(value) if is_plain and _is_number(value) else value
 
 
 def _construct_number(loader: _Loader, node: Any) -> Any:

@@ -80,6 +80,22 @@ def is_intact(record: Any) -> bool:
     return isinstance(record, dict) and record.get("sha256") == _digest_of_record(record)
 
 
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a record as JSON with a digest of itself, see `write_json` and `read_record`."""
+    write_json(path, signed(json.loads(dumps(record))))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Return a record that `write_record` wrote, without its digest; None if it is missing or damaged."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    if not is_intact(record):
+        return None
+    return {key: value for key, value in record.items() if key != "sha256"}
+
+
 def storage_error(error: BaseException, folder: Path) -> UserError | None:
     """Return the line for a user if storage refused to read or write, else None.
 

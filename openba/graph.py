@@ -1,7 +1,7 @@
-"""Steps of a pipeline and their inputs, from its config. A pure function, apart from file stamps.
+"""Steps of a pipeline and their inputs, from its config. A pure function, apart from files outside the store.
 
-Owns the names of steps and the wiring of their inputs. It reads configs and the stamps (size,
-time, version) of files outside the store; it builds nothing.
+Owns the names of steps and the wiring of their inputs. It reads configs and the state (digest, size, time,
+version) of files outside the store; it builds nothing.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from openba import durable
 from openba.artifacts import Kind, Recipe, Step
 from openba.config import CONFIGS, Config, ConfigError
 from openba.data.sources import outside_state, task_state
@@ -235,7 +236,7 @@ class Pipeline:
             TOKENIZER,
             config.tokenizer,
             "tokenizer",
-            _stamp(config.tokenizer.path),
+            _content(config.tokenizer.path),
             corpus=corpus,
         )
         # Experts' benchmarks are only reported: another expert must not cost another Stage I.
@@ -440,14 +441,14 @@ def _unique(walks: Iterator[Iterator[Step]] | Any) -> list[Step]:
     return list({step.name: step for walk in walks for step in walk}.values())
 
 
-def _stamp(path: str | None) -> dict[str, Any]:
-    """State of a file given by path, so that a changed file is another fingerprint."""
+def _content(path: str | None) -> dict[str, Any]:
+    """Digest of a file given by path: a changed file is another fingerprint, a copied one is not."""
     if path is None:
         return {}
     file = Path(path)
     if not file.is_file():
-        return {"path": path, "missing": True}  # planning works without it; building says what to do
-    return {"path": path, "bytes": file.stat().st_size, "mtime_ns": file.stat().st_mtime_ns}
+        return {"missing": True}  # planning works without it; building says what to do
+    return {"sha256": durable.sha256(file)}
 
 
 def find_pipeline(name: str) -> Path:

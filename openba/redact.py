@@ -89,6 +89,11 @@ def has_credentials(address: str) -> bool:
     return _USER_INFORMATION.search(address) is not None
 
 
+def holds_secret(name: str, value: str) -> bool:
+    """Whether an environment variable of this name and value is a secret, or its value has one in it."""
+    return bool(_secrets_of(name, value)) or redact(value) != value
+
+
 def protect_output() -> None:
     """Redact all that this process prints and logs from now on; a second call changes nothing."""
     for name in ("stdout", "stderr"):

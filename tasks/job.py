@@ -11,7 +11,6 @@ import atexit
 import gc
 import importlib
 import itertools
-import json
 import os
 import signal
 import sys
@@ -47,21 +46,33 @@ def main() -> None:
     """Entry point of the job; exit code 1 after an error, 75 after a stop that saved first."""
     protect_output()
     folder = Path(sys.argv[1])
-    spec = json.loads((folder / SPEC).read_text())
-    _leave(folder / PROCESS, {"began": _process_began()})
+    durable.write_record(folder / PROCESS, {"began": _process_began()})
     try:
+        spec = _read_spec(folder)
         if spec["place"] == "gang":
             _run_gang(folder, spec)
         else:
             run_function(folder, spec)
     except Preempted as stopped:
-        _leave(folder / STOPPED, {"message": str(stopped)})
+        durable.write_record(folder / STOPPED, {"message": str(stopped)})
         sys.exit(EXIT_PREEMPTED)
     except (UserError, OSError) as error:
         if (user_error := _for_user(error, folder)) is None:
             raise
-        _leave(folder / ERROR, {"message": str(user_error)})
+        durable.write_record(folder / ERROR, {"message": str(user_error)})
         sys.exit(1)
+
+
+def _read_spec(folder: Path) -> dict[str, Any]:
+    """What is to be done, as `ray_jobs.py` wrote it.
+
+    Raises:
+        UserError: a byte of it is not as it was written; another recipe would be computed.
+    """
+    spec = durable.read_record(folder / SPEC)
+    if spec is None:
+        raise UserError(f"{folder / SPEC}: missing or damaged on the disk; run again")
+    return spec
 
 
 def _process_began() -> float:
@@ -84,7 +95,8 @@ def run_function(folder: Path, spec: dict[str, Any]) -> None:
     facts = getattr(importlib.import_module(module), name)(build)
     if int(os.environ.get("RANK", "0")) == 0:
         # Counted by a clock that never jumps, told from the moment of the wall clock that it began.
-        _leave(folder / FACTS, {"facts": facts, "began": began, "ended": began + time.monotonic() - clock})
+        ended = began + time.monotonic() - clock
+        durable.write_record(folder / FACTS, {"facts": facts, "began": began, "ended": ended})
 
 
 def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
@@ -100,11 +112,17 @@ def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     out = Path(spec["out"])
+    # Ray Train's cleaner of a dead controller's places asks the State API for it. Without an address it looks
+    # for a cluster on its machine, and fails where there are two: the places stay taken for ever.
+    cluster = {"env_vars": {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]}}
     # Left to the interpreter's end, Ray first sleeps half a second for its log.
-    with ray.init(), Gauges(out, _model(spec["runtime_type"]).model_validate(spec["runtime"])):
+    with (
+        ray.init(runtime_env=cluster),
+        Gauges(out, _model(spec["runtime_type"]).model_validate(spec["runtime"])),
+    ):
         _try_gangs(folder, spec, out, (TrainingFailedError, RayActorError))  # workers; their controller
-    if (folder / STOPPED).exists():
-        raise Preempted(json.loads((folder / STOPPED).read_text())["message"])
+    if (record := durable.read_record(folder / STOPPED)) is not None:
+        raise Preempted(record["message"])
 
 
 def _try_gangs(folder: Path, spec: dict[str, Any], out: Path, failed: tuple[type[Exception], ...]) -> None:
@@ -150,7 +168,7 @@ def _is_same_error(folder: Path, workers: int, errors: list[str]) -> bool:
     """
     before = list(errors)
     tracebacks = sorted(folder.glob(f"rank-*{_TRACEBACK}"))
-    errors[:] = [file.read_text().strip().rpartition("\n")[2] for file in tracebacks]
+    errors[:] = [file.read_text(errors="replace").strip().rpartition("\n")[2] for file in tracebacks]
     return len(errors) == workers and errors == before
 
 
@@ -185,7 +203,7 @@ def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
     train, on_gpu = spec["runtime"]["train"], spec["runtime"]["device"]["kind"] == "cuda"
     return TorchTrainer(
         _worker,
-        train_loop_config={"folder": str(folder)},
+        train_loop_config={"folder": str(folder), "spec": spec},
         torch_config=NodeTorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=600),
         scaling_config=ScalingConfig(num_workers=train["workers"], use_gpu=on_gpu),
         run_config=RunConfig(
@@ -196,17 +214,17 @@ def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
     )
 
 
-def _worker(config: dict[str, str]) -> None:
+def _worker(config: dict[str, Any]) -> None:
     """Train on one rank. Ray has made the process group; DeepSpeed finds the ranks in the environment.
 
     Ray pickles this function by value, since the job's module is `__main__`; a decorator that holds a
     generator, as `error_boundary` does, cannot be pickled.
     """
     with error_boundary():
-        _run_rank(Path(config["folder"]))
+        _run_rank(Path(config["folder"]), config["spec"])
 
 
-def _run_rank(folder: Path) -> None:
+def _run_rank(folder: Path, spec: dict[str, Any]) -> None:
     from ray.train import get_context
     from ray.util import get_node_ip_address
 
@@ -217,7 +235,6 @@ def _run_rank(folder: Path) -> None:
         "WORLD_SIZE": str(context.get_world_size()),
     }
     stand_on(folder, context.get_world_rank())
-    spec = json.loads((folder / SPEC).read_text())
     meter = (
         NodeMeter(Path(spec["out"]), get_node_ip_address())
         if context.get_local_rank() == 0
@@ -228,13 +245,13 @@ def _run_rank(folder: Path) -> None:
             run_function(folder, spec)
     except Preempted as stopped:  # no failure: the group ends here
         if context.get_world_rank() == 0:
-            _leave(folder / STOPPED, {"message": str(stopped)})
+            durable.write_record(folder / STOPPED, {"message": str(stopped)})
     except Exception as error:
         # Kept beside the spec: Ray shows the group's failure, this says which rank failed and where.
         file = folder / f"rank-{context.get_world_rank()}{_TRACEBACK}"
         file.write_text(redact(traceback.format_exc()))
         if (message := _for_user(error, folder) or _of_program(error, file)) is not None:
-            _leave(folder / ERROR, {"message": str(message)})
+            durable.write_record(folder / ERROR, {"message": str(message)})
         raise
 
 
@@ -257,10 +274,6 @@ def _of_program(error: Exception, file: Path) -> UserError | None:
 def _model(reference: str) -> Any:
     module, _, name = reference.partition(":")
     return getattr(importlib.import_module(module), name)
-
-
-def _leave(path: Path, value: Any) -> None:
-    durable.write_json(path, value)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ before it and waits for that instead of starting a second.
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from openba import durable
 from openba.artifacts import Build, Step
 from openba.errors import UserError
 from openba.redact import redact
@@ -28,11 +29,17 @@ from openba.train.stopping import REQUEST
 from tasks.job import ERROR, FACTS, PROCESS, SPEC, STOPPED
 from tasks.places import Work, kind_of
 from tasks.services import RayHead
+from tasks.tracking import FLOW_RUN
 
 T = TypeVar("T")
 
 POLL_SECONDS = 0.2
 """The end of each job of a chain waits for half of it."""
+PATIENCE = 600.0
+"""Seconds without an answer of the cluster; training there goes on meanwhile. A new head answers before its
+agent can take a job: 40 s and over 60 s were seen on two cores with loads of 19 and 20."""
+_KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
+"""Exit codes of a killed process, as Python and as a shell tells them."""
 SECONDS_TO_SAVE = 10.0
 """How long a training that is asked to stop may take to finish its step and save."""
 SECONDS_TO_END = 5.0
@@ -42,26 +49,28 @@ SECONDS_TO_END = 5.0
 class RayJobs:
     """The jobs of one pipeline on one cluster."""
 
-    def __init__(self, head: RayHead, environment: dict[str, str], python: str | None = None) -> None:
+    def __init__(
+        self, head: RayHead, environment: dict[str, str], flow_run: str, python: str | None = None
+    ) -> None:
         """Connect to the head's Jobs API.
 
         Args:
             head: the cluster.
             environment: variables of every job.
+            flow_run: id of the Prefect flow run, which each job that it submits names.
             python: shell command that runs jobs and Ray's workers in place of the interpreter.
 
         Raises:
             UserError: the cluster refuses our token, or does not answer.
         """
         self.client = _client(head.dashboard)
+        self._head = head
+        self.flow_run = flow_run
         # A head that this run has started uses this interpreter; a cluster's image has another.
         self.python = python or shlex.quote(sys.executable if head.embedded else "python")
         self.runtime_env: dict[str, Any] = {"env_vars": environment}
         if python is not None:
             self.runtime_env["py_executable"] = python
-        # A new head answers before its agent can take a job: up to 40 s on two cores with a load of 19.
-        self.patience = 60.0 if head.embedded else 600.0
-        """Seconds without an answer of the cluster; training there goes on meanwhile."""
         self.running: dict[str, Path] = {}
         """Job -> the folder that it fills, of the jobs that have not ended."""
         self.pages: dict[str, str] = {}
@@ -85,10 +94,11 @@ class RayJobs:
         watch()
         if status is not JobStatus.SUCCEEDED or not (folder / FACTS).exists():
             raise UserError(f"{step.name}: {self._reason(job, folder, status)}")
-        process = json.loads((folder / PROCESS).read_text())["began"]
-        done = Work(process=process, **json.loads((folder / FACTS).read_text()))
+        process, facts = durable.read_record(folder / PROCESS), durable.read_record(folder / FACTS)
         shutil.rmtree(folder)
-        return done
+        if process is None or facts is None:
+            raise UserError(f"{step.name}: what its job left in {folder} was damaged on the disk; run again")
+        return Work(process=process["began"], **facts)
 
     def _status(self, job: str, watch: Callable[[], None]) -> JobStatus:
         """Return the job's state; `watch` is called while the cluster does not answer."""
@@ -98,13 +108,19 @@ class RayJobs:
         """Return the cluster's answer. Keep asking one that does not answer: its jobs go on meanwhile.
 
         Raises:
-            UserError: no answer for ten minutes, or from a head of this run for one minute.
+            UserError: no answer for ten minutes; or the head of this run has ended, as it does when one of
+                its processes dies.
         """
-        end = time.monotonic() + self.patience
+        end = time.monotonic() + PATIENCE
         while True:
             try:
                 return ask()
             except (OSError, RuntimeError) as error:  # RuntimeError: an HTTP status
+                if (service := self._head.service) is not None and service.process.poll() is not None:
+                    raise UserError(
+                        f"Ray's head ended during the run (see {service.log}); run again: what is built is "
+                        "reused, and a training goes on from its last checkpoint"
+                    ) from None
                 if time.monotonic() > end:
                     reason = redact(" ".join(str(error).split()))[:200]
                     raise UserError(
@@ -152,7 +168,7 @@ class RayJobs:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         (build.out / REQUEST).unlink(missing_ok=True)  # of a run that ended before it was seen
-        (folder / SPEC).write_text(json.dumps(_spec(step, build)))
+        durable.write_record(folder / SPEC, _spec(step, build))
         name = f"{prefix}{len(attempts) + 1}"
         self._answer(lambda: self._submit(step, build, folder, name), f"job {name}")
         return name
@@ -171,23 +187,25 @@ class RayJobs:
             and build.runtime.device.kind == "cuda"
             else None,
             runtime_env=self.runtime_env,
-            metadata={"step": step.name, "fingerprint": step.fingerprint},
+            metadata={"step": step.name, "fingerprint": step.fingerprint, FLOW_RUN: self.flow_run},
         )
 
     def _reason(self, job: str, folder: Path, status: JobStatus) -> str:
-        if (folder / ERROR).exists():
-            return str(json.loads((folder / ERROR).read_text())["message"])
-        if (folder / STOPPED).exists():
-            return str(json.loads((folder / STOPPED).read_text())["message"])
-        log = folder / "job.log"
-        try:
-            log.write_text(self.client.get_job_logs(job))
-        except (OSError, RuntimeError):  # the node that had it is gone
-            log.write_text("")
-        lines = [line for line in log.read_text().splitlines() if line.strip()]
-        return (
-            f"Ray job {job} ended as {status.value}: {lines[-1] if lines else 'no output'} (whole log: {log})"
-        )
+        for name in (ERROR, STOPPED):
+            if (record := durable.read_record(folder / name)) is not None:
+                return str(record["message"])
+        log, printed, message, code = folder / "job.log", "", "", None
+        with suppress(OSError, RuntimeError):  # the node that had it is gone
+            details, printed = self.client.get_job_info(job), self.client.get_job_logs(job)
+            message, code = " ".join((details.message or "").split()), details.driver_exit_code
+        with suppress(OSError):  # a full disk may be why it failed
+            log.write_text(printed)
+        # Not a ruler such as ===== or a lone bracket, with which many tools end what they print.
+        lines = [line for line in printed.splitlines() if any(map(str.isalnum, line))]
+        reason = lines[-1] if lines else message or "no output"
+        if code in _KILLED:  # what it printed last says nothing of it
+            reason = "its process was killed, by somebody or for want of memory; run again to go on"
+        return f"Ray job {job} ended as {status.value}: {reason} (whole log: {log})"
 
 
 def _spec(step: Step, build: Build) -> dict[str, Any]:

@@ -62,9 +62,8 @@ def _ray_link(session: Session) -> str:
     if session.ray is None:
         return "not started: every job's output was there already"
     if session.ray.embedded:
-        return (
-            f"{session.ray.dashboard}  (while a run is going; its logs stay in {session.home.root / 'ray'})"
-        )
+        logs = "are deleted with it" if session.ray.scratch else f"stay in {session.home.root / 'ray'}"
+        return f"{session.ray.dashboard}  (while a run is going; its logs {logs})"
     return session.ray.dashboard
 
 

@@ -34,6 +34,8 @@ LOOPBACK = "127.0.0.1"
 # Ray takes the machine's address though it is told 127.0.0.1, and its processes then listen on all
 # interfaces, unless Ray is told to be one machine only. gloo finds addresses by itself.
 RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
+_MARK = "OPENBA_SERVICE"
+"""Variable that a service and all that it starts have, with a value of its own."""
 _PR_SET_PDEATHSIG = 1
 _LONGEST_RAY_FOLDER = 40
 _claims: dict[int, int] = {}
@@ -47,6 +49,7 @@ class Service:
         self, name: str, command: list[str], log: Path, ready: Callable[[], bool], environment: dict[str, str]
     ) -> None:
         self.name, self.log, self.ready = name, log, ready
+        self._mark = secrets.token_hex(8)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("wb") as file:
             self.process = subprocess.Popen(
@@ -54,13 +57,13 @@ class Service:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env=os.environ | environment,
+                env=os.environ | environment | {_MARK: self._mark},
                 start_new_session=True,  # Ctrl-C reaches this process only, which then ends the child
                 preexec_fn=die_with_parent,
             )
 
-    def wait(self, timeout: float = 90.0) -> None:
-        """Block until the service answers.
+    def wait(self, timeout: float = 300.0) -> None:
+        """Block until the service answers; one that loads its modules on a busy machine is given its time.
 
         Raises:
             UserError: it ended or did not answer in time; the message names its log.
@@ -78,17 +81,27 @@ class Service:
 
     def stop(self, timeout: float = 10.0) -> None:
         """SIGTERM, then SIGKILL to what is left of it and of all that it has started; 0 s: at once."""
-        with suppress(psutil.NoSuchProcess):
-            family = psutil.Process(self.process.pid).children(recursive=True)
-            self.process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(timeout)
-            for process in _still_alive(family, seconds=min(timeout, 2)):
-                with suppress(psutil.NoSuchProcess):
-                    process.kill()
-            self.process.kill()
-            _still_alive(family, seconds=5)
+        family = self._family()
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(timeout)
+        for process in _still_alive(family, seconds=min(timeout, 2)):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.kill()
+        _still_alive(family, seconds=5)
         self.process.wait()
+
+    def _family(self) -> list[psutil.Process]:
+        """All that it has started. Where a process between has died, as Ray's, only the environment tells."""
+        family = set[psutil.Process]()
+        with suppress(psutil.NoSuchProcess):
+            family |= set(psutil.Process(self.process.pid).children(recursive=True))
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(_MARK) == self._mark and process.pid != self.process.pid:
+                    family.add(process)
+        return sorted(family, key=lambda process: process.pid)
 
 
 def _still_alive(family: list[psutil.Process], seconds: float) -> list[psutil.Process]:
@@ -168,7 +181,7 @@ class RayHead:
         temporary = home.root / "ray"
         if not _can_hold_sockets(temporary):
             self.scratch = temporary = _short_folder()
-        command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block"]
+        command = [sys.executable, "-m", "tasks.ray_start", "--head", "--block"]
         command += ["--dashboard-host", LOOPBACK, "--dashboard-port", str(port), "--temp-dir", str(temporary)]
         command += [
             "--num-cpus",
@@ -179,7 +192,6 @@ class RayHead:
         command += ["--disable-usage-stats", "--node-ip-address", LOOPBACK]
         for option in (
             "--port",
-            "--ray-client-server-port",
             "--dashboard-agent-listen-port",
             "--metrics-export-port",
         ):
@@ -187,6 +199,8 @@ class RayHead:
         log = home.root / "logs" / "ray-head.log"
         environment = RAY_ON_LOOPBACK | {
             "RAY_DISABLE_MEMORY_MONITOR": "1",
+            # Ray's default is 15: beside other work, workers of one group then wait minutes for each other.
+            "RAY_worker_niceness": "0",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         self.service = Service(

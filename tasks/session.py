@@ -213,7 +213,9 @@ class Session:
                 from tasks.ray_jobs import RayJobs
 
                 python = self.fork_server.command if self.fork_server else None
-                self._jobs = RayJobs(self.ray, dict(self.runtime.job_environment), python)
+                self._jobs = RayJobs(
+                    self.ray, dict(self.runtime.job_environment), self.tracking.flow_run, python
+                )
             return self._jobs
 
     def _check_stop(self) -> None:

@@ -32,6 +32,8 @@ from tasks import nodes
 from tasks.relocation import ARTIFACTS, adopt_home
 
 FINGERPRINT = "openba.fingerprint"
+FLOW_RUN = "prefect.flow_run_id"
+"""Tag of an MLflow run, and key of a Ray job's metadata: the flow run that began or submitted it."""
 _log = logging.getLogger(__name__)
 _TAGS_OF_MLFLOW = ("mlflow.source.name", "mlflow.source.type", "mlflow.user")
 """Tags that a new run gets from MLflow itself."""
@@ -49,7 +51,8 @@ _MOST_METRICS = 60
 # MLflow's own are 7 tries of 120 s: a watch that waits so long sees no wish to stop.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-for _name in ("mlflow", "alembic"):  # a dozen lines about tables that are made at the first run
+# A dozen lines about tables that are made at the first run; a line for each request that is sent again.
+for _name in ("mlflow", "alembic", "urllib3"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 _MOST_NODES = 4
 """Whose figures are shipped; those of all nodes are in the output's files and in Ray's dashboard."""
@@ -155,7 +158,7 @@ class Tracking:
             self._runs[step.fingerprint] = run
         run_id = self.run_of(step) or run.info.run_id
         inputs = {f"openba.input.{key}": parent.key for key, parent in step.inputs.items()}
-        tags = [RunTag(k, v) for k, v in {**inputs, "prefect.flow_run_id": self.flow_run}.items()]
+        tags = [RunTag(k, v) for k, v in {**inputs, FLOW_RUN: self.flow_run}.items()]
         self.patiently(lambda: self.client.log_batch(run_id, tags=tags))
         self.patiently(lambda: self.client.update_run(run_id, status="RUNNING"))
         begun = self._begun[step.fingerprint] = StepRun(self.client, run_id)

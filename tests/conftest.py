@@ -32,8 +32,9 @@ settings.register_profile("openba", deadline=None)  # a busy machine is no error
 settings.load_profile("openba")
 
 
-_APART = ("flows", "cluster", "train")
-"""Folders whose tests mostly wait."""
+_ORDER = ("flows", "data", "train", "evaluate", "cluster", "serve", "infra", "model", "tasks")
+"""Folders in the order in which the two processes take them, long ones first: then both end at about the same
+time. Those whose tests mostly wait (flows, train, cluster, infra) stand beside those that compute."""
 
 
 SLOW = (
@@ -73,23 +74,30 @@ its tests take more than 20 s together, so that the tier stays under two minutes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: [*_ORDER, _folder(item.nodeid)].index(_folder(item.nodeid)))
     for item in items:
         if item.nodeid.startswith(SLOW):
             item.add_marker(pytest.mark.slow)
 
 
+def _folder(nodeid: str) -> str:
+    """The folder below `tests` that a test is in."""
+    return nodeid.split("/")[1]
+
+
 class _Groups(LoadScopeScheduling):
-    """What waits for servers, nodes and other workers runs beside the rest.
+    """A folder stays in one process, which makes its fixtures once.
 
     pytest-xdist's own groups are without effect under pytest 9.2, whose node ids it cannot change.
     """
 
     def _split_scope(self, nodeid: str) -> str:
-        return next((name for name in _APART if nodeid.startswith(f"tests/{name}/")), "rest")
+        return _folder(nodeid)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """Two processes: one begins with the rest, the other with a folder; who is done takes the next."""
+    """Two processes; who is done with a folder takes the next, in the order of the items."""
+    config.option.loadscopereorder = False
     return _Groups(config, log)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -140,12 +141,6 @@ class Faults:
                 return Fault(kind, target)
         return Fault("nothing", "no target")
 
-    def end(self) -> None:
-        """The run has ended; what was put away comes back."""
-        for process in self.processes.find(""):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-
     def _kill(self, word: str) -> str:
         if not (targets := self.processes.find(word)):
             return ""
@@ -245,6 +240,14 @@ def _command(process: psutil.Process) -> str:
         return " ".join(process.cmdline()) or process.name()
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return ""
+
+
+def remove(root: Path) -> None:
+    """Delete the folder of a campaign, also one that was killed and left its disks mounted."""
+    for folder in (root / "home", root / "store"):
+        if folder.is_mount():
+            subprocess.run(["umount", "-l", folder], check=True)
+    shutil.rmtree(root, ignore_errors=True)
 
 
 def _mount(folder: Path) -> bool:

@@ -26,6 +26,7 @@ from openba.recipes.numbers import (
     Threads,
     Watts,
 )
+from openba.redact import holds_secret
 
 RunnerName = Literal["local", "ray"]
 
@@ -127,7 +128,7 @@ class PipelineRuntime(Runtime):
     parallel_jobs: Count = 1
     """Ray jobs of one pipeline at a time."""
     job_environment: dict[str, str] = {}
-    """Environment of every job, such as NCCL settings. Never secrets: those come from the environment."""
+    """Environment of every job, such as NCCL settings. Ray's dashboard shows it, so secrets are refused."""
     pue: PowerOverhead = 1.1
     """Power usage effectiveness (paper section 4.2)."""
     carbon_intensity: CarbonIntensity = 0.385
@@ -148,6 +149,17 @@ class PipelineRuntime(Runtime):
                 near = get_close_matches(country.upper(), known_countries) or ["CHN"]
                 raise ValueError(f"codecarbon knows no country {country!r}; take a code such as {near[0]}")
         return country
+
+    @field_validator("job_environment")
+    @classmethod
+    def _without_secrets(cls, variables: dict[str, str]) -> dict[str, str]:
+        for name, value in variables.items():
+            if holds_secret(name, value):
+                raise ValueError(
+                    f"{name} looks like a secret, and Ray's dashboard shows these values; set it in the "
+                    "environment of `openba run`, or of the nodes of the cluster that RAY_ADDRESS names"
+                )
+        return variables
 
     def for_expert(self) -> PipelineRuntime:
         """Return the runtime of an expert's training."""

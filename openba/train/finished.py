@@ -6,7 +6,6 @@ worker group that is started again before that takes the exported model instead 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,17 +26,13 @@ def leave_finished(out: Path, run_identity: Mapping[str, Any], facts: dict[str, 
     for path in files:
         durable.sync(path)
     digests = {path.relative_to(out).as_posix(): durable.sha256(path) for path in files}
-    record = durable.without_non_finite({"identity": dict(run_identity), "facts": facts, "files": digests})
-    durable.write_json(out / FINISHED, durable.signed(record))
+    durable.write_record(out / FINISHED, {"identity": dict(run_identity), "facts": facts, "files": digests})
 
 
 def finished_facts(out: Path, recipe: TrainStep, inputs: Mapping[str, Path]) -> dict[str, Any] | None:
     """Return the facts of a finished run of this identity whose exported files are as written, else None."""
-    try:
-        record = json.loads((out / FINISHED).read_text())
-    except (FileNotFoundError, ValueError):
-        return None
-    if not durable.is_intact(record) or record["identity"] != identity(recipe, inputs):
+    record = durable.read_record(out / FINISHED)
+    if record is None or record["identity"] != identity(recipe, inputs):
         return None
     for name, digest in record["files"].items():
         if not (out / name).exists() or durable.sha256(out / name) != digest:

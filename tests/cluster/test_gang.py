@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import subprocess
@@ -18,9 +17,11 @@ from typing import Any
 import psutil
 import pytest
 
+from openba import durable
 from openba.recipes.runtime import PipelineRuntime
 from openba.train.log import read_rows
 from openba.train.stopping import EXIT_PREEMPTED
+from tasks.job import SPEC, STOPPED
 from tasks.services import free_port
 from tests.harness.gangs import job
 
@@ -36,6 +37,7 @@ head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": int(sys.argv
 cluster = Cluster(initialize_head=True, head_node_args=head)
 for _ in range(2):
     cluster.add_node(num_cpus=2)
+other = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})  # of somebody else on this machine
 print(cluster.address, flush=True)
 sys.stdin.read()
 """
@@ -88,7 +90,7 @@ class Job:
             "runtime_type": "openba.recipes.runtime:PipelineRuntime",
         }
         spec |= {"function": "openba.train.stage:build", "place": "gang", **types}
-        (self.folder / "spec.json").write_text(json.dumps(spec))
+        durable.write_record(self.folder / SPEC, spec)
         self.environment = {**os.environ, **TOKEN, "RAY_ADDRESS": address}
         self.environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
         self.log = folder / "job.log"
@@ -143,5 +145,5 @@ def test_faults_5_13_a_lost_controller_a_drained_node_and_a_killed_driver(
     run.wait_for(again, attempts=4, steps=1)
     again.terminate()
     assert again.wait(120) == EXIT_PREEMPTED, run.log.read_text()[-3000:]
-    assert "stopped after step" in json.loads((run.folder / "stopped.json").read_text())["message"]
+    assert "stopped after step" in str(durable.read_record(run.folder / STOPPED))
     assert [row["step"] for row in run.rows()] == list(range(1, len(run.rows()) + 1))

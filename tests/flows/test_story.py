@@ -91,16 +91,22 @@ def finish(process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
+def kill(process: subprocess.Popen[str], word: str) -> int:
+    """kill -9 of the first process of a run with the word in its command line; its id, or 0."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it may end while it is looked at
+            if word in " ".join(child.cmdline()):
+                child.send_signal(signal.SIGKILL)
+                return child.pid
+    return 0
+
+
 def kill_a_worker(process: subprocess.Popen[str], home: Path) -> int:
     """kill -9 of a Ray Train worker once Stage II has done 3 steps, so after a checkpoint."""
     while process.poll() is None:
         rows = [len(read_rows(path)) for path in home.glob("work/stage2/*/metrics.jsonl")]
-        if rows and 3 <= rows[0] < 8:
-            for child in psutil.Process(process.pid).children(recursive=True):
-                with contextlib.suppress(psutil.Error):  # it may end while it is looked at
-                    if "RayTrainWorker" in " ".join(child.cmdline()):
-                        child.send_signal(signal.SIGKILL)
-                        return child.pid
+        if rows and 3 <= rows[0] < 8 and (killed := kill(process, "RayTrainWorker")):
+            return killed
         time.sleep(0.02)
     return 0
 
@@ -246,8 +252,32 @@ def test_ctrl_c_stops_everything_and_keeps_what_is_built(
     assert (next(story.home.glob("store/mixture/*")) / "manifest.json").exists()
 
 
-def test_fault_13_the_next_run_goes_on_in_the_same_mlflow_run(
+@pytest.fixture(scope="module")
+def without_raylet(
     story: Story, stopped: subprocess.CompletedProcess[str]
+) -> subprocess.CompletedProcess[str]:
+    """The run after that one: kill -9 of Ray's own process as soon as it trains."""
+    (attempts,) = story.home.glob("work/stage1/*/attempts.jsonl")
+    process = start(story.home, str(story.pipeline), *LONGER)
+    deadline = time.monotonic() + 300  # a busy machine takes two minutes
+    while len(read_rows(attempts)) < 2 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.1)
+    assert kill(process, "raylet/raylet")
+    return finish(process)
+
+
+def test_case_t16_a_dead_raylet_is_one_line(
+    story: Story, without_raylet: subprocess.CompletedProcess[str]
+) -> None:
+    assert without_raylet.returncode == 2, without_raylet.stderr
+    (line,) = without_raylet.stderr.strip().splitlines()
+    assert "Ray's head ended during the run" in line
+    test_no_process_of_the_run_is_left(story)
+
+
+def test_fault_13_the_next_run_goes_on_in_the_same_mlflow_run(
+    story: Story, without_raylet: subprocess.CompletedProcess[str]
 ) -> None:
     (work,) = story.home.glob("work/stage1/*/events.jsonl")
     (event,) = (row for row in read_rows(work) if row["event"] == "stopped")
@@ -256,7 +286,9 @@ def test_fault_13_the_next_run_goes_on_in_the_same_mlflow_run(
     assert done.returncode == 0, done.stderr
     folder = story.home / "store" / "stage1" / work.parent.name
     attempts = read_rows(folder / "attempts.jsonl")
-    assert [row["from"] for row in attempts] == [0, event["step"]]
+    assert [row["from"] for row in attempts][:2] == [0, event["step"]]
+    assert len(attempts) == 3
+    assert attempts[2]["from"] >= event["step"]
     (run,) = longer_runs(story)
     assert run.info.status == "FINISHED"
     for key in ("loss", "tokens_per_second"):

@@ -135,7 +135,7 @@ def main() -> None:
     recipe = TrainStep.model_validate(job["recipe"])
     runtime = PipelineRuntime.model_validate(job["runtime"])
     inputs = {key: Path(path) for key, path in job["inputs"].items()}
-    jobs = RayJobs(RayHead(Home(out.parent), runtime), dict(runtime.job_environment))
+    jobs = RayJobs(RayHead(Home(out.parent), runtime), dict(runtime.job_environment), "")
     done = jobs.run(Step(out.name, TRAIN, recipe), Build(out, recipe, inputs, runtime), lambda: None)
     print(json.dumps(done.facts))
 

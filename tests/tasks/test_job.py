@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from openba import durable
 from openba.errors import UserError
 from openba.train.checkpoint import MARKER
-from tasks.job import PROCESS, SPEC, Patience, _is_same_error, _of_program
+from tasks.job import ERROR, PROCESS, SPEC, Patience, _is_same_error, _of_program
 
 
 def reach(out: Path, step: int) -> None:
@@ -37,7 +38,7 @@ def test_no_try_again_if_none_is_allowed(tmp_path: Path) -> None:
 
 
 def test_a_job_says_when_its_process_began(tmp_path: Path) -> None:
-    (tmp_path / SPEC).write_text(json.dumps({"place": "job", "function": "json:no_such_function"}))
+    durable.write_record(tmp_path / SPEC, {"place": "job", "function": "json:no_such_function"})
     before = time.time()
     assert subprocess.run([sys.executable, "-m", "tasks.job", tmp_path], capture_output=True).returncode
     began = json.loads((tmp_path / PROCESS).read_text())["began"]
@@ -96,3 +97,20 @@ def test_ray_can_pickle_what_a_worker_runs() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "removed"])
+def test_a_damaged_specification_is_told_and_not_computed(tmp_path: Path, damage: str) -> None:
+    """Another digit of a rate would be another training."""
+    durable.write_record(tmp_path / SPEC, {"place": "job", "function": "json:dumps", "rate": 0.001})
+    content = (tmp_path / SPEC).read_bytes()
+    if damage == "removed":
+        (tmp_path / SPEC).unlink()
+    else:
+        (tmp_path / SPEC).write_bytes(
+            content[:-9] if damage == "cut" else content.replace(b"0.001", b"0.003")
+        )
+    done = subprocess.run([sys.executable, "-m", "tasks.job", tmp_path], capture_output=True)
+    assert done.returncode == 1
+    message = durable.read_record(tmp_path / ERROR)
+    assert message == {"message": f"{tmp_path / SPEC}: missing or damaged on the disk; run again"}

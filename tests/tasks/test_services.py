@@ -31,6 +31,18 @@ def test_a_service_ends_with_its_children(tmp_path: Path, timeout: float) -> Non
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
 
 
+def test_a_service_that_died_leaves_nothing_behind(tmp_path: Path) -> None:
+    """As a Ray head whose raylet was killed: its workers are orphans then."""
+    child = "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(300)'], start_new_session=True)"
+    parent = f"import subprocess, sys; print({child}.pid, flush=True)"
+    service = Service("parent", [sys.executable, "-c", parent], tmp_path / "log", lambda: True, {})
+    service.process.wait(20)
+    orphan = psutil.Process(int((tmp_path / "log").read_text()))
+    assert orphan.is_running()
+    service.stop()
+    assert not orphan.is_running() or orphan.status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_service_that_ends_at_once_names_its_log(tmp_path: Path) -> None:
     service = Service(
         "broken", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "log", lambda: False, {}
