@@ -34,6 +34,8 @@ LOOPBACK = "127.0.0.1"
 # Ray takes the machine's address though it is told 127.0.0.1, and its processes then listen on all
 # interfaces, unless Ray is told to be one machine only. gloo finds addresses by itself.
 RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
+NICENESS = {"RAY_worker_niceness": "0"}
+"""Ray's default is 15: beside other work, workers of one group then wait minutes for each other."""
 _MARK = "OPENBA_SERVICE"
 """Variable that a service and all that it starts have, with a value of its own."""
 _PR_SET_PDEATHSIG = 1
@@ -199,8 +201,7 @@ class RayHead:
         log = home.root / "logs" / "ray-head.log"
         environment = RAY_ON_LOOPBACK | {
             "RAY_DISABLE_MEMORY_MONITOR": "1",
-            # Ray's default is 15: beside other work, workers of one group then wait minutes for each other.
-            "RAY_worker_niceness": "0",
+            **NICENESS,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
         self.service = Service(

@@ -15,6 +15,7 @@ from openba.data import mixture, sources
 from openba.data import tokenizer_training as tokenizers
 from openba.recipes.data import MixtureRecipe, PackageSource, SourceStep, TokenizerRecipe
 from openba.tokenizer.tokenizer import Tokenizer
+from tasks.services import NICENESS
 
 ROOT = Path(__file__).resolve().parents[1]
 # Processes that tests start find `tests` and `benchmarks`, which are not installed.
@@ -28,6 +29,7 @@ CORPUS = {
 }
 
 
+os.environ |= NICENESS  # else Ray's workers starve beside the other process of the tests
 settings.register_profile("openba", deadline=None)  # a busy machine is no error
 settings.load_profile("openba")
 

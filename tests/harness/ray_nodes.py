@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tasks.services import NICENESS
 from tests.harness import ROOT
 from tests.harness.namespaces import Machine, Network, wait_for
 
@@ -33,13 +34,17 @@ class RayCluster:
         token.write_text(secrets.token_hex(16))
         token.chmod(0o600)
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "PREFECT_", "MLFLOW_"))}
-        self.environment = kept | {
-            "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN_PATH": str(token),
-            "RAY_DISABLE_MEMORY_MONITOR": "1",
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        }
+        self.environment = (
+            kept
+            | NICENESS
+            | {
+                "RAY_AUTH_MODE": "token",
+                "RAY_AUTH_TOKEN_PATH": str(token),
+                "RAY_DISABLE_MEMORY_MONITOR": "1",
+                "PATH": f"{BIN}:{os.environ['PATH']}",
+                "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+            }
+        )
         self.address = f"http://{network.machine(1).address}:{DASHBOARD}"
         self.processes: dict[int, subprocess.Popen[bytes]] = {}
         for number in range(1, nodes + 1):
