@@ -64,7 +64,7 @@ def main() -> None:
 
 
 def _read_spec(folder: Path) -> dict[str, Any]:
-    """What is to be done, as `ray_jobs.py` wrote it.
+    """Return the specification of the job, as `ray_jobs.py` wrote it.
 
     Raises:
         UserError: a byte of it is not as it was written; another recipe would be computed.
