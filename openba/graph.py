@@ -47,7 +47,7 @@ TRAIN = Kind(
     "openba.train.stage:build", "8", place="gang", resumable=True, scratch=("checkpoints", "heartbeat")
 )
 EVALUATE = Kind("openba.evaluate.run:build", SCORING_VERSION, place="job", resumable=True)
-BASELINES = Kind("openba.evaluate.baselines:build", f"1/{SCORING_VERSION}")
+BASELINES = Kind("openba.evaluate.baselines:build", f"2/{SCORING_VERSION}")
 
 
 @dataclass(frozen=True)

@@ -24,23 +24,19 @@ from openba.data.entities import Entity, format_entities, parse_entities
 from openba.recipes.data import Language
 
 _SEED = 1234
-_INVERSE_REGULARISATION = (
-    10.0  # of C in 1, 10, 100 the best on topic and sentiment, by a tenth of the training pairs
-)
+_INVERSE_REGULARISATION = 10.0
+"""scikit-learn's C. Held out at 1, 10 and 100: topics 92.8, 94.3, 94.3 %, sentiment 81.2, 81.8, 81.8 %."""
+_LEAST_TEXTS = 2
+"""An n-gram of one text alone is no feature: topics 94.3 % as with all, sentiment 83.3 for 81.8, in half the
+time."""
+_MANY_TEXTS = 100
+"""From so many on."""
+_TAG_EPOCHS = 4
 _TAG_FEATURES = 2**20
 _WINDOWS = (
-    (0,),
-    (-1,),
-    (1,),
-    (-2,),
-    (2,),
-    (-1, 0),
-    (0, 1),
-    (-2, -1),
-    (1, 2),
-    (-1, 0, 1),
-    (-2, -1, 0),
-    (0, 1, 2),
+    *((0,), (-1,), (1,), (-2,), (2,)),
+    *((-1, 0), (0, 1), (-2, -1), (1, 2)),
+    *((-1, 0, 1), (-2, -1, 0), (0, 1, 2)),
 )
 """Offsets of the characters that each feature of the tagger joins."""
 _MODEL_1_ITERATIONS = 5
@@ -64,7 +60,7 @@ def most_frequent(examples: Examples, questions: Sequence[str]) -> list[str]:
 
 def logistic_regression(examples: Examples, questions: Sequence[str]) -> list[str]:
     """Each question's likeliest label: TF-IDF of words and character n-grams, one regression a label."""
-    features = _tf_idf()
+    features = _tf_idf(len(examples.questions))
     trained = features.fit_transform(examples.questions)
     if len(set(examples.answers)) == 1:
         return most_frequent(examples, questions)
@@ -75,7 +71,7 @@ def logistic_regression(examples: Examples, questions: Sequence[str]) -> list[st
 
 def nearest_answer(examples: Examples, questions: Sequence[str]) -> list[str]:
     """The answer of the training question whose TF-IDF vector has the greatest cosine with the question's."""
-    features = _tf_idf()
+    features = _tf_idf(len(examples.questions))
     trained = features.fit_transform(examples.questions)
     nearness = features.transform(questions) @ trained.T
     return [examples.answers[row] for row in np.asarray(nearness.argmax(axis=1)).ravel()]
@@ -86,10 +82,11 @@ def copied_question(examples: Examples, questions: Sequence[str]) -> list[str]:
     return list(questions)
 
 
-def _tf_idf() -> FeatureUnion:
+def _tf_idf(texts: int) -> FeatureUnion:
     """Words and pairs of words; one to three characters, which Chinese has in place of words."""
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True)
-    characters = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True)
+    least = _LEAST_TEXTS if texts >= _MANY_TEXTS else 1
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=least)
+    characters = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True, min_df=least)
     return make_union(words, characters)
 
 
@@ -109,7 +106,9 @@ def tagged_entities(examples: Examples, questions: Sequence[str]) -> list[str]:
     labels = sorted({tag for _, tags in labelled for tag in tags})
     if labels == ["O"]:
         return [""] * len(questions)
-    classifier = SGDClassifier(loss="log_loss", alpha=1e-6, max_iter=6, tol=None, random_state=_SEED)
+    classifier = SGDClassifier(
+        loss="log_loss", alpha=1e-6, max_iter=_TAG_EPOCHS, tol=None, random_state=_SEED
+    )
     classifier.fit(
         _window_features([text for text, _ in labelled]), np.concatenate([tags for _, tags in labelled])
     )
