@@ -1,7 +1,7 @@
-"""Group `learning`: does our model learn what transformers' T5 of equal dimensions learns, and what stops it.
+"""Group `learning`: what the shipped runs learn, whether we learn what T5 learns, and what stops it.
 
 Trials are those of `learning_trials.py`; results are kept in `OPENBA_HOME/learning`, so a group that was
-stopped goes on. The pictures of docs/learning.md are drawn anew in docs/pictures.
+stopped goes on. The pictures of docs/learning.md are drawn anew in docs/pictures. The shipped runs are `learning_runs.py`'s.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
+from benchmarks import learning_runs
 from benchmarks.figure import ROOT, Figure
 from benchmarks.learning.pictures import draw_curves, draw_rates
 from benchmarks.learning.trials import Task, Trial, make_inputs, run
@@ -46,7 +47,8 @@ Measurements = dict[Trial, list[dict[str, Any]]]
 
 
 def figures() -> Iterator[Figure]:
-    """Ours against T5 on each task, then the causes."""
+    """The shipped runs, ours against T5 on each task, then the causes."""
+    yield from learning_runs.figures()
     make_inputs()
     results = _run([*COMPARED.values(), *CAUSES.values()])
     names = {"copy": ["copy"], "classify": ["bbc-topic", "review-sentiment"], "ul2": ["ul2"]}

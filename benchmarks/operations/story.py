@@ -53,21 +53,21 @@ def _first_run(home: Path) -> Iterator[Figure]:
     yield Figure("story/first_run", ran.seconds, "s", 480)
     yield Figure("story/peak_memory_pss", ran.peak_bytes / GIB, "GiB", 8)
     yield Figure("story/stray_processes", len(ran.strays), "", 0)
-    yield from _overhead(_report(home)["work"], ran.seconds)
+    yield from overhead(_report(home)["work"], ran.seconds, "story/orchestration_overhead", 15.0)
 
 
-def _overhead(work: dict[str, list[float]], wall: float) -> Iterator[Figure]:
+def overhead(work: dict[str, list[float]], wall: float, figure: str, most: float) -> Iterator[Figure]:
     """Share of the wall time in which no step was at work; steps side by side count once.
 
     Work is from the moment a job's Python starts, with its imports and the gang's start, to the end of the
     step's function. What is within the function alone is told beside it.
     """
-    for name, place, target in (("", 0, 15.0), ("_without_worker_start", 1, None)):
+    for name, place, target in (("", 0, most), ("_without_worker_start", 1, None)):
         at_work, reached = 0.0, 0.0
         for began, ended in sorted((times[place], times[2]) for times in work.values()):
             at_work += max(0.0, ended - max(began, reached))
             reached = max(reached, ended)
-        yield Figure(f"story/orchestration_overhead{name}", 100 * (1 - at_work / wall), "%", target)
+        yield Figure(f"{figure}{name}", 100 * (1 - at_work / wall), "%", target)
 
 
 def _cached_run(home: Path) -> Iterator[Figure]:
