@@ -1,7 +1,8 @@
 """Group `learning`: what the shipped runs learn, whether we learn what T5 learns, and what stops it.
 
 Trials are those of `learning_trials.py`; results are kept in `OPENBA_HOME/learning`, so a group that was
-stopped goes on. The pictures of docs/learning.md are drawn anew in docs/pictures. The shipped runs are `learning_runs.py`'s.
+stopped goes on. The pictures of docs/learning.md are drawn anew in docs/pictures.
+The shipped runs are `learning_runs.py`'s.
 """
 
 from __future__ import annotations
