@@ -40,6 +40,10 @@ _MARK = "OPENBA_SERVICE"
 """Variable that a service and all that it starts have, with a value of its own."""
 _PR_SET_PDEATHSIG = 1
 _LONGEST_RAY_FOLDER = 40
+_RAY_IS_STARTED = "Ray runtime started."
+"""What `ray start` prints once its node is there."""
+_RAY_STARTS = 3
+"""On a busy machine: Ray gives its node 30 s, whatever the load."""
 _claims: dict[int, int] = {}
 """Port -> descriptor of its lock, of the ports that this process has chosen."""
 
@@ -173,6 +177,7 @@ class RayHead:
     def __init__(self, home: Home, runtime: PipelineRuntime) -> None:
         self.service: Service | None = None
         self.scratch: Path | None = None
+        self._is_stopped = False
         self.embedded = not os.environ.get("RAY_ADDRESS")
         if not self.embedded:
             self.dashboard = os.environ["RAY_ADDRESS"]
@@ -204,17 +209,34 @@ class RayHead:
             **NICENESS,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
-        self.service = Service(
-            "Ray head", command, log, lambda: answers(f"{self.dashboard}/api/version"), environment
-        )
+        self._start = lambda: Service("Ray head", command, log, lambda: self._is_up(log), environment)
+        self.service = self._start()
 
     def wait(self) -> None:
-        """Block until it answers."""
-        if self.service:
-            self.service.wait()
+        """Block until it answers and its node is there; a head that ends while starting is started again.
+
+        Raises:
+            UserError: it did not start.
+        """
+        for attempt in range(_RAY_STARTS if self.service else 0):
+            try:
+                assert self.service is not None
+                self.service.wait()
+                return
+            except UserError:
+                if self._is_stopped or attempt == _RAY_STARTS - 1:
+                    raise
+                self.service.stop(timeout=0)
+                self.service = self._start()
+
+    def _is_up(self, log: Path) -> bool:
+        """Whether the head takes jobs. Its API answers before its node is there, and without one it ends."""
+        is_started = _RAY_IS_STARTED in log.read_text(encoding="utf-8", errors="replace")
+        return is_started and answers(f"{self.dashboard}/api/version")
 
     def stop(self) -> None:
         """End the own cluster; leave a foreign one."""
+        self._is_stopped = True
         if self.service:
             # Its jobs have ended and nothing of it is kept; asked, it takes 3 to 12 s.
             self.service.stop(timeout=0)

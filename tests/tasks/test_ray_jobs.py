@@ -146,6 +146,28 @@ def test_a_killed_job_is_told_as_such(head: RayHead, tmp_path: Path, root: Path)
     assert "ended as FAILED: its process was killed" in message
 
 
+def test_a_head_that_ends_while_it_starts_is_started_again_without_a_server_for_clients() -> None:
+    with mock.patch.dict(os.environ), tempfile.TemporaryDirectory(prefix="oba") as folder:
+        os.environ.pop("RAY_ADDRESS", None)
+        head = RayHead(Home(Path(folder)), load(CONFIGS / "runtime" / "cpu.yaml", PipelineRuntime))
+        try:
+            assert head.service is not None
+            first = head.service.process
+            first.kill()
+            head.wait()
+            second = head.service.process
+            assert second.pid != first.pid
+            assert _ask(head).returncode == 0
+            commands = [child.cmdline() for child in psutil.Process(second.pid).children(recursive=True)]
+            assert any("raylet" in " ".join(command) for command in commands)
+            assert not any("ray.util.client.server" in command for command in commands)
+        finally:
+            head.stop()
+        head.service.process.kill()
+        with pytest.raises(UserError, match="ended while starting"):
+            head.wait()  # after a stop nothing is started again
+
+
 RUN = """
 import sys
 from pathlib import Path
