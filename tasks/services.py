@@ -218,13 +218,14 @@ class RayHead:
         Raises:
             UserError: it did not start.
         """
-        for attempt in range(_RAY_STARTS if self.service else 0):
+        for attempts_left in range(_RAY_STARTS - 1, -1, -1):
+            if self.service is None:
+                return
             try:
-                assert self.service is not None
                 self.service.wait()
                 return
             except UserError:
-                if self._is_stopped or attempt == _RAY_STARTS - 1:
+                if self._is_stopped or not attempts_left:
                     raise
                 self.service.stop(timeout=0)
                 self.service = self._start()
