@@ -1,8 +1,8 @@
 """Group `learning`: what the shipped runs learn, whether we learn what T5 learns, and what stops it.
 
-Trials are those of `learning_trials.py`; results are kept in `OPENBA_HOME/learning`, so a group that was
+Trials are those of `trials.py`; results are kept in `OPENBA_HOME/learning`, so a group that was
 stopped goes on. The pictures of docs/learning.md are drawn anew in docs/pictures.
-The shipped runs are `learning_runs.py`'s.
+The shipped runs are `runs.py`'s.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import Any
 
-from benchmarks import learning_runs
 from benchmarks.figure import ROOT, Figure
+from benchmarks.learning import runs
 from benchmarks.learning.pictures import draw_curves, draw_rates
 from benchmarks.learning.trials import Task, Trial, make_inputs, run
 
@@ -49,7 +49,7 @@ Measurements = dict[Trial, list[dict[str, Any]]]
 
 def figures() -> Iterator[Figure]:
     """The shipped runs, ours against T5 on each task, then the causes."""
-    yield from learning_runs.figures()
+    yield from runs.figures()
     make_inputs()
     results = _run([*COMPARED.values(), *CAUSES.values()])
     names = {"copy": ["copy"], "classify": ["bbc-topic", "review-sentiment"], "ul2": ["ul2"]}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.site import SMALL
+from tests.harness.site import SMALL
 
 pytestmark = pytest.mark.timeout(900)
 OPENBA = str(Path(sys.executable).with_name("openba"))

@@ -16,13 +16,13 @@ from typing import Any
 import psutil
 
 from benchmarks.figure import Figure
-from benchmarks.processes import run
-from benchmarks.story import overhead
+from benchmarks.operations.story import overhead
 from openba.graph import Pipeline, find_pipeline
 from openba.home import Home
 from openba.plan import plan
 from openba.report.skills import Skill, skills
 from openba.train.log import METRICS, read_rows
+from tests.harness.processes import run
 
 OPENBA = str(Path(sys.executable).with_name("openba"))
 TOKENS_BEFORE = 3_466_240
