@@ -25,7 +25,7 @@ from openba.data.entities import (
     read_questions,
 )
 from openba.errors import UserError
-from openba.recipes.data import Options, Tagged, TaskRecipe
+from openba.recipes.data import Marked, Options, Tagged, TaskRecipe
 
 Fields = dict[str, Any]
 
@@ -209,6 +209,8 @@ def derive(record: Record, recipe: TaskRecipe, labels: str, where: str) -> Field
             made[key] = joined.separator.join(joined.item.format_map(value) for value in values)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise UserError(f"{where}: record {record.identity}: joined.{key}: {_named(error)}") from None
+    for key, marked in recipe.marked.items():
+        made[key] = _with_marks(record, marked, where)
     refuse_clashes(record, recipe, made, where)
     fields |= made
     for key in recipe.wording.keys() - {"entities"} if recipe.tagged else recipe.wording.keys():
@@ -335,6 +337,27 @@ def _raw_entities(record: Record, recipe: TaskRecipe, where: str) -> Sequence[Se
             f"{where}: record {record.identity}: entities must be a list of [text, type]; got {pairs!r:.80}"
         )
     return pairs
+
+
+def _with_marks(record: Record, marked: Marked, where: str) -> str:
+    """Return the text with asterisks around the words at, or nearest to, the position."""
+    text = str(need(record, marked.text, where))
+    try:
+        words = marked.words.format_map(record.fields)
+        position = int(marked.position.format_map(record.fields))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise UserError(f"{where}: record {record.identity}: marked: {_named(error)}") from None
+    if marked.unit == "word":
+        begins = [match.start() for match in re.finditer(r"\S+", text)]
+        position = begins[position] if 0 <= position < len(begins) else len(text)
+    is_word = r"\w" if marked.unit == "word" else "(?!)"
+    pattern = rf"(?<!{is_word}){re.escape(words)}(?!{is_word})"
+    places = [match.start() for match in re.finditer(pattern, text, re.IGNORECASE)] if words else []
+    if not places:
+        raise UserError(f"{where}: record {record.identity}: {marked.text} does not hold {words!r:.60}")
+    begin = min(places, key=lambda place: abs(place - position))
+    end = begin + len(words)
+    return f"{text[:begin]}*{text[begin:end]}*{text[end:]}"
 
 
 def _needs_messages(recipe: TaskRecipe) -> bool:

@@ -40,14 +40,23 @@ def _any(*alternatives: str) -> str:
 
 # English ---------------------------------------------------------------------------------------------
 
+# "an AI researcher" is a person; after "AI" anything else is a machine: "an AI writing assistant".
+_PEOPLE = _any(
+    "researcher|engineer|scientist|developer|programmer|expert|specialist|enthusiast|student|professor|teacher",
+    "ethicist|lead|leader|manager|artist|consultant|professional|practitioner|analyst|architect|founder|investor",
+    "entrepreneur|advocate|skeptic|lecturer|intern|editor|journalist|lawyer|author|user|fan|beginner|trainer",
+    "instructor|designer|lover|hobbyist|optimist|pessimist|person|nerd|graduate|major|doctor|physician|critic",
+    "company|startup|start-up|lab|laboratory|team|firm|department|community|officer|director|executive|and|or",
+)
 _MACHINE = _any(
     r"AI-powered (?:\w+ ){0,2}\w+",
-    r"A\.?I\.?(?:[ -](?:powered )?(?:language )?(?:model|assistant|chat ?bot|system|program|companion|bot))?",
+    rf"A\.?I\.?(?:[ -](?!{_PEOPLE}\b)[\w-]+){{0,3}}?",
     r"artificial intelligence(?: (?:language )?(?:model|assistant|chat ?bot|system|program))?",
     r"(?:language|AI|machine[ -]learning|deep[ -]learning|text[ -]generation|multimodal) model",
     r"LLM|(?:chat|ro)? ?bot|chat ?bot|neural network|(?:computer |software )?program|computer system|machine",
     r"(?:language )?algorithm|(?:(?:piece|bit) of )?(?:software|code)|(?:set|collection) of algorithms",
-    r"(?:virtual|digital|voice|text-based|automated|automatic) (?:assistant|system|agent)",
+    r"(?:virtual|digital|voice|text-based|automated|automatic) (?:assistant|system|agent)"
+    r"(?: (?:of|for) \w+ \w+)?",
     r"conversational agent",
     r"(?:assistant|model|system)(?= (?:trained|created|developed|made|built|designed) by )",
 )
@@ -59,7 +68,7 @@ _PHRASE_ENDS = (
 )
 # Up to four words before the noun, of which none begins another phrase, as in "a fan of robots".
 _MODIFIERS = (
-    r"(?:(?!(?:of|who|that|which|about|in|for|with|to|from|at|on|by|as|learning|studying|using|than|the)\b)"
+    r"(?:(?!(?:not|no|never|of|who|that|which|about|in|for|with|to|from|at|on|by|as|learning|studying|using|than|the)\b)"
     r"[\w.'-]+ ){0,4}?"
 )
 _I_AM = (
@@ -67,18 +76,27 @@ _I_AM = (
     r"| (?:only |just |merely )?exist(?: only)? as)"
     r" (?:(?:just|only|merely|simply|actually|really|afraid|still|also|indeed) )*"
 )
+_NAMED = rf"(?:{_I_AM}|\bmy name(?: is|['’]s) )[\w.-]+(?: [\w.-]+)?"
 _I_WAS = r"\bI(?: am|['’]m| was| have been|['’]ve been) (?:\w+ly )?"
 _MAKERS = _any(
     "OpenAI|Anthropic|Google|DeepMind|Microsoft|(?:the )?Meta|Facebook|Baidu|Alibaba|Tencent|Huawei|iFlytek",
-    "Fudan|Tsinghua|Zhipu|LMSYS|Stanford|Hugging ?Face|Stability|Moonshot|DeepSeek",
+    "Fudan|Tsinghua|Zhipu|LMSYS|Stanford|Hugging ?Face|Stability|Moonshot|DeepSeek|Mistral|xAI|Amazon|Apple",
+    "ByteDance|MiniMax|Cohere|NVIDIA|Inflection",
     "(?:a team of )?(?:AI )?(?:researchers|engineers|developers|scientists)",
 )
 _MODELS_ONLY = _any(
     r"ChatGPT|Chat GPT|GPT-?[2345][\w.]*|Open ?Assistant|ChatGLM[\w-]*|Qwen[\w.-]*|Tongyi Qianwen",
-    r"ERNIE(?: Bot)?|LLaMA[\w-]*|InternLM|Baichuan[\w-]*|DeepSeek[\w-]*|Cortana|Siri",
+    r"ERNIE(?: Bot)?|LLaMA[\w-]*|InternLM|Baichuan[\w-]*|DeepSeek[\w-]*|Cortana|Siri|Alexa|Doubao|Le Chat",
 )
 # Names that people, animals or things bear too: only in these capitals, and not before a family name.
-_SHARED_NAMES = "(?-i:Claude|Bard|Bing|Gemini|Copilot|MOSS|Vicuna|Alpaca|Koala|Falcon|BELLE|Assistant|Kimi)"
+_SHARED_NAMES = _any(
+    "(?-i:Claude|Bard|Bing|Gemini|Copilot|MOSS|Vicuna|Alpaca|Koala|Falcon|BELLE|Assistant|Kimi)",
+    "(?-i:Grok|Mistral|Pi)",
+)
+_SHARED_NAME_ENDS = (
+    r"(?=\s*(?:[.,!?;:(–—]|$|\n)| and I(?: am|['’]m| was)\b| (?:an?|made|built|created|by|from)\b)"
+)
+_MADE = "(?:built|made|created|trained|developed|designed|released|fine-tuned|programmed)"
 _NAME_ENDS = r"(?!['’]s\b| (?-i:[A-Z][a-z])|-(?-i:[A-Z]))(?!\w)"
 
 _ENGLISH = (
@@ -91,24 +109,40 @@ _ENGLISH = (
     # I am ChatGPT; my name is Bard
     rf"(?:\bI(?: am|['’]m)(?: not)?|\bmy name(?: is|['’]s)|\bcall me|\bI go by|\bthis is|\bI,"
     rf"|\byou(?: are|['’]re) (?:talking|speaking|chatting) (?:to|with)) {_MODELS_ONLY}{_NAME_ENDS}",
-    rf"(?:\bI(?: am|['’]m)|\bmy name(?: is|['’]s)|\bcall me|\bI go by|\bI,) {_SHARED_NAMES}{_NAME_ENDS}",
+    rf"(?:\bI(?: am|['’]m)|\bmy name(?: is|['’]s)|\bcall me|\bI go by|\bI,) {_SHARED_NAMES}{_NAME_ENDS}"
+    rf"{_SHARED_NAME_ENDS}",
+    # I'm Ada, your personal AI; I am Ada, built by xAI; I'm Google's chatbot; I'm your AI guide
+    rf"{_NAMED}, (?:an?|the|your) {_MODIFIERS}{_MACHINE}{_PHRASE_ENDS}",
+    rf"{_NAMED},? {_MADE} by {_MAKERS}",
+    rf"{_I_AM}{_MAKERS}['’]s {_MODIFIERS}(?:assistant|{_MACHINE}){_PHRASE_ENDS}",
+    r"\b(?:as|I(?: am|['’]m)) your (?:\w+ )?AI \w+",
     rf"{_MODELS_ONLY} here[.!,]",
     # I was trained by OpenAI; I was trained on a large corpus; I am programmed to help
     rf"{_I_WAS}(?:trained|created|developed|made|built|designed|programmed|fine-tuned|released|launched)"
     rf"(?: and \w+)? (?:by|at) {_MAKERS}",
-    rf"{_I_WAS}trained on\b",
+    rf"{_I_WAS}(?:trained on|(?:developed|programmed|fine-tuned) by)\b",
+    r"\bI(?: was| have been|['’]ve been) (?:last|most recently|only) (?:trained|updated)\b",
+    rf"\b(?:{_MAKERS}|{_MODELS_ONLY}) (?:\w+ )?{_MADE} me\b",
+    rf"(?:{_I_WAS}(?:powered by|based on|built on|running on)|\bI run on) (?:an?|the)? ?{_MODIFIERS}"
+    rf"(?:{_MODELS_ONLY}|{_MACHINE})\b",
     rf"{_I_WAS}(?:programmed|designed) (?:and \w+ )?to (?:assist|help|provide|answer|give|generate|be|respond"
     r"|understand|follow|process|engage|offer|support)\b",
     # my training data; my knowledge cutoff; my developers
-    r"\bmy (?:training data|knowledge (?:cut-? ?off|base|was)|(?:training |knowledge )?cut-? ?off"
+    r"\bmy (?:training data|knowledge (?:cut-? ?off|base|was|ends|stops)|(?:training |knowledge )?cut-? ?off"
     r"|(?:last|latest|most recent) (?:knowledge|training) (?:update|cut-? ?off)"
     r"|developers|creators|programmers|programming (?:does|do|allows|is|prevents|limits|won))\b",
+    r"\bas of my (?:last|latest|most recent) (?:\w+ )?update\b",
+    r"\bmy training (?:only |just )?(?:goes|ends|ended|stops|stopped|extends|includes|does|covers)\b",
     r"\bmy knowledge\b[^.!?\n]{0,40}\b20\d\d\b",
     r"\bmy (?:answers|responses|replies)\b[^.!?\n]{0,40}"
     rf"\b(?:neural network|model|algorithm|training|{_MAKERS})\b",
     r"\bagainst my (?:programming|guidelines)\b",
     # language models like me
     rf"\b{_MACHINE}s? (?:like|such as) (?:me|myself)\b",
+    # like other language models, I; I am your guide, an AI that answers
+    r"\b(?:un)?like (?:all|any|many|most|other) (?:\w+ ){0,2}"
+    r"(?:language models?|AIs?|AI \w+|chat ?bots?),? I\b",
+    rf"{_I_AM}[^.!?;\n]{{1,40}}, an AI{_PHRASE_ENDS}",
     r"\bOpenAI['’]?s? (?:\w+ ){0,2}(?:policy|policies|guidelines)",
 )
 
@@ -116,10 +150,11 @@ _ENGLISH = (
 
 _MACHINE_ZH = _any(
     "(?:人工智能|人工智慧|智能|智慧|AI)?(?:大?型?[语語]言|大|[对對][话話]|自然[语語]言[处處]理|[认認]知大)模型",
-    "[机機]器[学學][习習]模型",
+    "(?:[机機]器[学學][习習]|深度[学學][习習]|文本|[图圖]像|多模[态態]|[预預][训訓][练練]|生成式?)模型|神[经經][网網][络絡路]",
+    "(?:人工智能|人工智慧|智能|智慧|AI)[\u4e00-\u9fff]{0,6}(?:助手|助理|[机機]器人|模型|系[统統]|工具|[伙夥]伴)",
     "(?:人工智能|人工智慧|AI)(?:模型|助手|助理|[机機]器人|程序|程式|系[统統])?",
     "(?:智能|智慧|[虚虛][拟擬]|[语語]音|智能[语語]音)(?:助手|助理)",
-    "(?:智能|智慧)?客服(?:助手|助理|[机機]器人)|程序|程式[碼]?|代[码碼]|算法|演算法|[软軟][件體]",
+    "(?:智能|智慧|AI)客服|客服(?:助手|助理|[机機]器人)|程序|程式[碼]?|代[码碼]|算法|演算法|[软軟][件體]",
     "聊天[机機]器人|[机機]器人?|智能?(?:[对對][话話]|[问問]答)系[统統]|(?:[对對][话話]|[问問]答)系[统統]",
     "基[于於][^，。]{0,10}系[统統]|(?:[计計]算[机機]|[电電][脑腦])(?:程序|程式)?",
 )
@@ -141,7 +176,7 @@ _NAMES_ZH = _any(
 )
 _MAKERS_ZH = _any(
     "OpenAI|Anthropic|谷歌|Google|微[软軟]|Microsoft|Meta|百度|阿里|腾讯|騰訊|[华華][为為]|科大[讯訊][飞飛]",
-    "复旦|復旦|清[华華]|智[谱譜]|月之暗面",
+    "复旦|復旦|清[华華]|智[谱譜]|月之暗面|字[节節]跳[动動]|深度求索|MiniMax|昆[仑侖][万萬][维維]|小米",
 )
 _MADE_ZH = _any("[开開][发發]|研[发發]|[训訓][练練]|打造|推出|[创創]建|[驱驅][动動]")
 
@@ -149,8 +184,17 @@ _CHINESE = (
     # 我只是一个由 OpenAI 训练的语言模型
     rf"(?<!如果)(?<!假如)(?<!假[设設])(?<!要是)(?<!若)(?:我|本人){_ADVERBS_ZH}*是(?![说說指想在从從被用因])"
     rf"{_COUNTED_ZH}(?:{_WITHIN_ZH}的?)??{_MACHINE_ZH}{_PHRASE_ENDS_ZH}",
+    # 我是您的智能客服小蜜；我叫小艺，是一款智能助手；我并不是人类，而是一个语言模型；我背后的模型是
+    rf"我是(?![说說指想在从從被用因]){_WITHIN_ZH}(?:智能客服|(?:AI|[智语語]能?音?|[虚虛][拟擬])(?:助手|助理))"
+    r"[A-Za-z\u4e00-\u9fff]{1,6}(?=\s*(?:[，,。．.！!？?；;：:（(\n]|$))",
+    rf"我(?:的名字)?[叫是][\w]{{1,10}}[，,]\s*(?:我?是)?{_COUNTED_ZH}(?:{_WITHIN_ZH}的)?{_MACHINE_ZH}{_PHRASE_ENDS_ZH}",
+    rf"我[并並]?不是[^。！？!?\n]{{1,20}}而是{_COUNTED_ZH}(?:{_WITHIN_ZH}的)?{_MACHINE_ZH}{_PHRASE_ENDS_ZH}",
+    "我(?:背[后後]|所?(?:使用|[采採]用|[运運]行))的(?:大|[语語]言|AI)*模型",
+    rf"我是?基[于於]{_WITHIN_ZH}(?:模型|{_NAMES_ZH})",
     # 我是文心一言；我叫小度；你可以叫我豆包
     rf"(?:(?<!他)我不?是|我叫|我的(?:中文)?名字?[是叫]|叫我|[这這][里裡]是)\s*{_NAMES_ZH}(?![\w]|的|[们們])",
+    # 我是百度的文心一言；我是 OpenAI 的 GPT-4 模型
+    rf"我是{_MAKERS_ZH}{_WITHIN_ZH}的{_WITHIN_ZH}(?:{_NAMES_ZH}|{_MACHINE_ZH}{_PHRASE_ENDS_ZH})",
     # 我是百度开发的人工智能模型；我由清华大学训练的模型
     rf"我是{_WITHIN_ZH}{_MAKERS_ZH}{_WITHIN_ZH}{_MADE_ZH}的{_WITHIN_ZH}(?:模型|助手|助理|AI|人工智[能慧])",
     rf"我[是，,]?\s*(?:由|被){_WITHIN_ZH}{_MADE_ZH}的?{_WITHIN_ZH}(?:模型|助手|助理|AI|人工智[能慧]|系[统統])",
@@ -169,6 +213,7 @@ _CHINESE = (
     # 像我这样的语言模型；我作为 AI 助手
     rf"我[这這][样樣种種][样樣]?的{_WITHIN_ZH}{_MACHINE_ZH}"
     "(?!工程|[开開][发發]|[爱愛]好|[专專]家|公司|[设設][计計]|研究)",
+    "[和像同跟与與]其他的?(?:大型?|[语語]言|AI|人工智[能慧])+模型一[样樣][，,]?我",
     rf"我[作做][为為]{_COUNTED_ZH}(?:AI|人工智[能慧])?(?:[语語]言模型|模型|助手|助理)",
     r"OpenAI\s*的?(?:使用|[内內]容)?(?:政策|[规規]定|[准準][则則])",
 )
@@ -192,7 +237,7 @@ _SUBJECT_LEFT_OUT = re.compile(
 )
 _DUMMY_SUBJECT = re.compile(r"^,\s*(?:it(?:['’]s| is| would)|there (?:is|are))\b", re.IGNORECASE)
 _CLAUSE_BEGINS = re.compile(
-    r"(?:^|[,;:(，、：；]|\b(?:but|because|since|that|and|sorry|however|speaking)|我|本人|但|不[过過]|然而|可是|所以|[毕畢]竟|因[为為]|由[于於])\s*$",
+    r"(?:^|[,;:(，、：；]|\b(?:but|because|since|that|and|so|sorry|however|speaking|though|although|while)|我|本人|但|不[过過]|然而|可是|所以|[毕畢]竟|因[为為]|由[于於])\s*$",
     re.IGNORECASE,
 )
 _DENIES = re.compile(

@@ -44,7 +44,7 @@ ANSWER = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 Split = Literal["train", "heldout"]
 
-RULES = ("", "duplicate", "empty", "require", "rejected", "asked_in_heldout")
+RULES = ("", "duplicate", "empty", "require", "rejected", "asked_in_heldout", "repeated_question")
 BATCH = 1000
 ASKED_FILE = "asked.parquet"
 ASKED = pa.schema({"question": pa.list_(pa.string()), "answers": pa.list_(pa.string())})
@@ -83,7 +83,7 @@ class Rendered:
         self.cleaned: Mapping[str, int] = {}
         self.broken: list[str] = []
         self.warnings: list[str] = []
-        self.rows, self.discarded = sorted_out(seen, recipe.is_test_set)
+        self.rows, self.discarded = sorted_out(seen, recipe.is_test_set, recipe.repeated_questions == "first")
         self._asks = np.array(seen.asks, dtype=np.uint64)
         self._pool: dict[str, list[tuple[int, tuple[str, ...]]]] = {}
         for category, entries in pool.items():
@@ -177,12 +177,15 @@ class Rendered:
             raise UserError(f"{self.name}: no training record{of} is left to draw examples from; add records")
 
 
-def sorted_out(seen: Seen, keep_heldout: bool = False) -> tuple[dict[Split, np.ndarray], Counter[str]]:
+def sorted_out(
+    seen: Seen, keep_heldout: bool = False, first_question_only: bool = False
+) -> tuple[dict[Split, np.ndarray], Counter[str]]:
     """Rows of each part in their final order, and how many pairs each rule discards.
 
     Args:
         seen: all pairs.
         keep_heldout: a test set is scored as it is, its repetitions too.
+        first_question_only: of the pairs of a part that ask the same, the first stays.
     """
     asks, whole = np.array(seen.asks, dtype=np.uint64), np.array(seen.whole, dtype=np.uint64)
     rule, heldout = np.array(seen.rule, dtype=np.int8), np.array(seen.heldout, dtype=bool)
@@ -191,6 +194,11 @@ def sorted_out(seen: Seen, keep_heldout: bool = False) -> tuple[dict[Split, np.n
     rule[~first & ~(heldout & keep_heldout)] = RULES.index("duplicate")
     tested = np.isin(asks, asks[heldout & (rule == 0)])
     rule[~heldout & (rule == 0) & tested] = RULES.index("asked_in_heldout")
+    if first_question_only:
+        for part in (heldout, ~heldout):
+            rows_of_part = np.flatnonzero(part & (rule == 0))
+            firsts = np.unique(asks[rows_of_part], return_index=True)[1]
+            rule[np.delete(rows_of_part, firsts)] = RULES.index("repeated_question")
     held = np.flatnonzero(heldout & (rule == 0))
     order = np.array(seen.order, dtype=np.uint64)[held].argsort(kind="stable")
     counts = np.bincount(rule, minlength=len(RULES)).tolist()

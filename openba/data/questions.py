@@ -46,6 +46,8 @@ def question_of(recipe: TaskRecipe, turn: Turn, record: Record) -> list[str]:
     for name, field, spec in _fields(turn.input):
         if name == "history":
             texts += _messages(record)
+        elif name in recipe.marked:  # asterisks are the task's
+            texts.append(str(record.fields[recipe.marked[name].text]))
         elif name not in left_out:
             texts.append(apart(f"{{{field}:{spec}}}".format_map(record.fields))[0])
     return [text for text in texts if text.strip()]

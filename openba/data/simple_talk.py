@@ -64,6 +64,9 @@ _CHINESE = (
 )
 """The same in Chinese, simplified and traditional."""
 
+_QUOTED = re.compile(r"\"([^\"\n]+)\"|“([^”\n]+)”|「([^」\n]+)」")
+"""What is quoted is talked about, not said: `Translate "thank you" into French.`"""
+
 _PLEASANTRY = re.compile(rf"\b(?:{'|'.join(_ENGLISH)})\b|{'|'.join(_CHINESE)}", re.IGNORECASE)
 
 
@@ -74,6 +77,7 @@ def content_words(texts: Iterable[str]) -> float:
     """
     words = 0.0
     for text in texts:
-        content = _PLEASANTRY.sub(" ", text)
+        quoted = ["".join(match.groups(default="")) for match in _QUOTED.finditer(text)]
+        content = " ".join([_PLEASANTRY.sub(" ", _QUOTED.sub(" ", text)), *quoted])
         words += len(_WORD.findall(content)) + WORDS_PER_HAN_CHARACTER * len(_HAN_CHARACTER.findall(content))
     return words

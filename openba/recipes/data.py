@@ -278,6 +278,19 @@ class Joined(Recipe):
     separator: str
 
 
+class Marked(Recipe):
+    """A text in which some words stand between asterisks, such as the pronoun that a question is about."""
+
+    text: str
+    """The field with the text."""
+    words: str
+    """Template of the words, such as `{target[span2_text]}`."""
+    position: str
+    """Template of the position at which they begin, counted from 0; the nearest place with them counts."""
+    unit: Literal["word", "character"]
+    """What the position counts; words are what white space separates."""
+
+
 class Tagged(Recipe):
     """A sentence as a list of tokens; it becomes `text` and `entities`."""
 
@@ -357,6 +370,8 @@ class TaskRecipe(Recipe):
     options: Options | None = None
     joined: dict[str, Joined] = {}
     """New field -> the list it is written from."""
+    marked: dict[str, Marked] = {}
+    """New field -> the text and the words that are marked in it."""
     beside: dict[str, str] = {}
     """New field -> template of the text file that holds it, such as `data/prompts/{id.file}.txt`."""
     tagged: Tagged | None = None
@@ -391,6 +406,9 @@ class TaskRecipe(Recipe):
     """A regular expression; a record with it in an assistant's turn, or in the target, is dropped whole."""
     repeat: Count = 1
     """How often the training part is repeated."""
+    repeated_questions: Literal["keep", "first"] = "keep"
+    """What becomes of pairs that ask what an earlier pair of the same part asks and answer otherwise: all
+    stay, as in a set with several right answers to a question, or the first alone."""
     heldout: Share = 0.1
     """Share of records kept for evaluation, chosen by the hash of their id."""
     partition: Partition | None = None

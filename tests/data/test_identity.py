@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.quality.experts import LABELLED, labelled, precision_and_recall
+from benchmarks.quality.experts import LABELLED, labelled, precision_and_recall, public_verdicts
 from openba.data.identity import states_identity
 
 FIELDS = {
@@ -20,11 +20,12 @@ FIELDS = {
 """Public set -> file, list of turns, key of an answer, names of the models that wrote the answers."""
 
 
+@pytest.mark.parametrize(("name", "least"), [("identity_turns", 200), ("identity_heldout", 59)])
 @pytest.mark.parametrize("language", ["zh", "en"])
-def test_precision_and_recall_on_the_labelled_turns(language: str) -> None:
-    rows = [row for row in labelled("identity_turns") if row["language"] == language]
-    assert len(rows) >= 200
-    assert sum(row["identity"] for row in rows) >= 100
+def test_precision_and_recall_on_the_labelled_turns(language: str, name: str, least: int) -> None:
+    rows = [row for row in labelled(name) if row["language"] == language]
+    assert len(rows) >= least
+    assert sum(row["identity"] for row in rows) >= least / 2
     precision, recall = precision_and_recall(
         [(row["identity"], states_identity(row["text"])) for row in rows]
     )
@@ -57,6 +58,14 @@ def public_turns(folder: Path) -> Iterator[tuple[str, str, bool, bool]]:
                 if said.get("from") != "human":
                     verdict = states_identity(said[key], model_names)
                     yield name, said[key], (row, turn) in true, verdict
+
+
+def test_precision_and_recall_on_public_answers_that_no_rule_was_written_from(shared: Path) -> None:
+    verdicts = public_verdicts()
+    assert len(verdicts) > 7600
+    precision, recall = precision_and_recall(verdicts)
+    assert precision >= 95
+    assert recall >= 95
 
 
 def test_precision_and_recall_on_public_conversations(shared: Path) -> None:

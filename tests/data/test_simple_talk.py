@@ -12,10 +12,11 @@ from benchmarks.quality.experts import is_simple, labelled, precision_and_recall
 from openba.data.simple_talk import WORDS_PER_HAN_CHARACTER, content_words
 
 
+@pytest.mark.parametrize(("name", "least"), [("simple_talks", 80), ("simple_heldout", 30)])
 @pytest.mark.parametrize("language", ["zh", "en"])
-def test_precision_and_recall_on_the_labelled_talks(language: str) -> None:
-    rows = [row for row in labelled("simple_talks") if row["language"] == language]
-    assert len(rows) >= 80
+def test_precision_and_recall_on_the_labelled_talks(language: str, name: str, least: int) -> None:
+    rows = [row for row in labelled(name) if row["language"] == language]
+    assert len(rows) >= least
     precision, recall = precision_and_recall([(row["simple"], is_simple(row)) for row in rows])
     assert precision >= 95
     assert recall >= 95
@@ -32,6 +33,12 @@ def test_length_is_by_language() -> None:
         len(re.findall("[\u4e00-\u9fff]", "".join(chinese))) * WORDS_PER_HAN_CHARACTER
     )
     assert content_words(["the cat's tail, 3.5 cm"]) == 5
+
+
+def test_what_is_quoted_is_content() -> None:
+    assert content_words(['Translate "thank you" into French.']) == 5
+    assert content_words(["把“谢谢”翻译成英语。"]) == pytest.approx(8 * WORDS_PER_HAN_CHARACTER)
+    assert content_words(["Thank you!"]) == 0
 
 
 @given(st.lists(st.text(max_size=40), max_size=4))

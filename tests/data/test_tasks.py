@@ -325,6 +325,58 @@ def test_a_question_that_is_held_out_is_not_trained_on():
     assert total == len(rows)
 
 
+def test_of_repeated_questions_the_first_stays_in_each_part():
+    rows = [{"q": f"question {number % 20}", "a": str(number)} for number in range(400)]
+    templates = [{"input": "{q}", "target": "{a}"}, {"input": "Q: {q}", "target": "{a}"}]
+    kept, first = (
+        render(*own(rows, templates=templates, repeated_questions=choice, heldout=0.02))
+        for choice in ("keep", "first")
+    )
+    for part in ("train", "heldout"):
+        asked = [text.removeprefix("Q: ") for text in getattr(first, part)["input"].to_pylist()]
+        assert len(asked) == len(set(asked))
+        assert set(asked) == {text.removeprefix("Q: ") for text in getattr(kept, part)["input"].to_pylist()}
+    answers = dict(pairs(first.train))
+    assert all(int(answer) < 60 for answer in answers.values())  # rows 20 to 59 where held out
+    total = first.train.num_rows + first.heldout.num_rows + sum(first.discarded.values())
+    assert total == len(rows)
+    assert first.discarded["repeated_question"] > 0
+
+
+@pytest.mark.parametrize(
+    ("unit", "text", "words", "position", "right"),
+    [
+        ("word", "He said he knew that he lied.", "he", 2, "He said *he* knew that he lied."),
+        ("word", "He said he knew that he lied.", "he", 5, "He said he knew that *he* lied."),
+        ("word", "The  heir said: he\nwas it.", "he", 3, "The  heir said: *he*\nwas it."),
+        ("word", "Then, as he came, he sat.", "he", 9, "Then, as he came, *he* sat."),  # beyond the end
+        ("character", "他说他知道他撒了谎。", "他", 2, "他说*他*知道他撒了谎。"),
+        ("character", "他说他知道他撒了谎。", "他", 5, "他说他知道*他*撒了谎。"),
+        ("character", "我们说他们知道", "他们", 4, "我们说*他们*知道"),
+    ],
+)
+def test_the_words_at_the_position_are_marked(unit, text, words, position, right):
+    rows = [{"text": text, "target": {"span": words, "begin": position}}]
+    marked = {"text": "text", "words": "{target[span]}", "position": "{target[begin]}", "unit": unit}
+    recipe, table = own(
+        rows, marked={"sentence": marked}, templates=[{"input": "{sentence}", "target": "x"}], heldout=0
+    )
+    assert pairs(render(recipe, table).train) == [(right, "x")]
+
+
+def test_contamination_looks_for_a_marked_text_without_marks():
+    rows = [{"text": "He said he knew.", "span": "he", "begin": 2}]
+    marked = {"text": "text", "words": "{span}", "position": "{begin}", "unit": "word"}
+    recipe, table = own(
+        rows,
+        marked={"sentence": marked},
+        templates=[{"input": "{sentence} {span}?", "target": "x"}],
+        heldout=1,
+    )
+    (asked,) = render(recipe, table).asked()
+    assert asked["question"].to_pylist() == [["He said he knew.", "he"]]
+
+
 def test_limit_and_repeat():
     rows = [{"q": str(number), "a": "yes"} for number in range(500)]
     fields = {"templates": [{"input": "{q}", "target": "{a}"}], "limit": 200}
@@ -335,9 +387,23 @@ def test_limit_and_repeat():
     assert thrice.heldout == once.heldout
 
 
+MARKED = {"text": "question", "words": "{a}", "position": "0", "unit": "word"}
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        (
+            {"marked": {"s": MARKED}, "templates": [{"input": "{s}", "target": "{a}"}]},
+            r"record 0: question does not hold",
+        ),
+        (
+            {
+                "marked": {"s": {**MARKED, "position": "{a}"}},
+                "templates": [{"input": "{s}", "target": "{a}"}],
+            },
+            r"record 0: marked: invalid literal",
+        ),
         (
             {"templates": [{"input": "{qestion}", "target": "{a}"}]},
             r"no field 'qestion'; it has a, .*question",
