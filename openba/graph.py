@@ -37,7 +37,7 @@ from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainRecipe, TrainStep
 
 SOURCE = Kind("openba.data.sources:build", "4")
-CORPUS = Kind("openba.data.clean.corpus:build", "6", resumable=True)
+CORPUS = Kind("openba.data.clean.corpus:build", "7", resumable=True)
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
 MIXTURE = Kind("openba.data.mixture:build", "3")
 CONTAMINATION = Kind("openba.data.contamination:build", "2")

@@ -139,6 +139,15 @@ def _uses_ascii_stops(codes: np.ndarray, begin: int, end: int, table: np.ndarray
 
 
 @njit(cache=True, nogil=True)
+def _joins(code: int) -> bool:
+    """Whether a character cannot begin a sentence, so that a stop before it is none: 3！=6, Yahoo！、谷歌."""
+    return (
+        code == 0x3D or code == 0xFF1D or code == 0x3001 or code == 0xFF0C or code == 0x2C
+        or code == 0xFF1B or code == 0x3B or code == 0xFF1A or code == 0xD7 or code == 0xF7
+    )  # fmt: skip
+
+
+@njit(cache=True, nogil=True)
 def _quotes(code: int) -> bool:
     """Whether a character is a quotation mark, opening or closing."""
     return code == 34 or 0x2018 <= code <= 0x201D or 0x300C <= code <= 0x300F
@@ -201,6 +210,8 @@ def _stop(
         while last + 1 < end and _full_stop(codes[last + 1]):
             last += 1
         stop = _closed(codes, last + 1, end, table)
+        if not literal and stop == last + 1 and stop < end and _joins(codes[stop]):
+            return -1
         behind = stop > last + 1 and not literal
         return -1 if behind and _goes_on_behind(codes, stop, codes[last], end, table) else stop
     if code == 33 or code == 63:
