@@ -22,6 +22,7 @@ from openba.config import flatten, load
 from openba.errors import UserError, run_command
 from openba.graph import Pipeline, find_config, find_pipeline
 from openba.home import Home, prepare_environment
+from openba.json_types import JsonObject
 from openba.plan import MT5_IDS
 from openba.plan import plan as make_plan
 from openba.recipes.model import ModelRecipe
@@ -313,7 +314,7 @@ def _place(config: str, key: str, graph: Pipeline) -> str:
     return f"{config}.{key.removeprefix('train.').removeprefix('source.').removeprefix('task.')}"
 
 
-def _print_plan(planned: dict[str, Any]) -> None:
+def _print_plan(planned: JsonObject) -> None:
     table = Table(
         "step", "state", "steps", "tokens", "FLOPs", "real", "hardware", "device h", "kWh", "tCO2eq",
         "GiB/device", box=None,
@@ -338,7 +339,7 @@ def _print_plan(planned: dict[str, Any]) -> None:
     console.print(f"total: {spent} ({where}), {energy}{money}", markup=False)
 
 
-def _mixture_table(groups: list[dict[str, Any]]) -> Table:
+def _mixture_table(groups: list[JsonObject]) -> Table:
     table = Table("mixture", "share", *groups[0]["tokens"], "epochs", box=None)
     for row in groups:
         epochs = f"up to {row['most_epochs']:g}" if row["epochs"] is None else f"{row['epochs']:.3g}"
@@ -347,7 +348,7 @@ def _mixture_table(groups: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _training_cells(training: dict[str, Any]) -> list[str]:
+def _training_cells(training: JsonObject) -> list[str]:
     memory = next(row for row in training["memory"] if row["chosen"])
     fits = "" if memory["fits"] else " does not fit"
     return [

@@ -14,6 +14,7 @@ from openba.artifacts import Step
 from openba.errors import UserError
 from openba.graph import Pipeline, find_pipeline
 from openba.home import Home
+from openba.json_types import JsonObject
 from openba.recipes.data import CorpusRecipe
 from openba.recipes.train import TrainStep
 from openba.units import human
@@ -76,7 +77,7 @@ def why(
             console.print(f"    {piece}", markup=False)
 
 
-def _pieces(home: Home, clean: Step, rows: list[dict[str, Any]]) -> list[list[str]]:
+def _pieces(home: Home, clean: Step, rows: list[JsonObject]) -> list[list[str]]:
     """Return the text of each removal, the removed part marked; none where the source's output is gone."""
     from openba.data.clean.removals import original
     from openba.data.clean.replay import replay
@@ -103,7 +104,7 @@ def _built(home: Home, step: Step, pipeline: str, overrides: list[str] | None = 
     return home.store.path(step)
 
 
-def _print(shown: dict[str, Any]) -> None:
+def _print(shown: JsonObject) -> None:
     for line in shown["clipped"]:
         console.print(f"note: {line}", markup=False)
     for number, sample in enumerate(shown["samples"]):

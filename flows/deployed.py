@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from prefect import flow, runtime
 from prefect.flow_runs import suspend_flow_run
@@ -22,6 +22,7 @@ from openba.errors import UserError, error_boundary
 from openba.gate import evaluation_refusals, stage_refusals
 from openba.graph import Pipeline, find_pipeline
 from openba.home import Home
+from openba.json_types import JsonObject
 from tasks import events
 from tasks.cancel import end_flow_run
 from tasks.registry import Registry
@@ -32,7 +33,7 @@ Limit = Annotated[float | None, Field(gt=0)]
 APPROVAL_SECONDS = 7 * 86400
 # Each flow enters the error boundary inside: as a decorator it hides the module's names from Prefect, which
 # then cannot resolve the types of the parameters.
-HOOKS: dict[str, Any] = {"on_cancellation": [end_flow_run], "on_crashed": [end_flow_run]}
+HOOKS: JsonObject = {"on_cancellation": [end_flow_run], "on_crashed": [end_flow_run]}
 
 
 class Approval(RunInput):
@@ -152,7 +153,7 @@ def _home() -> Home:
     return Home.from_environment()
 
 
-def _build(graph: Pipeline, steps: list[Step]) -> dict[str, dict[str, Any]]:
+def _build(graph: Pipeline, steps: list[Step]) -> dict[str, JsonObject]:
     """Build or reuse steps, inputs first; their facts by name."""
     steps = list({step.name: step for step in steps}.values())
     with open_session(graph, _home(), steps, str(runtime.flow_run.id)) as session:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from openba.errors import UserError
+from openba.json_types import JsonObject
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
@@ -84,7 +85,7 @@ def compare(
         console.print(str(written), markup=False)
 
 
-def _comparison(one: str, other: str, rows: list[dict[str, Any]]) -> Table:
+def _comparison(one: str, other: str, rows: list[JsonObject]) -> Table:
     heads = ("benchmark", "metric", one, other, "difference", "95 % interval", "p", "test", "n", "differs")
     table = Table(*heads, box=None)
     for row in rows:
@@ -124,11 +125,11 @@ def judge(
         raise UserError("judge: give two evaluations to compare, or the folder of a judging and --sheet FILE")
 
 
-def _nothing(name: str, result: dict[str, Any]) -> None:
+def _nothing(name: str, result: JsonObject) -> None:
     del name, result
 
 
-def _tell(name: str, result: dict[str, Any]) -> None:
+def _tell(name: str, result: JsonObject) -> None:
     if "error" in result:
         console.print(f"{name:<24} not run: {result['error']}", markup=False)
         return

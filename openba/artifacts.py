@@ -37,6 +37,7 @@ from pydantic import BaseModel, ConfigDict
 from openba import durable
 from openba.config import flatten
 from openba.errors import UserError
+from openba.json_types import JsonObject
 
 MANIFEST = "manifest.json"
 
@@ -92,7 +93,7 @@ class Step:
     config: str = ""  # where the recipe stands in the pipeline's config, for `openba show`
 
     @cached_property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> JsonObject:
         """Everything that changes the result, as JSON values."""
         return {
             "name": self.name,
@@ -158,7 +159,7 @@ class Store:
         """Return the address of the step's output, for people and registries."""
         return f"{self.root.rstrip('/')}/{step.key}"
 
-    def manifest(self, step: Step) -> dict[str, Any] | None:
+    def manifest(self, step: Step) -> JsonObject | None:
         """Return the step's manifest if its output is complete and every recorded file is still there."""
         record = self._read(f"{step.key}/{MANIFEST}")
         if record is None:
@@ -206,7 +207,7 @@ class Store:
             _check(self.uri(step), local, record["files"])
         return local
 
-    def siblings(self, name: str) -> list[dict[str, Any]]:
+    def siblings(self, name: str) -> list[JsonObject]:
         """Manifests of every build of this step name, oldest first."""
         records = (
             self._read(str(path)[len(self.base) + 1 :])
@@ -214,7 +215,7 @@ class Store:
         )
         return sorted((r for r in records if r), key=lambda record: record["finished"])
 
-    def unpublished(self, step: Step) -> dict[str, Any] | None:
+    def unpublished(self, step: Step) -> JsonObject | None:
         """Return the manifest of an output that was built in the work folder and has not reached the store.
 
         None if there is none or if one of its files is not as it was built.
@@ -229,7 +230,7 @@ class Store:
             return None
         return record
 
-    def publish(self, step: Step, record: dict[str, Any]) -> None:
+    def publish(self, step: Step, record: JsonObject) -> None:
         """Make the built work folder, whose manifest is written, the step's complete output.
 
         Nothing is deleted before its successor is durable: the scratch folders go once the manifest is on
@@ -265,14 +266,14 @@ class Store:
         durable.sync(final.parent)
         shutil.rmtree(replaced, ignore_errors=True)
 
-    def _read(self, key: str) -> dict[str, Any] | None:
+    def _read(self, key: str) -> JsonObject | None:
         try:
             return _parse_manifest(self.fs.cat_file(f"{self.base}/{key}"))
         except FileNotFoundError:
             return None
 
 
-def _parse_manifest(content: bytes) -> dict[str, Any] | None:
+def _parse_manifest(content: bytes) -> JsonObject | None:
     """Return the record of a manifest; None if it was cut short or one of its bytes changed."""
     try:
         record = json.loads(content)
@@ -369,7 +370,7 @@ def run_here(step: Step, build: Build) -> Mapping[str, Any] | None:
     return step.kind.load()(build)
 
 
-def materialize(step: Step, store: Store, runtime: Any = None, run: Runner = run_here) -> dict[str, Any]:
+def materialize(step: Step, store: Store, runtime: Any = None, run: Runner = run_here) -> JsonObject:
     """Build the step unless it is already built; return its manifest.
 
     An output that was built but not published, because the process was killed or the store refused it, is
@@ -393,7 +394,7 @@ def materialize(step: Step, store: Store, runtime: Any = None, run: Runner = run
         raise durable.storage_error(error, folder) or error from error
 
 
-def _build(step: Step, store: Store, runtime: Any, run: Runner) -> dict[str, Any]:
+def _build(step: Step, store: Store, runtime: Any, run: Runner) -> JsonObject:
     """Run the step's function in the work folder and leave the manifest there; return the manifest."""
     missing = [key for key, parent in step.inputs.items() if store.manifest(parent) is None]
     if missing:
@@ -415,7 +416,7 @@ def _build(step: Step, store: Store, runtime: Any, run: Runner) -> dict[str, Any
         raise durable.storage_error(error, out) or error from error
 
 
-def _record(step: Step, out: Path, facts: dict[str, Any], started: float, seconds: float) -> dict[str, Any]:
+def _record(step: Step, out: Path, facts: JsonObject, started: float, seconds: float) -> JsonObject:
     """Flush all files of the output, then write and return its manifest."""
     names = (f.relative_to(out) for f in sorted(out.rglob("*")) if f.is_file())
     files = {}
@@ -432,7 +433,7 @@ def _record(step: Step, out: Path, facts: dict[str, Any], started: float, second
         "seconds": round(seconds, 3),
         "files": files,
     }
-    record: dict[str, Any] = durable.signed(json.loads(durable.dumps(body)))
+    record: JsonObject = durable.signed(json.loads(durable.dumps(body)))
     durable.write_text(out / MANIFEST, json.dumps(record, indent=2))
     return record
 

@@ -17,12 +17,13 @@ import difflib
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from openba.errors import UserError
+from openba.json_types import Json, JsonObject
 from openba.units import WRITTEN
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -54,7 +55,7 @@ class Config:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data: dict[str, Any] = {}
+        self.data: JsonObject = {}
         self.origin: dict[str, str] = {}
         self._files: dict[str, Path] = {}
         """Dotted key -> the file that set it; keys of `--set` are not in it."""
@@ -93,14 +94,14 @@ class Config:
         file = self._files.get(dotted)
         return file.parent if file is not None else Path.cwd()
 
-    def _resolve(self, path: Path, prefix: str, chain: tuple[Path, ...]) -> dict[str, Any]:
+    def _resolve(self, path: Path, prefix: str, chain: tuple[Path, ...]) -> JsonObject:
         if path in chain:
             raise ConfigError(f"{_short(path)}: extends itself through {_short(chain[-1])}; break the circle")
         return self._merge({}, _read_yaml(path), path, prefix, (*chain, path))
 
     def _merge(
-        self, into: dict[str, Any], layer: dict[str, Any], file: Path, prefix: str, chain: tuple[Path, ...]
-    ) -> dict[str, Any]:
+        self, into: JsonObject, layer: JsonObject, file: Path, prefix: str, chain: tuple[Path, ...]
+    ) -> JsonObject:
         layer = dict(layer)
         if (parent := layer.pop("extends", None)) is not None:
             into = _deep(into, self._resolve(_find(file, str(parent)), prefix, chain))
@@ -125,7 +126,7 @@ class Config:
 
     def _named(
         self, folder: str, value: str | list[str], file: Path, prefix: str, chain: tuple[Path, ...]
-    ) -> Any:
+    ) -> Json:
         if isinstance(value, str):
             return self._resolve(_find(file, f"../{folder}/{value}"), prefix, chain)
         keys = {name: name.rpartition("/")[2] for name in value}
@@ -147,18 +148,18 @@ class Config:
             value = self._value(key)
         return "default"
 
-    def _value(self, dotted: str) -> Any:
-        node: Any = self.data
+    def _value(self, dotted: str) -> Json:
+        node: Json = self.data
         for part in dotted.split(".") if dotted else ():
             node = node.get(part) if isinstance(node, dict) else None
         return node
 
-    def lay_over(self, key: str, layer: dict[str, Any], origin: str) -> None:
+    def lay_over(self, key: str, layer: JsonObject, origin: str) -> None:
         """Merge a mapping over the section `key`."""
         self.data[key] = _deep(dict(self.data.get(key) or {}), layer)
         self.origin |= dict.fromkeys(flatten(layer, f"{key}."), origin)
 
-    def derive(self, values: dict[str, Any], origin: str) -> None:
+    def derive(self, values: JsonObject, origin: str) -> None:
         """Set values that follow from another setting, but where this file itself or `--set` states them."""
         stated = {"--set", _short(self.path.resolve())}
         for key, value in values.items():
@@ -202,7 +203,7 @@ class Config:
             value = self._named(SECTIONS[parts[-1]], value, self.path.resolve(), f"{key}.", ())
         into[parts[-1]] = _with_sources(value, Path.cwd(), "--set") if parts[-1] == METRICS else value
 
-    def _explain(self, error: Any, model: type[BaseModel]) -> str:
+    def _explain(self, error: Json, model: type[BaseModel]) -> str:
         loc = [part for part in error["loc"]]
         dotted = ".".join(str(part) for part in loc if not _is_tag(part, self.data, loc))
         text = error["msg"].removeprefix("Value error, ")
@@ -243,7 +244,7 @@ def load(path: Path, model: type[M], overrides: list[str] | None = None) -> M:
     return Config.read(path, overrides).validate(model)
 
 
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(value: Json, prefix: str = "") -> JsonObject:
     """Return nested mappings as one: `{"a": {"b": 1}}` -> `{"a.b": 1}`."""
     if isinstance(value, dict) and value:
         return {k: v for key, child in value.items() for k, v in flatten(child, f"{prefix}{key}.").items()}
@@ -253,7 +254,7 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 class _Loader(yaml.CSafeLoader):  # seven times as fast as yaml.SafeLoader; a pipeline is 148 files
     """Safe YAML that reads 3e-5 as a number (YAML 1.1 wants 3.0e-5) and refuses a repeated key."""
 
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+    def construct_mapping(self, node: Json, deep: bool = False) -> dict[Json, Json]:
         seen = set()
         for key_node, _ in node.value:
             if key_node.value in seen:
@@ -265,13 +266,13 @@ class _Loader(yaml.CSafeLoader):  # seven times as fast as yaml.SafeLoader; a pi
         return super().construct_mapping(node, deep)
 
 
-def _construct_str(loader: _Loader, node: Any) -> Any:
+def _construct_str(loader: _Loader, node: Json) -> Json:
     value = loader.construct_scalar(node)
     is_plain = not node.style  # "" in libyaml, None in PyYAML: written without quotes
     return float(value) if is_plain and _is_number(value) else value
 
 
-def _construct_number(loader: _Loader, node: Any) -> Any:
+def _construct_number(loader: _Loader, node: Json) -> Json:
     """Refuse what YAML 1.1 reads as another number than a person does: `010` as 8, `1:30` as 90."""
     text = node.value
     if ":" in text or re.fullmatch(r"[-+]?0[0-9_]+", text):
@@ -289,7 +290,7 @@ for _kind in ("int", "float"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _construct_number)
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> JsonObject:
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader subclass
     except FileNotFoundError:
@@ -312,14 +313,14 @@ def _find(file: Path, reference: str) -> Path:
     return shipped if not beside.exists() and shipped.exists() else beside
 
 
-def _with_sources(value: Any, folder: Path, origin: str) -> Any:
+def _with_sources(value: Json, folder: Path, origin: str) -> Json:
     """Replace each `module:function` of a list by its name and the text of its file."""
     if not isinstance(value, list):
         return value
     return [_with_source(item, folder, origin) if isinstance(item, str) else item for item in value]
 
 
-def _with_source(name: str, folder: Path, origin: str) -> Any:
+def _with_source(name: str, folder: Path, origin: str) -> Json:
     module, colon, _ = name.partition(":")
     if not colon:
         return name
@@ -343,7 +344,7 @@ def _short(path: Path) -> str:
     return str(path)
 
 
-def _names(value: Any) -> bool:
+def _names(value: Json) -> bool:
     return isinstance(value, str) or (
         isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
     )
@@ -356,7 +357,7 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _deep(into: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
+def _deep(into: JsonObject, layer: JsonObject) -> JsonObject:
     for key, value in layer.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             _deep(into[key], value)
@@ -365,7 +366,7 @@ def _deep(into: dict[str, Any], layer: dict[str, Any]) -> dict[str, Any]:
     return into
 
 
-def _is_tag(part: Any, data: Any, loc: list[Any]) -> bool:
+def _is_tag(part: Json, data: Json, loc: list[Json]) -> bool:
     """Pydantic puts the discriminator of a union into `loc`; it is no key of the file."""
     node = data
     for step in loc[: loc.index(part)]:
@@ -373,7 +374,7 @@ def _is_tag(part: Any, data: Any, loc: list[Any]) -> bool:
     return isinstance(node, dict) and part not in node and part != loc[-1]
 
 
-def _fields_at(model: type[BaseModel], loc: list[Any]) -> set[str]:
+def _fields_at(model: type[BaseModel], loc: list[Json]) -> set[str]:
     models: list[type[BaseModel]] = [model]
     for part in loc:
         annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
@@ -381,7 +382,7 @@ def _fields_at(model: type[BaseModel], loc: list[Any]) -> set[str]:
     return {name for m in models for name in m.model_fields}
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def _models_in(annotation: Json) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):

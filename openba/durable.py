@@ -13,9 +13,9 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Any
 
 from openba.errors import UserError
+from openba.json_types import Json, JsonObject
 
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
@@ -34,17 +34,17 @@ def write_text(path: Path, text: str) -> None:
     sync(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Json) -> None:
     """Write a value as JSON, with `null` for numbers that are not finite; see `write_text`."""
     write_text(path, dumps(value))
 
 
-def dumps(value: Any) -> str:
+def dumps(value: Json) -> str:
     """Return standard JSON: NaN and infinity, which JSON does not have, become `null`."""
     return json.dumps(without_non_finite(value), allow_nan=False)
 
 
-def without_non_finite(value: Any) -> Any:
+def without_non_finite(value: Json) -> Json:
     """Return the JSON-like value with None in place of NaN and infinities."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -70,12 +70,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def signed(record: dict[str, Any]) -> dict[str, Any]:
+def signed(record: JsonObject) -> JsonObject:
     """Return a JSON record with the digest of all its other fields under `sha256`."""
     return {**record, "sha256": _digest_of_record(record)}
 
 
-def is_intact(record: Any) -> bool:
+def is_intact(record: Json) -> bool:
     """Return whether a record read back is what `signed` returned."""
     return isinstance(record, dict) and record.get("sha256") == _digest_of_record(record)
 
@@ -124,7 +124,7 @@ def error_number(error: BaseException) -> int | None:
     return int(match[1]) if match else None
 
 
-def _digest_of_record(record: dict[str, Any]) -> str:
+def _digest_of_record(record: JsonObject) -> str:
     body = {key: value for key, value in record.items() if key != "sha256"}
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from openba.json_types import JsonObject
 from openba.recipes.pipeline import GateConfig
 
 
@@ -18,13 +19,13 @@ from openba.recipes.pipeline import GateConfig
 class Evidence:
     """Facts of a trained model; None stands for what was not built."""
 
-    facts: dict[str, Any]
+    facts: JsonObject
     """Of the training step's manifest."""
     benchmarks: tuple[str, ...] = ()
     """Names that its evaluation declares."""
-    results: dict[str, Any] | None = None
+    results: JsonObject | None = None
     """Benchmark -> result, see `openba.evaluate.run.judged`."""
-    contamination: dict[str, Any] | None = None
+    contamination: JsonObject | None = None
     """Facts of the contamination step."""
     licences: dict[str, str] = field(default_factory=dict)
     """What it was trained on, and `weights` -> licence."""
@@ -40,11 +41,11 @@ class Against:
 
     version: str
     heldout_loss: float
-    benchmarks: list[dict[str, Any]] | None
+    benchmarks: list[JsonObject] | None
     """Rows of `openba.evaluate.compare`, champion first; None if one of the two evaluations is missing."""
 
 
-def stage_refusals(facts: dict[str, Any], max_heldout_loss: float | None) -> list[str]:
+def stage_refusals(facts: JsonObject, max_heldout_loss: float | None) -> list[str]:
     """Reasons why a training's output must not start the next step; empty if there are none.
 
     Args:
@@ -59,7 +60,7 @@ def stage_refusals(facts: dict[str, Any], max_heldout_loss: float | None) -> lis
     return []
 
 
-def evaluation_refusals(benchmarks: tuple[str, ...], results: dict[str, Any] | None) -> list[str]:
+def evaluation_refusals(benchmarks: tuple[str, ...], results: JsonObject | None) -> list[str]:
     """Reasons why an evaluation is not complete: a benchmark that is missing, or without a finite score.
 
     A model whose pipeline declares no evaluation has none to complete.
@@ -78,7 +79,7 @@ def evaluation_refusals(benchmarks: tuple[str, ...], results: dict[str, Any] | N
     return lines
 
 
-def _score_refusals(scores: dict[str, Any]) -> list[str]:
+def _score_refusals(scores: JsonObject) -> list[str]:
     """Reasons why scores cannot be compared: the first metric or its standard error is not finite.
 
     Models are compared by the first metric, so that a second one that is finite does not help.
@@ -153,7 +154,7 @@ def _worse(candidate: Evidence, against: Against, gate: GateConfig) -> Iterator[
             )
 
 
-def _gain(row: dict[str, Any]) -> float:
+def _gain(row: JsonObject) -> float:
     """Difference by which the candidate's score is better; of perplexity and the like less is better."""
     return -row["difference"] if row.get("lower_is_better") else row["difference"]
 

@@ -18,6 +18,7 @@ from openba.artifacts import Kind, Recipe, Step
 from openba.config import CONFIGS, Config, ConfigError
 from openba.data.sources import outside_state, task_state
 from openba.errors import UserError
+from openba.json_types import JsonObject
 from openba.recipes.checks import check_training
 from openba.recipes.data import (
     ContaminationRecipe,
@@ -208,9 +209,7 @@ class Pipeline:
             f"source-{name}", SOURCE, recipe, config, outside=self._outside(outside_state, source)
         )
 
-    def _outside(
-        self, state: Callable[[Any], dict[str, Any]], recipe: SourceRecipe | TaskRecipe
-    ) -> dict[str, Any]:
+    def _outside(self, state: Callable[[Any], JsonObject], recipe: SourceRecipe | TaskRecipe) -> JsonObject:
         try:
             return state(recipe)
         except UserError as error:
@@ -441,7 +440,7 @@ def _unique(walks: Iterator[Iterator[Step]] | Any) -> list[Step]:
     return list({step.name: step for walk in walks for step in walk}.values())
 
 
-def _content(path: str | None) -> dict[str, Any]:
+def _content(path: str | None) -> JsonObject:
     """Digest of a file given by path: a changed file is another fingerprint, a copied one is not."""
     if path is None:
         return {}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from openba.accounting.plan import plan_training
 from openba.artifacts import Store
 from openba.graph import Pipeline
+from openba.json_types import JsonObject
 from openba.recipes.data import TokenizerRecipe
 from openba.recipes.train import TrainStep, UL2Recipe
 from openba.tokenizer.pieces_openba import LOSSLESS, MODES, SENTINELS
@@ -15,12 +14,12 @@ MT5_IDS = 250_203
 """Ids in use with the mT5 file: 250,100 pieces, 100 sentinels, <R> <S> <X> (release)."""
 
 
-def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
+def plan(pipeline: Pipeline, store: Store) -> JsonObject:
     """Return every step with hit or miss, every training with its `plan_training`, and the totals."""
     vocab = _vocab(pipeline.config.tokenizer)
     steps = []
     for step in pipeline.wanted(None):
-        row: dict[str, Any] = {
+        row: JsonObject = {
             "name": step.name,
             "fingerprint": step.fingerprint,
             "state": "hit" if store.manifest(step) else "miss",
@@ -44,7 +43,7 @@ def plan(pipeline: Pipeline, store: Store) -> dict[str, Any]:
     }
 
 
-def _mixture(pipeline: Pipeline, store: Store) -> list[dict[str, Any]]:
+def _mixture(pipeline: Pipeline, store: Store) -> list[JsonObject]:
     """One row per group: share, tokens per part, epoch limit, and actual epochs once built."""
     recipe = pipeline.config.mixture
     built = store.manifest(pipeline.steps["mixture"])

@@ -17,6 +17,7 @@ from typing import Any
 from openba.artifacts import Step
 from openba.errors import UserError
 from openba.graph import Pipeline, find_pipeline
+from openba.json_types import JsonObject
 from openba.recipes.train import TrainStep
 
 MOST_TRIALS = 100
@@ -52,7 +53,7 @@ class Result:
     heldout: Sequence[Mapping[str, float]]
     """Every measurement of the training."""
 
-    def row(self) -> dict[str, Any]:
+    def row(self) -> JsonObject:
         """Return the JSON form."""
         return {
             "values": dict(self.trial.values),

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
+
+from openba.json_types import Json
 
 _MOST = 10**18
 _SCALE = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
@@ -20,7 +22,7 @@ WRITTEN = "written by a person"
 _NUMBER = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*([a-z]*)\s*$")
 
 
-def parse_count(value: Any, unit: str) -> int:
+def parse_count(value: Json, unit: str) -> int:
     """`"40B tokens"` -> 40_000_000_000. The unit word is required, so tokens are never read as steps."""
     if isinstance(value, bool) or not isinstance(value, str):
         raise ValueError(f"write the unit: '{value} {unit}'")
@@ -41,7 +43,7 @@ def parse_count(value: Any, unit: str) -> int:
     return int(amount)
 
 
-def parse_bytes(value: Any) -> int:
+def parse_bytes(value: Json) -> int:
     """`"4MiB"` -> 4194304. The unit is required."""
     match = _NUMBER.match(value) if isinstance(value, str) else None
     if match is None or match.group(2) not in _BYTES or match.group(3):
@@ -50,19 +52,19 @@ def parse_bytes(value: Any) -> int:
     return int(amount) if amount < _MOST else _MOST
 
 
-def _count(unit: str) -> Any:
-    def read(value: Any, info: ValidationInfo) -> int:
+def _count(unit: str) -> Json:
+    def read(value: Json, info: ValidationInfo) -> int:
         return value if _is_stored(value, info) else parse_count(value, unit)
 
     return BeforeValidator(read, json_schema_input_type=str | int)
 
 
-def _is_stored(value: Any, info: ValidationInfo) -> bool:
+def _is_stored(value: Json, info: ValidationInfo) -> bool:
     """Accept a plain int outside of YAML: a recipe from a manifest, whose field says the unit."""
     return type(value) is int and info.context != WRITTEN
 
 
-def _read_bytes(value: Any, info: ValidationInfo) -> int:
+def _read_bytes(value: Json, info: ValidationInfo) -> int:
     return int(value) if _is_stored(value, info) else parse_bytes(value)
 
 
@@ -80,7 +82,7 @@ class Budget(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _parse(cls, value: Any) -> Any:
+    def _parse(cls, value: Json) -> Json:
         if not isinstance(value, str):
             if not isinstance(value, dict | cls):
                 raise ValueError(f"write the unit: '{value} steps' or '{value} tokens'")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import pyarrow as pa
 
@@ -19,9 +18,10 @@ from openba.data.clean import corpus
 from openba.data.clean.passes import ATTEMPTS, Task, killed
 from openba.data.clean.shards import Plan
 from openba.errors import UserError
+from openba.json_types import JsonObject
 
 
-def build(build: Build) -> dict[str, Any]:
+def build(build: Build) -> JsonObject:
     """Step `clean` as `corpus.build` does it, on the cluster that this process is connected to."""
     return corpus.build(build, on_ray)
 

@@ -11,7 +11,6 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
@@ -19,12 +18,13 @@ from openba.artifacts import Build
 from openba.errors import UserError
 from openba.evaluate import run
 from openba.evaluate.shards import Job, Mapper, Worker
+from openba.json_types import JsonObject
 
 ATTEMPTS = 3
 """How often a shard is begun whose worker dies."""
 
 
-def build(build: Build) -> dict[str, Any]:
+def build(build: Build) -> JsonObject:
     """Step `evaluate-*` as `run.build` does it, on the cluster that this process is connected to."""
     return run.build(build, on_ray(build.runtime.evaluate.workers, build.runtime.device.kind == "cuda"))
 
@@ -70,7 +70,7 @@ def on_own_ray(workers: int) -> Mapper:
         import ray
 
         starts_ray = os.environ.get("RAY_ADDRESS") is None
-        about: dict[str, Any] = {"num_cpus": workers, "include_dashboard": False} if starts_ray else {}
+        about: JsonObject = {"num_cpus": workers, "include_dashboard": False} if starts_ray else {}
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and its progress are not the user's
         ray.init(
             address="local" if starts_ray else None, log_to_driver=False, logging_level=logging.ERROR, **about

@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import fsspec
 from mlflow.entities.model_registry import ModelVersion
@@ -22,6 +21,7 @@ from openba.errors import UserError
 from openba.evaluate.compare import compare_results
 from openba.gate import Against, Evidence
 from openba.graph import Model
+from openba.json_types import JsonObject
 from openba.recipes.data import SourceStep, TaskStep
 from openba.recipes.pipeline import GateConfig, PipelineConfig
 from openba.report.card import Made, model_card
@@ -96,11 +96,11 @@ class Witness:
                 rows = compare_results(theirs, (results, self.store.path(model.evaluation)))
         return Against(str(champion.version), _number(champion.tags.get(LOSS)), rows)
 
-    def _facts(self, step: Step | None) -> dict[str, Any] | None:
+    def _facts(self, step: Step | None) -> JsonObject | None:
         record = self.store.manifest(step) if step else None
         return record["facts"] if record else None
 
-    def _results(self, evaluation: Step | None) -> dict[str, Any] | None:
+    def _results(self, evaluation: Step | None) -> JsonObject | None:
         facts = self._facts(evaluation)
         return facts["benchmarks"] if facts else None
 
@@ -114,7 +114,7 @@ class Witness:
 
 
 @contextmanager
-def _evaluation(uri: str | None) -> Iterator[tuple[dict[str, Any], Path] | None]:
+def _evaluation(uri: str | None) -> Iterator[tuple[JsonObject, Path] | None]:
     """Results and folder of an evaluation in a store; None if it is not there any more."""
     if uri is None:
         yield None

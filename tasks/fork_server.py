@@ -27,8 +27,8 @@ import tempfile
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from openba.json_types import JsonObject
 from tasks.services import Service, die_with_parent
 
 PRELOADED = (
@@ -95,7 +95,7 @@ class _Connection:
     streams: list[int] = field(default_factory=list)
     child: int | None = None
 
-    def request(self) -> dict[str, Any] | None:
+    def request(self) -> JsonObject | None:
         """Return the whole request once all of it has come."""
         if len(self.received) < 8 or len(self.received) < 8 + int.from_bytes(self.received[:8], "big"):
             return None
@@ -120,7 +120,7 @@ class _Server:
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.selector.register(self.wakeup, selectors.EVENT_READ)
 
-    def serve(self) -> dict[str, Any]:
+    def serve(self) -> JsonObject:
         """Serve for ever in the server; return the request in each forked process."""
         while True:
             for key, _ in self.selector.select():
@@ -139,7 +139,7 @@ class _Server:
         self.connections.add(connection)
         self.selector.register(accepted, selectors.EVENT_READ, connection)
 
-    def _receive(self, connection: _Connection) -> dict[str, Any] | None:
+    def _receive(self, connection: _Connection) -> JsonObject | None:
         """Read from a client; fork once its request is complete. Returns the request in the child only."""
         try:
             data, streams, _, _ = socket.recv_fds(connection.socket, 1 << 20, 3)
@@ -204,7 +204,7 @@ class _Server:
         self.selector.close()
 
 
-def _run(request: dict[str, Any]) -> None:
+def _run(request: JsonObject) -> None:
     """Run the request's arguments as `python ARGUMENTS...` would."""
     os.chdir(request["folder"])
     os.environ.clear()

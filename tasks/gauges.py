@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from openba.accounting.energy import JOULES_PER_KWH, paper_energy
+from openba.json_types import JsonObject
 from openba.recipes.runtime import PipelineRuntime
 from openba.train.log import ATTEMPTS, EVENTS, HELDOUT, METRICS, last_rows, read_rows
 
@@ -86,17 +87,15 @@ def figures(folder: Path, runtime: PipelineRuntime) -> Iterator[Figure]:
     yield from _energy(attempts, row, runtime)
 
 
-def _losses(metric: str, row: dict[str, Any], names: dict[str, str]) -> Iterator[Figure]:
+def _losses(metric: str, row: JsonObject, names: dict[str, str]) -> Iterator[Figure]:
     yield from (
         Figure(metric, row[key], objective) for key, objective in names.items() if row.get(key) is not None
     )
 
 
-def _energy(
-    attempts: list[dict[str, Any]], last: dict[str, Any], runtime: PipelineRuntime
-) -> Iterator[Figure]:
+def _energy(attempts: list[JsonObject], last: JsonObject, runtime: PipelineRuntime) -> Iterator[Figure]:
     """Sum over all attempts; the running one has the seconds of its last row, by a clock that never jumps."""
-    running = {last["attempt"]: last["attempt_seconds"]}
+    running: dict[int, float] = {last["attempt"]: last["attempt_seconds"]}
     seconds = sum(row.get("seconds", running.get(number, 0.0)) for number, row in enumerate(attempts))
     hours = seconds * runtime.train.workers / 3600
     paper = paper_energy(hours, runtime.device.watts, runtime.pue, runtime.carbon_intensity)

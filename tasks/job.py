@@ -26,6 +26,7 @@ import psutil
 from openba import durable
 from openba.artifacts import Build
 from openba.errors import UserError, error_boundary
+from openba.json_types import JsonObject
 from openba.redact import protect_output, redact
 from openba.train.stopping import EXIT_PREEMPTED, REQUEST, Preempted
 from tasks.drain import DrainWatch, stand_on
@@ -81,7 +82,7 @@ def _process_began() -> float:
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_start
 
 
-def run_function(folder: Path, spec: dict[str, Any]) -> None:
+def run_function(folder: Path, spec: JsonObject) -> None:
     """Call the step's function with its Build; leave its facts if this process is the one to."""
     module, _, name = spec["function"].partition(":")
     build = Build(
@@ -99,7 +100,7 @@ def run_function(folder: Path, spec: dict[str, Any]) -> None:
         durable.write_record(folder / FACTS, {"facts": facts, "began": began, "ended": ended})
 
 
-def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
+def _run_gang(folder: Path, spec: JsonObject) -> None:
     """Run worker groups one after the other until one succeeds, or too many fail without progress.
 
     Ray's own count of failures is for the whole run and tries mistakes of the user again; this one starts
@@ -125,7 +126,7 @@ def _run_gang(folder: Path, spec: dict[str, Any]) -> None:
         raise Preempted(record["message"])
 
 
-def _try_gangs(folder: Path, spec: dict[str, Any], out: Path, failed: tuple[type[Exception], ...]) -> None:
+def _try_gangs(folder: Path, spec: JsonObject, out: Path, failed: tuple[type[Exception], ...]) -> None:
     stop = Event()
 
     def ask(number: int, frame: Any) -> None:
@@ -193,7 +194,7 @@ class Patience:
         return max(committed_steps(self.out / "checkpoints"), default=-1)
 
 
-def _trainer(folder: Path, spec: dict[str, Any], name: str) -> Any:
+def _trainer(folder: Path, spec: JsonObject, name: str) -> Any:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig

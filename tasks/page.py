@@ -26,6 +26,7 @@ from prefect.artifacts import (
 from prefect.context import FlowRunContext, TaskRunContext
 from prefect.exceptions import PrefectException
 
+from openba.json_types import JsonObject
 from openba.report.charts import loss_chart
 from openba.train.log import METRICS, last_rows, read_rows
 
@@ -74,7 +75,7 @@ class Page:
             lambda: create_image_artifact(drawn, self.key(training, "loss"), f"Training loss of {training}")
         )
 
-    def close(self, steps: list[dict[str, Any]], links: Mapping[str, str]) -> None:
+    def close(self, steps: list[JsonObject], links: Mapping[str, str]) -> None:
         """Write the table of all steps and the links, at the end of the run."""
         _show(lambda: create_table_artifact(steps, self.key("steps"), f"Steps of {self.pipeline}"))
         for label, where in links.items():

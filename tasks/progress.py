@@ -8,12 +8,13 @@ from __future__ import annotations
 import threading
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from openba.data.clean import progress as cleaning
+from openba.json_types import JsonObject
 from openba.train.log import METRICS, last_rows
 from openba.units import human, human_time
 
@@ -70,7 +71,7 @@ class ProgressView:
                 self._printed[name] = (time.monotonic(), moved.done)
                 self.console.print(f"      {name} {moved.done}/{moved.total}  {moved.note}")
 
-    def finish(self, name: str, state: str, record: dict[str, Any] | None = None) -> None:
+    def finish(self, name: str, state: str, record: JsonObject | None = None) -> None:
         """Show that a step is `built`, `cached`, `failed` or `stopped`."""
         with self._lock:
             if name in self._rows:
@@ -88,12 +89,12 @@ class ProgressView:
                 self.console.print(f"        {line}", markup=False, soft_wrap=True)
 
 
-def _warnings(record: dict[str, Any] | None) -> list[str]:
+def _warnings(record: JsonObject | None) -> list[str]:
     """Return what a step found that is probably a mistake, such as a task that asks every record the same."""
     return (record or {}).get("facts", {}).get("warnings", [])
 
 
-def _set_aside(record: dict[str, Any] | None) -> str:
+def _set_aside(record: JsonObject | None) -> str:
     """Print what could not be read of a source, also when the source is reused."""
     aside = (record or {}).get("facts", {}).get("quarantined")
     if not aside or not aside["first"]:

@@ -13,9 +13,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from openba.errors import UserError
+from openba.json_types import JsonObject
 
 Event = Literal["promoted", "restored", "superseded", "refused", "rejected", "rolled back"]
 """`promoted`: became champion by the gate or by a person. `restored`: became champion again by a rollback.
@@ -58,7 +59,7 @@ class PromotionLog:
                     time.sleep(0.1)
             yield
 
-    def rows(self, name: str) -> list[dict[str, Any]]:
+    def rows(self, name: str) -> list[JsonObject]:
         """Return the model's rows, oldest first.
 
         Raises:
@@ -93,7 +94,7 @@ class PromotionLog:
             file.flush()
             os.fsync(file.fileno())
 
-    def last(self, name: str, version: str, fingerprint: str) -> dict[str, Any] | None:
+    def last(self, name: str, version: str, fingerprint: str) -> JsonObject | None:
         """Return the newest row of a version.
 
         Rows are matched by fingerprint: version numbers start again at 1 after MLflow's database was lost.
@@ -107,7 +108,7 @@ class PromotionLog:
         return rows[-1] if rows else None
 
 
-def champions_before(rows: list[dict[str, Any]], present: str) -> list[str]:
+def champions_before(rows: list[JsonObject], present: str) -> list[str]:
     """Versions that were champion before the present one, the newest first, without those taken back since.
 
     Promotions and rollbacks are replayed as a stack.
@@ -125,6 +126,6 @@ def champions_before(rows: list[dict[str, Any]], present: str) -> list[str]:
     return stack[stack.index(present) - 1 :: -1] if present in stack[1:] else []
 
 
-def _event_of_older_row(row: dict[str, Any]) -> Event:
+def _event_of_older_row(row: JsonObject) -> Event:
     """Version 0.1 wrote only what became champion."""
     return "restored" if str(row["reason"]).startswith("rollback from") else "promoted"

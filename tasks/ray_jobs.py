@@ -23,6 +23,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from openba import durable
 from openba.artifacts import Build, Step
 from openba.errors import UserError
+from openba.json_types import JsonObject
 from openba.redact import redact
 from openba.train.log import ATTEMPTS
 from openba.train.stopping import REQUEST
@@ -68,7 +69,7 @@ class RayJobs:
         self.flow_run = flow_run
         # A head that this run has started uses this interpreter; a cluster's image has another.
         self.python = python or shlex.quote(sys.executable if head.embedded else "python")
-        self.runtime_env: dict[str, Any] = {"env_vars": environment}
+        self.runtime_env: JsonObject = {"env_vars": environment}
         if python is not None:
             self.runtime_env["py_executable"] = python
         self.running: dict[str, Path] = {}
@@ -208,7 +209,7 @@ class RayJobs:
         return f"Ray job {job} ended as {status.value}: {reason} (whole log: {log})"
 
 
-def _spec(step: Step, build: Build) -> dict[str, Any]:
+def _spec(step: Step, build: Build) -> JsonObject:
     kind = kind_of(step, build.runtime)
     return {
         "function": kind.function,

@@ -14,7 +14,6 @@ import warnings
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import fsspec
 import mlflow
@@ -27,6 +26,7 @@ from openba.artifacts import MANIFEST, Store
 from openba.errors import UserError
 from openba.gate import champion_refusals, not_compared
 from openba.graph import Model, Pipeline
+from openba.json_types import JsonObject
 from openba.recipes.pipeline import GateConfig
 from tasks import serve_model
 from tasks.evidence import Witness
@@ -209,7 +209,7 @@ class Registry:
         versions = self.client.search_model_versions(f"name='{name}'")
         return next((str(v.version) for v in versions if v.tags.get(FINGERPRINT) == fingerprint), None)
 
-    def _create(self, model: Model, record: dict[str, Any]) -> str:
+    def _create(self, model: Model, record: JsonObject) -> str:
         assert model.register_as is not None
         files = {name: entry for name, entry in record["files"].items() if name.startswith("model/")}
         pointer = {"uri": self.store.uri(model.training), "files": files}

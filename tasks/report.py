@@ -9,9 +9,9 @@ import platform
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 from openba.config import CONFIGS
+from openba.json_types import JsonObject
 from openba.redact import redact, redact_values
 from openba.report.ablation import ablation_csv
 from openba.report.collect import collect
@@ -67,12 +67,12 @@ def _ray_link(session: Session) -> str:
     return session.ray.dashboard
 
 
-def _registry_row(row: Registration) -> dict[str, Any]:
+def _registry_row(row: Registration) -> JsonObject:
     values = dataclasses.asdict(row)
     return values | {"alias": values.pop("aliases")}
 
 
-def _git() -> dict[str, Any] | None:
+def _git() -> JsonObject | None:
     """Return commit and state of the checkout, of an image the commit that it was built from, else None."""
     if commit := os.environ.get("OPENBA_COMMIT"):
         return {"commit": commit, "dirty": False}

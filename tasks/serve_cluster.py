@@ -10,12 +10,12 @@ import os
 import re
 import time
 from dataclasses import asdict
-from typing import Any
 
 from ray.dashboard.modules.serve.sdk import ServeSubmissionClient
 
 from openba.errors import UserError, one_line
 from openba.home import Home
+from openba.json_types import JsonObject
 from openba.redact import has_credentials
 from openba.serve.limits import Limits
 from tasks.serve import LOOPBACK, Source
@@ -52,7 +52,7 @@ def deploy(
     _check_address(present, host, port)
     source = Source(asked, home)  # a mistake in it is told here
     registry = home.tracking_uri
-    settings: dict[str, Any] = {
+    settings: JsonObject = {
         "asked": str(source.folder.resolve()) if source.folder else asked,
         "home": str(home.root),
         "registry": None if has_credentials(registry) else registry,
@@ -72,7 +72,7 @@ def deploy(
     print(f"{asked} on http://{host}:{port} of {client.get_address()}'s cluster, {replicas} replica(s)")
 
 
-def _cluster() -> tuple[ServeSubmissionClient, dict[str, Any]]:
+def _cluster() -> tuple[ServeSubmissionClient, JsonObject]:
     """Return the cluster, and what Serve does there."""
     address = os.environ.get("RAY_ADDRESS")
     if not address:
@@ -84,7 +84,7 @@ def _cluster() -> tuple[ServeSubmissionClient, dict[str, Any]]:
         raise UserError(f"RAY_ADDRESS={address}: {one_line(error)}") from None
 
 
-def _config(present: dict[str, Any], settings: dict[str, Any] | None) -> dict[str, Any]:
+def _config(present: JsonObject, settings: JsonObject | None) -> JsonObject:
     """All applications of the cluster, ours with these settings or not at all."""
     others = [
         application_details["deployed_app_config"]
@@ -102,7 +102,7 @@ def _config(present: dict[str, Any], settings: dict[str, Any] | None) -> dict[st
     return {"applications": [*others, ours]}
 
 
-def _check_address(present: dict[str, Any], host: str, port: int) -> None:
+def _check_address(present: JsonObject, host: str, port: int) -> None:
     running = present.get("http_options") or {}
     there = running.get("host"), running.get("port")
     if present["applications"] and there != (host, port):
@@ -112,7 +112,7 @@ def _check_address(present: dict[str, Any], host: str, port: int) -> None:
         )
 
 
-def _wait(client: ServeSubmissionClient, before: dict[str, Any]) -> None:
+def _wait(client: ServeSubmissionClient, before: JsonObject) -> None:
     end = time.monotonic() + _SECONDS_TO_START
     while True:
         application_details = client.get_serve_details()["applications"].get(NAME, {})
@@ -124,7 +124,7 @@ def _wait(client: ServeSubmissionClient, before: dict[str, Any]) -> None:
         time.sleep(_POLL_SECONDS)
 
 
-def _reason(application: dict[str, Any]) -> str:
+def _reason(application: JsonObject) -> str:
     """Return the line of a user's mistake in what Serve tells, else its first line."""
     deployments = application.get("deployments") or {}
     messages = [

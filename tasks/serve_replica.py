@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 from pydantic import BaseModel
@@ -18,6 +17,7 @@ from starlette.applications import Starlette
 
 from openba.errors import UserError
 from openba.home import Home
+from openba.json_types import JsonObject
 from openba.redact import protect_output
 from openba.serve.app import Application
 from openba.serve.limits import Limits
@@ -83,7 +83,7 @@ def key() -> str | None:
     return os.environ.get("OPENBA_API_KEY") or None
 
 
-def application(settings_json: dict[str, Any]) -> serve.Application:
+def application(settings_json: JsonObject) -> serve.Application:
     """Return the deployment; Serve calls it on the cluster with `Settings` as JSON.
 
     Raises:

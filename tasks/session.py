@@ -20,6 +20,7 @@ from openba.artifacts import Build, Step, materialize
 from openba.errors import UserError
 from openba.graph import Pipeline
 from openba.home import Home
+from openba.json_types import JsonObject
 from openba.recipes.runtime import RunnerName
 from openba.recipes.train import TrainStep
 from tasks.fork_server import ForkServer
@@ -132,7 +133,7 @@ class Session:
         if self.fork_server is not None:
             self.fork_server.stop()
 
-    def build(self, step: Step) -> dict[str, Any]:
+    def build(self, step: Step) -> JsonObject:
         """Reuse or build a step, mirrored to MLflow and the console; returns its manifest."""
         if (record := self.store.manifest(step)) is not None:
             self.tracker.mirror(step, record, self.store)
@@ -141,7 +142,7 @@ class Session:
         with self._places if self._is_job(step) else nullcontext():
             return self._build_anew(step)
 
-    def _build_anew(self, step: Step) -> dict[str, Any]:
+    def _build_anew(self, step: Step) -> JsonObject:
         self._check_stop()
         run = self.tracker.begin(step)
         self._building.add(step.key)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from openba.artifacts import Step, Store
+from openba.json_types import JsonObject
 from openba.redact import redact
 from openba.train.log import read_rows
 
@@ -34,13 +35,13 @@ class Tracker(Protocol):
     def begin(self, step: Step) -> TrackedRun:
         """Open the step's run; a step that is retried or resumed goes on in its own."""
 
-    def finish(self, run: Any, step: Step, record: dict[str, Any], store: Store) -> None:
+    def finish(self, run: Any, step: Step, record: JsonObject, store: Store) -> None:
         """Note a complete step, with its manifest; `run` is what `begin` returned."""
 
     def end(self, run: Any, status: str, folder: Path) -> None:
         """Note a step that was not completed: FAILED or KILLED. Raises nothing."""
 
-    def mirror(self, step: Step, record: dict[str, Any], store: Store) -> None:
+    def mirror(self, step: Step, record: JsonObject, store: Store) -> None:
         """Make sure that a step that was complete already has a finished run."""
 
     def links(self) -> dict[str, str]:
@@ -81,7 +82,7 @@ class JsonLinesTracker:
         rows = read_rows(path) if path.exists() else []
         self._finished = {row["fingerprint"] for row in rows if row["event"] == "finished"}
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: JsonObject) -> None:
         """Write a row with the time and this run's pipeline and flow run."""
         line = json.dumps({"time": time.time(), **self._constants, **row}, ensure_ascii=False)
         with self._lock, self.path.open("a", encoding="utf-8") as file:
@@ -93,7 +94,7 @@ class JsonLinesTracker:
         run.write("begun", inputs={key: parent.key for key, parent in step.inputs.items()})
         return run
 
-    def finish(self, run: JsonLinesRun, step: Step, record: dict[str, Any], store: Store) -> None:
+    def finish(self, run: JsonLinesRun, step: Step, record: JsonObject, store: Store) -> None:
         """Append the facts and the output's address."""
         run.write("finished", facts=record["facts"], seconds=record["seconds"], uri=redact(store.uri(step)))
         self._finished.add(step.fingerprint)
@@ -102,7 +103,7 @@ class JsonLinesTracker:
         """Append the status and the folder of the unfinished output."""
         run.write("ended", status=status, folder=str(folder))
 
-    def mirror(self, step: Step, record: dict[str, Any], store: Store) -> None:
+    def mirror(self, step: Step, record: JsonObject, store: Store) -> None:
         """Append a finished run, unless the file has one of this fingerprint."""
         if step.fingerprint not in self._finished:
             self.finish(JsonLinesRun(self, step), step, record, store)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from mlflow.entities import LifecycleStage, Metric, Param, Run, RunStatus, RunTag
 from mlflow.exceptions import MlflowException
@@ -26,6 +26,7 @@ from openba.artifacts import Step, Store
 from openba.config import flatten
 from openba.errors import UserError
 from openba.home import Home
+from openba.json_types import JsonObject
 from openba.redact import redact
 from openba.train.log import HELDOUT, METRICS, RATES, NewRows, last_rows
 from tasks import nodes
@@ -171,7 +172,7 @@ class Tracking:
             return {"MLflow experiment": f"{self.uri}{page}"}
         return {"MLflow experiment": f"http://127.0.0.1:5000{page}  (start it with: openba ui)"}
 
-    def finish(self, run: StepRun, step: Step, record: dict[str, Any], store: Store) -> None:
+    def finish(self, run: StepRun, step: Step, record: JsonObject, store: Store) -> None:
         """Ship what is left and mark the run FINISHED.
 
         The step is complete without it: if the server stays away, the next flow that meets the step does this
@@ -191,7 +192,7 @@ class Tracking:
         except (UserError, MlflowException) as error:
             _log.warning("%s", error)
 
-    def mirror(self, step: Step, record: dict[str, Any], store: Store) -> None:
+    def mirror(self, step: Step, record: JsonObject, store: Store) -> None:
         """Make sure that a complete step has a finished run, as after a lost tracking database."""
         run = self._runs.get(step.fingerprint)
         if run is None or run.info.status != "FINISHED":
@@ -325,7 +326,7 @@ class StepRun:
             files[path] = (nodes.NAMES[0], {key: f"system/{path.stem}/{key}" for key in nodes.NAMES})
         return files
 
-    def _unsent(self, path: Path, marker: str, names: dict[str, str]) -> list[dict[str, Any]] | None:
+    def _unsent(self, path: Path, marker: str, names: dict[str, str]) -> list[JsonObject] | None:
         """Rows that MLflow does not have; None if it has a row that is not in the file."""
         if path not in self._sent:
             history = self.client.get_metric_history(self.run_id, names[marker]) if marker in names else []
@@ -343,7 +344,7 @@ class StepRun:
             return new if again == sent.rows else None
         return new if not again else None
 
-    def _send(self, path: Path, rows: list[dict[str, Any]], marker: str, names: dict[str, str]) -> None:
+    def _send(self, path: Path, rows: list[JsonObject], marker: str, names: dict[str, str]) -> None:
         metrics = [
             Metric(names[key], row[key], _milliseconds(row), row["step"])
             for row in rows
@@ -368,7 +369,7 @@ class StepRun:
         self._sent = {}
         self._names = set()
 
-    def finish(self, step: Step, record: dict[str, Any], store: Store) -> None:
+    def finish(self, step: Step, record: JsonObject, store: Store) -> None:
         """Log the facts and the output's address; mark the run FINISHED."""
         now = int(record["finished"] * 1000)  # said twice, it is the same
         numbers = {k: v for k, v in flatten(record["facts"]).items() if type(v) in (int, float)}
@@ -398,7 +399,7 @@ class StepRun:
             self._next_link = time.monotonic() + _SECONDS_AFTER_FAILURE
 
 
-def _milliseconds(row: dict[str, Any]) -> int:
+def _milliseconds(row: JsonObject) -> int:
     return int(row.get("time", time.time()) * 1000)
 
 

@@ -6,7 +6,8 @@ Owns the rules. What a file or `--set` states itself stays as it is stated.
 from __future__ import annotations
 
 import math
-from typing import Any
+
+from openba.json_types import JsonObject
 
 HEAD = 64
 """Channels of an attention head, and of width for each decoder layer."""
@@ -19,7 +20,7 @@ REFERENCE_RATE = 1e-3
 _LARGEST_BATCH = 1024
 
 
-def dialled(size: int, tokens_per_parameter: float) -> dict[str, Any]:
+def dialled(size: int, tokens_per_parameter: float) -> JsonObject:
     """Dotted key -> value of every setting that follows from `size`, the number of decoder layers.
 
     The rules:
@@ -37,7 +38,7 @@ def dialled(size: int, tokens_per_parameter: float) -> dict[str, Any]:
     tokens = tokens_per_parameter * (12 * encoders + 16 * size) * width**2
     batch = min(_LARGEST_BATCH, 2 ** round(math.log2(32 * (width / REFERENCE_WIDTH) ** (4 / 3))))
     rate = REFERENCE_RATE * (REFERENCE_WIDTH / width) ** 0.5
-    values: dict[str, Any] = {
+    values: JsonObject = {
         "model.decoder_layers": size,
         "model.encoder_layers": encoders,
         "model.d_model": width,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from openba.artifacts import Recipe
+from openba.json_types import JsonObject
 from openba.recipes.data import CleanRecipe, MixtureRecipe, SourceRecipe, TaskRecipe, TokenizerRecipe
 from openba.recipes.evaluate import BenchmarkRecipe, Metric
 from openba.recipes.model import ModelRecipe
@@ -105,7 +106,7 @@ class ExpertsConfig(Recipe):
     None: there are no experts."""
     start: str | None = None
     """The stage that experts are fine-tuned from; none: the last one."""
-    train: dict[str, Any] = Field(default_factory=dict)
+    train: JsonObject = Field(default_factory=dict)
     """Laid over every expert's `train`, such as a smaller budget."""
 
 

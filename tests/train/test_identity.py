@@ -73,6 +73,29 @@ def test_fault_25_other_data_is_refused(
         check(record, identity(step(), inputs(data, tokenizer_folder)), Path("step"), allowed=False)
 
 
+def test_the_kept_weights_that_a_run_starts_from_are_part_of_its_identity(
+    mixture_folder: Path, tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    for folder in ("model", "steps/4"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "model.safetensors").write_bytes(folder.encode())
+    given = inputs(mixture_folder, tokenizer_folder) | {"start": tmp_path}
+    end, kept = step(), step().model_copy(update={"start_step": 4})
+    assert list(identity(end, given)["inputs"]["start"]) == ["model/model.safetensors"]
+    before = identity(kept, given)
+    assert list(before["inputs"]["start"]) == ["steps/4/model.safetensors"]
+    (tmp_path / "steps/4/model.safetensors").write_bytes(b"other")
+    assert identity(kept, given) != before
+
+
+def test_another_part_of_the_mixture_is_refused(
+    record: dict[str, Any], mixture_folder: Path, tokenizer_folder: Path
+) -> None:
+    now = identity(step().model_copy(update={"part": "stage2"}), inputs(mixture_folder, tokenizer_folder))
+    with pytest.raises(UserError, match="part: stage1 -> stage2"):
+        check(record, now, Path("step"), allowed=False)
+
+
 def test_fault_25_another_tokenizer_is_refused(
     record: dict[str, Any], mixture_folder: Path, tokenizer_folder: Path, tmp_path: Path
 ) -> None:
