@@ -80,12 +80,12 @@ def is_intact(record: Json) -> bool:
     return isinstance(record, dict) and record.get("sha256") == _digest_of_record(record)
 
 
-def write_record(path: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: dict[str, Json]) -> None:
     """Write a record as JSON with a digest of itself, see `write_json` and `read_record`."""
     write_json(path, signed(json.loads(dumps(record))))
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: Path) -> dict[str, Json] | None:
     """Return a record that `write_record` wrote, without its digest; None if it is missing or damaged."""
     try:
         record = json.loads(path.read_bytes())
