@@ -59,7 +59,8 @@ def _run(batch: pa.Table, task: Task, plan: Plan, numbers: list[int]) -> pa.Tabl
     """Return a failure as a row: Ray Data wraps exceptions and loses their attributes."""
     rows = []
     for shard_index in batch["id"].to_pylist():
-        error, number = "", 0
+        error = ""
+        number = 0
         try:
             if not plan.folder.is_dir():
                 raise UserError(
@@ -69,6 +70,7 @@ def _run(batch: pa.Table, task: Task, plan: Plan, numbers: list[int]) -> pa.Tabl
         except UserError as failure:
             error = str(failure)
         except OSError as failure:
-            error, number = failure.strerror or str(failure), failure.errno or errno.EIO
+            error = failure.strerror or str(failure)
+            number = failure.errno or errno.EIO
         rows.append({"number": numbers[shard_index], "error": error, "errno": number})
     return pa.Table.from_pylist(rows)

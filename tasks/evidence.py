@@ -26,7 +26,8 @@ from openba.recipes.data import SourceStep, TaskStep
 from openba.recipes.pipeline import GateConfig, PipelineConfig
 from openba.report.card import Made, model_card
 
-LOSS, EVALUATION = "openba.heldout_loss", "openba.evaluation"
+LOSS = "openba.heldout_loss"
+EVALUATION = "openba.evaluation"
 """Tags of a version: what a later candidate is compared with."""
 
 

@@ -144,7 +144,8 @@ class _Server:
         try:
             data, streams, _, _ = socket.recv_fds(connection.socket, 1 << 20, 3)
         except OSError:
-            data, streams = b"", []
+            data = b""
+            streams = []
         connection.streams += streams
         connection.received += data
         if not data:  # the client has been killed

@@ -33,7 +33,10 @@ from tasks.drain import DrainWatch, stand_on
 from tasks.gauges import Gauges
 from tasks.nodes import NodeMeter
 
-SPEC, FACTS, ERROR, STOPPED = "spec.json", "facts.json", "error.json", "stopped.json"
+SPEC = "spec.json"
+FACTS = "facts.json"
+ERROR = "error.json"
+STOPPED = "stopped.json"
 PROCESS = "process.json"
 _TRACEBACK = ".traceback"
 _DETERMINISTIC = (
@@ -64,7 +67,7 @@ def main() -> None:
         sys.exit(1)
 
 
-def _read_spec(folder: Path) -> dict[str, Any]:
+def _read_spec(folder: Path) -> JsonObject:
     """Return the specification of the job, as `ray_jobs.py` wrote it.
 
     Raises:
@@ -177,7 +180,9 @@ class Patience:
     """Limit of failures in a row without a new checkpoint, after which no worker group is started."""
 
     def __init__(self, out: Path, failures: int) -> None:
-        self.out, self.allowed, self.failures = out, failures, 0
+        self.out = out
+        self.allowed = failures
+        self.failures = 0
         self.reached = self._newest()
         """Step of the newest committed checkpoint; -1 if there is none."""
 
@@ -201,7 +206,8 @@ def _trainer(folder: Path, spec: JsonObject, name: str) -> Any:
 
     from tasks.process_group import NodeTorchConfig
 
-    train, on_gpu = spec["runtime"]["train"], spec["runtime"]["device"]["kind"] == "cuda"
+    train = spec["runtime"]["train"]
+    on_gpu = spec["runtime"]["device"]["kind"] == "cuda"
     return TorchTrainer(
         _worker,
         train_loop_config={"folder": str(folder), "spec": spec},
@@ -215,7 +221,7 @@ def _trainer(folder: Path, spec: JsonObject, name: str) -> Any:
     )
 
 
-def _worker(config: dict[str, Any]) -> None:
+def _worker(config: JsonObject) -> None:
     """Train on one rank. Ray has made the process group; DeepSpeed finds the ranks in the environment.
 
     Ray pickles this function by value, since the job's module is `__main__`; a decorator that holds a
@@ -225,7 +231,7 @@ def _worker(config: dict[str, Any]) -> None:
         _run_rank(Path(config["folder"]), config["spec"])
 
 
-def _run_rank(folder: Path, spec: dict[str, Any]) -> None:
+def _run_rank(folder: Path, spec: JsonObject) -> None:
     from ray.train import get_context
     from ray.util import get_node_ip_address
 

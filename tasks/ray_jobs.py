@@ -95,7 +95,8 @@ class RayJobs:
         watch()
         if status is not JobStatus.SUCCEEDED or not (folder / FACTS).exists():
             raise UserError(f"{step.name}: {self._reason(job, folder, status)}")
-        process, facts = durable.read_record(folder / PROCESS), durable.read_record(folder / FACTS)
+        process = durable.read_record(folder / PROCESS)
+        facts = durable.read_record(folder / FACTS)
         shutil.rmtree(folder)
         if process is None or facts is None:
             raise UserError(f"{step.name}: what its job left in {folder} was damaged on the disk; run again")
@@ -141,7 +142,8 @@ class RayJobs:
             self._stop()
 
     def _stop(self) -> None:
-        jobs, warned_jobs = dict(self.running), set[str]()
+        jobs = dict(self.running)
+        warned_jobs = set[str]()
         for out in jobs.values():
             if (out / ATTEMPTS).exists():
                 (out / REQUEST).touch()
@@ -195,10 +197,15 @@ class RayJobs:
         for name in (ERROR, STOPPED):
             if (record := durable.read_record(folder / name)) is not None:
                 return str(record["message"])
-        log, printed, message, code = folder / "job.log", "", "", None
+        log = folder / "job.log"
+        printed = ""
+        message = ""
+        code: int | None = None
         with suppress(OSError, RuntimeError):  # the node that had it is gone
-            details, printed = self.client.get_job_info(job), self.client.get_job_logs(job)
-            message, code = " ".join((details.message or "").split()), details.driver_exit_code
+            details = self.client.get_job_info(job)
+            printed = self.client.get_job_logs(job)
+            message = " ".join((details.message or "").split())
+            code = details.driver_exit_code
         with suppress(OSError):  # a full disk may be why it failed
             log.write_text(printed)
         # Not a ruler such as ===== or a lone bracket, with which many tools end what they print.

@@ -35,7 +35,8 @@ from tasks.tracking import FINGERPRINT, Tracking, one_line_errors
 
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for 300 bytes
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a version
-CANDIDATE, CHAMPION = "candidate", "champion"
+CANDIDATE = "candidate"
+CHAMPION = "champion"
 URI = "openba.uri"
 """Tag of a version: the address of its output in the store."""
 _ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
@@ -53,7 +54,8 @@ _SIGNATURE = ModelSignature(
 )
 
 
-STATE, REASON = "openba.state", "openba.reason"
+STATE = "openba.state"
+REASON = "openba.reason"
 """Tags of a version: the newest event of the promotion log, and why."""
 
 

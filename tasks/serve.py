@@ -112,7 +112,8 @@ class Source:
                 pointer = json.loads(
                     (Path(folder) / "artifacts" / "pointer.json").read_text(encoding="utf-8")
                 )
-                uri, files = pointer["uri"], pointer["files"]
+                uri = pointer["uri"]
+                files = pointer["files"]
             except (MlflowException, OSError, ValueError, KeyError, TypeError) as error:
                 raise UserError(f"{address}: no readable pointer.json: {one_line(error)}") from None
         with fetched(uri, files) as output:

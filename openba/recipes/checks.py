@@ -30,7 +30,8 @@ def data_parallel_workers(runtime: PipelineRuntime) -> int:
     Raises:
         UserError: the workers cannot be divided into tensor-parallel groups.
     """
-    workers, tensor_parallel = runtime.train.workers, runtime.tensor_parallel
+    workers = runtime.train.workers
+    tensor_parallel = runtime.tensor_parallel
     if workers % tensor_parallel:
         raise UserError(
             f"runtime.train.workers: {workers} is not a multiple of runtime.tensor_parallel "

@@ -34,7 +34,8 @@ def dialled(size: int, tokens_per_parameter: float) -> JsonObject:
         budgets, in padded tokens: Stage I `tokens_per_parameter` for each parameter of the layers, Stage II a
             tenth and Stage III half of that.
     """
-    width, encoders = HEAD * size, max(1, round(size / 3))
+    width = HEAD * size
+    encoders = max(1, round(size / 3))
     tokens = tokens_per_parameter * (12 * encoders + 16 * size) * width**2
     batch = min(_LARGEST_BATCH, 2 ** round(math.log2(32 * (width / REFERENCE_WIDTH) ** (4 / 3))))
     rate = REFERENCE_RATE * (REFERENCE_WIDTH / width) ** 0.5
