@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict
 from openba import durable
 from openba.config import flatten
 from openba.errors import UserError
-from openba.json_types import JsonObject
+from openba.json_types import Json, JsonObject
 
 MANIFEST = "manifest.json"
 
@@ -75,7 +75,7 @@ class Kind:
     resumable: bool = False
     scratch: tuple[str, ...] = ()
 
-    def load(self) -> Callable[[Build], Mapping[str, Any] | None]:
+    def load(self) -> Callable[[Build], Mapping[str, Json] | None]:
         """Import the function."""
         module, _, name = self.function.partition(":")
         return getattr(importlib.import_module(module), name)
@@ -89,7 +89,7 @@ class Step:
     kind: Kind
     recipe: Recipe
     inputs: Mapping[str, Step] = field(default_factory=dict)
-    outside: Mapping[str, Any] = field(default_factory=dict)  # state of files no step has made
+    outside: Mapping[str, Json] = field(default_factory=dict)  # state of files no step has made
     config: str = ""  # where the recipe stands in the pipeline's config, for `openba show`
 
     @cached_property
@@ -291,7 +291,7 @@ def _copy_durably(source: Path, target: Path, names: list[str]) -> None:
 
 
 @contextmanager
-def fetched(uri: str, files: Mapping[str, Mapping[str, Any]]) -> Iterator[Path]:
+def fetched(uri: str, files: Mapping[str, Mapping[str, Json]]) -> Iterator[Path]:
     """Provide a local directory with these files of an output, each checked against its digest.
 
     Of a remote store it is a copy, which is gone after the block.
@@ -327,7 +327,7 @@ def _check_is_below(uri: str, name: str) -> None:
         raise UserError(f"{uri}: file name {name!r} leads out of its folder; do not trust who wrote it")
 
 
-def _check(uri: str, local: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def _check(uri: str, local: Path, files: Mapping[str, Mapping[str, Json]]) -> None:
     for name, entry in files.items():
         try:
             digest = _digest_of_state(local / name)
@@ -361,11 +361,11 @@ def drift(step: Step, store: Store) -> dict[str, tuple[Any, Any]]:
     return {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
 
 
-Runner = Callable[[Step, Build], Mapping[str, Any] | None]
+Runner = Callable[[Step, Build], Mapping[str, Json] | None]
 """Runs a step's function where its kind belongs and returns its facts."""
 
 
-def run_here(step: Step, build: Build) -> Mapping[str, Any] | None:
+def run_here(step: Step, build: Build) -> Mapping[str, Json] | None:
     """Call the function in this process: the plainest runner."""
     return step.kind.load()(build)
 

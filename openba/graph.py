@@ -6,19 +6,19 @@ version) of files outside the store; it builds nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from openba import durable
 from openba.artifacts import Kind, Recipe, Step
 from openba.config import CONFIGS, Config, ConfigError
 from openba.data.sources import outside_state, task_state
 from openba.errors import UserError
-from openba.json_types import JsonObject
+from openba.json_types import Json, JsonObject
 from openba.recipes.checks import check_training
 from openba.recipes.data import (
     ContaminationRecipe,
@@ -195,7 +195,13 @@ class Pipeline:
         return _unique(step.walk() for step in ends)
 
     def _add(
-        self, name: str, kind: Kind, recipe: Recipe, config: str, outside: Any = None, **inputs: Step
+        self,
+        name: str,
+        kind: Kind,
+        recipe: Recipe,
+        config: str,
+        outside: Json = None,
+        **inputs: Step,
     ) -> Step:
         step = Step(name, kind, recipe, inputs, outside or {}, config)
         existing_step = self.steps.get(name)
@@ -277,7 +283,7 @@ class Pipeline:
         tasks: Mapping[str, TaskRecipe],
         config: str,
         lengths: TrainRecipe,
-        over_long: Any,
+        over_long: Literal["drop", "truncate"],
         shares: dict[str, float] | None,
         parts: dict[str, dict[str, float]],
     ) -> Step:
@@ -397,14 +403,14 @@ class Pipeline:
     def _evaluate(
         self,
         name: str,
-        benchmarks: Any,
+        benchmarks: Mapping[str, BenchmarkRecipe],
         lengths: TrainRecipe,
         config: str,
-        prefix: Any = "S",
+        prefix: Literal["R", "S", "X"] = "S",
         kept_step: int | None = None,
     ) -> None:
         length = lengths.encoder_length
-        recipe = EvaluateStep(benchmarks=benchmarks, encoder_length=length, prefix=prefix, at=kept_step)
+        recipe = EvaluateStep(benchmarks=dict(benchmarks), encoder_length=length, prefix=prefix, at=kept_step)
         tasks = {
             f"task-{key}": self._task(key, b.task, f"{config}.{key}.task") for key, b in benchmarks.items()
         }
@@ -436,7 +442,7 @@ def evaluation_name(model: str, prefix: str = "S", kept_step: int | None = None)
     return f"evaluate-{model}{mode}{'' if kept_step is None else f'-at-{kept_step}'}"
 
 
-def _unique(walks: Iterator[Iterator[Step]] | Any) -> list[Step]:
+def _unique(walks: Iterable[Iterator[Step]]) -> list[Step]:
     return list({step.name: step for walk in walks for step in walk}.values())
 
 
