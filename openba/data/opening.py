@@ -13,7 +13,7 @@ import io
 import lzma
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import charset_normalizer
 import pyarrow as pa
@@ -55,15 +55,15 @@ def archive(path: Path) -> str | None:
     return _kind_of(path, _ARCHIVES)
 
 
-def decompressed(path: Path) -> BinaryIO:
+def decompressed(path: Path) -> io.BufferedReader:
     """Open a file for reading what it holds, decompressed."""
     kind = compression(path)
     if kind == "gzip":
-        return cast(BinaryIO, gzip.open(path))
+        return cast(io.BufferedReader, gzip.open(path))
     if kind == "bzip2":
-        return cast(BinaryIO, bz2.open(path))
+        return cast(io.BufferedReader, bz2.open(path))
     if kind == "xz":
-        return cast(BinaryIO, lzma.open(path))
+        return cast(io.BufferedReader, lzma.open(path))
     if kind in ("zstd", "lz4"):
         return io.BufferedReader(_ArrowStream(path, kind))
     return path.open("rb")
@@ -115,7 +115,8 @@ class Utf8Stream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer with UTF-8; 0 at the end."""
         while not self._ready and not self._is_at_end:
-            chunk = self._file.read(_CHUNK)
+            # read1, since read discards what precedes the end of a file that is cut off.
+            chunk = self._file.read1(_CHUNK)
             self._is_at_end = not chunk
             self._ready = chunk if self._decoder is None else self._decoded(chunk)
         count = min(len(buffer), len(self._ready))

@@ -76,6 +76,8 @@ def test_compression_is_seen_by_name_or_by_the_first_bytes(kind: str, is_named: 
     (tmp_path / name).write_bytes(compressed[: len(compressed) * 2 // 3])
     rows, told = read(adapter="jsonl", path=str(tmp_path))
     assert len(rows) < len(records)
+    if kind in ("gz", "xz"):  # lines before the end of a file that is cut off are read
+        assert len(rows) > 100
     assert told
     assert "broken" in told[-1].reason
 
