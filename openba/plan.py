@@ -7,7 +7,7 @@ from openba.artifacts import Store
 from openba.graph import Pipeline
 from openba.json_types import JsonObject
 from openba.recipes.data import TokenizerRecipe
-from openba.recipes.train import TrainStep, UL2Recipe
+from openba.recipes.train import TrainStep, WindowsRecipe
 from openba.tokenizer.pieces_openba import LOSSLESS, MODES, SENTINELS
 
 MT5_IDS = 250_203
@@ -27,7 +27,7 @@ def plan(pipeline: Pipeline, store: Store) -> JsonObject:
         if isinstance(step.recipe, TrainStep):
             row["training"] = plan_training(step.recipe, pipeline.runtime(step), vocab)
             data = step.recipe.train.data
-            row["clipped"] = data.clipped if isinstance(data, UL2Recipe) else []
+            row["clipped"] = data.clipped if isinstance(data, WindowsRecipe) else []
         steps.append(row)
     trainings = [row["training"] for row in steps if "training" in row]
     keys = ("tokens", "steps", "flops", "flops_hardware_padded", "gpu_hours", "wall_hours", "kwh", "tco2eq")

@@ -28,7 +28,8 @@ from openba.data.instruct import Pairs
 from openba.data.store import TokenStore
 from openba.graph import Pipeline, find_pipeline
 from openba.home import Home
-from openba.model.model import IGNORE, OpenBAModel
+from openba.model.loss import IGNORE
+from openba.model.model import OpenBAModel
 from openba.recipes.train import UL2Recipe
 from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.batches import HELDOUT_SEED, Batch, DenoisedSamples, PairSamples, Samples, collate
@@ -173,7 +174,7 @@ def losses_and_hits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         loss = model(batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
         counts = (batch.labels != IGNORE).sum(1)
         rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        hits = torch.zeros(len(counts)).index_add_(0, rows, model.each[1])
+        hits = torch.zeros(len(counts)).index_add_(0, rows, model.token_scores[1])
         return loss, hits == counts
     out = model(
         input_ids=batch.encoder_ids,

@@ -19,7 +19,8 @@ from benchmarks.timing import medians
 from openba.config import load
 from openba.graph import find_config
 from openba.model.decoding import greedy
-from openba.model.model import IGNORE, OpenBAModel
+from openba.model.loss import IGNORE
+from openba.model.model import OpenBAModel
 from openba.model.rows import first
 from openba.recipes.architecture import Architecture
 from openba.recipes.model import ModelRecipe
@@ -127,7 +128,7 @@ def stage1_batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Random ids with the lengths that Table 3's denoisers give 568 tokens."""
     recipe = load(find_config("pretrain", "stage1"), TrainRecipe)
     assert isinstance(recipe.data, UL2Recipe)
-    sizes = [d.longest(recipe.data.length, recipe.data.s_length) for d in recipe.data.denoisers]
+    sizes = [size for c in recipe.data.corruptions() for size in c.sizes(recipe.data.length)]
     random = torch.Generator().manual_seed(0)
 
     def side(lengths: list[int], width: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,8 @@ from benchmarks.model.speed import SHAPE, stage1_batch
 from benchmarks.timing import medians
 from benchmarks.train import sharing, stages
 from benchmarks.train.padding import padding_figures
-from openba.model.model import IGNORE, OpenBAModel
+from openba.model.loss import IGNORE
+from openba.model.model import OpenBAModel
 from openba.recipes.architecture import Architecture
 from tests.harness import gangs
 

@@ -15,11 +15,13 @@ from benchmarks.model.speed import SHAPE
 from openba.accounting.flops import train_flops, useful_train_flops
 from openba.config import load
 from openba.graph import find_config
-from openba.model.model import IGNORE, OpenBAModel
+from openba.model.loss import IGNORE
+from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe
 from openba.recipes.train import TrainRecipe, UL2Recipe
 from openba.tokenizer.tokenizer import Tokenizer
-from openba.train.batches import Batch, TrainingBatches, training_samples
+from openba.train.batches import Batch, TrainingBatches
+from openba.train.objectives import training_samples
 
 VOCAB = 250_368
 _WORKERS, _MICRO = 2, 4
@@ -36,7 +38,7 @@ def _padded_share(train: TrainRecipe) -> Figure:
     """At full size, every row padded to 570/380."""
     model = load(find_config("model", "openba-15b"), ModelRecipe)
     assert isinstance(train.data, UL2Recipe)
-    sizes = np.array([d.longest(train.data.length, train.data.s_length) for d in train.data.denoisers])
+    sizes = np.array([size for c in train.data.corruptions() for size in c.sizes(train.data.length)])
     useful = useful_train_flops(model, VOCAB, sizes[:, 0].tolist(), sizes[:, 1].tolist())
     whole = len(sizes) * train_flops(model, VOCAB, train.encoder_length, train.decoder_length)
     return Figure("train/useful_flops_padded", 100 * useful / whole, "%")

@@ -1,4 +1,4 @@
-"""What training costs: FLOPs and parameters, memory, energy and carbon, before and after a run.
+"""Costs of training: FLOPs and parameters, memory, energy and carbon, before and after a run.
 
 Pure arithmetic on recipes, but for `energy.EnergyMeter`, which reads the machine's own counters, and
 `estimate.estimated`, which asks codecarbon.

@@ -41,7 +41,7 @@ ROWS = (
 
 
 def difference(row: Row) -> float:
-    """How far the computed figures are outside what rounds to the printed ones: 0 where they round to them.
+    """Distance of the computed figures from what rounds to the printed ones: 0 where they round to them.
 
     In the unit of the figure (MWh or t), the larger of the two.
     """

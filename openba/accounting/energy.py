@@ -32,7 +32,7 @@ class Carbon(NamedTuple):
 
 
 class TrainFacts(TypedDict):
-    """What `cost` needs to know of a finished training step, as the step's facts have it."""
+    """Facts of a finished training step that `cost` reads."""
 
     flops: float
     """The model's, at padded lengths."""
@@ -222,8 +222,9 @@ class EnergyMeter:
 
 
 def _total(counters: list[Counter]) -> float | None:
-    known = [counter.joules for counter in counters if counter.joules is not None]
-    return sum(known) if known and len(known) == len(counters) else None
+    # A sum that leaves a device out would look like a small one: then there is no figure.
+    readings = [counter.joules for counter in counters if counter.joules is not None]
+    return sum(readings) if readings and len(readings) == len(counters) else None
 
 
 def _rapl_counters(powercap: Path) -> list[Counter]:

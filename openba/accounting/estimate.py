@@ -38,5 +38,6 @@ def estimated(country: str, pue: float) -> Iterator[dict[str, float | None]]:
         yield figures
     finally:
         tracker.stop()
-        found = tracker.final_emissions_data
-        figures |= {"kwh": float(found.energy_consumed), "kgco2eq": float(found.emissions)}
+        # Read after the end: codecarbon's own thread updates it until then.
+        emissions = tracker.final_emissions_data
+        figures |= {"kwh": float(emissions.energy_consumed), "kgco2eq": float(emissions.emissions)}

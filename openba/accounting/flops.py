@@ -12,7 +12,7 @@ import numpy as np
 
 from openba.recipes.architecture import Recompute
 from openba.recipes.model import ModelRecipe
-from openba.recipes.train import InstructionRecipe, TrainStep, UL2Recipe
+from openba.recipes.train import TrainStep, WindowsRecipe
 
 TRAIN_PER_FORWARD = 3
 """The backward pass multiplies each product's output gradient with both of its operands."""
@@ -26,25 +26,31 @@ def parameters(model: ModelRecipe, vocab: int) -> dict[str, int]:
     (LayerNorm, attention biases, tied, head bias, 250,368 rows) sums to 14,567,703,040, half the
     bytes of the published fp16 weights.
     """
-    d, attention_width = model.d_model, model.num_heads * model.kv_channels
-    attention = 4 * d * attention_width + model.attention_bias * (3 * attention_width + d)
+    d = model.d_model
+    attention_width = model.num_heads * model.kv_channels
+    # q, k, v and o; biases on q, k, v and the output in the release's form only.
+    attention_weights = 4 * d * attention_width + model.attention_bias * (3 * attention_width + d)
     feed_forward = 3 * d * model.ffn_inner
-    rows = model.padded_vocab(vocab)
+    vocab_rows = model.padded_vocab(vocab)
     # Encoder block: before attention and before the MLP. Decoder: one more, for cross-attention.
     # The paper's sandwich adds one behind each attention; each stack ends with a norm.
-    norms = (2 + model.sandwich) * model.encoder_layers + (3 + 2 * model.sandwich) * model.decoder_layers + 2
+    norm_count = (
+        (2 + model.sandwich) * model.encoder_layers + (3 + 2 * model.sandwich) * model.decoder_layers + 2
+    )
     return {
-        "embedding": rows * d,
-        "encoder": model.encoder_layers * (attention + feed_forward),
-        "decoder": model.decoder_layers * (2 * attention + feed_forward),
-        "norms": norms * d * (2 if model.norm == "layernorm" else 1),
-        "head": (0 if model.tie_embeddings else rows * d) + model.head_bias * rows,
+        "embedding": vocab_rows * d,
+        "encoder": model.encoder_layers * (attention_weights + feed_forward),
+        "decoder": model.decoder_layers * (2 * attention_weights + feed_forward),
+        "norms": norm_count * d * (2 if model.norm == "layernorm" else 1),
+        "head": (0 if model.tie_embeddings else vocab_rows * d) + model.head_bias * vocab_rows,
     }
 
 
 def forward_flops(model: ModelRecipe, vocab: int, encoder_length: int, decoder_length: int) -> dict[str, int]:
     """Forward FLOPs of one sequence by part: encoder, decoder, head. Lengths in tokens."""
-    s, t = encoder_length, decoder_length
+    # One sequence: the sums of squares and products are those of its two lengths.
+    s = encoder_length
+    t = decoder_length
     return _forward(model, vocab, s, t, s * s, t * t, s * t)
 
 
@@ -73,21 +79,19 @@ def useful_run_flops(step: TrainStep, vocab: int, recompute: Recompute) -> tuple
     Lengths of denoised samples follow from the recipe (paper Table 3), those of pairs from the data.
     """
     data = step.train.data
-    if isinstance(data, InstructionRecipe):
+    if not isinstance(data, WindowsRecipe):
         return None
-    kinds = (
-        [denoiser.sizes(data.length, data.s_length) for denoiser in data.denoisers]
-        if isinstance(data, UL2Recipe)
-        else [[data.longest]]
-    )
-    samples = step.train.steps * step.train.batch
-    model, more = 0.0, 0.0
-    for sizes in kinds:
+    kind_sizes = [corruption.sizes(data.length) for corruption in data.corruptions()]
+    # Kinds are drawn uniformly per sample, and sizes within a kind are equally likely.
+    sample_count = step.train.steps * step.train.batch
+    useful_flops = 0.0
+    recomputed = 0.0
+    for sizes in kind_sizes:
         sources, targets = ([size[side] for size in sizes] for side in (0, 1))
-        share = samples / len(kinds) / len(sizes)
-        model += share * useful_train_flops(step.model, vocab, sources, targets)
-        more += share * recomputed_flops(step.model, vocab, sources, targets, recompute)
-    return model, model + more
+        share = sample_count / len(kind_sizes) / len(sizes)
+        useful_flops += share * useful_train_flops(step.model, vocab, sources, targets)
+        recomputed += share * recomputed_flops(step.model, vocab, sources, targets, recompute)
+    return useful_flops, useful_flops + recomputed
 
 
 def useful_train_flops(
@@ -104,7 +108,8 @@ def useful_train_flops(
     Raises:
         ValueError: the two have different lengths.
     """
-    s, t = np.asarray(encoder_lengths, np.int64), np.asarray(decoder_lengths, np.int64)
+    s = np.asarray(encoder_lengths, np.int64)
+    t = np.asarray(decoder_lengths, np.int64)
     if s.shape != t.shape:
         raise ValueError(f"{s.size} encoder lengths but {t.size} decoder lengths")
     # The count is linear in s, t, s^2, t^2 and st, so their sums replace a loop over sequences.
@@ -128,23 +133,29 @@ def recomputed_flops(
 
     Args: as `useful_train_flops`.
     """
-    s, t = np.asarray(encoder_lengths, np.int64), np.asarray(decoder_lengths, np.int64)
+    s = np.asarray(encoder_lengths, np.int64)
+    t = np.asarray(decoder_lengths, np.int64)
     ss, tt, st = (int(moment.sum()) for moment in (s * s, t * t, s * t))
     width = model.num_heads * model.kv_channels
     attention = 4 * width * (model.encoder_layers * ss + model.decoder_layers * (tt + st))
-    again = {"attention": attention, "none": 0, "selective": 0}
+    extra_attention = {"attention": attention, "none": 0, "selective": 0}
+    # Recomputation by parts touches attention at most.
     if recompute != "full":
-        return attention // 2 + again[recompute]
-    sources, targets = int(s.sum()), int(t.sum())
-    forward = _forward(model, vocab, sources, targets, ss, tt, st)
-    tokens = model.encoder_layers * sources + model.decoder_layers * targets
+        return attention // 2 + extra_attention[recompute]
+    source_tokens = int(s.sum())
+    target_tokens = int(t.sum())
+    forward = _forward(model, vocab, source_tokens, target_tokens, ss, tt, st)
+    block_tokens = model.encoder_layers * source_tokens + model.decoder_layers * target_tokens
     # torch stops when it has what the backward pass needs, and nobody needs a block's output.
-    last = 2 * tokens * model.d_model * model.ffn_inner
-    return attention // 2 + forward["encoder"] + forward["decoder"] - last
+    last_products = 2 * block_tokens * model.d_model * model.ffn_inner
+    return attention // 2 + forward["encoder"] + forward["decoder"] - last_products
 
 
 def _forward(model: ModelRecipe, vocab: int, s: int, t: int, ss: int, tt: int, st: int) -> dict[str, int]:
-    d, a, f = model.d_model, model.num_heads * model.kv_channels, model.ffn_inner
+    # Letters of the formula: model width, attention width, feed-forward width; s source, t target tokens.
+    d = model.d_model
+    a = model.num_heads * model.kv_channels
+    f = model.ffn_inner
     encoder = 8 * s * d * a + 4 * ss * a + 6 * s * d * f  # q, k, v, o; scores and values; SwiGLU
     self_attention = 8 * t * d * a + 4 * tt * a
     cross_attention = 4 * t * d * a + 4 * s * d * a + 4 * st * a  # q, o on t; k, v on s

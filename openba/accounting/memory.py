@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from openba.model.logit_slices import slice_tokens
 from openba.recipes.architecture import Recompute
 from openba.recipes.model import ModelRecipe
 
 Precision = Literal["fp32", "bf16", "fp16"]
-SLICE_ELEMENTS, SLICE_TOKENS = {"cpu": 2**22, "cuda": 2**27}, 64
-"""As in `openba.model.loss`, whose import would cost a second."""
 _WIDTH: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 
@@ -33,10 +32,11 @@ def state_bytes(
     divides the optimizer from stage 1, gradients from 2, parameters from 3, over the data-parallel
     group; tensor parallelism divides all of it, the embedding too.
     """
-    width = _WIDTH[precision]
+    # ZeRO shares the optimiser's state first, then gradients, then weights.
+    weight_width = _WIDTH[precision]
     bytes_each = {
-        "parameters": (width, 3),
-        "gradients": (4 if fp32_gradients else width, 2),
+        "parameters": (weight_width, 3),
+        "gradients": (4 if fp32_gradients else weight_width, 2),
         "optimizer": (_optimizer_width(precision), 1),
     }
     state = {
@@ -73,22 +73,26 @@ def activation_bytes(
 
     Tensor parallelism divides A, f and the scores, and leaves d whole (no sequence parallelism).
     """
-    s, t, width = encoder_length, decoder_length, _WIDTH[precision]
-    blocks = model.encoder_layers * s + model.decoder_layers * t
+    s = encoder_length
+    t = decoder_length
+    element_width = _WIDTH[precision]
+    block_tokens = model.encoder_layers * s + model.decoder_layers * t
+    # Each block's input alone, of the model's width.
     if recompute == "full":
-        return micro_batch * width * model.d_model * blocks
+        return micro_batch * element_width * model.d_model * block_tokens
     cross_tokens = model.decoder_layers * t
-    narrow = (5 + model.sandwich) * blocks + (2 + model.sandwich) * cross_tokens
+    narrow_tensors = (5 + model.sandwich) * block_tokens + (2 + model.sandwich) * cross_tokens
     if recompute == "selective":
-        narrow = 3 * blocks + cross_tokens
+        narrow_tensors = 3 * block_tokens + cross_tokens
     attention_width = model.num_heads * model.kv_channels
-    wide = attention_width * (4 * blocks + 2 * cross_tokens + 2 * model.decoder_layers * s)
-    wide += (2 if recompute == "selective" else 3) * model.ffn_inner * blocks
-    held = width * (narrow * model.d_model + wide / tensor_parallel)
+    wide_elements = attention_width * (4 * block_tokens + 2 * cross_tokens + 2 * model.decoder_layers * s)
+    wide_elements += (2 if recompute == "selective" else 3) * model.ffn_inner * block_tokens
+    held_bytes = element_width * (narrow_tensors * model.d_model + wide_elements / tensor_parallel)
+    # Scores grow with the square of the length; all else grows with the length.
     if recompute == "none":
-        scores = model.encoder_layers * s * s + model.decoder_layers * (t * t + t * s)
-        held += (2 * width + 1) * model.num_heads * scores / tensor_parallel
-    return round(micro_batch * held)
+        score_elements = model.encoder_layers * s * s + model.decoder_layers * (t * t + t * s)
+        held_bytes += (2 * element_width + 1) * model.num_heads * score_elements / tensor_parallel
+    return round(micro_batch * held_bytes)
 
 
 def logits_bytes(
@@ -101,8 +105,8 @@ def logits_bytes(
     precision: Precision = "bf16",
 ) -> int:
     """Peak of a loss that is not fused with the head: logits, their fp32 log-softmax and its gradient."""
-    rows = model.padded_vocab(vocab) // tensor_parallel
-    return micro_batch * decoder_length * rows * (_WIDTH[precision] + 8)
+    vocab_rows = model.padded_vocab(vocab) // tensor_parallel
+    return micro_batch * decoder_length * vocab_rows * (_WIDTH[precision] + 8)
 
 
 def loss_bytes(
@@ -119,9 +123,10 @@ def loss_bytes(
 
     Logits of a slice of tokens in fp32 and twice in the weights' precision, and the head's gradient in fp32.
     """
-    rows = model.padded_vocab(vocab) // tensor_parallel
-    tokens = min(micro_batch * decoder_length, max(SLICE_TOKENS, SLICE_ELEMENTS[device] // rows))
-    return rows * (tokens * (4 + 2 * _WIDTH[precision]) + 4 * model.d_model)
+    # The slices of `openba.model.loss`; tensor parallelism divides the words, not the tokens.
+    vocab_rows = model.padded_vocab(vocab) // tensor_parallel
+    slice_length = min(micro_batch * decoder_length, slice_tokens(vocab_rows, device))
+    return vocab_rows * (slice_length * (4 + 2 * _WIDTH[precision]) + 4 * model.d_model)
 
 
 def checkpoint_bytes(parameters: int) -> int:

@@ -1,4 +1,4 @@
-"""What a training run will take, before any device is touched: `openba plan`.
+"""Plan of a training run, before any device is touched: `openba plan`.
 
 Pure functions of recipe and runtime. Utilisation is the runtime file's figure, so hours and energy
 are as good as that figure; FLOPs, steps and model state are exact.
@@ -31,7 +31,7 @@ class ZeroMemory(TypedDict):
 
 
 class TrainingPlan(TypedDict):
-    """What one training step takes."""
+    """Needs of one training step."""
 
     parameters: int
     tokens: int
@@ -70,23 +70,26 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
     Raises:
         UserError: the runtime cannot run it, see `check_training`.
     """
-    train, device = recipe.train, runtime.device
+    train = recipe.train
+    device = runtime.device
+    # The same checks as at the start of a run: a plan of what cannot run is worth nothing.
     check_training(train, runtime)
-    count = sum(parameters(recipe.model, vocab).values())
-    flops = run_flops(recipe, vocab)
-    gpu_hours = flops / (device.peak_tflops * 1e12 * device.utilisation) / 3600
+    parameter_count = sum(parameters(recipe.model, vocab).values())
+    padded_flops = run_flops(recipe, vocab)
+    # Padded FLOPs at the runtime's utilisation, which is measured the same way: as the paper counts.
+    gpu_hours = padded_flops / (device.peak_tflops * 1e12 * device.utilisation) / 3600
     carbon = paper_energy(gpu_hours, device.watts, runtime.pue, runtime.carbon_intensity)
-    memory = _memory(recipe, runtime, vocab, count)
+    memory = _memory(recipe, runtime, vocab, parameter_count)
     recompute = runtime.train.recompute
-    useful = useful_run_flops(recipe, vocab, recompute)
+    useful_flops = useful_run_flops(recipe, vocab, recompute)
     return {
-        "parameters": count,
+        "parameters": parameter_count,
         "tokens": train.steps * train.tokens_per_step,
         "steps": train.steps,
-        "flops": flops,
+        "flops": padded_flops,
         "flops_hardware_padded": run_hardware_flops(recipe, vocab, recompute),
-        "flops_useful": useful and useful[0],
-        "flops_hardware": useful and useful[1],
+        "flops_useful": useful_flops and useful_flops[0],
+        "flops_hardware": useful_flops and useful_flops[1],
         "workers": runtime.train.workers,
         "gpu_hours": gpu_hours,
         "wall_hours": gpu_hours / runtime.train.workers,
@@ -99,13 +102,15 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
         "recompute": runtime.train.recompute,
         "device_memory": device.memory,
         "fits": any(stage["fits"] for stage in memory if stage["chosen"]),
-        "checkpoint_bytes": checkpoint_bytes(count),
+        "checkpoint_bytes": checkpoint_bytes(parameter_count),
     }
 
 
 def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int) -> list[ZeroMemory]:
-    train, gang, tensor_parallel = recipe.train, runtime.train, runtime.tensor_parallel
-    activations = activation_bytes(
+    train = recipe.train
+    gang = runtime.train
+    tensor_parallel = runtime.tensor_parallel
+    activation_total = activation_bytes(
         recipe.model,
         train.encoder_length,
         train.decoder_length,
@@ -115,7 +120,7 @@ def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int)
         # The attention kernels keep no scores, so there is nothing to be saved by computing them again.
         recompute="attention" if gang.recompute == "none" else gang.recompute,
     )
-    logits = loss_bytes(
+    loss_total = loss_bytes(
         recipe.model,
         vocab,
         train.decoder_length,
@@ -124,9 +129,10 @@ def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int)
         tensor_parallel=tensor_parallel,
         precision=train.precision,
     )
-    rows: list[ZeroMemory] = []
+    stage_rows: list[ZeroMemory] = []
+    # All stages, so that a reader sees which would fit; training itself has 1 to 3.
     for stage in (0, 1, 2, 3):
-        state = state_bytes(
+        state_total = state_bytes(
             count,
             zero_stage=stage,
             data_parallel=data_parallel_workers(runtime),
@@ -134,16 +140,16 @@ def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int)
             precision=train.precision,
             fp32_gradients=train.precision == "bf16",  # as `openba.train.engine` accumulates them
         )["total"]
-        total = state + activations + logits
-        rows.append(
+        total_bytes = state_total + activation_total + loss_total
+        stage_rows.append(
             {
                 "zero_stage": stage,
-                "state": state,
-                "activations": activations,
-                "logits": logits,
-                "total": total,
-                "fits": total <= runtime.device.memory,
+                "state": state_total,
+                "activations": activation_total,
+                "logits": loss_total,
+                "total": total_bytes,
+                "fits": total_bytes <= runtime.device.memory,
                 "chosen": stage == gang.zero_stage,
             }
         )
-    return rows
+    return stage_rows

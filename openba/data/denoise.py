@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit, types
 
-from openba.recipes.train import PrefixRecipe, UL2Recipe
+from openba.recipes.train import WindowsRecipe
 from openba.tokenizer.tokenizer import Tokenizer
 
 _WORDS, _UINT = types.Array(types.uint64, 1, "C"), types.uint64
@@ -252,7 +252,7 @@ class Denoised:
 class Denoising:
     """An objective ready to use: Table 3's denoisers, or Stage II's prefix form, for one tokenizer."""
 
-    def __init__(self, recipe: UL2Recipe | PrefixRecipe, tokenizer: Tokenizer, ignore: int) -> None:
+    def __init__(self, recipe: WindowsRecipe, tokenizer: Tokenizer, ignore: int) -> None:
         """Args: `ignore` pads the labels."""
         self.length, self.widths = recipe.length, recipe.longest
         self.table = _table(recipe, tokenizer)
@@ -298,18 +298,14 @@ class Denoising:
         return lengths
 
 
-def _table(recipe: UL2Recipe | PrefixRecipe, tokenizer: Tokenizer) -> np.ndarray:
+def _table(recipe: WindowsRecipe, tokenizer: Tokenizer) -> np.ndarray:
     """A row a denoiser, int64 `[D, 6]`.
 
     Columns: the mode's id, masked tokens, spans, 1 if the masked tokens are drawn from 1 to that many,
     1 if </s> ends the labels, 1 if kept tokens may follow the last masked one.
     """
-    if isinstance(recipe, PrefixRecipe):
-        return np.array([[tokenizer.mode("S"), recipe.masked, 1, 0, int(recipe.closed), 0]], np.int64)
-    rows = []
-    for denoiser in recipe.denoisers:
-        masked, spans = denoiser.masked(recipe.length), denoiser.spans(recipe.length)
-        uniform = denoiser.mode == "S" and recipe.s_length == "uniform"
-        anywhere = denoiser.mode != "S" and recipe.spans == "anywhere"
-        rows.append([tokenizer.mode(denoiser.mode), masked, spans, int(uniform), 1, int(anywhere)])
+    rows = [
+        (tokenizer.mode(c.mode), c.masked, c.spans, c.draws_fewer, c.is_closed, c.ends_anywhere)
+        for c in recipe.corruptions()
+    ]
     return np.array(rows, np.int64)

@@ -120,7 +120,7 @@ def scores(
     ids, _ = pad([[*start, *target] for _, target in rows], device)
     session = Session(model, list(distinct), ids.shape[1])
     if which != list(range(len(distinct))):
-        session.attention.keep(torch.tensor(which, device=device))
+        session.select_rows(torch.tensor(which, device=device))
     hidden = session.advance(ids)[:, len(start) - 1 :]
     labels, real = pad(targets, device)
     told = torch.zeros(labels.shape, device=device)

@@ -1,61 +1,62 @@
 """Blocks and stacks: how sublayers, norms and residuals are joined (paper section 3.2).
 
-Owns the order of a block and nothing of where keys and values come from: a decoder block asks the attention
-that it is handed, which is full attention in training (`FullAttention`), a cache when decoding.
+Owns the order of a block, and nothing of the source of keys and values: a decoder block asks the attention
+that it is handed, which covers all positions in training (`FullAttention`) and reads a cache in decoding.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor, device, nn
 from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from openba.model.attention import attend, attention_for
+from openba.model.kernels import kernels_for
+from openba.model.layers import MLP, CrossAttention, SelfAttention, make_norm, make_output_norm
+from openba.model.rows import Rows
 from openba.recipes.architecture import Architecture
-
-from .attention import attend
-from .functions import PRODUCT
-from .layers import MLP, CrossAttention, SelfAttention, make_norm, make_out_norm
-from .rows import Rows
 
 
 class DecoderAttention(Protocol):
-    """Where a decoder block's queries look. All tensors are `[tokens, heads, kv]`."""
+    """Source of keys and values for decoder blocks. All tensors are `[tokens, heads, kv]`."""
 
-    def own(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attend to this side's tokens up to each query's own."""
+    def attend_self(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend to the decoder's tokens up to each query's position."""
         ...
 
-    def cross(self, layer: int, query: Tensor, projection: CrossAttention) -> Tensor:
+    def attend_cross(self, layer_index: int, query: Tensor, projection: CrossAttention) -> Tensor:
         """Attend to the encoder's output, which `projection` turns into keys and values."""
         ...
 
 
 class FullAttention:
-    """All positions at once: training and scoring."""
+    """Attention over all positions at once, for training and scoring."""
 
     def __init__(
         self,
-        rows: Rows,
-        encoded: Tensor,
-        memory: Rows,
+        target_rows: Rows,
+        encoder_output: Tensor,
+        source_rows: Rows,
         dropout: float,
-        stream: int | None = None,
+        dropout_stream: int | None = None,
         recompute: bool = False,
     ) -> None:
-        """Rows of queries and of the encoder's output `encoded`; the others are `attend`'s."""
-        self.rows, self.encoded, self.memory = rows, encoded, memory
-        self.options: dict[str, Any] = {"dropout": dropout, "stream": stream, "recompute": recompute}
+        """Take the layouts of queries and of the encoder's output; the rest is as in `attend`."""
+        self.target_rows = target_rows
+        self.encoder_output = encoder_output
+        self.source_rows = source_rows
+        self.attend = partial(attend, dropout=dropout, dropout_stream=dropout_stream, recompute=recompute)
 
-    def own(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Causal attention within each row."""
-        return attend(query, key, value, self.rows, self.rows, causal=True, **self.options)
+    def attend_self(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend causally within each row."""
+        return self.attend(query, key, value, self.target_rows, self.target_rows, causal=True)
 
-    def cross(self, layer: int, query: Tensor, projection: CrossAttention) -> Tensor:
-        """Attention to the row's encoder tokens."""
-        key, value = projection.memory(self.encoded)
-        return attend(query, key, value, self.rows, self.memory, **self.options)
+    def attend_cross(self, layer_index: int, query: Tensor, projection: CrossAttention) -> Tensor:
+        """Attend to the row's encoder tokens."""
+        key, value = projection.memory(self.encoder_output)
+        return self.attend(query, key, value, self.target_rows, self.source_rows)
 
 
 class EncoderBlock(nn.Module):
@@ -63,27 +64,31 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.input_layernorm, self.self_attn = make_norm(architecture), SelfAttention(architecture)
-        self.self_attn_norm = make_out_norm(architecture)
-        self.post_attn_layernorm, self.mlp = make_norm(architecture), MLP(architecture)
-        self.dropout, self.attention_dropout = (
-            nn.Dropout(architecture.hidden_dropout),
-            architecture.attention_dropout,
-        )
+        self.input_layernorm = make_norm(architecture)
+        self.self_attn = SelfAttention(architecture)
+        self.self_attn_norm = make_output_norm(architecture)
+        self.post_attn_layernorm = make_norm(architecture)
+        self.mlp = MLP(architecture)
+        self.dropout = nn.Dropout(architecture.hidden_dropout)
+        self.attention_dropout = architecture.attention_dropout
         self.recompute_attention = False
-        self.stream: int | None = None
+        self.dropout_stream: int | None = None
 
-    def forward(self, x: Tensor, rotary: Tensor, rows: Rows) -> Tensor:
+    def forward(self, hidden_states: Tensor, rotary_angles: Tensor, rows: Rows) -> Tensor:
         """`[tokens, hidden]` to the same."""
-        query, key, value = self.self_attn.project(self.input_layernorm(x), rotary)
-        dropout = self.attention_dropout if self.training else 0.0
-        options: dict[str, Any] = {
-            "stream": self.stream,
-            "recompute": self.recompute_attention and self.training,
-        }
-        mixed = attend(query, key, value, rows, rows, dropout=dropout, **options)
-        x = x + self.dropout(self.self_attn_norm(self.self_attn.o(mixed.flatten(1))))
-        return x + self.dropout(self.mlp(self.post_attn_layernorm(x)))
+        # Pre-norm: the residual stream itself is never normalised between blocks.
+        query, key, value = self.self_attn.project(self.input_layernorm(hidden_states), rotary_angles)
+        attention_output = attend(
+            query, key, value, rows, rows,
+            dropout=self.attention_dropout if self.training else 0.0,
+            dropout_stream=self.dropout_stream,
+            recompute=self.recompute_attention and self.training,
+        )  # fmt: skip
+        # The sandwich norm bounds what attention adds to the stream (paper section 3.2); released weights
+        # have none, and the norm is the identity.
+        sublayer_output = self.self_attn_norm(self.self_attn.o(attention_output.flatten(1)))
+        hidden_states = hidden_states + self.dropout(sublayer_output)
+        return hidden_states + self.dropout(self.mlp(self.post_attn_layernorm(hidden_states)))
 
 
 class DecoderBlock(nn.Module):
@@ -91,54 +96,65 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.input_layernorm, self.self_attn = make_norm(architecture), SelfAttention(architecture)
-        self.self_attn_norm = make_out_norm(architecture)
-        self.post_attn_layernorm, self.inter_attn = make_norm(architecture), CrossAttention(architecture)
-        self.inter_attn_norm = make_out_norm(architecture)
-        self.post_inter_attn_layernorm, self.mlp = make_norm(architecture), MLP(architecture)
+        self.input_layernorm = make_norm(architecture)
+        self.self_attn = SelfAttention(architecture)
+        self.self_attn_norm = make_output_norm(architecture)
+        self.post_attn_layernorm = make_norm(architecture)
+        self.inter_attn = CrossAttention(architecture)
+        self.inter_attn_norm = make_output_norm(architecture)
+        self.post_inter_attn_layernorm = make_norm(architecture)
+        self.mlp = MLP(architecture)
         self.dropout = nn.Dropout(architecture.hidden_dropout)
 
-    def forward(self, x: Tensor, rotary: Tensor, layer: int, attention: DecoderAttention) -> Tensor:
-        """`[tokens, hidden]` to the same; `layer` is this block's number, for caches."""
-        mixed = attention.own(layer, *self.self_attn.project(self.input_layernorm(x), rotary))
-        x = x + self.dropout(self.self_attn_norm(self.self_attn.o(mixed.flatten(1))))
-        query = self.inter_attn.query(self.post_attn_layernorm(x))
-        mixed = attention.cross(layer, query, self.inter_attn)
-        x = x + self.dropout(self.inter_attn_norm(self.inter_attn.o(mixed.flatten(1))))
-        return x + self.dropout(self.mlp(self.post_inter_attn_layernorm(x)))
+    def forward(
+        self, hidden_states: Tensor, rotary_angles: Tensor, layer_index: int, attention: DecoderAttention
+    ) -> Tensor:
+        """`[tokens, hidden]` to the same; caches find their layer by `layer_index`."""
+        query, key, value = self.self_attn.project(self.input_layernorm(hidden_states), rotary_angles)
+        attention_output = attention.attend_self(layer_index, query, key, value)
+        sublayer_output = self.self_attn_norm(self.self_attn.o(attention_output.flatten(1)))
+        hidden_states = hidden_states + self.dropout(sublayer_output)
+
+        # The encoder's output is normalised once, at the end of its stack: keys and values need no norm here.
+        query = self.inter_attn.query(self.post_attn_layernorm(hidden_states))
+        attention_output = attention.attend_cross(layer_index, query, self.inter_attn)
+        sublayer_output = self.inter_attn_norm(self.inter_attn.o(attention_output.flatten(1)))
+        hidden_states = hidden_states + self.dropout(sublayer_output)
+
+        return hidden_states + self.dropout(self.mlp(self.post_inter_attn_layernorm(hidden_states)))
 
 
-def _products_kept() -> tuple[Any, Any]:
-    """Matrix products and attention, nearly all of a block's work, are kept; the rest is done again."""
-    aten = torch.ops.aten
-    kept = [
-        *(aten.mm.default, aten.addmm.default, aten._scaled_dot_product_flash_attention_for_cpu.default),
-        *(aten._scaled_dot_product_flash_attention.default, aten._scaled_dot_product_cudnn_attention.default),
-        aten._scaled_dot_product_efficient_attention.default,
-        *([] if PRODUCT is None else [PRODUCT]),
-    ]
-    return create_selective_checkpoint_contexts(kept)
+def _save_products_and_attention(on_device: device) -> tuple[Any, Any]:
+    """Keep matrix products and attention, nearly all of a block's work; compute the rest again."""
+    products = kernels_for(on_device).saved_operations
+    kernels = attention_for(on_device).saved_operations
+    return create_selective_checkpoint_contexts([*products, *kernels])
 
 
 class _Stack(nn.Module):
-    """What encoder and decoder share: blocks, a last norm, recomputation of blocks in the backward pass."""
+    """Blocks and a last norm; recomputation of blocks in the backward pass."""
 
     def __init__(self, blocks: list[nn.Module], architecture: Architecture) -> None:
         super().__init__()
-        self.block, self.final_layernorm = nn.ModuleList(blocks), make_norm(architecture)
-        self.gradient_checkpointing, self.keeps_products = False, False
+        self.block = nn.ModuleList(blocks)
+        self.final_layernorm = make_norm(architecture)
+        self.gradient_checkpointing = False
+        self.saves_products = False
+        # Projections back into the residual stream start smaller, by the stack's depth (see `initialise`).
         for module in self.modules():
             if isinstance(module, SelfAttention | CrossAttention | MLP):
-                back = module.fc_out if isinstance(module, MLP) else module.o
-                back.residual_scale = (2 * len(blocks)) ** -0.5  # of its initial values
+                projection = module.fc_out if isinstance(module, MLP) else module.o
+                projection.residual_scale = (2 * len(blocks)) ** -0.5
 
-    def _run(self, block: nn.Module, *arguments: Any) -> Tensor:
+    def _run(self, block: nn.Module, hidden_states: Tensor, *arguments: Any) -> Tensor:
+        # Evaluation keeps nothing for a backward pass, so there is nothing to recompute.
         if not (self.gradient_checkpointing and self.training):
-            return block(*arguments)
+            return block(hidden_states, *arguments)
         # Only the form without re-entrance sees the encoder's output inside `attention`.
-        if self.keeps_products:
-            return checkpoint(block, *arguments, use_reentrant=False, context_fn=_products_kept)
-        return checkpoint(block, *arguments, use_reentrant=False)
+        if self.saves_products:
+            context_fn = partial(_save_products_and_attention, hidden_states.device)
+            return checkpoint(block, hidden_states, *arguments, use_reentrant=False, context_fn=context_fn)
+        return checkpoint(block, hidden_states, *arguments, use_reentrant=False)
 
 
 class Encoder(_Stack):
@@ -149,11 +165,11 @@ class Encoder(_Stack):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__([EncoderBlock(architecture) for _ in range(architecture.num_layers)], architecture)
 
-    def forward(self, x: Tensor, rotary: Tensor, rows: Rows) -> Tensor:
+    def forward(self, hidden_states: Tensor, rotary_angles: Tensor, rows: Rows) -> Tensor:
         """Embedded tokens `[tokens, hidden]` to the encoder's output, same shape."""
         for block in self.block:
-            x = self._run(block, x, rotary, rows)
-        return self.final_layernorm(x)
+            hidden_states = self._run(block, hidden_states, rotary_angles, rows)
+        return self.final_layernorm(hidden_states)
 
 
 class Decoder(_Stack):
@@ -164,8 +180,9 @@ class Decoder(_Stack):
             [DecoderBlock(architecture) for _ in range(architecture.num_decoder_layers)], architecture
         )
 
-    def forward(self, x: Tensor, rotary: Tensor, attention: DecoderAttention) -> Tensor:
+    def forward(self, hidden_states: Tensor, rotary_angles: Tensor, attention: DecoderAttention) -> Tensor:
         """Embedded tokens `[tokens, hidden]` to hidden states, same shape."""
-        for layer, block in enumerate(self.block):
-            x = self._run(block, x, rotary, layer, attention)
-        return self.final_layernorm(x)
+        # The number goes along for caches; attention over all positions ignores it.
+        for layer_index, block in enumerate(self.block):
+            hidden_states = self._run(block, hidden_states, rotary_angles, layer_index, attention)
+        return self.final_layernorm(hidden_states)

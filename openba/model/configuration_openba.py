@@ -66,6 +66,7 @@ class OpenBAConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
         if self.add_ffn_bias:
             raise ValueError("add_ffn_bias: true is not supported; no OpenBA model has biases there")
+        # Made once to be checked: a value that no model can have is refused here, by its key.
         self.architecture()
 
     def architecture(self) -> Architecture:

@@ -1,7 +1,7 @@
-"""Decoding position by position with preallocated caches: what generation and scoring stand on.
+"""Decoding position by position with preallocated caches: the base of generation and scoring.
 
-Owns the caches (self-attention keys and values in fixed memory, cross-attention ones computed once), the
-greedy loop, and the removal of finished rows. Text, prompts and answers are `generate.py`'s.
+Owns `Session`, the greedy loop, and the removal of finished rows. Caches and the attention over them are
+`caches.py`'s, one position is `step.py`'s; text, prompts and answers are `generate.py`'s.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from openba.errors import UserError
 from openba.model.blocks import DecoderBlock
-from openba.model.layers import CrossAttention
+from openba.model.caches import decode_new_tokens
 from openba.model.rows import Rows, first
 from openba.model.seq2seq import Seq2Seq, check_ids
-from openba.model.step import hide, make_step
+from openba.model.step import make_step
 
 
 @dataclass(frozen=True)
@@ -27,66 +26,21 @@ class Written:
     """The tokens of one step."""
 
     rows: list[int]
-    """Which of the sources are still being written."""
+    """Numbers of the sources that are still being answered."""
     tokens: list[int]
     """The token that each of them got."""
 
 
-class StaticAttention:
-    """A decoder's attention over caches of fixed size, `[layers, 2, rows, heads, positions, kv]` each."""
-
-    def __init__(self, model: Seq2Seq, encoded: Tensor, source: Rows, width: int, positions: int) -> None:
-        """Args: the encoder's output `[tokens, hidden]`, its rows, their width, decoder positions at most."""
-        shape, count = model.architecture, len(source.lengths)
-        layers, heads, kv = shape.num_decoder_layers, shape.num_heads, shape.kv_channels
-        self.memory = encoded.new_empty((layers, 2, count, heads, width, kv))
-        for into, block in zip(self.memory, model.decoder.block, strict=True):
-            for part, x in zip(into, cast(DecoderBlock, block).inter_attn.memory(encoded), strict=True):
-                part.copy_(source.grid(x, width).transpose(1, 2))
-        self.lengths = list(source.lengths)
-        self.cache = encoded.new_empty((layers, 2, count, heads, positions, kv))
-        self.filled, self.new = 0, 0
-
-    def own(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Store the new keys and values and attend to all so far."""
-        keys, values = self.cache[layer]
-        end = self.filled + self.new
-        keys[:, :, self.filled : end] = self._grid(key)
-        values[:, :, self.filled : end] = self._grid(value)
-        causal = self.new > 1  # only ever at the start, with nothing cached before
-        return self._attend(query, keys[:, :, :end], values[:, :, :end], None, causal)
-
-    def cross(self, layer: int, query: Tensor, projection: CrossAttention) -> Tensor:
-        """Attend to the stored keys and values of the source."""
-        keys, values = self.memory[layer]
-        return self._attend(query, keys, values, hide(self.lengths, keys), False)
-
-    def keep(self, rows: Tensor) -> None:
-        """Forget all but these rows, and the padding that only the others needed."""
-        self.lengths = [self.lengths[row] for row in rows.tolist()]
-        self.memory = self.memory[..., : max(self.lengths), :].index_select(2, rows)
-        self.cache = self.cache.index_select(2, rows)
-
-    def _attend(
-        self, query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, causal: bool
-    ) -> Tensor:
-        mixed = F.scaled_dot_product_attention(self._grid(query), keys, values, bias, is_causal=causal)
-        return mixed.transpose(1, 2).flatten(0, 1)
-
-    def _grid(self, x: Tensor) -> Tensor:
-        return x.unflatten(0, (-1, self.new)).transpose(1, 2)
-
-
 class Session:
-    """Some sources being answered at once."""
+    """Answers to several sources at once, and their caches."""
 
     def __init__(self, model: Seq2Seq, sources: Sequence[Sequence[int]], positions: int) -> None:
         """Encode the sources.
 
         Args:
-            model: in evaluation mode.
-            sources: wrapped encoder ids, one sequence each, of any lengths.
-            positions: decoder positions at most.
+            model: In evaluation mode.
+            sources: Wrapped encoder ids, one sequence each, of any lengths.
+            positions: Decoder positions at most.
 
         Raises:
             UserError: an empty source, an id outside the vocabulary, more tokens than the model has
@@ -98,67 +52,99 @@ class Session:
                 f"max_new_tokens: {positions} decoder positions are more than the model's {limit}"
             )
         check_sources(model, sources)
-        ids, mask = pad(sources, model.shared_embedding.weight.device)
-        rows = Rows.ragged(mask)
-        encoded = model.encode(rows.flat(ids), rows)
-        self.model, self.attention = model, StaticAttention(model, encoded, rows, ids.shape[1], positions)
+        source_ids, source_mask = pad(sources, model.shared_embedding.weight.device)
+        source_rows = Rows.ragged(source_mask)
+        encoder_output = model.encode(source_rows.flat(source_ids), source_rows)
+        architecture = model.architecture
+        layers = architecture.num_decoder_layers
+        heads = architecture.num_heads
+        self.model = model
         self.step = make_step(model)
+        self.source_lengths = list(source_rows.lengths)
+        self.filled = 0
+        """Decoder positions whose keys and values are in `self_cache`."""
+        self.self_cache = encoder_output.new_empty(
+            (layers, 2, len(sources), heads, positions, architecture.kv_channels)
+        )
+        """`[layers, 2, rows, heads, positions, kv]`: keys and values of the decoder's own tokens."""
+        self.cross_cache = encoder_output.new_empty(
+            (layers, 2, len(sources), heads, source_ids.shape[1], architecture.kv_channels)
+        )
+        """`[layers, 2, rows, heads, source, kv]`: keys and values of the sources."""
+        # Keys and values of the sources depend on no decoder token: computed once, read at every position.
+        for layer_cache, block in zip(self.cross_cache, model.decoder.block, strict=True):
+            keys_and_values = cast(DecoderBlock, block).inter_attn.memory(encoder_output)
+            for cached, tokens in zip(layer_cache, keys_and_values, strict=True):
+                cached.copy_(source_rows.grid(tokens, source_ids.shape[1]).transpose(1, 2))
 
     def advance(self, ids: Tensor) -> Tensor:
         """Feed int64 `[rows, new]`; returns hidden states `[rows, new, hidden]`."""
-        count, new = ids.shape
-        attention = self.attention
-        if new == 1 and attention.filled:
-            places = [attention.filled] * count
-            hidden = self.step(ids[:, 0], places, attention.cache, attention.memory, attention.lengths)
-            attention.filled += 1
-            return hidden[:, None]
-        end = attention.filled + new
-        positions = torch.arange(attention.filled, end, device=ids.device).repeat(count)
-        attention.new = new
-        hidden = self.model.decode(ids.flatten(), Rows((end,) * count, new, positions), attention)
-        attention.filled = end
-        return hidden.unflatten(0, (count, new))
+        row_count, new_tokens = ids.shape
+        positions = [self.filled] * row_count
+        # A device kind's own step knows one new token a row only.
+        if new_tokens == 1 and self.filled:
+            hidden_states = self.step(
+                ids[:, 0], positions, self.self_cache, self.cross_cache, self.source_lengths
+            )[:, None]
+        else:
+            hidden_states = decode_new_tokens(
+                self.model, ids, positions, self.self_cache, self.cross_cache, self.source_lengths
+            )
+        self.filled += new_tokens
+        return hidden_states
 
     def logits(self, ids: Tensor) -> Tensor:
-        """Feed int64 `[rows, new]`; returns fp32 logits `[rows, vocab]` of what follows."""
+        """Feed int64 `[rows, new]`; returns fp32 logits `[rows, vocab]` of the next token."""
         return self.step.logits(self.advance(ids)[:, -1])
+
+    def select_rows(self, row_numbers: Tensor) -> None:
+        """Keep only these rows, in this order, and drop the padding that only others needed."""
+        self.source_lengths = [self.source_lengths[row] for row in row_numbers.tolist()]
+        self.cross_cache = self.cross_cache[..., : max(self.source_lengths), :].index_select(2, row_numbers)
+        self.self_cache = self.self_cache.index_select(2, row_numbers)
 
 
 @torch.inference_mode()
 def greedy(
-    model: Seq2Seq, sources: Sequence[Sequence[int]], start: Sequence[int], eos: int, used: int, limit: int
+    model: Seq2Seq,
+    sources: Sequence[Sequence[int]],
+    start_tokens: Sequence[int],
+    end_token: int,
+    used_vocab: int,
+    max_new_tokens: int,
 ) -> Iterator[Written]:
-    """Write the likeliest token of each source, step by step, until each has ended or `limit` are written.
+    """Write the likeliest token of each source, step by step, until each has ended or the limit is reached.
 
     Args:
-        model: in evaluation mode.
-        sources: wrapped encoder ids.
-        start: the decoder's first tokens.
-        eos: the token that ends a row; it is yielded, too.
-        used: ids of the tokenizer; the vocabulary's padding rows beyond are never written.
-        limit: new tokens at most.
+        model: In evaluation mode.
+        sources: Wrapped encoder ids.
+        start_tokens: The decoder's first tokens.
+        end_token: The token that ends a row; it is yielded, too.
+        used_vocab: Ids of the tokenizer; the vocabulary's padding rows beyond are never written.
+        max_new_tokens: New tokens of each row at most.
     """
-    session = Session(model, sources, len(start) + limit)
+    session = Session(model, sources, len(start_tokens) + max_new_tokens)
     device = model.shared_embedding.weight.device
     rows = list(range(len(sources)))
-    ids = torch.tensor([list(start)] * len(rows), device=device)
-    for _ in range(limit):
-        following = session.logits(ids)[:, :used].argmax(-1)
-        tokens = following.tolist()
+    ids = torch.tensor([list(start_tokens)] * len(rows), device=device)
+    for _ in range(max_new_tokens):
+        next_ids = session.logits(ids)[:, :used_vocab].argmax(-1)
+        tokens = next_ids.tolist()
         yield Written(rows, tokens)
-        going = [i for i, token in enumerate(tokens) if token != eos]
-        if not going:
+        unfinished = [row for row, token in enumerate(tokens) if token != end_token]
+        if not unfinished:
             return
-        if len(going) < len(rows):
-            kept = torch.tensor(going, device=device)
-            session.attention.keep(kept)
-            rows, following = [rows[i] for i in going], following[kept]
-        ids = following[:, None]
+        # A finished row would cost a step's time until the longest answer of its batch has ended.
+        if len(unfinished) < len(rows):
+            row_numbers = torch.tensor(unfinished, device=device)
+            session.select_rows(row_numbers)
+            rows = [rows[row] for row in unfinished]
+            next_ids = next_ids[row_numbers]
+        ids = next_ids[:, None]
 
 
 def check_sources(model: Seq2Seq, sources: Sequence[Sequence[int]]) -> None:
-    """Refuse what the model cannot read.
+    """Refuse sources that the model cannot read.
 
     Raises:
         UserError: an empty source, an id outside the vocabulary, more tokens than positions; names the row.
@@ -176,9 +162,8 @@ def check_sources(model: Seq2Seq, sources: Sequence[Sequence[int]]) -> None:
 
 
 def pad(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Right-padded ids `[rows, width]` and the mask of real tokens."""
+    """Return right-padded ids `[rows, width]` and the mask of real tokens."""
     width = max(len(row) for row in rows)
-    ids = torch.tensor(
-        [[*row, *([0] * (width - len(row)))] for row in rows], dtype=torch.int64, device=device
-    )
-    return ids, first(torch.tensor([len(row) for row in rows], device=device), width)
+    padded_rows = [[*row, *([0] * (width - len(row)))] for row in rows]
+    padded_ids = torch.tensor(padded_rows, dtype=torch.int64, device=device)
+    return padded_ids, first(torch.tensor([len(row) for row in rows], device=device), width)

@@ -36,7 +36,8 @@ TORCH_INDEX = "pytorch_model.bin.index.json"
 """The last two: the form of the released checkpoints (release); read, never written."""
 SHARD = "5GB"
 RELEASED_SHARD = "10GB"
-EMBEDDING, HEAD = "shared_embedding.weight", "lm_head.weight"
+EMBEDDING = "shared_embedding.weight"
+HEAD = "lm_head.weight"
 IGNORED = re.compile(r"(encoder|decoder)\.embed_tokens\.weight")
 """Copies of the embedding that the released class, though not the release, puts into its state dict."""
 
@@ -116,30 +117,31 @@ def write_released(folder: Path, weights: dict[str, Tensor], architecture: Archi
     }
     keys |= {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "dtype": "float16"}
     _write_json(folder / CONFIG, keys)
-    own = {name: tensor.half() for name, tensor in weights.items()}
-    own[HEAD] = own.get(HEAD, own[EMBEDDING]).clone()
-    write_weights(folder, own, RELEASED_SHARD)
+    # The release has fp16 weights and an untied copy of the head.
+    half_weights = {name: tensor.half() for name, tensor in weights.items()}
+    half_weights[HEAD] = half_weights.get(HEAD, half_weights[EMBEDDING]).clone()
+    write_weights(folder, half_weights, RELEASED_SHARD)
 
 
 def write_weights(folder: Path, weights: dict[str, Tensor], shard: str) -> None:
     """`model.safetensors`, or shards of at most `shard` with their index."""
-    whole = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
-    split = split_torch_state_dict_into_shards(whole, max_shard_size=shard)
+    host_weights = {name: tensor.contiguous().cpu() for name, tensor in weights.items()}
+    split = split_torch_state_dict_into_shards(host_weights, max_shard_size=shard)
     for name, keys in split.filename_to_tensors.items():
         path = folder / name
         path.touch()
         mode = path.stat().st_mode
-        save_file({key: whole[key] for key in keys}, path, metadata={"format": "pt"})
+        save_file({key: host_weights[key] for key in keys}, path, metadata={"format": "pt"})
         path.chmod(mode)  # safetensors replaces the file by one that only its owner can read (its issue 782)
     if split.is_sharded:
-        size = sum(tensor.numel() * tensor.element_size() for tensor in whole.values())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in host_weights.values())
         _write_json(
             folder / INDEX, {"metadata": {"total_size": size}, "weight_map": split.tensor_to_filename}
         )
 
 
 def weights_folder(stage: Path, step: int | None = None) -> Path:
-    """Where a training's output has the exported model of its end, or of a step whose weights it keeps."""
+    """Return the folder of a training's exported model, of its end or of a step whose weights it keeps."""
     return stage / "model" if step is None else stage / "steps" / str(step)
 
 
@@ -155,6 +157,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         return _read(folder / (TORCH_WEIGHTS if has_torch_file else WEIGHTS))
     places: dict[str, str] = _read_json(index)["weight_map"]
     weights: dict[str, Tensor] = {}
+    # Shard by shard, in the order of their names: each file is opened once.
     for name in sorted(set(places.values())):
         weights |= _read(folder / name)
     if lost := sorted(set(places) - set(weights)):
@@ -176,7 +179,7 @@ def load_architecture(folder: Path) -> Architecture:
 
 
 def restore(model: OpenBAModel, weights: dict[str, Tensor], where: Path, assign: bool = False) -> None:
-    """Put weights into a model, all of them and no others.
+    """Load weights into a model, all of them and no others.
 
     Raises:
         UserError: see `fitting`.
@@ -191,7 +194,8 @@ def fitting(model: OpenBAModel, weights: dict[str, Tensor], where: Path) -> dict
         UserError: a tensor is missing, unexpected or of another shape, or a tied head is no copy of the
             embedding; the message names it.
     """
-    state, weights = model.state_dict(), {k: v for k, v in weights.items() if not IGNORED.fullmatch(k)}
+    state = model.state_dict()
+    weights = {name: tensor for name, tensor in weights.items() if not IGNORED.fullmatch(name)}
     copied = HEAD in weights and HEAD not in state and EMBEDDING in weights
     if copied and not torch.equal(weights.pop(HEAD), weights[EMBEDDING]):
         raise UserError(
@@ -215,6 +219,7 @@ def load_model(folder: Path) -> tuple[OpenBAModel, Tokenizer]:
     Raises:
         UserError: see the functions above; or the tokenizer has more ids than the embedding has rows.
     """
+    # No memory and no initial values: the tensors of the files become the parameters themselves.
     with torch.device("meta"):
         model = OpenBAModel(load_architecture(folder))
     restore(model, load_weights(folder), folder, assign=True)

@@ -54,15 +54,15 @@ def generate_ids(
 def stream(model: Seq2Seq, tokenizer: Tokenizer, source: list[int], max_new_tokens: int) -> Iterator[str]:
     """One greedy answer in pieces, as they are written; together they are what `generate` gives."""
     written: list[int] = []
-    told = 0
+    yielded_length = 0
     for step in _greedy(model, tokenizer, [source], max_new_tokens):
         written += step.tokens
         text = tokenizer.decode(written)
         # A character of several byte pieces is replacement characters until its last byte is there.
-        if not text.endswith("\ufffd") and len(text) > told:
-            yield text[told:]
-            told = len(text)
-    if rest := tokenizer.decode(written)[told:]:
+        if not text.endswith("\ufffd") and len(text) > yielded_length:
+            yield text[yielded_length:]
+            yielded_length = len(text)
+    if rest := tokenizer.decode(written)[yielded_length:]:
         yield rest
 
 
@@ -73,7 +73,7 @@ def _greedy(
 
 
 def start_tokens(tokenizer: Tokenizer) -> list[int]:
-    """What every answer starts from: pad and `<extra_id_0>` (release)."""
+    """First tokens of every answer: pad and `<extra_id_0>` (release)."""
     return [tokenizer.pad, tokenizer.sentinel(0)]
 
 
@@ -107,13 +107,16 @@ def continuation_losses(
     """
     device = model.shared_embedding.weight.device
     labels, real = pad(targets, device)
+    # Choices of one question share its source: it is encoded once, and its rows repeated.
     distinct, which = _distinct(sources)
     session = Session(model, distinct, len(start) + labels.shape[1])
-    session.attention.keep(torch.tensor(which, device=device))
+    # Each continuation gets a row of its source's keys and values; they are copied, not computed again.
+    session.select_rows(torch.tensor(which, device=device))
     begin = torch.tensor([list(start)] * len(targets), device=device)
     hidden = session.advance(torch.cat([begin, labels[:, :-1]], 1))[:, len(start) - 1 :]
     losses = torch.zeros(labels.shape, device=device)
     logits = model.logits(hidden[real])
+    # Padding of shorter continuations stays 0 and is cut off below.
     losses[real] = torch.nn.functional.cross_entropy(logits, labels[real], reduction="none")
     return [row[: len(target)] for row, target in zip(losses.tolist(), targets, strict=True)]
 

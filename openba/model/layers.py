@@ -1,4 +1,4 @@
-"""The parts of a block: norm, the two kinds of attention layer, the feed-forward layer.
+"""Parts of a block: norm, the two kinds of attention layer, the feed-forward layer.
 
 Owns the weights of one sublayer, named and packed as the released checkpoints are (`qkv` holds query, key and
 value per head, `fc_in` gate and up), so that nothing is converted on loading. How sublayers are joined is
@@ -10,17 +10,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from openba.model.kernels import kernels_for
 from openba.recipes.architecture import Architecture
-
-from .functions import linear, rms_norm, split_rotate, swiglu
 
 
 class Linear(nn.Linear):
-    """torch's, with the faster product where there is one."""
+    """Linear layer by the device kind's product."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """`[..., inputs]` to `[..., outputs]`."""
-        return linear(x, self.weight, self.bias)
+        return kernels_for(hidden_states.device).linear(hidden_states, self.weight, self.bias)
 
 
 class RMSNorm(nn.Module):
@@ -28,21 +27,22 @@ class RMSNorm(nn.Module):
 
     def __init__(self, width: int, epsilon: float) -> None:
         super().__init__()
-        self.weight, self.epsilon = nn.Parameter(torch.ones(width)), epsilon
+        self.weight = nn.Parameter(torch.ones(width))
+        self.epsilon = epsilon
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """`[..., width]` to the same."""
-        return rms_norm(x, self.weight, self.epsilon)
+        return kernels_for(hidden_states.device).rms_norm(hidden_states, self.weight, self.epsilon)
 
 
 def make_norm(architecture: Architecture) -> nn.Module:
     """RMSNorm (paper section 3.2) or LayerNorm with bias (released weights)."""
-    kind = RMSNorm if architecture.norm == "rmsnorm" else nn.LayerNorm
-    return kind(architecture.hidden_size, architecture.layer_norm_epsilon)
+    norm_class = RMSNorm if architecture.norm == "rmsnorm" else nn.LayerNorm
+    return norm_class(architecture.hidden_size, architecture.layer_norm_epsilon)
 
 
-def make_out_norm(architecture: Architecture) -> nn.Module:
-    """The paper's sandwich norm behind an attention layer, or nothing."""
+def make_output_norm(architecture: Architecture) -> nn.Module:
+    """Sandwich norm after an attention layer (paper section 3.2), or nothing."""
     return make_norm(architecture) if architecture.sandwich_norm else nn.Identity()
 
 
@@ -51,15 +51,18 @@ class SelfAttention(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        width, bias = architecture.attention_width, architecture.add_qkv_bias
-        self.num_heads, self.kv_channels = architecture.num_heads, architecture.kv_channels
-        self.qkv = Linear(architecture.hidden_size, 3 * width, bias=bias)
-        self.o = Linear(width, architecture.hidden_size, bias=bias)
+        attention_width = architecture.attention_width
+        has_bias = architecture.add_qkv_bias
+        self.num_heads = architecture.num_heads
+        self.kv_channels = architecture.kv_channels
+        self.qkv = Linear(architecture.hidden_size, 3 * attention_width, bias=has_bias)
+        self.o = Linear(attention_width, architecture.hidden_size, bias=has_bias)
 
-    def project(self, x: Tensor, rotary: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, hidden_states: Tensor, rotary_angles: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """`[tokens, hidden]` to query, key, value `[tokens, heads, kv]`, the first two rotated."""
-        packed = self.qkv(x).view(-1, self.num_heads, 3, self.kv_channels)
-        return split_rotate(packed, rotary[0], rotary[1])
+        # One product for all three, packed per head as the released weight is.
+        packed_qkv = self.qkv(hidden_states).view(-1, self.num_heads, 3, self.kv_channels)
+        return kernels_for(packed_qkv.device).split_rotate(packed_qkv, rotary_angles[0], rotary_angles[1])
 
 
 class CrossAttention(nn.Module):
@@ -67,19 +70,23 @@ class CrossAttention(nn.Module):
 
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        width, bias = architecture.attention_width, architecture.add_qkv_bias
-        self.num_heads, self.kv_channels = architecture.num_heads, architecture.kv_channels
-        self.q = Linear(architecture.hidden_size, width, bias=bias)
-        self.kv = Linear(architecture.hidden_size, 2 * width, bias=bias)
-        self.o = Linear(width, architecture.hidden_size, bias=bias)
+        attention_width = architecture.attention_width
+        has_bias = architecture.add_qkv_bias
+        self.num_heads = architecture.num_heads
+        self.kv_channels = architecture.kv_channels
+        self.q = Linear(architecture.hidden_size, attention_width, bias=has_bias)
+        self.kv = Linear(architecture.hidden_size, 2 * attention_width, bias=has_bias)
+        self.o = Linear(attention_width, architecture.hidden_size, bias=has_bias)
 
-    def query(self, x: Tensor) -> Tensor:
+    def query(self, hidden_states: Tensor) -> Tensor:
         """`[tokens, hidden]` to `[tokens, heads, kv]`."""
-        return self.q(x).view(-1, self.num_heads, self.kv_channels)
+        return self.q(hidden_states).view(-1, self.num_heads, self.kv_channels)
 
-    def memory(self, encoded: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values `[memory tokens, heads, kv]` of the encoder's output."""
-        key, value = self.kv(encoded).view(-1, self.num_heads, 2, self.kv_channels).unbind(-2)
+    def memory(self, encoder_output: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `[source tokens, heads, kv]` of the encoder's output."""
+        # Packed per head, key then value, as the release's `kv` weight is.
+        packed_kv = self.kv(encoder_output).view(-1, self.num_heads, 2, self.kv_channels)
+        key, value = packed_kv.unbind(-2)
         return key, value
 
 
@@ -91,6 +98,8 @@ class MLP(nn.Module):
         self.fc_in = Linear(architecture.hidden_size, 2 * architecture.ffn_inner, bias=False)
         self.fc_out = Linear(architecture.ffn_inner, architecture.hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor) -> Tensor:
         """`[..., hidden]` to the same."""
-        return self.fc_out(swiglu(self.fc_in(x)))
+        # One product for gate and up, as the released weight has them.
+        gate_and_up = self.fc_in(hidden_states)
+        return self.fc_out(kernels_for(gate_and_up.device).swiglu(gate_and_up))

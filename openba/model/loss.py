@@ -1,38 +1,43 @@
 """Cross entropy of a large vocabulary without its logits.
 
 Owns projection to the vocabulary, softmax and their gradients, a few tokens at a time. Where the words lie on
-several ranks, `parallel_loss.py` brings the softmax. The full
-fp32 logits of 2,048 tokens over 250,368 words are 2 GB, and plain torch holds them three times; here a slice
-of tokens is projected, turned into its gradients at once, and forgotten. No operation is done twice.
+several ranks, `parallel_loss.py` brings the softmax. The full fp32 logits of 2,048 tokens over 250,368 words
+are 2 GB, and plain torch holds them three times; here a slice of tokens is projected, turned into its
+gradients at once, and forgotten. No operation is done twice.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from .functions import linear
+from openba.model.functions import AutogradContext
+from openba.model.kernels import kernels_for
+from openba.model.logit_slices import slice_tokens
 
-SLICE_ELEMENTS = {"cpu": 2**22, "cuda": 2**27}
-"""Logits held at a time. CPU: 16 MB of fp32, which stays in the last-level cache."""
-SLICE_TOKENS = 64
-"""Fewer tokens at a time make a slow matrix product."""
+IGNORE = -100
+"""Label of positions that carry no loss; transformers' convention."""
 
 
 class Softmax(Protocol):
-    """What a slice of logits gives, and what other ranks have to add."""
+    """Losses and gradients of a slice of logits, and the sum over other ranks."""
 
     def __call__(
-        self, project: Callable[[], Tensor], labels: Tensor, precise: torch.dtype, wanted: bool
+        self,
+        project: Callable[[], Tensor],
+        labels: Tensor,
+        loss_dtype: torch.dtype,
+        needs_gradient: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Each token's loss; d loss / d logits if `wanted`, else whether the label is the likeliest word.
+        """Return each token's loss, d loss / d logits, and whether the label is the likeliest word.
 
-        `project` gives the logits `[tokens, vocab]`; nobody else holds them, so they can be forgotten early.
+        The second is there if `needs_gradient`, else the third. `project` gives the logits
+        `[tokens, vocab]`; the caller holds no reference to them, so they can be freed early.
         """
         ...
 
@@ -42,125 +47,142 @@ class Softmax(Protocol):
 
 
 def linear_cross_entropy(
-    hidden: Tensor,
+    hidden_states: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     labels: Tensor,
-    each: Tensor | None = None,
+    token_scores: Tensor | None = None,
     softmax: Softmax | None = None,
 ) -> Tensor:
-    """Sum over tokens of -log softmax(hidden @ weight.T + bias)[label].
+    """Sum over tokens of -log softmax(hidden_states @ weight.T + bias)[label].
 
     Logits are computed in the inputs' precision, softmax and loss in fp32, the weight's gradient is summed in
     fp32. The caller divides by its number of target tokens.
 
     Args:
-        hidden: `[tokens, hidden]`; may be empty, which gives 0.
+        hidden_states: `[tokens, hidden]`; may be empty, which gives 0.
         weight: `[vocab, hidden]`.
         bias: `[vocab]` or None.
         labels: int64 `[tokens]`, each in the vocabulary.
-        each: fp32 `[2, tokens]` to be filled: each token's loss, and without gradients whether it is the
-            likeliest (1 or 0), which costs a pass over the logits.
+        token_scores: fp32 `[2, tokens]` to be filled: each token's loss, and without gradients whether it is
+            the likeliest (1 or 0), which costs a pass over the logits.
         softmax: None: `weight` has all words.
 
     Returns:
         fp32 scalar (fp64 for fp64 inputs). It can be differentiated once.
     """
     # Asked here: inside, `needs_input_grad` is true under `no_grad` too, and evaluation would pay for it.
-    enabled = torch.is_grad_enabled()
-    return _LinearCrossEntropy.apply(hidden, weight, bias, labels, enabled, each, softmax or _Whole())
+    grad_enabled = torch.is_grad_enabled()
+    return _LinearCrossEntropy.apply(
+        hidden_states, weight, bias, labels, grad_enabled, token_scores, softmax or _FullSoftmax()
+    )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden: Tensor,
+        ctx: AutogradContext,
+        hidden_states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
         labels: Tensor,
-        enabled: bool,
-        each: Tensor | None,
+        grad_enabled: bool,
+        token_scores: Tensor | None,
         softmax: Softmax,
     ) -> Tensor:
-        precise = torch.promote_types(hidden.dtype, torch.float32)
-        total = torch.zeros((), dtype=precise, device=hidden.device)
-        needs = enabled and any(ctx.needs_input_grad)
-        # Frozen parts cost a buffer nobody reads; training freezes none.
-        grads = _Gradients(hidden, weight, bias, precise) if needs else None
-        for part in slices(hidden.shape[0], weight.shape[0], hidden.device.type):
-            project = partial(linear, hidden[part], weight, bias)
-            losses, slope, likeliest = softmax(project, labels[part], precise, needs)
-            total += losses.sum()
-            if each is not None:
-                each[0, part] = losses
-                if likeliest is not None:
-                    each[1, part] = likeliest
-            if grads is not None and slope is not None:
-                grads.add(part, slope, hidden[part], weight)
-        if grads is not None and len(hidden):
-            softmax.add_ranks(grads.hidden)
-        ctx.grads = grads
-        return total
+        linear = kernels_for(hidden_states.device).linear
+        loss_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        total_loss = torch.zeros((), dtype=loss_dtype, device=hidden_states.device)
+        needs_gradient = grad_enabled and any(ctx.needs_input_grad)
+        # Frozen parts cost a buffer that is never read; training freezes none.
+        gradients = _Gradients(hidden_states, weight, bias, loss_dtype) if needs_gradient else None
+        # Each slice of logits is consumed before the next exists: the peak is one slice.
+        for part in slices(hidden_states.shape[0], weight.shape[0], hidden_states.device.type):
+            project = partial(linear, hidden_states[part], weight, bias)
+            token_losses, logit_gradient, is_likeliest = softmax(
+                project, labels[part], loss_dtype, needs_gradient
+            )
+            total_loss += token_losses.sum()
+            if token_scores is not None:
+                token_scores[0, part] = token_losses
+                if is_likeliest is not None:
+                    token_scores[1, part] = is_likeliest
+            if gradients is not None and logit_gradient is not None:
+                gradients.add(part, logit_gradient, hidden_states[part], weight)
+        if gradients is not None and len(hidden_states):
+            softmax.add_ranks(gradients.hidden)
+        ctx.gradients = gradients
+        return total_loss
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        grads, ctx.grads = ctx.grads, None
-        if grads is None:
+    def backward(ctx: AutogradContext, loss_scale: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.gradients
+        ctx.gradients = None
+        if gradients is None:
             raise RuntimeError("linear_cross_entropy: its gradients were used up by an earlier backward pass")
-        return *grads.scaled(scale), None, None, None, None
+        return *gradients.scaled(loss_scale), None, None, None, None
 
 
-class _Whole:
-    """All words are here."""
+class _FullSoftmax:
+    """Softmax over a vocabulary that this rank holds completely."""
 
     def __call__(
-        self, project: Callable[[], Tensor], labels: Tensor, precise: torch.dtype, wanted: bool
+        self,
+        project: Callable[[], Tensor],
+        labels: Tensor,
+        loss_dtype: torch.dtype,
+        needs_gradient: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        log_probabilities = torch.log_softmax(project(), -1, dtype=precise)
-        place = labels[:, None]
-        losses = -log_probabilities.gather(1, place).squeeze(1)
-        if not wanted:
-            return losses, None, log_probabilities.argmax(-1) == labels
+        log_probabilities = torch.log_softmax(project(), -1, dtype=loss_dtype)
+        label_column = labels[:, None]
+        token_losses = -log_probabilities.gather(1, label_column).squeeze(1)
+        if not needs_gradient:
+            return token_losses, None, log_probabilities.argmax(-1) == labels
         # d loss / d logits = softmax - one-hot
-        slope = log_probabilities.exp_()
-        slope.scatter_add_(1, place, slope.new_full((), -1).expand(place.shape))
-        return losses, slope, None
+        logit_gradient = log_probabilities.exp_()
+        minus_one = logit_gradient.new_full((), -1).expand(label_column.shape)
+        logit_gradient.scatter_add_(1, label_column, minus_one)
+        return token_losses, logit_gradient, None
 
     def add_ranks(self, hidden_gradient: Tensor) -> None:
         pass
 
 
-def slices(tokens: int, vocab: int, device: str) -> list[slice]:
-    """Tokens whose logits are held together."""
-    size = max(SLICE_TOKENS, SLICE_ELEMENTS.get(device, SLICE_ELEMENTS["cuda"]) // vocab)
-    return [slice(start, min(start + size, tokens)) for start in range(0, tokens, size)]
+def slices(token_count: int, vocab: int, device: str) -> list[slice]:
+    """Cut tokens into slices whose logits are computed together."""
+    size = slice_tokens(vocab, device)
+    return [slice(start, min(start + size, token_count)) for start in range(0, token_count, size)]
 
 
 class _Gradients:
-    """Sums of the three gradients while the slices go by."""
+    """Sums of the three gradients over the slices."""
 
-    def __init__(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, precise: torch.dtype) -> None:
-        """Args: as `linear_cross_entropy`'s; `precise` is the sums' precision."""
+    def __init__(
+        self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None, sum_dtype: torch.dtype
+    ) -> None:
+        """Make room for gradients of `linear_cross_entropy`'s inputs; `sum_dtype` is the sums' precision."""
+        self.linear = kernels_for(hidden_states.device).linear
         self.dtype = weight.dtype
-        self.hidden = torch.empty_like(hidden)
-        self.weight = torch.zeros_like(weight, dtype=precise)
-        self.bias = None if bias is None else torch.zeros_like(bias, dtype=precise)
+        self.hidden = torch.empty_like(hidden_states)
+        self.weight = torch.zeros_like(weight, dtype=sum_dtype)
+        self.bias = None if bias is None else torch.zeros_like(bias, dtype=sum_dtype)
 
-    def add(self, part: slice, slope: Tensor, hidden: Tensor, weight: Tensor) -> None:
-        """Of tokens `part`: `slope` is d loss / d logits, `hidden` theirs."""
+    def add(self, part: slice, logit_gradient: Tensor, hidden_states: Tensor, weight: Tensor) -> None:
+        """Add the tokens `part`, whose hidden states and d loss / d logits are given."""
         if self.bias is not None:
-            self.bias += slope.sum(0)
-        narrow = slope.to(hidden.dtype)
-        self.hidden[part] = linear(narrow, weight.T)
-        if narrow.dtype == self.weight.dtype:
+            self.bias += logit_gradient.sum(0)
+        narrow_gradient = logit_gradient.to(hidden_states.dtype)
+        self.hidden[part] = self.linear(narrow_gradient, weight.T)
+        if narrow_gradient.dtype == self.weight.dtype:
             # In place; torch's FLOP counter, which a test asks, does not know `addmm_`.
-            torch.addmm(self.weight, narrow.T, hidden, out=self.weight)
+            torch.addmm(self.weight, narrow_gradient.T, hidden_states, out=self.weight)
         else:
-            self.weight += narrow.T @ hidden
+            self.weight += narrow_gradient.T @ hidden_states
 
-    def scaled(self, scale: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Of hidden, weight and bias, times `scale`."""
-        bias = None if self.bias is None else self.bias.mul_(scale).to(self.dtype)
-        return self.hidden.mul_(scale), self.weight.mul_(scale).to(self.dtype), bias
+    def scaled(self, loss_scale: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the gradients of hidden states, weight and bias, times `loss_scale`."""
+        # The caller's scale comes only now: the gradients were made before it was known.
+        bias_gradient = None if self.bias is None else self.bias.mul_(loss_scale).to(self.dtype)
+        weight_gradient = self.weight.mul_(loss_scale).to(self.dtype)
+        return self.hidden.mul_(loss_scale), weight_gradient, bias_gradient

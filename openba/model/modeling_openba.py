@@ -18,20 +18,18 @@ from transformers import DynamicCache, EncoderDecoderCache, GenerationMixin, Pre
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, Seq2SeqLMOutput
 
-from .blocks import DecoderAttention, FullAttention
-from .configuration_openba import OpenBAConfig
-from .layers import CrossAttention
-from .loss import linear_cross_entropy
-from .rows import Rows
-from .seq2seq import Seq2Seq, check_ids, check_vocabulary, initialise
+from openba.model.blocks import DecoderAttention, FullAttention
+from openba.model.configuration_openba import OpenBAConfig
+from openba.model.layers import CrossAttention
+from openba.model.loss import IGNORE, linear_cross_entropy
+from openba.model.rows import Rows
+from openba.model.seq2seq import Seq2Seq, check_ids, check_vocabulary, initialise
 
 _LOG = logging.getLogger("transformers.modeling_utils")
 _OWN_HEAD = (
     "tensor lm_head.weight is not the embedding that the config ties it to; set tie_word_embeddings to "
     "false, or leave the tensor out"
 )
-IGNORE = -100
-"""Label of positions that carry no loss; transformers' convention."""
 
 
 class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
@@ -54,7 +52,7 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
 
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
-        """As transformers', but strict.
+        """Load as transformers does, but strictly.
 
         Raises:
             ValueError: a tensor is missing, unexpected or has another shape; the message names it.
@@ -127,12 +125,14 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
         source = Rows.ragged(_mask(attention_mask, encoded[..., 0], "attention_mask"))
         if decoder_input_ids is None and labels is not None:
             decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
+        # In training a cache would hold every layer's keys and values for nothing.
         if use_cache is None:
             use_cache = self.config.use_cache and not self.training
         if use_cache and past_key_values is None and labels is None:
             past_key_values = EncoderDecoderCache(
                 DynamicCache(config=self.config), DynamicCache(config=self.config)
             )
+        # The encoder's output comes as a grid, from `generate` or from above; attention takes real tokens.
         hidden = self._decoded(decoder_input_ids, decoder_attention_mask, encoded, source, past_key_values)
         output = Seq2SeqLMOutput(
             loss=None if labels is None else self._loss(hidden, labels, num_items_in_batch),
@@ -160,7 +160,7 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
         )
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
-        """What `generate` calls for the encoder's output."""
+        """Return the module that `generate` calls for the encoder's output."""
         return _EncoderOfGrids(self)
 
     def get_input_embeddings(self) -> nn.Module:
@@ -180,7 +180,7 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
         self.lm_head = cast(nn.Linear, new_embeddings)
 
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
-        """As transformers'; embedding and head keep one size."""
+        """Resize as transformers does; embedding and head stay of one size."""
         resized = super().resize_token_embeddings(*args, **kwargs)
         self.architecture = self.config.architecture()
         return resized
@@ -211,6 +211,7 @@ class OpenBAForConditionalGeneration(Seq2Seq, PreTrainedModel, GenerationMixin):
 
     def _loss(self, hidden: Tensor, labels: Tensor, count: Tensor | int | None) -> Tensor:
         labelled = labels != IGNORE
+        # Summed, then divided: under gradient accumulation the divisor is the whole batch's.
         total = linear_cross_entropy(hidden[labelled], self.head_weight, self.lm_head.bias, labels[labelled])
         return total / (labelled.sum().clamp(min=1) if count is None else count)
 
@@ -249,20 +250,22 @@ class CachedAttention:
         self.rows = Rows((past + length,) * batch, length, positions.flatten())
         self.places = torch.arange(past, past + length, device=device)
 
-    def own(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def attend_self(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Store the new keys and values, attend to all so far."""
-        keys, values = self.cache.self_attention_cache.update(self._grid(key), self._grid(value), layer)
+        keys, values = self.cache.self_attention_cache.update(self._grid(key), self._grid(value), layer_index)
         return self._attend(query, keys, values, self._causal(keys.shape[-2]))
 
-    def cross(self, layer: int, query: Tensor, projection: CrossAttention) -> Tensor:
+    def attend_cross(self, layer_index: int, query: Tensor, projection: CrossAttention) -> Tensor:
         """Attend to the encoder's output, whose keys and values are computed once."""
-        cross, width = self.cache.cross_attention_cache, self.encoded.shape[1]
-        if not self.cache.is_updated.get(layer):
+        cross = self.cache.cross_attention_cache
+        width = self.encoded.shape[1]
+        if not self.cache.is_updated.get(layer_index):
             key, value = projection.memory(self.source.flat(self.encoded))
             grid = (self.source.grid(x, width).transpose(1, 2) for x in (key, value))
-            cross.update(next(grid), next(grid), layer)
-            self.cache.is_updated[layer] = True
-        stored: Any = cross.layers[layer]
+            cross.update(next(grid), next(grid), layer_index)
+            self.cache.is_updated[layer_index] = True
+        # transformers declares its cache layers without the attributes that a filled one has.
+        stored: Any = cross.layers[layer_index]
         mask = None
         if self.source.index is not None:
             ones = torch.ones_like(self.source.index, dtype=torch.bool)
@@ -304,19 +307,19 @@ class _EncoderOfGrids(nn.Module):
 
 
 def _no_report(record: logging.LogRecord) -> bool:
-    """Keep transformers' table of tensors back: what it tells is an error here, told in one line."""
+    """Suppress transformers' table of tensors: its content is an error of one line here."""
     return "LOAD REPORT" not in record.getMessage()
 
 
 def _problem(info: dict[str, Any]) -> str | None:
-    """The first tensor that transformers found missing, unexpected or misshapen."""
+    """Describe the first tensor that is missing, unexpected or misshapen."""
     # A tied head is missing where the embedding is; the embedding is what the files lack.
     for name in sorted(info["missing_keys"], key=lambda name: (name == "lm_head.weight", name)):
         return f"tensor {name} is missing"
     for name in sorted(info["unexpected_keys"]):
         return f"tensor {name} is unexpected"
-    for name, found, wanted in sorted(info["mismatched_keys"]):
-        return f"tensor {name} has shape {list(found)}, not {list(wanted)}"
+    for name, file_shape, model_shape in sorted(info["mismatched_keys"]):
+        return f"tensor {name} has shape {list(file_shape)}, not {list(model_shape)}"
     return None
 
 
@@ -334,7 +337,7 @@ def _check_shape(mask: Tensor, shape: tuple[int, ...], what: str) -> None:
 
 
 def _refuse(kwargs: dict[str, Any]) -> None:
-    """Ask for nothing in vain."""
+    """Refuse arguments that are not supported."""
     for name in ("output_attentions", "output_hidden_states", "inputs_embeds", "decoder_inputs_embeds"):
         if kwargs.get(name) is not None and kwargs.get(name) is not False:
             raise ValueError(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TensorGroup:
-    """The ranks that share each weight, and which of them this one is."""
+    """Ranks that share each weight, and this rank's number among them."""
 
     handle: dist.ProcessGroup | None
     """None: this rank alone."""
@@ -36,27 +36,37 @@ class VocabularySoftmax:
         self.group = group
 
     def __call__(
-        self, project: Callable[[], Tensor], labels: Tensor, precise: torch.dtype, wanted: bool
+        self,
+        project: Callable[[], Tensor],
+        labels: Tensor,
+        loss_dtype: torch.dtype,
+        needs_gradient: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """See `Softmax`; a label is the likeliest if no other word is likelier."""
-        logits, handle = project().to(precise), self.group.handle
-        own = labels - self.group.rank * logits.shape[1]  # counted from this rank's first word on
-        largest = logits.amax(-1)
-        dist.all_reduce(largest, dist.ReduceOp.MAX, group=handle)
-        logits -= largest[:, None]
-        foreign = (own < 0) | (own >= logits.shape[1])
-        place = own.masked_fill(foreign, 0)[:, None]
-        label = logits.gather(1, place).squeeze(1).masked_fill(foreign, 0)
+        logits = project().to(loss_dtype)
+        group_handle = self.group.handle
+        local_vocab = logits.shape[1]
+        local_labels = labels - self.group.rank * local_vocab  # counted from this rank's first word on
+        is_foreign = (local_labels < 0) | (local_labels >= local_vocab)
+        label_column = local_labels.masked_fill(is_foreign, 0)[:, None]
+        # The highest logit of all ranks, or exponentials of different ranks could not be added.
+        highest_logit = logits.amax(-1)
+        dist.all_reduce(highest_logit, dist.ReduceOp.MAX, group=group_handle)
+        logits -= highest_logit[:, None]
+        label_logit = logits.gather(1, label_column).squeeze(1).masked_fill(is_foreign, 0)
         exponentials = logits.exp_()
-        sums = torch.stack([exponentials.sum(-1), label])
-        dist.all_reduce(sums, group=handle)
-        losses = sums[0].log() - sums[1]
-        if not wanted:
-            return losses, None, sums[1] == 0
-        slope = exponentials.div_(sums[0, :, None])
-        slope.scatter_add_(1, place, foreign.to(slope.dtype)[:, None] - 1)
-        return losses, slope, None
+        exp_sum_and_label = torch.stack([exponentials.sum(-1), label_logit])
+        dist.all_reduce(exp_sum_and_label, group=group_handle)
+        exp_sum, label_logit = exp_sum_and_label
+        token_losses = exp_sum.log() - label_logit
+        if not needs_gradient:
+            return token_losses, None, label_logit == 0
+        logit_gradient = exponentials.div_(exp_sum[:, None])
+        # Minus one at the label, on the rank that has it.
+        minus_one = is_foreign.to(logit_gradient.dtype)[:, None] - 1
+        logit_gradient.scatter_add_(1, label_column, minus_one)
+        return token_losses, logit_gradient, None
 
     def add_ranks(self, hidden_gradient: Tensor) -> None:
-        """Each rank's words give a part of it."""
+        """Sum the parts that each rank's words give, in place."""
         dist.all_reduce(hidden_gradient, group=self.group.handle)

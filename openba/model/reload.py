@@ -1,4 +1,4 @@
-"""Whether others compute with an exported model what openba computes.
+"""Comparison of an exported model in transformers with the same weights in openba.
 
 Owns the comparison: the same weights in this process by `files.load_model`, in a clean one by transformers
 and the code that the folder carries (`reload_child.py`).
@@ -20,7 +20,8 @@ from openba.model import reload_child
 from openba.model.files import load_model
 from openba.model.rows import Rows
 
-_SOURCE, _TARGET = 12, 6
+_SOURCE = 12
+_TARGET = 6
 """Tokens of the one row that is compared, spread over the whole vocabulary."""
 
 
@@ -44,6 +45,7 @@ def logits_apart(folder: Path, seconds: float = 1800.0) -> float:
         save_file(ids, f"{exchange}/ids.safetensors")
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
         environment |= {"HF_MODULES_CACHE": f"{exchange}/modules", "HF_HUB_OFFLINE": "1"}
+        # -I: neither the environment's paths nor the working directory can bring openba in.
         command = [sys.executable, "-I", reload_child.__file__, str(folder), exchange]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds)
         if done.returncode:

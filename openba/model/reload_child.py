@@ -1,6 +1,6 @@
-"""Run as a program of its own: transformers loads an exported folder with the folder's code, openba barred.
+"""Program that loads an exported folder by transformers and the folder's code, without openba.
 
-Owns the foreign side of `reload.py`: it reads token ids and leaves logits. The folder's code is what this
+Owns the other side of `reload.py`: it reads token ids and writes logits. The folder's code is what this
 package wrote there; the one that starts this has checked its digests.
 """
 
@@ -15,7 +15,7 @@ class Absent(importlib.abc.MetaPathFinder):
     """Makes imports of openba fail: the folder must stand alone."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        """Nothing is found elsewhere either: other finders come after this one."""
+        """Refuse openba; other finders come after this one."""
         if name.partition(".")[0] == "openba":
             raise ModuleNotFoundError(name)
 
@@ -31,8 +31,8 @@ def main(folder: str, exchange: str) -> None:
     model = AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True, dtype="auto").eval()
     ids = load_file(f"{exchange}/ids.safetensors")
     with torch.no_grad():
-        found = model(input_ids=ids["encoder"], decoder_input_ids=ids["decoder"], use_cache=False).logits
-    save_file({"logits": found.contiguous()}, f"{exchange}/logits.safetensors")
+        logits = model(input_ids=ids["encoder"], decoder_input_ids=ids["decoder"], use_cache=False).logits
+    save_file({"logits": logits.contiguous()}, f"{exchange}/logits.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Which tokens of a flat tensor belong together: the layout that attention follows.
+"""Layout of the rows in a flat tensor of tokens, which attention follows.
 
-Linear layers see `[tokens, width]` and do not care; attention must not cross from one row (a sample's encoder
-or decoder side) to another. Owns that layout in its two forms: ragged, where only real tokens are there, and
-padded, where every row is filled up to one width. Computes no attention.
+Linear layers see `[tokens, width]` and need no layout; attention must not cross from one row (a sample's
+encoder or decoder side) to another. Owns that layout in its two forms: ragged, where only real tokens are
+there, and padded, where every row is filled up to one width. Computes no attention.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import torch
@@ -23,50 +24,61 @@ class Rows:
     lengths: tuple[int, ...]
     """Real tokens of each row."""
     width: int | None
-    """Places of each row in the flat tensor, real tokens first; None: as many as its real tokens (ragged)."""
+    """Tokens of each row in the flat tensor, real ones first; None: its real tokens only (ragged)."""
     positions: Tensor
     """int64 `[tokens]`: position of each token in its row, from 0 over real tokens."""
     index: Tensor | None = None
-    """int64 `[tokens]`: where each token stands in the `[rows * width]` grid of ids; None: everywhere."""
+    """int64 `[tokens]`: index of each token in the `[rows * width]` grid of ids; None: all of the grid."""
 
     @classmethod
     def padded(cls, mask: Tensor) -> Rows:
-        """Every place of the grid is computed; bool `[rows, width]` is True at the head of each row."""
-        count, width = mask.shape
-        positions = torch.arange(width, device=mask.device).repeat(count)
+        """Lay out the whole grid of a bool mask `[rows, width]`, True at the head of each row."""
+        row_count, width = mask.shape
+        positions = torch.arange(width, device=mask.device).repeat(row_count)
         return cls(tuple(mask.sum(-1).tolist()), width, positions)
 
     @classmethod
     def ragged(cls, mask: Tensor) -> Rows:
-        """Only the True places of bool `[rows, width]` are computed, wherever they stand."""
+        """Lay out only the True elements of a bool mask `[rows, width]`, anywhere in their rows."""
+        # Without padding the grid is the flat tensor, and no index has to be applied. On CUDA this test waits
+        # for the device, as do the lengths below.
         if bool(mask.all()):
             return cls.padded(mask)
-        index = mask.flatten().nonzero().squeeze(-1)
-        positions = (mask.cumsum(-1) - 1).flatten()[index]
-        return cls(tuple(mask.sum(-1).tolist()), None, positions, index)
+        grid_index = mask.flatten().nonzero().squeeze(-1)
+        positions = (mask.cumsum(-1) - 1).flatten()[grid_index]
+        return cls(tuple(mask.sum(-1).tolist()), None, positions, grid_index)
 
     @property
     def full(self) -> bool:
-        """No place is padding and all rows have one length."""
+        """Whether all rows have one length and there is no padding."""
         return all(length == self.width for length in self.lengths)
 
+    @cached_property
+    def offsets(self) -> Tensor:
+        """int32 `[rows + 1]`: first token of each row in the flat tensor, and the number of all."""
+        # Cached: every layer of a pass asks for it, and making it copies from the host.
+        starts = [first for first, _ in self.spans()]
+        return torch.tensor([*starts, len(self.positions)], dtype=torch.int32, device=self.positions.device)
+
     def spans(self) -> tuple[Span, ...]:
-        """First and one behind the last place of each row's real tokens in the flat tensor."""
-        starts = accumulate((self.width or n for n in self.lengths), initial=0)
-        return tuple((start, start + n) for start, n in zip(starts, self.lengths, strict=False))
+        """Begin and end of each row's real tokens in the flat tensor."""
+        row_starts = accumulate((self.width or length for length in self.lengths), initial=0)
+        return tuple((start, start + length) for start, length in zip(row_starts, self.lengths, strict=False))
 
     def split(self, tokens: Tensor) -> tuple[Tensor, ...]:
-        """The real tokens of each row: views `[length, ...]` of `[tokens, ...]`."""
+        """Return the real tokens of each row: views `[length, ...]` of `[tokens, ...]`."""
         if self.width is None:
             return tokens.split(self.lengths)
-        return tokens.split([size for n in self.lengths for size in (n, self.width - n)])[::2]
+        real_and_padding = [size for length in self.lengths for size in (length, self.width - length)]
+        return tokens.split(real_and_padding)[::2]
 
-    def join(self, parts: list[Tensor]) -> Tensor:
-        """The inverse of `split`; places of padding are zero."""
+    def join(self, row_tokens: list[Tensor]) -> Tensor:
+        """Invert `split`; padding is zero."""
         if self.width is not None:
-            pads = [parts[0].new_zeros((self.width - n, *parts[0].shape[1:])) for n in self.lengths]
-            parts = [x for pair in zip(parts, pads, strict=True) for x in pair]
-        return torch.cat(parts)
+            channels = row_tokens[0].shape[1:]
+            pads = [row_tokens[0].new_zeros((self.width - length, *channels)) for length in self.lengths]
+            row_tokens = [part for pair in zip(row_tokens, pads, strict=True) for part in pair]
+        return torch.cat(row_tokens)
 
     def mask(self) -> Tensor:
         """Bool `[rows, width]` of a padded layout, True for a real token."""
@@ -79,13 +91,14 @@ class Rows:
         return tokens if self.index is None else tokens.index_select(0, self.index)
 
     def grid(self, tokens: Tensor, width: int) -> Tensor:
-        """`[tokens, ...]` to `[rows, width, ...]`, the inverse of `flat`; places without a token are zero."""
+        """`[tokens, ...]` to `[rows, width, ...]`, the inverse of `flat`; the rest of the grid is zero."""
+        row_count = len(self.lengths)
         if self.index is None:
-            return tokens.unflatten(0, (len(self.lengths), width))
-        out = tokens.new_zeros((len(self.lengths) * width, *tokens.shape[1:]))
-        return out.index_copy(0, self.index, tokens).unflatten(0, (len(self.lengths), width))
+            return tokens.unflatten(0, (row_count, width))
+        flat_grid = tokens.new_zeros((row_count * width, *tokens.shape[1:]))
+        return flat_grid.index_copy(0, self.index, tokens).unflatten(0, (row_count, width))
 
 
 def first(lengths: Tensor, width: int) -> Tensor:
-    """Bool `[rows, width]`, True at the first `lengths` places of each row."""
+    """Bool `[rows, width]`, True for the first `lengths` elements of each row."""
     return torch.arange(width, device=lengths.device) < lengths[:, None]

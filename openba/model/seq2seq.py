@@ -1,4 +1,4 @@
-"""The encoder-decoder as modules: embedding, two stacks, head, initial values, input checks.
+"""Encoder-decoder as modules: embedding, two stacks, head, initial values, input checks.
 
 Owns what every form of the model shares. `model.py` adds the training loss, `modeling_openba.py`
 transformers' interface. Names of weights are the released checkpoints' (`shared_embedding.weight`,
@@ -12,11 +12,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from openba.model.blocks import Decoder, DecoderAttention, Encoder
+from openba.model.functions import rotary_table
+from openba.model.kernels import kernels_for
+from openba.model.rows import Rows
 from openba.recipes.architecture import Architecture
-
-from .blocks import Decoder, DecoderAttention, Encoder
-from .functions import linear, rotary_table
-from .rows import Rows
 
 
 class Seq2Seq(nn.Module):
@@ -27,33 +27,38 @@ class Seq2Seq(nn.Module):
     def _build(self, architecture: Architecture, *, tied_head_is_shared: bool) -> None:
         """Make the modules. A tied head has no weight, unless `tied_head_is_shared` wants one to tie."""
         self.architecture = architecture
-        vocab, width = architecture.vocab_size, architecture.hidden_size
-        self.shared_embedding = nn.Embedding(vocab, width)
-        self.encoder, self.decoder = Encoder(architecture), Decoder(architecture)
-        self.lm_head = nn.Linear(width, vocab, bias=architecture.add_lm_head_bias)
+        vocab_size = architecture.vocab_size
+        hidden_size = architecture.hidden_size
+        self.shared_embedding = nn.Embedding(vocab_size, hidden_size)
+        self.encoder = Encoder(architecture)
+        self.decoder = Decoder(architecture)
+        self.lm_head = nn.Linear(hidden_size, vocab_size, bias=architecture.add_lm_head_bias)
         if architecture.tie_word_embeddings and not tied_head_is_shared:
             self.lm_head.register_parameter("weight", None)
         self._rotary: Tensor | None = None
 
     def encode(self, ids: Tensor, rows: Rows) -> Tensor:
         """Ids `[tokens]` to the encoder's output `[tokens, hidden]`."""
-        limit = self.architecture.max_seq_length
-        return self.encoder(self.embed(ids), self._angles(rows, limit, "input"), rows)
+        rotary_angles = self._angles(rows, self.architecture.max_seq_length, "input")
+        return self.encoder(self.embed(ids), rotary_angles, rows)
 
     def decode(self, ids: Tensor, rows: Rows, attention: DecoderAttention) -> Tensor:
         """Ids `[tokens]` to hidden states `[tokens, hidden]`."""
-        limit = self.architecture.decoder_max_seq_length
-        return self.decoder(self.embed(ids), self._angles(rows, limit, "decoder input"), attention)
+        # Its own limit: the release's decoder has fewer positions than the encoder.
+        rotary_angles = self._angles(rows, self.architecture.decoder_max_seq_length, "decoder input")
+        return self.decoder(self.embed(ids), rotary_angles, attention)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Ids `[tokens]` to embeddings `[tokens, hidden]`, scaled as the architecture says."""
         scale = self.architecture.embedding_scale
+        # Scaled here and not in the weight: a tied head reads the same weight unscaled.
         embedded = self.shared_embedding(ids)
         return embedded if scale == 1.0 else embedded * scale
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden_states: Tensor) -> Tensor:
         """`[..., hidden]` to fp32 `[..., vocab]`; a tied head is unscaled, as in the release's training."""
-        return linear(hidden, self.head_weight, self.lm_head.bias).float()
+        linear = kernels_for(hidden_states.device).linear
+        return linear(hidden_states, self.head_weight, self.lm_head.bias).float()
 
     @property
     def head_weight(self) -> Tensor:
@@ -61,16 +66,17 @@ class Seq2Seq(nn.Module):
         tied = self.architecture.tie_word_embeddings
         return self.shared_embedding.weight if tied else self.lm_head.weight
 
-    def _angles(self, rows: Rows, limit: int, what: str) -> Tensor:
+    def _angles(self, rows: Rows, position_limit: int, input_name: str) -> Tensor:
         """fp32 cosines and sines `[2, tokens, 1, kv / 2]` at the rows' positions."""
         for row, length in enumerate(rows.lengths):
-            if length > limit:
+            if length > position_limit:
                 raise ValueError(
-                    f"{what} row {row}: {length} tokens are more than the model's {limit} positions"
+                    f"{input_name} row {row}: {length} tokens are more than the model's {position_limit} "
+                    "positions"
                 )
-        return self.table().index_select(1, rows.positions)
+        return self.rotary_angles().index_select(1, rows.positions)
 
-    def table(self) -> Tensor:
+    def rotary_angles(self) -> Tensor:
         """fp32 `[2, positions, 1, kv / 2]` on the weights' device."""
         # Not a buffer: an engine that casts the module to bf16 would cast the angles with it
         # (the released training code lost precision that way, its inference code did not).
@@ -90,6 +96,7 @@ def begin(module: nn.Module, std: float, device: torch.device) -> None:
     Args: as `initialise`; `device` is where.
     """
     module.to_empty(device=device, recurse=False)
+    # Biases 0 and norms 1 first; matrices are overwritten by draws.
     for name, parameter in module.named_parameters(recurse=False):
         parameter.fill_(name == "weight")  # a norm's; others are drawn
     initialise(module, std)
@@ -113,38 +120,39 @@ def initialise(module: nn.Module, std: float, normal: Callable[..., object] = nn
             normal(module.bias, mean=0.0, std=0.0)
 
 
-def check_ids(ids: Tensor, mask: Tensor, vocab: int, what: str) -> None:
+def check_ids(ids: Tensor, mask: Tensor, vocab: int, input_name: str) -> None:
     """Refuse what would give a meaningless answer: an empty row, or ids outside the vocabulary.
 
     Args:
         ids: int64 `[rows, width]`.
         mask: bool, the same shape, True for a real token.
         vocab: rows of the embedding.
-        what: what to call the ids in the message.
+        input_name: Name of the ids in the message.
 
     Raises:
         ValueError: names the row, and the id.
     """
-    check_vocabulary(ids, vocab, what)
-    empty = (~mask.any(-1)).nonzero()
-    if len(empty):
-        raise ValueError(f"{what} row {int(empty[0])}: nothing but padding; give at least one token")
+    check_vocabulary(ids, vocab, input_name)
+    empty_rows = (~mask.any(-1)).nonzero()
+    if len(empty_rows):
+        row = int(empty_rows[0])
+        raise ValueError(f"{input_name} row {row}: nothing but padding; give at least one token")
 
 
-def check_vocabulary(ids: Tensor, vocab: int, what: str) -> None:
-    """The part of `check_ids` that padding has nothing to do with.
+def check_vocabulary(ids: Tensor, vocab: int, input_name: str) -> None:
+    """Refuse ids that no vocabulary of this size has, padding included.
 
     Raises:
         ValueError: no id at all, or one outside the vocabulary; names its row and position.
     """
     if ids.numel() == 0:
         raise ValueError(
-            f"{what}: there is no token in a batch of shape {list(ids.shape)}; give at least one a row"
+            f"{input_name}: there is no token in a batch of shape {list(ids.shape)}; give at least one a row"
         )
-    lowest, highest = ids.aminmax()
-    if lowest < 0 or highest >= vocab:
+    lowest_id, highest_id = ids.aminmax()
+    if lowest_id < 0 or highest_id >= vocab:
         row, column = ((ids < 0) | (ids >= vocab)).nonzero()[0].tolist()
         raise ValueError(
-            f"{what} row {row}, position {column}: id {int(ids[row, column])} is outside the vocabulary of "
-            f"{vocab}; the tokenizer does not belong to this model"
+            f"{input_name} row {row}, position {column}: id {int(ids[row, column])} is outside the "
+            f"vocabulary of {vocab}; the tokenizer does not belong to this model"
         )

@@ -1,8 +1,9 @@
-"""Recipes of training: objective, optimiser, budget. One shape for the three stages and all experts."""
+"""Recipes of training: objective, optimiser, budget. One form for all stages and experts."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -67,23 +68,59 @@ class DenoiserRecipe(Recipe):
             f"and has {spans} sentinels: its mean span is {self.masked(length) / spans:.1f} tokens"
         )
 
-    def longest(self, length: int, s_length: str) -> tuple[int, int]:
-        """Largest numbers of encoder and target tokens of a sample, special tokens included."""
-        masked = self.masked(length)
-        spans = self.spans(length)
-        fewest = 1 if self.mean_span is None and s_length == "uniform" else masked
-        return length - fewest + spans + 2, masked + spans + 1
 
-    def sizes(self, length: int, s_length: str) -> list[tuple[int, int]]:
+@dataclass(frozen=True)
+class Corruption:
+    """How one kind of sample is made of a window of tokens."""
+
+    mode: Literal["R", "S", "X"]
+    """First token of the encoder's input."""
+    masked: int
+    """Tokens that the decoder writes."""
+    spans: int = 1
+    """Runs of tokens that they form; one stands at the window's end."""
+    draws_fewer: bool = False
+    """Whether the number of masked tokens is drawn anew for each sample, uniformly from 1 to `masked`."""
+    is_closed: bool = True
+    """Whether </s> ends the labels."""
+    ends_anywhere: bool = False
+    """Whether kept text may follow the last masked span."""
+
+    def sizes(self, length: int) -> list[tuple[int, int]]:
         """Return encoder and target tokens of its samples, each of these as likely as the others."""
-        masked = self.masked(length)
-        spans = self.spans(length)
-        uniform = self.mean_span is None and s_length == "uniform"
-        drawn = range(1, masked + 1) if uniform else [masked]
-        return [(length - each + spans + 2, each + spans + 1) for each in drawn]
+        masked_counts = range(1, self.masked + 1) if self.draws_fewer else [self.masked]
+        return [
+            (length - masked + self.spans + 2, masked + self.spans + int(self.is_closed))
+            for masked in masked_counts
+        ]
 
 
-class UL2Recipe(Recipe):
+class WindowsRecipe(Recipe):
+    """Base of objectives that corrupt windows of text. A new one says how, and joins `Objective` below."""
+
+    length: SampleLength
+
+    def corruptions(self) -> tuple[Corruption, ...]:
+        """Return the kinds of samples; each sample is of one of them, drawn uniformly."""
+        raise NotImplementedError
+
+    def by_mode(self) -> dict[str, Self]:
+        """Return the recipes that are measured apart, by name; a recipe that is not divided is `loss`."""
+        return {"loss": self}
+
+    @property
+    def clipped(self) -> list[str]:
+        """A line for each kind whose spans the sentinels do not suffice for."""
+        return []
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        """Most encoder and target tokens of a sample."""
+        sizes = [size for corruption in self.corruptions() for size in corruption.sizes(self.length)]
+        return max(encoder for encoder, _ in sizes), max(target for _, target in sizes)
+
+
+class UL2Recipe(WindowsRecipe):
     """Stage I: a mixture of denoisers, one per sample (paper section 3.3, Table 3)."""
 
     objective: Literal["ul2"]
@@ -97,19 +134,35 @@ class UL2Recipe(Recipe):
     """Where R and X mask. `to_end`: kept and masked spans alternate and the last is masked (release), so the
     last token always is, and a denoiser of one span masks the end only. `anywhere`: kept text may follow."""
 
+    def corruptions(self) -> tuple[Corruption, ...]:
+        """See `WindowsRecipe`."""
+        return tuple(
+            Corruption(
+                mode=denoiser.mode,
+                masked=denoiser.masked(self.length),
+                spans=denoiser.spans(self.length),
+                draws_fewer=denoiser.mode == "S" and self.s_length == "uniform",
+                ends_anywhere=denoiser.mode != "S" and self.spans == "anywhere",
+            )
+            for denoiser in self.denoisers
+        )
+
+    def by_mode(self) -> dict[str, Self]:
+        """R, S and X apart."""
+        modes = dict.fromkeys(denoiser.mode for denoiser in self.denoisers)
+        return {mode: self._only(mode) for mode in modes}
+
+    def _only(self, mode: str) -> Self:
+        denoisers = tuple(denoiser for denoiser in self.denoisers if denoiser.mode == mode)
+        return self.model_copy(update={"denoisers": denoisers})
+
     @property
     def clipped(self) -> list[str]:
         """A line for each denoiser whose spans the sentinels do not suffice for."""
         return [line for denoiser in self.denoisers if (line := denoiser.clipped(self.length))]
 
-    @property
-    def longest(self) -> tuple[int, int]:
-        """Largest numbers of encoder and target tokens of a sample."""
-        sizes = [denoiser.longest(self.length, self.s_length) for denoiser in self.denoisers]
-        return max(encoder for encoder, _ in sizes), max(target for _, target in sizes)
 
-
-class PrefixRecipe(Recipe):
+class PrefixRecipe(WindowsRecipe):
     """Stage II: S-denoising with one fixed ratio (paper: 50 %)."""
 
     objective: Literal["prefix"]
@@ -123,10 +176,45 @@ class PrefixRecipe(Recipe):
         """Tokens the decoder writes; the encoder sees at least one."""
         return min(max(1, round(self.length * self.ratio)), self.length - 1)
 
+    def corruptions(self) -> tuple[Corruption, ...]:
+        """See `WindowsRecipe`."""
+        return (Corruption("S", self.masked, is_closed=self.closed),)
+
+
+class PrefixLMRecipe(WindowsRecipe):
+    """Continuation of a prefix of any length: UL2's S alone, cut at a uniformly drawn position."""
+
+    objective: Literal["prefix_lm"]
+    ratio: InnerShare = 0.9
+    """Largest share of the window that the decoder writes; the smallest is one token."""
+
+    def corruptions(self) -> tuple[Corruption, ...]:
+        """See `WindowsRecipe`."""
+        most_masked = DenoiserRecipe(mode="S", ratio=self.ratio).masked(self.length)
+        return (Corruption("S", most_masked, draws_fewer=True),)
+
+
+class SpanCorruptionRecipe(WindowsRecipe):
+    """T5's objective: short spans, one denoiser for all samples (arXiv 1910.10683, section 3.1.4)."""
+
+    objective: Literal["span_corruption"]
+    ratio: InnerShare = 0.15
+    mean_span: Size = 3
+
+    def corruptions(self) -> tuple[Corruption, ...]:
+        """See `WindowsRecipe`."""
+        denoiser = self._denoiser()
+        masked, spans = denoiser.masked(self.length), denoiser.spans(self.length)
+        return (Corruption("R", masked, spans, ends_anywhere=True),)
+
     @property
-    def longest(self) -> tuple[int, int]:
-        """Encoder and target tokens of a sample."""
-        return self.length - self.masked + 3, self.masked + 1 + int(self.closed)
+    def clipped(self) -> list[str]:
+        """A line if the sentinels do not suffice for the spans."""
+        line = self._denoiser().clipped(self.length)
+        return [line] if line else []
+
+    def _denoiser(self) -> DenoiserRecipe:
+        return DenoiserRecipe(mode="R", mean_span=self.mean_span, ratio=self.ratio)
 
 
 class InstructionRecipe(Recipe):
@@ -135,7 +223,13 @@ class InstructionRecipe(Recipe):
     objective: Literal["instruction"]
 
 
-Objective = Annotated[UL2Recipe | PrefixRecipe | InstructionRecipe, Field(discriminator="objective")]
+Objective = Annotated[
+    UL2Recipe | PrefixRecipe | PrefixLMRecipe | SpanCorruptionRecipe | InstructionRecipe,
+    Field(discriminator="objective"),
+]
+
+
+ScheduleName = Literal["cosine", "constant", "inverse_sqrt", "linear", "wsd"]
 
 
 class OptimRecipe(Recipe):
@@ -143,10 +237,11 @@ class OptimRecipe(Recipe):
 
     lr: LearningRate
     min_lr: LearningRate = 0.0
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: ScheduleName = "cosine"
     warmup: NonNegativeSteps = 0
     decay: PositiveSteps | None = None
-    """Steps until min_lr is reached; none: the whole budget."""
+    """Cosine and linear: steps until min_lr is reached; none: the whole budget. wsd: steps of the last part,
+    which falls; none: a tenth of the budget."""
     beta1: Decay = 0.9
     beta2: Decay = 0.95
     eps: Positive = 1e-8
@@ -200,7 +295,7 @@ class TrainRecipe(Recipe):
                 f"optim.warmup: {self.optim.warmup} steps are more than the {self.steps} of the budget; "
                 "the full rate would never be reached"
             )
-        if not isinstance(self.data, InstructionRecipe):  # not `reads_pairs`, which narrows no type
+        if isinstance(self.data, WindowsRecipe):
             encoder, target = self.data.longest
             if encoder > self.encoder_length or target > self.decoder_length:
                 raise ValueError(

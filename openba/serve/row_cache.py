@@ -82,8 +82,8 @@ class RowCache:
         logits = session.logits(start_ids)
         first_row = len(self)
         end_row = first_row + len(sources)
-        self.self_attention[:, :, first_row:end_row, :, : len(self.start_ids)] = session.attention.cache
-        source_kv = session.attention.memory
+        self.self_attention[:, :, first_row:end_row, :, : len(self.start_ids)] = session.self_cache
+        source_kv = session.cross_cache
         self.cross_attention[:, :, first_row:end_row, :, : source_kv.shape[4]] = source_kv
         self.source_lengths += [len(source) for source in sources]
         self.decoder_lengths += [len(self.start_ids)] * len(sources)

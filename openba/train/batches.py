@@ -7,9 +7,8 @@ worker count and restarts change nothing. The corruption is `openba.data.denoise
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -21,10 +20,11 @@ from openba.data.denoise import Denoising, shuffled
 from openba.data.instruct import Pairs
 from openba.data.store import TokenStore
 from openba.errors import UserError
-from openba.model.model import IGNORE
-from openba.recipes.train import DenoiserRecipe, InstructionRecipe, PrefixRecipe, TrainRecipe, UL2Recipe
+from openba.model.loss import IGNORE
+from openba.recipes.train import TrainRecipe, WindowsRecipe
 from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.packing import counted, packed
+from openba.train.source_use import label_entropies
 
 HELDOUT_SEED = 20231008
 """Held-out samples are corrupted the same way at every measurement and in every run."""
@@ -40,55 +40,65 @@ class Samples(Protocol):
     """Numbered samples of one split."""
 
     def __len__(self) -> int: ...
-    def batch(self, items: np.ndarray, samples: np.ndarray, seed: int, pad: int) -> Batch:
+    def batch(self, item_numbers: np.ndarray, sample_numbers: np.ndarray, seed: int, pad_id: int) -> Batch:
         """Items (int64 `[B]`), drawn as samples of these numbers (int64 `[B]`)."""
         ...
 
-    def lengths(self, items: np.ndarray, samples: np.ndarray, seed: int) -> np.ndarray:
+    def lengths(self, item_numbers: np.ndarray, sample_numbers: np.ndarray, seed: int) -> np.ndarray:
         """Encoder and target tokens that `batch` will give them, int64 `[2, B]`."""
         ...
 
-    def subsets(self, items: np.ndarray) -> list[str]:
-        """What each item is measured apart as: its language, or its task; "" where it is neither."""
+    def subsets(self, item_numbers: np.ndarray) -> list[str]:
+        """Name by which each item is measured apart: its language or task; "" for neither."""
         ...
 
-    def tasks(self, items: np.ndarray) -> np.ndarray:
+    def tasks(self, item_numbers: np.ndarray) -> np.ndarray:
         """Number of each item's task, int64 `[B]`: sources are exchanged within one."""
+        ...
+
+    def label_entropies(self) -> dict[str, float]:
+        """Loss by task of the best answer without the source, see `source_use.label_entropies`."""
         ...
 
 
 class DenoisedSamples:
     """Windows of a token store under one objective."""
 
-    def __init__(self, store: TokenStore, recipe: UL2Recipe | PrefixRecipe, tokenizer: Tokenizer) -> None:
-        self.store, self.length = store, recipe.length
+    def __init__(self, store: TokenStore, recipe: WindowsRecipe, tokenizer: Tokenizer) -> None:
+        self.store = store
+        self.length = recipe.length
         self.denoising = Denoising(recipe, tokenizer, IGNORE)
 
     def __len__(self) -> int:
         return self.store.count(self.length)
 
-    def batch(self, items: np.ndarray, samples: np.ndarray, seed: int, pad: int) -> Batch:
+    def batch(self, item_numbers: np.ndarray, sample_numbers: np.ndarray, seed: int, pad_id: int) -> Batch:
         """Windows `items`, corrupted for samples of these numbers, cut to the longest of each side."""
-        made = self.denoising.batch(self.store.windows(items, self.length), samples, seed)
-        source, target = int(made.encoder_lengths.max()), int(made.target_lengths.max())
+        made = self.denoising.batch(self.store.windows(item_numbers, self.length), sample_numbers, seed)
+        source_width = int(made.encoder_lengths.max())
+        target_width = int(made.target_lengths.max())
         return Batch(
-            torch.from_numpy(made.encoder[:, :source]).long(),
-            torch.from_numpy(np.arange(source) < made.encoder_lengths[:, None]),
-            torch.from_numpy(made.decoder[:, :target]).long(),
-            torch.from_numpy(made.labels[:, :target]).long(),
+            torch.from_numpy(made.encoder[:, :source_width]).long(),
+            torch.from_numpy(np.arange(source_width) < made.encoder_lengths[:, None]),
+            torch.from_numpy(made.decoder[:, :target_width]).long(),
+            torch.from_numpy(made.labels[:, :target_width]).long(),
         )
 
-    def lengths(self, items: np.ndarray, samples: np.ndarray, seed: int) -> np.ndarray:
-        """Of the samples' corruption; the text does not matter."""
-        return self.denoising.lengths(samples, seed)
+    def lengths(self, item_numbers: np.ndarray, sample_numbers: np.ndarray, seed: int) -> np.ndarray:
+        """Lengths by the samples' corruption; the text does not matter."""
+        return self.denoising.lengths(sample_numbers, seed)
 
-    def tasks(self, items: np.ndarray) -> np.ndarray:
+    def tasks(self, item_numbers: np.ndarray) -> np.ndarray:
         """One task for all."""
-        return np.zeros(len(items), np.int64)
+        return np.zeros(len(item_numbers), np.int64)
 
-    def subsets(self, items: np.ndarray) -> list[str]:
+    def label_entropies(self) -> dict[str, float]:
+        """Return nothing: windows have no labels."""
+        return {}
+
+    def subsets(self, item_numbers: np.ndarray) -> list[str]:
         """Language of the document that each window's middle lies in."""
-        middles = items * self.length + self.length // 2
+        middles = item_numbers * self.length + self.length // 2
         rows = np.searchsorted(self.store.offsets, middles, "right") - 1
         return self.store.documents["language"].take(rows).to_pylist()
 
@@ -102,23 +112,27 @@ class PairSamples:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def batch(self, items: np.ndarray, samples: np.ndarray, seed: int, pad: int) -> Batch:
+    def batch(self, item_numbers: np.ndarray, sample_numbers: np.ndarray, seed: int, pad_id: int) -> Batch:
         """Pairs `items`; nothing random."""
-        return collate([(self.pairs.source(i), self.pairs.target(i)) for i in items.tolist()], pad)
+        return collate([(self.pairs.source(i), self.pairs.target(i)) for i in item_numbers.tolist()], pad_id)
 
-    def lengths(self, items: np.ndarray, samples: np.ndarray, seed: int) -> np.ndarray:
-        """Of the pairs as they lie in the files."""
-        return self.pairs.lengths(items)
+    def lengths(self, item_numbers: np.ndarray, sample_numbers: np.ndarray, seed: int) -> np.ndarray:
+        """Lengths of the pairs as they are in the files."""
+        return self.pairs.lengths(item_numbers)
 
-    def tasks(self, items: np.ndarray) -> np.ndarray:
-        """As the data step numbered them."""
-        return np.array([self.pairs.task(index) for index in items.tolist()], np.int64)
+    def tasks(self, item_numbers: np.ndarray) -> np.ndarray:
+        """Tasks as the data step numbered them."""
+        return np.array([self.pairs.task(index) for index in item_numbers.tolist()], np.int64)
 
-    def subsets(self, items: np.ndarray) -> list[str]:
+    def label_entropies(self) -> dict[str, float]:
+        """Entropies of the tasks whose answers are a few labels."""
+        return label_entropies(self.pairs)
+
+    def subsets(self, item_numbers: np.ndarray) -> list[str]:
         """The task's name; "" where there are too many tasks to measure each apart."""
         if len(self.pairs.names) > MOST_TASKS_APART:
-            return [""] * len(items)
-        return [self.pairs.names[task] for task in self.tasks(items).tolist()]
+            return [""] * len(item_numbers)
+        return [self.pairs.names[task] for task in self.tasks(item_numbers).tolist()]
 
 
 @dataclass(frozen=True)
@@ -153,14 +167,14 @@ class Batch:
         return sum(encoder) + sum(targets)
 
 
-def collate(pairs: list[Pair], pad: int) -> Batch:
+def collate(pairs: list[Pair], pad_id: int) -> Batch:
     """Pad to the longest of each side."""
-    encoder_ids = _padded([source for source, _ in pairs], pad)
+    encoder_ids = _padded([source for source, _ in pairs], pad_id)
     labels = _padded([target for _, target in pairs], IGNORE)
-    first = torch.full((len(pairs), 1), pad)
+    first = torch.full((len(pairs), 1), pad_id)
     lengths = torch.tensor([len(source) for source, _ in pairs])
     mask = torch.arange(encoder_ids.shape[1]) < lengths[:, None]
-    decoder_ids = torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE, pad)], dim=1)
+    decoder_ids = torch.cat([first, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE, pad_id)], dim=1)
     return Batch(encoder_ids, mask, decoder_ids, labels)
 
 
@@ -168,126 +182,129 @@ class TrainingBatches:
     """The batches of one run."""
 
     def __init__(
-        self, samples: Samples, recipe: TrainRecipe, pad: int, vocab: int, padded: bool = False
+        self,
+        samples: Samples,
+        recipe: TrainRecipe,
+        pad: int,
+        vocab: int,
+        padded: bool = False,
+        modes: Mapping[str, int] | None = None,
     ) -> None:
-        """`padded`: micro-batches have a number of samples, each padded to the recipe's lengths."""
+        """Take a run's samples.
+
+        Args:
+            samples: Of the training split.
+            recipe: The run's.
+            pad: Id of padding.
+            vocab: Ids of the tokenizer.
+            padded: Micro-batches have a number of samples, each padded to the recipe's lengths.
+            modes: First encoder id of each denoiser's samples, whose losses are to be told apart.
+        """
         if len(samples) == 0:
             raise UserError("training data: no sample is long enough; lower data.length or add data")
-        self.samples, self.recipe, self.pad, self.vocab = samples, recipe, pad, vocab
+        self.samples = samples
+        self.recipe = recipe
+        self.pad = pad
+        self.vocab = vocab
         self.padded = padded
+        self.modes = dict(modes or {})
         self.refused: list[int] = []
         """Windows or pairs that were passed over since the caller last took them from here."""
 
-    def micro(self, step: int, rank: int, world: int, size: int) -> Iterator[Batch]:
-        """This rank's micro-batches of optimiser step `step`, as many as every other rank's.
+    def micro(self, step: int, rank: int, world_size: int, micro_batch: int) -> Iterator[Batch]:
+        """Yield this rank's micro-batches of optimiser step `step`, as many as every other rank's.
 
         Each has at most the tokens of `size` samples of the recipe's greatest lengths, on either side; or, if
         they are padded, `size` samples of these lengths.
         """
-        samples = np.arange(step * self.recipe.batch, (step + 1) * self.recipe.batch, dtype=np.int64)
-        items, seed = self._order(samples), self.recipe.seed
-        for chosen in self._shares(items, samples, world, size)[rank]:
+        sample_numbers = np.arange(step * self.recipe.batch, (step + 1) * self.recipe.batch, dtype=np.int64)
+        item_numbers = self._order(sample_numbers)
+        seed = self.recipe.seed
+        # Shares follow from lengths alone, which every worker computes: they agree without a message.
+        for chosen in self._shares(item_numbers, sample_numbers, world_size, micro_batch)[rank]:
             # Workers wait for each other in every micro-batch: one with nothing left joins in, unlabelled.
             rows = np.array(chosen or [0])
-            batch = self.samples.batch(items[rows], samples[rows], seed, self.pad)
+            batch = self.samples.batch(item_numbers[rows], sample_numbers[rows], seed, self.pad)
             if self.padded:
                 batch = _widened(batch, self.recipe.encoder_length, self.recipe.decoder_length, self.pad)
-            yield self._sound(batch, items[rows]) if chosen else _unlabelled(batch)
+            yield self._sound(batch, item_numbers[rows]) if chosen else _unlabelled(batch)
 
-    def _shares(self, items: np.ndarray, samples: np.ndarray, world: int, size: int) -> list[list[list[int]]]:
+    def _shares(
+        self, item_numbers: np.ndarray, sample_numbers: np.ndarray, world_size: int, micro_batch: int
+    ) -> list[list[list[int]]]:
         """Places in the step's batch by worker and micro-batch."""
         if self.padded:
-            return counted(len(samples), world, size)
-        room = (size * self.recipe.encoder_length, size * self.recipe.decoder_length)
-        return packed(self.samples.lengths(items, samples, self.recipe.seed), world, room)
+            return counted(len(sample_numbers), world_size, micro_batch)
+        room = (micro_batch * self.recipe.encoder_length, micro_batch * self.recipe.decoder_length)
+        return packed(self.samples.lengths(item_numbers, sample_numbers, self.recipe.seed), world_size, room)
 
-    def _sound(self, batch: Batch, items: np.ndarray) -> Batch:
+    def _sound(self, batch: Batch, item_numbers: np.ndarray) -> Batch:
         """The batch without samples that would break a step: an id of no vocabulary, or an empty side."""
         ids = torch.cat([batch.encoder_ids, batch.decoder_ids, batch.labels.clamp(min=0)], 1)
-        filled = batch.mask.any(1) & (batch.labels != IGNORE).any(1)
-        bad = ~filled | (ids >= self.vocab).any(1) | (batch.encoder_ids < 0).any(1)
-        if not bad.any():
+        # Labels may be IGNORE, which is no id of the vocabulary either.
+        is_filled = batch.mask.any(1) & (batch.labels != IGNORE).any(1)
+        is_bad = ~is_filled | (ids >= self.vocab).any(1) | (batch.encoder_ids < 0).any(1)
+        if not is_bad.any():
             return batch
-        self.refused += items[bad.numpy()].tolist()
-        row, start = bad[:, None], torch.arange(batch.mask.shape[1]) == 0
+        self.refused += item_numbers[is_bad.numpy()].tolist()
+        bad_row = is_bad[:, None]
+        first_token = torch.arange(batch.mask.shape[1]) == 0
         return Batch(
-            batch.encoder_ids.masked_fill(row, self.pad),
-            torch.where(row, start, batch.mask),  # one token, so that nothing attends to nothing
-            batch.decoder_ids.masked_fill(row, self.pad),
-            batch.labels.masked_fill(row, IGNORE),
+            batch.encoder_ids.masked_fill(bad_row, self.pad),
+            torch.where(bad_row, first_token, batch.mask),  # one token, so that nothing attends to nothing
+            batch.decoder_ids.masked_fill(bad_row, self.pad),
+            batch.labels.masked_fill(bad_row, IGNORE),
         )
 
     def items(self, step: int) -> list[int]:
         """Windows or pairs that all workers together read in optimiser step `step`."""
-        samples = np.arange(step * self.recipe.batch, (step + 1) * self.recipe.batch, dtype=np.int64)
-        return self._order(samples).tolist()
+        sample_numbers = np.arange(step * self.recipe.batch, (step + 1) * self.recipe.batch, dtype=np.int64)
+        return self._order(sample_numbers).tolist()
 
-    def _order(self, samples: np.ndarray) -> np.ndarray:
-        return shuffled(samples, len(self.samples), self.recipe.seed)
+    def _order(self, sample_numbers: np.ndarray) -> np.ndarray:
+        return shuffled(sample_numbers, len(self.samples), self.recipe.seed)
 
     def epochs(self, steps: int) -> float:
-        """How often the data is seen in so many steps."""
+        """Passes over the data in so many steps."""
         return steps * self.recipe.batch / len(self.samples)
 
 
-def training_samples(recipe: TrainRecipe, data: Path, part: str | None, tokenizer: Tokenizer) -> Samples:
-    """Samples that a training reads: windows of one part of a mixture, or the pairs of a task mix."""
-    if isinstance(recipe.data, InstructionRecipe):
-        return PairSamples(Pairs(data, "train"))
-    assert part is not None  # `PipelineConfig` refuses a stage that reads a mixture and names no part
-    return DenoisedSamples(TokenStore(data / part), recipe.data, tokenizer)
-
-
-def heldout_groups(recipe: TrainRecipe, data: Path, tokenizer: Tokenizer) -> dict[str, Samples]:
-    """Held-out samples by name: R, S and X apart for UL2, else one group `loss`."""
-    if isinstance(recipe.data, InstructionRecipe):
-        return {"loss": PairSamples(Pairs(data, "heldout"))}
-    stream = TokenStore(data / "heldout")
-    if isinstance(recipe.data, PrefixRecipe):
-        return {"loss": DenoisedSamples(stream, recipe.data, tokenizer)}
-    modes: dict[str, list[DenoiserRecipe]] = {}
-    for denoiser in recipe.data.denoisers:
-        modes.setdefault(denoiser.mode, []).append(denoiser)
-    return {
-        mode: DenoisedSamples(stream, recipe.data.model_copy(update={"denoisers": tuple(rows)}), tokenizer)
-        for mode, rows in modes.items()
-    }
-
-
 def heldout_batches(
-    samples: Samples, recipe: TrainRecipe, rank: int, world: int, size: int, pad: int
+    samples: Samples, recipe: TrainRecipe, rank: int, world_size: int, micro_batch: int, pad_id: int
 ) -> Iterator[tuple[np.ndarray, Batch]]:
-    """This rank's part of the first `heldout_batches * batch` held-out samples, with their numbers.
+    """Yield this rank's part of the first `heldout_batches * batch` held-out samples, with their numbers.
 
     Every rank gets as many batches.
     """
-    count = min(len(samples), recipe.heldout_batches * recipe.batch)
-    mine = range(rank, count, world)
-    for start in range(0, -(-count // world), size):
-        own = mine[start : start + size]
-        numbers = np.array(own or range(1), np.int64)
-        batch = samples.batch(numbers, numbers, HELDOUT_SEED, pad)
+    sample_count = min(len(samples), recipe.heldout_batches * recipe.batch)
+    # In turn, so that no rank has more than one sample less than another.
+    own_numbers = range(rank, sample_count, world_size)
+    for start in range(0, -(-sample_count // world_size), micro_batch):
+        chosen = own_numbers[start : start + micro_batch]
+        chosen_numbers = np.array(chosen or range(1), np.int64)
+        batch = samples.batch(chosen_numbers, chosen_numbers, HELDOUT_SEED, pad_id)
         # ZeRO-3 gathers weights in each forward pass: a worker with nothing left joins in, unlabelled.
-        yield numbers, batch if own else _unlabelled(batch)
+        yield chosen_numbers, batch if chosen else _unlabelled(batch)
 
 
 def _unlabelled(batch: Batch) -> Batch:
     return replace(batch, labels=torch.full_like(batch.labels, IGNORE))
 
 
-def _widened(batch: Batch, source: int, target: int, pad: int) -> Batch:
+def _widened(batch: Batch, source_width: int, target_width: int, pad_id: int) -> Batch:
     """The batch with so many places on either side."""
-    left, right = source - batch.mask.shape[1], target - batch.labels.shape[1]
+    source_padding = source_width - batch.mask.shape[1]
+    target_padding = target_width - batch.labels.shape[1]
     return Batch(
-        F.pad(batch.encoder_ids, (0, left), value=pad),
-        F.pad(batch.mask, (0, left), value=False),
-        F.pad(batch.decoder_ids, (0, right), value=pad),
-        F.pad(batch.labels, (0, right), value=IGNORE),
+        F.pad(batch.encoder_ids, (0, source_padding), value=pad_id),
+        F.pad(batch.mask, (0, source_padding), value=False),
+        F.pad(batch.decoder_ids, (0, target_padding), value=pad_id),
+        F.pad(batch.labels, (0, target_padding), value=IGNORE),
     )
 
 
-def _padded(rows: list[np.ndarray], fill: int) -> Tensor:
-    out = torch.full((len(rows), max(len(row) for row in rows)), fill, dtype=torch.int64)
+def _padded(rows: list[np.ndarray], fill_id: int) -> Tensor:
+    padded_ids = torch.full((len(rows), max(len(row) for row in rows)), fill_id, dtype=torch.int64)
     for index, row in enumerate(rows):
-        out[index, : len(row)] = torch.from_numpy(np.asarray(row, dtype=np.int64))
-    return out
+        padded_ids[index, : len(row)] = torch.from_numpy(np.asarray(row, dtype=np.int64))
+    return padded_ids

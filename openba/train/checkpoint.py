@@ -30,6 +30,7 @@ from torch import Tensor
 
 from openba import durable
 from openba.errors import UserError
+from openba.json_types import JsonObject
 from openba.train.engine import Engine
 
 MARKER = "COMMITTED"
@@ -47,8 +48,10 @@ def committed_steps(folder: Path) -> list[int]:
 
 def _folders(folder: Path, staged: bool = False) -> list[tuple[int, Path]]:
     """Step and folder of each checkpoint, or of each one that is staged, by rising step."""
-    names = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step-*")]
-    return sorted((int(match[1]), path) for match, path in names if match and bool(match[2]) is staged)
+    matched_names = [(_NAME.fullmatch(path.name), path) for path in folder.glob("step-*")]
+    return sorted(
+        (int(match[1]), path) for match, path in matched_names if match and bool(match[2]) is staged
+    )
 
 
 class Checkpoints:
@@ -82,15 +85,16 @@ class Checkpoints:
         Raises:
             UserError: the last five saves failed.
         """
+        # At most one save is under way, so host memory holds at most one copy of the state.
         self.settle(engine)
-        begin = time.perf_counter()
+        save_began = time.perf_counter()
         staged = self.folder / f"step-{step:06d}.tmp"
         error = _prepare(staged) if engine.rank == 0 else None
         tensors, numbers = engine.share()
         dist.barrier()
         record = {"step": step, "world": engine.world, "zero_stage": engine.zero_stage, **numbers, **extra}
         self._save = _Save(self, staged, engine.rank, record, tensors, dict(logs or {}), error)
-        self.stall += time.perf_counter() - begin
+        self.stall += time.perf_counter() - save_began
 
     @property
     def failed(self) -> bool:
@@ -103,27 +107,28 @@ class Checkpoints:
         Raises:
             UserError: the last five saves failed.
         """
-        save, self._save = self._save, None
+        save = self._save
+        self._save = None
         if save is None:
             return True
-        begin = time.perf_counter()
+        wait_began = time.perf_counter()
         save.written.wait()
-        failed = bool(engine.sum([float(save.error is not None)])[0])
-        if failed:
+        has_failed = bool(engine.sum([float(save.error is not None)])[0])
+        if has_failed:
             save.abandoned.set()
         save.join()
-        failed = bool(engine.sum([float(save.error is not None)])[0])  # the commit itself, on rank 0
-        self.stall += time.perf_counter() - begin
-        self.failures = self.failures + 1 if failed else 0
-        if failed:
+        has_failed = bool(engine.sum([float(save.error is not None)])[0])  # the commit itself, on rank 0
+        self.stall += time.perf_counter() - wait_began
+        self.failures = self.failures + 1 if has_failed else 0
+        if has_failed:
             self._give_up(engine, save)
-        return not failed
+        return not has_failed
 
     def _give_up(self, engine: Engine, save: _Save) -> None:
         """Tell all workers why a save failed; the last of too many ends them."""
-        told: list[str] = [""] * engine.world
-        dist.all_gather_object(told, "" if save.error is None else str(save.error))
-        self.reason = next(f"rank {rank}: {why}" for rank, why in enumerate(told) if why)
+        reasons: list[str] = [""] * engine.world
+        dist.all_gather_object(reasons, "" if save.error is None else str(save.error))
+        self.reason = next(f"rank {rank}: {reason}" for rank, reason in enumerate(reasons) if reason)
         if engine.rank == 0:
             print(f"checkpoint {save.staged.stem}: {self.reason}; training goes on", file=sys.stderr)
             shutil.rmtree(save.staged, ignore_errors=True)  # what it holds may be what fills the disk
@@ -133,28 +138,30 @@ class Checkpoints:
                 "some space or mend the disk, then run again"
             )
 
-    def newest(self, rank: int = 0, world: int = 1, agree: Callable[[bool], bool] = bool) -> Path | None:
+    def newest(
+        self, rank: int = 0, world_size: int = 1, agree_everywhere: Callable[[bool], bool] = bool
+    ) -> Path | None:
         """Folder of the newest checkpoint whose files are as they were written.
 
         A damaged one is reported on stderr and renamed to `step-N.damaged`.
 
         Args:
             rank: this worker; the workers share the files of a checkpoint among them.
-            world: how many look together.
-            agree: whether all workers found their part whole, see `everywhere`.
+            world_size: how many look together.
+            agree_everywhere: Whether all workers found their part intact, see `everywhere`.
 
         Raises:
             UserError: a checkpoint was written by an older version of openba.
         """
         for _, folder in reversed(_folders(self.folder)):
-            fault = _fault(folder, rank, world)
+            fault = _fault(folder, rank, world_size)
             if fault:
                 print(f"checkpoint {folder}: {fault}; the one before it is used", file=sys.stderr)
-            if agree(not fault):
+            if agree_everywhere(not fault):
                 return folder
             if rank == 0:
                 folder.replace(_free(folder.with_suffix(".damaged")))
-            agree(True)  # nobody looks on before it is put aside
+            agree_everywhere(True)  # nobody looks on before it is put aside
         return None
 
     def prune(self) -> None:
@@ -175,7 +182,7 @@ class _Save(Thread):
         owner: Checkpoints,
         staged: Path,
         rank: int,
-        record: dict[str, Any],
+        record: JsonObject,
         tensors: dict[str, Tensor],
         logs: dict[str, list[str]],
         error: OSError | None,
@@ -183,7 +190,8 @@ class _Save(Thread):
         super().__init__(name=f"checkpoint-{record['step']}", daemon=True)
         self.owner, self.staged, self.rank, self.record, self.tensors = owner, staged, rank, record, tensors
         self.logs = logs
-        self.written, self.abandoned = Event(), Event()
+        self.written = Event()
+        self.abandoned = Event()
         self.error = error
         self.start()
 
@@ -203,6 +211,7 @@ class _Save(Thread):
     def _write(self) -> None:
         file = self.staged / f"rank-{self.rank:05d}{_SHARE}"
         save_file(self.tensors, file)
+        # The copy of the state is the largest thing in host memory: freed before the slow part.
         self.tensors = {}
         durable.sync(file)
         files = {file.name: _state(file)}
@@ -218,20 +227,22 @@ class _Save(Thread):
         return True
 
     def _commit(self) -> None:
-        files: dict[str, Any] = {}
-        for report in sorted(self.staged.glob("rank-*.json")):
-            files |= json.loads(report.read_text())
-            report.unlink()
-        target = self.staged.with_suffix("")
-        if target.exists():  # without a marker, or damaged: else the run would not be at this step again
-            target.replace(_free(target.with_suffix(".damaged")))
-        self.staged.replace(target)
-        durable.sync(target.parent)
-        durable.write_json(target / MARKER, durable.signed({**self.record, "files": files}))
+        files: JsonObject = {}
+        for report_file in sorted(self.staged.glob("rank-*.json")):
+            files |= json.loads(report_file.read_text())
+            report_file.unlink()
+        committed_folder = self.staged.with_suffix("")
+        if (
+            committed_folder.exists()
+        ):  # without a marker, or damaged: else the run would not be at this step again
+            committed_folder.replace(_free(committed_folder.with_suffix(".damaged")))
+        self.staged.replace(committed_folder)
+        durable.sync(committed_folder.parent)
+        durable.write_json(committed_folder / MARKER, durable.signed({**self.record, "files": files}))
         self.owner.prune()
 
 
-def read_marker(folder: Path) -> dict[str, Any]:
+def read_marker(folder: Path) -> JsonObject:
     """Return the record of a committed checkpoint.
 
     Raises:
@@ -256,14 +267,14 @@ def read_logs(folder: Path) -> dict[str, list[str]]:
     return logs
 
 
-def reader(folder: Path) -> tuple[dict[str, Any], Callable[[str], Tensor]]:
+def reader(folder: Path) -> tuple[JsonObject, Callable[[str], Tensor]]:
     """The record of a checkpoint and a function from name to tensor; files are mapped, not read."""
     record = read_marker(folder)
-    where: dict[str, Any] = {}
+    tensor_files: JsonObject = {}
     for name in (name for name in record["files"] if name.endswith(_SHARE)):
         file = safe_open(folder / name, framework="pt")
-        where |= dict.fromkeys(file.keys(), file)
-    return record, lambda name: where[name].get_tensor(name)
+        tensor_files |= dict.fromkeys(file.keys(), file)
+    return record, lambda name: tensor_files[name].get_tensor(name)
 
 
 def _prepare(staged: Path) -> OSError | None:
@@ -278,15 +289,15 @@ def _prepare(staged: Path) -> OSError | None:
 
 
 def everywhere(engine: Engine) -> Callable[[bool], bool]:
-    """For `newest`: true if it is true on all workers."""
-    return lambda whole: engine.sum([float(not whole)])[0] == 0
+    """Return a function for `newest` that is true if its argument is true on all workers."""
+    return lambda is_intact: engine.sum([float(not is_intact)])[0] == 0
 
 
-def _fault(folder: Path, rank: int, world: int) -> str:
-    """What is wrong with this worker's part of the files; empty if nothing is."""
+def _fault(folder: Path, rank: int, world_size: int) -> str:
+    """Describe what is wrong with this worker's part of the files; empty if nothing is."""
     try:
         files = list(read_marker(folder)["files"].items())
-        for name, (size, digest) in files[rank::world]:
+        for name, (size, digest) in files[rank::world_size]:
             if (folder / name).stat().st_size != size:
                 return f"{name} has {(folder / name).stat().st_size} bytes of {size}"
             if durable.sha256(folder / name) != digest:
@@ -298,8 +309,8 @@ def _fault(folder: Path, rank: int, world: int) -> str:
 
 def _free(path: Path) -> Path:
     """The path, or the first of path.1, path.2... that is not taken."""
-    taken = (path.with_name(f"{path.name}.{n}") for n in range(1, 1000))
-    return next(p for p in (path, *taken) if not p.exists())
+    taken_paths = (path.with_name(f"{path.name}.{n}") for n in range(1, 1000))
+    return next(p for p in (path, *taken_paths) if not p.exists())
 
 
 def _state(file: Path) -> list[Any]:

@@ -1,7 +1,7 @@
-"""The DeepSpeed engine of one worker: its config rendered from recipe and runtime, and 6 verbs.
+"""DeepSpeed engine of one worker, and its config from recipe and runtime.
 
-Owns everything that touches DeepSpeed. The loop sees forward-backward, step, save and load.
-torch.distributed is initialised by whoever started the worker; this file never launches.
+Loop and trainer see DeepSpeed through this class only; how its partitions become full tensors is
+`state.py`'s. torch.distributed is initialised before, by the process that starts the worker.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from openba.model.model import IGNORE, OpenBAModel
+from openba.json_types import JsonObject
+from openba.model.loss import IGNORE
+from openba.model.model import OpenBAModel
 from openba.model.parallel import gathered
 from openba.recipes.checks import accumulation_steps
 from openba.recipes.runtime import PipelineRuntime, TrainRuntime
@@ -27,16 +29,16 @@ from openba.train.lean_deepspeed import import_deepspeed
 warnings.filterwarnings("ignore", category=FutureWarning)  # torch 2.13: one line per ZeRO collective
 
 
-def deepspeed_config(recipe: TrainRecipe, runtime: TrainRuntime, world: int) -> dict[str, Any]:
+def deepspeed_config(recipe: TrainRecipe, runtime: TrainRuntime, data_workers: int) -> JsonObject:
     """The `ds_config` of this run, with the batch triangle resolved (no "auto": DeepSpeed rejects it).
 
     `world` is the number of data-parallel workers.
     """
-    accumulation = accumulation_steps(recipe, runtime, world)
-    config: dict[str, Any] = {
+    accumulation = accumulation_steps(recipe, runtime, data_workers)
+    config: JsonObject = {
         "train_micro_batch_size_per_gpu": runtime.micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "train_batch_size": runtime.micro_batch * accumulation * world,
+        "train_batch_size": runtime.micro_batch * accumulation * data_workers,
         "gradient_clipping": recipe.optim.clip,
         "zero_optimization": {"stage": runtime.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
@@ -62,23 +64,30 @@ class Engine:
     def __init__(
         self, model: OpenBAModel, groups: Groups, recipe: TrainRecipe, runtime: PipelineRuntime
     ) -> None:
-        """Takes this worker's part of a model (`make_part`); `groups` are of `runtime.tensor_parallel`."""
-        device, gang = runtime.device, runtime.train
+        """Take this worker's part of a model (`make_part`); `groups` are of `runtime.tensor_parallel`."""
+        device = runtime.device
+        gang = runtime.train
         deepspeed = import_deepspeed(device.kind)
-        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.rank = dist.get_rank()
+        self.world = dist.get_world_size()
         self.device = (
             torch.device("cuda", torch.cuda.current_device())
             if device.kind == "cuda"
             else torch.device("cpu")
         )
         self.groups = groups
-        self.data_rank, self.data_world = self.groups.data_rank, self.groups.data_size
+        self.data_rank = self.groups.data_rank
+        self.data_world = self.groups.data_size
         """Which batches this worker sees: those of a tensor-parallel group see the same."""
+        # Before DeepSpeed wraps the model: its blocks read the setting in each forward pass.
         model.recompute(gang.recompute)
         self.begin(accumulation_steps(recipe, gang, self.data_world))
-        self.zero_stage, self.padded = gang.zero_stage, gang.batches == "padded"
+        self.zero_stage = gang.zero_stage
+        self.micro_batch = gang.micro_batch
+        """Samples of the greatest length whose tokens fill a micro-batch."""
+        self.padded = gang.batches == "padded"
         self.meetings = 0
-        """How often this worker came to `sum`; one that came less often than the others is the late one."""
+        """Calls of `sum` by this worker; a worker with fewer than the others is the late one."""
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         self.optimizer = torch.optim.AdamW(
             _decay_groups(model, recipe.optim.weight_decay),
@@ -97,31 +106,34 @@ class Engine:
         )
 
     def begin(self, micro_batches: int) -> None:
-        """How many micro-batches the next optimiser steps have, the same number on every worker."""
+        """Set the micro-batches of the next optimiser steps, the same number on every worker."""
         self.accumulation = self._left = micro_batches
 
     def forward(self, batch: Batch) -> Tensor:
-        """This micro-batch's loss, summed over its target tokens: a scalar with a gradient."""
+        """Return the micro-batch's loss, summed over its target tokens: a scalar with a gradient."""
         tensors = (batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
         return self.engine(*(tensor.to(self.device) for tensor in tensors), padded=self.padded)
 
-    def backward(self, loss: Tensor, targets: int, usable: bool = True) -> None:
+    def backward(self, loss: Tensor, target_count: int, is_usable: bool = True) -> None:
         """Accumulate gradients of loss / `targets`.
 
         DeepSpeed averages over workers, so their number is multiplied back: the result is the
         gradient of the mean over all target tokens of the step, whatever the number of workers
         and micro-batches.
 
-        `usable=False` poisons the gradients: their norm is then not finite on every worker, and
+        `is_usable=False` poisons the gradients: their norm is then not finite on every worker, and
         DeepSpeed drops the whole step on all of them through its own overflow path.
         """
+        # The boundary is set by hand: the number of micro-batches varies from step to step.
         self._left -= 1
         self.engine.set_gradient_accumulation_boundary(self._left == 0)
-        scale = self.data_world / targets if usable else math.nan
-        self.engine.backward(loss * scale, scale_wrt_gas=False)
+        # NaN times the loss reaches every gradient, on every worker, whatever its own loss was.
+        loss_scale = self.data_world / target_count if is_usable else math.nan
+        self.engine.backward(loss * loss_scale, scale_wrt_gas=False)
 
     def step(self, lr: float) -> bool:
         """One micro-step; at the last of an accumulation the optimiser moves. False: it was dropped."""
+        # Set here and not by a DeepSpeed scheduler, which would be one more state to save and restore.
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()
@@ -141,16 +153,18 @@ class Engine:
         return self.scores(batch)
 
     def scores(self, batch: Batch) -> Tensor:
-        """Of each row of the batch that was computed last, float64 `[rows, 3]` in host memory.
+        """Scores of each row of the batch that was computed last, float64 `[rows, 3]` in host memory.
 
-        Summed loss; target tokens that are the likeliest (0 where gradients were computed); target tokens.
+        Columns: summed loss; likeliest target tokens (0 where gradients were computed); target tokens.
         """
-        counts = (batch.labels != IGNORE).sum(1)
-        sums = torch.zeros(len(counts), 3, dtype=torch.float64)
-        rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
-        sums[:, :2].index_add_(0, rows, self.engine.module.each.T.to("cpu", torch.float64))
-        sums[:, 2] = counts
-        return sums
+        target_counts = (batch.labels != IGNORE).sum(1)
+        row_scores = torch.zeros(len(target_counts), 3, dtype=torch.float64)
+        row_numbers = torch.repeat_interleave(torch.arange(len(target_counts)), target_counts)
+        row_scores[:, :2].index_add_(
+            0, row_numbers, self.engine.module.token_scores.T.to("cpu", torch.float64)
+        )
+        row_scores[:, 2] = target_counts
+        return row_scores
 
     def mode(self, training: bool) -> None:
         """Dropout on or off."""
@@ -158,38 +172,40 @@ class Engine:
 
     def sum(self, values: list[float]) -> list[float]:
         """Sums over all workers, float64; those of a tensor-parallel group count as one, with their mean."""
+        # Counted before the collective: a worker that waits in it has come, one that is late has not.
         self.meetings += 1
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return (tensor / self.groups.tensor.size).tolist()
+        sum_tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
+        dist.all_reduce(sum_tensor)
+        return (sum_tensor / self.groups.tensor.size).tolist()
 
-    def share(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """This worker's share of the training state, and the scalars; all workers call it together."""
+    def share(self) -> tuple[dict[str, Tensor], JsonObject]:
+        """Return this worker's share of the training state, and the scalars; all workers call it together."""
         from openba.train import state
 
         tensors = state.share(self.engine, self.rank, self.world, self.groups.tensor)
         return tensors, state.numbers(self.engine)
 
-    def restore(self, read: Callable[[str], Tensor], numbers: Mapping[str, Any]) -> None:
-        """Take the training state from whole tensors by name, whatever number of workers wrote them."""
+    def restore(self, read_tensor: Callable[[str], Tensor], numbers: Mapping[str, Any]) -> None:
+        """Load the training state from full tensors by name, whatever number of workers wrote them."""
         from openba.train import state
 
-        state.restore(self.engine, read, numbers, self.groups.tensor)
+        state.restore(self.engine, read_tensor, numbers, self.groups.tensor)
 
     def weights(self) -> dict[str, Tensor]:
         """The full fp32 (or compute precision) weights, complete on rank 0; all workers call it together."""
+        # Under ZeRO 3 no rank has a parameter in full; DeepSpeed gathers layer by layer.
         if self.zero_stage == 3:
             return self.engine._zero3_consolidated_16bit_state_dict()
-        whole: dict[str, Tensor] = {}
-        for name, parameter in self.engine.module.named_parameters():
-            tensor = gathered(parameter, parameter.detach(), self.groups.tensor)
+        full_weights: dict[str, Tensor] = {}
+        for parameter_name, parameter in self.engine.module.named_parameters():
+            full_tensor = gathered(parameter, parameter.detach(), self.groups.tensor)
             if self.groups.tensor.size == 1 or self.rank == 0:
-                whole[name] = tensor
-        return whole
+                full_weights[parameter_name] = full_tensor
+        return full_weights
 
 
-def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """No weight decay on biases and other one-dimensional parameters (release)."""
+def _decay_groups(model: nn.Module, weight_decay: float) -> list[JsonObject]:
+    """Parameter groups without weight decay on biases and other vectors (release)."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     vectors = [p for p in model.parameters() if p.dim() <= 1]
     return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]

@@ -48,17 +48,18 @@ class Exports:
         Raises:
             UserError: too many tries in a row failed.
         """
+        # Gathered by all workers, written by rank 0: only it has the full tensors.
         weights = self.engine.weights()
-        refused = self._write(weights_folder(self.out, step), weights)
-        if refused:
+        refused_because = self._write(weights_folder(self.out, step), weights)
+        if refused_because:
             self._waiting[step] = {name: tensor.to("cpu", copy=True) for name, tensor in weights.items()}
-        return self._note(refused)
+        return self._note(refused_because)
 
     def retry(self) -> bool:
         """Write what waits; return False if the disk still refuses it. Errors as `keep`."""
         for step in list(self._waiting):
-            if refused := self._write(weights_folder(self.out, step), self._waiting[step]):
-                return self._note(refused)
+            if refused_because := self._write(weights_folder(self.out, step), self._waiting[step]):
+                return self._note(refused_because)
             del self._waiting[step]
         return self._note("")
 
@@ -72,23 +73,23 @@ class Exports:
         Raises:
             UserError: the disk refused it, or still refuses weights that were to be kept.
         """
-        refused = "" if self.retry() else self.reason
-        refused = refused or self._write(weights_folder(self.out), self.engine.weights())
-        if refused:
+        refused_because = "" if self.retry() else self.reason
+        refused_because = refused_because or self._write(weights_folder(self.out), self.engine.weights())
+        if refused_because:
             raise UserError(
-                f"{self.out}: the model could not be written ({refused}); free some space or mend the disk, "
-                "then run again: the last checkpoint is kept"
+                f"{self.out}: the model could not be written ({refused_because}); free some space or mend "
+                "the disk, then run again: the last checkpoint is kept"
             )
 
-    def _note(self, refused: str) -> bool:
-        self.failures = self.failures + 1 if refused else 0
-        self.reason = refused
+    def _note(self, refused_because: str) -> bool:
+        self.failures = self.failures + 1 if refused_because else 0
+        self.reason = refused_because
         if self.failures >= FAILURES:
             raise UserError(
                 f"{self.out}: weights that are to be kept could not be written {FAILURES} times in a row "
-                f"({refused}); free some space or mend the disk, then run again"
+                f"({refused_because}); free some space or mend the disk, then run again"
             )
-        return not refused
+        return not refused_because
 
     def _write(self, folder: Path, weights: dict[str, Tensor]) -> str:
         """Write a model on rank 0; return why it failed, on all ranks, or nothing."""
@@ -102,5 +103,6 @@ class Exports:
                 reason = [" ".join(str(error).split())]
                 print(f"{folder}: {reason[0]}; training goes on", file=sys.stderr)
                 shutil.rmtree(folder, ignore_errors=True)  # what it holds may be what fills the disk
+        # All workers learn it, since they retry and give up together.
         dist.broadcast_object_list(reason)
         return reason[0]

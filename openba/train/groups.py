@@ -1,4 +1,4 @@
-"""Which workers share a model's weights and which share its data: tensor-parallel and data-parallel groups.
+"""Tensor-parallel and data-parallel groups: workers that share weights, and workers that share data.
 
 Owns the groups, as DeepSpeed asks for them (its `mpu`). Neighbouring ranks share weights: they exchange most,
 so they should stand in one node, and Ray numbers the workers node by node. There is no pipeline parallelism
@@ -18,7 +18,7 @@ from openba.model.parallel_loss import TensorGroup
 
 @dataclass(frozen=True)
 class Groups:
-    """This worker's place: rank = data rank * tensor-parallel size + tensor rank."""
+    """Groups of this worker: rank = data rank * tensor-parallel size + tensor rank."""
 
     tensor: TensorGroup
     data: dist.ProcessGroup | None
@@ -43,15 +43,15 @@ class Groups:
     get_tensor_model_parallel_group = get_model_parallel_group
 
     def get_data_parallel_rank(self) -> int:
-        """Among those with other data."""
+        """Rank among the workers with other data."""
         return self.data_rank
 
     def get_data_parallel_world_size(self) -> int:
-        """How many there are with other data, this worker included."""
+        """Number of workers with other data, this one included."""
         return self.data_size
 
     def get_data_parallel_group(self) -> dist.ProcessGroup | None:
-        """Those with other data and this worker."""
+        """Group of the workers with other data and this one."""
         return self.data
 
 
@@ -62,7 +62,8 @@ def make_groups(tensor_parallel: int) -> Groups:
     Raises:
         UserError: the workers cannot be divided into groups of this size.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
+    rank = dist.get_rank()
+    world = dist.get_world_size()
     if world % tensor_parallel:
         raise UserError(
             f"runtime: train.workers {world} is not a multiple of tensor_parallel {tensor_parallel}; "
@@ -70,6 +71,7 @@ def make_groups(tensor_parallel: int) -> Groups:
         )
     if tensor_parallel == 1:
         return Groups(TensorGroup(None, 0, 1), None, rank, world)
+    # Neighbouring ranks share weights: they exchange most, and Ray numbers workers node by node.
     size = world // tensor_parallel
     data_rank, tensor_rank = divmod(rank, tensor_parallel)
     # Every worker has to make every group, in the same order.

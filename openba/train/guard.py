@@ -1,43 +1,41 @@
-"""Which steps are not taken, and what is kept of them.
+"""Verdicts on optimiser steps: which are not taken, and when the weights are no longer trusted.
 
 Owns the verdict on a step's loss, which all workers reach together, the count of bad steps in a row, the
-alarm on a loss that stays up, the stage's `events.jsonl`, and the debug bundle. It restores nothing: the
-stage rolls back when `must_roll_back` says so.
+alarm on a loss that stays up, and how far roll-backs have moved the data. It writes no file and restores
+nothing: a hook writes its verdicts (`GuardHook`), the trainer rolls back.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors.torch import save_file
 
 from openba.errors import UserError
+from openba.json_types import JsonObject
 from openba.recipes.train import TrainRecipe
-from openba.train.batches import Batch
 from openba.train.engine import Engine
-from openba.train.log import EVENTS, METRICS, StageLog
-from openba.train.source_use import alarms
 
-IN_A_ROW = 3
+BAD_STEPS = 3
 """Bad steps, one after the other, after which the weights are no longer trusted."""
 ROLL_BACKS = 3
 """Roll-backs of one run after which it stops."""
-_WINDOW, _SPIKE = 50, 0.5
+SPIKE_WINDOW = 50
+"""Steps whose mean loss is compared."""
+_SPIKE = 0.5
 """A spike: the mean of 50 steps is 0.5 nats above the lowest mean of 50 steps before."""
 _HISTORY = 128  # steps whose losses the sigma rule knows, as in OLMo-core
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What all workers say of one step's loss."""
+    """Judgement of all workers on one step's loss, before its last gradients."""
 
     losses: list[float]
     """Summed loss of each worker."""
@@ -45,62 +43,89 @@ class Verdict:
     """Over all target tokens of the step, in nats."""
     reason: str
     """Why the step is not taken; empty if it is."""
-    parts: list[float]
-    """Other numbers, summed over all workers on the same way."""
+
+
+@dataclass(frozen=True)
+class Spike:
+    """A loss that stays above what it was."""
+
+    mean: float
+    lowest: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """End of a step: taken or skipped, and whether a spike begins."""
+
+    skipped_because: str
+    """Why it was not taken; empty if it was."""
+    spike: Spike | None
+    """Set at the first step of a spike."""
 
 
 class Guard:
-    """The bad steps of one run."""
+    """Verdicts of one run, and what they depend on."""
 
-    def __init__(self, recipe: TrainRecipe, log: StageLog) -> None:
-        self.recipe, self.log = recipe, log
+    def __init__(self, recipe: TrainRecipe, debug_folder: Path) -> None:
+        """Take the run's recipe, and the folder that the last error names."""
+        self.recipe = recipe
+        self.debug_folder = debug_folder
         self.shift = 0
         """Steps of data that roll-backs have passed over: step `s` reads the data of step `s + shift`."""
-        self.bad, self.roll_backs = 0, 0
+        self.bad_steps = 0
+        self.roll_backs = 0
         self._history: deque[float] = deque(maxlen=_HISTORY)
-        self._lowest, self._alarmed = math.inf, False
+        self._lowest_mean = math.inf
+        self._in_spike = False
 
-    def judge(self, engine: Engine, own: float, targets: int, parts: list[float]) -> Verdict:
-        """The verdict on a step before its last gradients; all workers call it and get the same.
+    def judge(
+        self, engine: Engine, worker_loss: float, targets: int, numbers: list[float]
+    ) -> tuple[Verdict, list[float]]:
+        """Return the verdict on a step before its last gradients; all workers call it and get the same.
 
         The limit is on the mean over the whole step, so it does not depend on workers and micro-batches.
+
+        Args:
+            engine: This worker's.
+            worker_loss: Its summed loss.
+            targets: Target tokens of the step over all workers.
+            numbers: Other numbers; their sums over all workers are returned beside the verdict.
         """
-        each = [own if rank == engine.rank else 0.0 for rank in range(engine.world)]
-        sums = engine.sum([*each, *parts])
+        # One slot a worker, so that the sum of all tells each of them whose loss is broken.
+        worker_losses = [worker_loss if rank == engine.rank else 0.0 for rank in range(engine.world)]
+        sums = engine.sum([*worker_losses, *numbers])
         losses = sums[: engine.world]
         mean = sum(losses) / max(1, targets)
-        broken = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-        if broken:
-            reason = f"loss not finite on rank {', '.join(map(str, broken))}"
+        broken_ranks = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
+        # The order tells most first: a loss that is not finite is also above every limit.
+        if broken_ranks:
+            reason = f"loss not finite on rank {', '.join(map(str, broken_ranks))}"
         elif mean > self.recipe.skip_loss_above:
             reason = f"loss above {self.recipe.skip_loss_above:g}"
         elif self._is_outlier(mean):
             reason = f"loss {self.recipe.skip_loss_sigma:g} standard deviations above the last {_HISTORY}"
         else:
             reason = ""
-        return Verdict(losses, mean, reason, sums[engine.world :])
+        return Verdict(losses, mean, reason), sums[engine.world :]
 
-    def taken(self, step: int, verdict: Verdict, applied: bool, items: Callable[[], list[int]]) -> str:
-        """Note how step `step` (1-based) ended; returns why it was not taken, or nothing."""
-        reason = verdict.reason or ("" if applied else "gradients not finite")
+    def note(self, verdict: Verdict, is_applied: bool) -> Outcome:
+        """Take note of how a step ended, and say it."""
+        skipped_because = verdict.reason or ("" if is_applied else "gradients not finite")
         # Dynamic loss scaling finds its scale by such steps: they say nothing of the weights.
-        scaling = self.recipe.precision == "fp16" and not verdict.reason
-        self.bad = self.bad + 1 if reason and not scaling else 0
-        if reason:
-            losses = [loss if math.isfinite(loss) else str(loss) for loss in verdict.losses]
-            self.log.event("skipped", step, reason=reason, losses=losses, samples=items())
-        else:
-            self._history.append(verdict.mean)
-            self._look_for_spike(step)
-        return reason
+        is_scaling = self.recipe.precision == "fp16" and not verdict.reason
+        self.bad_steps = self.bad_steps + 1 if skipped_because and not is_scaling else 0
+        if skipped_because:
+            return Outcome(skipped_because, spike=None)
+        self._history.append(verdict.mean)
+        return Outcome("", self._look_for_spike())
 
     @property
     def must_roll_back(self) -> bool:
-        """Too many bad steps in a row."""
-        return self.bad >= IN_A_ROW
+        """Whether too many bad steps came in a row."""
+        return self.bad_steps >= BAD_STEPS
 
-    def rolled_back(self, at: int, to: int, why: str) -> None:
-        """The weights of step `to` are back; the data of the steps since then is passed over.
+    def roll_back(self, step: int, saved_step: int, reason: str) -> None:
+        """Pass over the data from `saved_step` on: the weights of that step are loaded again at `step`.
 
         Raises:
             UserError: it is one roll-back too many.
@@ -108,21 +133,19 @@ class Guard:
         self.roll_backs += 1
         if self.roll_backs > ROLL_BACKS:
             raise UserError(
-                f"step {at}: {why}, after {ROLL_BACKS} roll-backs; look at {self.log.folder / 'debug'} "
+                f"step {step}: {reason}, after {ROLL_BACKS} roll-backs; look at {self.debug_folder} "
                 "and lower train.optim.lr or clean the data"
             )
-        self.shift += at - to
-        self.bad = 0
-        self.log.event("rolled back", to, at=at, why=why, shift=self.shift, roll_backs=self.roll_backs)
+        self.shift += step - saved_step
+        self.bad_steps = 0
 
-    def begin(self) -> None:
-        """Go on from what the stage's events and its checkpoint say; all workers call it together.
+    def resume(self, roll_back_events: Iterable[Mapping[str, Any]]) -> None:
+        """Go on from what the training's events and its checkpoint say; all workers call it together.
 
         Rank 0 decides: the others may not see yet what it has written.
         """
-        for row in self.log.rows(EVENTS):
-            if row["event"] == "rolled back":
-                self._pass_over(row["shift"], row["roll_backs"])
+        for event in roll_back_events:
+            self._pass_over(event["shift"], event["roll_backs"])
         decided = [(self.shift, self.roll_backs)]
         if dist.is_initialized():
             dist.broadcast_object_list(decided)
@@ -133,53 +156,22 @@ class Guard:
         self.shift = max(self.shift, shift)
         self.roll_backs = max(self.roll_backs, roll_backs)
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+    def state(self) -> JsonObject:
+        """Return what a checkpoint saves."""
         return {
             "history": list(self._history),
-            "bad": self.bad,
-            "lowest": min(self._lowest, 1e9),
+            "bad": self.bad_steps,
+            "lowest": min(self._lowest_mean, 1e9),
             "shift": self.shift,
             "roll_backs": self.roll_backs,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint's."""
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint's state."""
         self._history = deque(state["history"], maxlen=_HISTORY)
-        self.bad = state["bad"]
-        self._lowest = state["lowest"]
+        self.bad_steps = state["bad"]
+        self._lowest_mean = state["lowest"]
         self._pass_over(state["shift"], state["roll_backs"])
-
-    def look_at_source_use(
-        self, step: int, figures: Mapping[str, float], entropies: Mapping[str, float]
-    ) -> None:
-        """Note that the measurement after `step` shows a training that does not use its source.
-
-        Every measurement after twice the warm-up that shows it is an event; nothing else follows from it.
-        """
-        if step > 2 * self.recipe.optim.warmup and (reasons := alarms(figures, entropies)):
-            self.log.event("source not used", step, reasons=reasons)
-
-    def bundle(self, step: int, rank: int, batches: Sequence[Batch], verdict: Verdict) -> Path:
-        """Leave in `debug/step-N` what is needed to look into a step: batches and the last rows."""
-        folder = self.log.folder / "debug" / f"step-{step:06d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {
-            f"{number}/{name}": getattr(batch, name).contiguous()
-            for number, batch in enumerate(batches)
-            for name in ("encoder_ids", "mask", "decoder_ids", "labels")
-        }
-        save_file(tensors, folder / f"batches-{rank:05d}.safetensors")
-        if rank == 0:
-            told = {
-                "step": step,
-                "losses": [str(loss) for loss in verdict.losses],
-                "events": self.log.rows(EVENTS)[-IN_A_ROW:],
-                "metrics": self.log.rows(METRICS)[-_WINDOW:],
-                "recipe": self.recipe.model_dump(mode="json"),
-            }
-            (folder / "report.json").write_text(json.dumps(told, indent=1))
-        return folder
 
     def _is_outlier(self, mean: float) -> bool:
         sigma = self.recipe.skip_loss_sigma
@@ -187,12 +179,14 @@ class Guard:
             return False
         return mean > statistics.fmean(self._history) + sigma * statistics.pstdev(self._history)
 
-    def _look_for_spike(self, step: int) -> None:
-        if len(self._history) < _WINDOW:
-            return
-        mean = statistics.fmean(list(self._history)[-_WINDOW:])
-        above = mean > self._lowest + _SPIKE
-        if above and not self._alarmed:
-            self.log.event("spike", step, mean=mean, lowest=self._lowest)
-        self._alarmed = above
-        self._lowest = min(self._lowest, mean)
+    def _look_for_spike(self) -> Spike | None:
+        # Windows, not single steps: batches differ by more than a spike that matters.
+        if len(self._history) < SPIKE_WINDOW:
+            return None
+        mean = statistics.fmean(list(self._history)[-SPIKE_WINDOW:])
+        lowest_mean = self._lowest_mean
+        is_above = mean > lowest_mean + _SPIKE
+        begins = is_above and not self._in_spike
+        self._in_spike = is_above
+        self._lowest_mean = min(lowest_mean, mean)
+        return Spike(mean, lowest_mean) if begins else None

@@ -1,4 +1,4 @@
-"""What a checkpoint belongs to: model, training recipe, tokenizer, data and the model it started from.
+"""Identity of a run, which its checkpoints carry: model, recipe, tokenizer, data, and the start's weights.
 
 Owns the comparison at a resume. A stage's folder is named by its fingerprint, so this meets folders that
 were copied, data that was changed in place, and checkpoints of another version of openba.
@@ -13,6 +13,7 @@ from typing import Any
 
 from openba.config import flatten
 from openba.errors import UserError
+from openba.json_types import JsonObject
 from openba.model.files import weights_folder
 from openba.recipes.train import TrainStep
 
@@ -20,10 +21,11 @@ FORMAT = 4
 """Of checkpoints; 1 had no identity, 2 no FLOPs among its totals, 3 no digest of its marker and no logs."""
 HARMLESS = ("train.evaluate_every", "train.heldout_batches")
 """What may differ: it changes what is measured, not what is learnt."""
-_BLOCKS, _BLOCK = 16, 2**16
+_BLOCKS = 16
+_BLOCK = 2**16
 
 
-def identity(recipe: TrainStep, inputs: Mapping[str, Path]) -> dict[str, Any]:
+def identity(recipe: TrainStep, input_folders: Mapping[str, Path]) -> JsonObject:
     """The identity of a run, as JSON values."""
     start = weights_folder(Path(), recipe.start_step)
     read = {**_READ, "start": (f"{start}/*.safetensors",)}
@@ -31,30 +33,40 @@ def identity(recipe: TrainStep, inputs: Mapping[str, Path]) -> dict[str, Any]:
         "model": recipe.model.model_dump(mode="json"),
         "train": recipe.train.model_dump(mode="json"),
         "part": recipe.part,
-        "inputs": {key: _folder(path, read[key]) for key, path in sorted(inputs.items()) if key in read},
+        "inputs": {
+            key: _folder(path, read[key]) for key, path in sorted(input_folders.items()) if key in read
+        },
     }
 
 
-def check(then: Mapping[str, Any], now: Mapping[str, Any], folder: Path, allowed: bool) -> list[str]:
+def check(
+    saved_record: Mapping[str, Any], current_identity: Mapping[str, Any], folder: Path, changes_allowed: bool
+) -> list[str]:
     """Compare a checkpoint's record with this run; returns the differences that it may have.
 
     Raises:
         UserError: another form of checkpoint, or one of another run that is not allowed.
     """
-    if then.get("format") != FORMAT:
+    saved_format = saved_record.get("format", 1)
+    if saved_format != FORMAT:
         raise UserError(
-            f"{folder}: a checkpoint of form {then.get('format', 1)}, this version of openba reads {FORMAT}; "
+            f"{folder}: a checkpoint of form {saved_format}, this version of openba reads {FORMAT}; "
             f"go on with the version that wrote it, or remove {folder.parent} to start again"
         )
-    old, new = flatten(then["identity"]), flatten(dict(now))
-    changed = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
-    told = {key: f"{key}: {a} -> {b}" for key, (a, b) in changed.items() if a != b}
-    if harmful := [line for key, line in told.items() if key not in HARMLESS and not allowed]:
+    saved_values = flatten(saved_record["identity"])
+    current_values = flatten(dict(current_identity))
+    changed_values = {
+        key: (saved_values.get(key), current_values.get(key))
+        for key in sorted(saved_values.keys() | current_values.keys())
+    }
+    differences = {key: f"{key}: {a} -> {b}" for key, (a, b) in changed_values.items() if a != b}
+    # What changes only measurements may differ; what changes learning may if the runtime allows it.
+    if harmful := [line for key, line in differences.items() if key not in HARMLESS and not changes_allowed]:
         raise UserError(
             f"{folder}: a checkpoint of another run ({'; '.join(harmful)}); remove {folder.parent} to start "
             "again, or allow it with runtime.train.allow_changes=true"
         )
-    return list(told.values())
+    return list(differences.values())
 
 
 _READ = {"tokenizer": ("*.model",), "data": ("**/*.npy",)}
@@ -63,18 +75,18 @@ _READ = {"tokenizer": ("*.model",), "data": ("**/*.npy",)}
 
 def _folder(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
     """Path -> digest of an input's files."""
-    files = {path for pattern in patterns for path in folder.glob(pattern)}
-    return {path.relative_to(folder).as_posix(): _digest(path) for path in sorted(files)}
+    input_files = {path for pattern in patterns for path in folder.glob(pattern)}
+    return {path.relative_to(folder).as_posix(): _digest(path) for path in sorted(input_files)}
 
 
 def _digest(path: Path) -> str:
-    """Of the size and of sixteen blocks spread over the file: a store is terabytes, a resume seconds."""
-    size = path.stat().st_size
-    digest = hashlib.sha256(str(size).encode())
+    """Digest of the size and of sixteen blocks over the file: a store is terabytes, a resume seconds."""
+    file_size = path.stat().st_size
+    digest = hashlib.sha256(str(file_size).encode())
     with path.open("rb") as file:
         for number in range(_BLOCKS):
-            file.seek(max(0, size - _BLOCK) * number // (_BLOCKS - 1))
+            file.seek(max(0, file_size - _BLOCK) * number // (_BLOCKS - 1))
             digest.update(file.read(_BLOCK))
-            if size <= _BLOCK:
+            if file_size <= _BLOCK:
                 break
     return digest.hexdigest()[:16]

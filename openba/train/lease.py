@@ -28,6 +28,7 @@ class Lease:
         end = time.monotonic() + seconds
         while True:
             try:
+                # The kernel releases it with the process, however that ends: no lease is ever stale.
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:

@@ -1,132 +1,149 @@
-"""The loop: a generator of optimiser steps that knows nothing of logging, saving, Ray or MLflow."""
+"""Optimiser steps of a training, as a generator.
+
+Owns the order of one step: batches, forward and backward passes, the verdict that all workers reach together,
+the optimiser. Logging, measuring and saving are hooks' (`hooks.py`); it writes no file.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 
-from openba.recipes.train import TrainRecipe
 from openba.train.batches import Batch, TrainingBatches
 from openba.train.engine import Engine
 from openba.train.guard import Guard, Verdict
-from openba.train.schedule import learning_rate
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """What one optimiser step did."""
-
-    step: int
-    """Steps done, this one included."""
-    loss: float
-    """Mean cross entropy per target token over all workers, in nats."""
-    lr: float
-    gradient_norm: float | None
-    tokens: int
-    """Real (not padding) encoder and target tokens over all workers."""
-    targets: int
-    skipped: bool
-    """The loss was not finite or above the limit, and the step left the weights as they were."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step's figures and what they were made of, on this worker."""
-
-    info: StepInfo
-    micro: list[Batch]
-    verdict: Verdict
-    data_seconds: float
-    """Time until its batches were there."""
-    flops: float
-    """The model's FLOPs on all workers, real tokens only."""
-    hardware_flops: float
-    """With what is computed again."""
-    signals: list[float]
-    """Sum of `signals` over all workers."""
-    modes: dict[str, float]
-    """Mean loss of each denoiser's samples, of those that the step had."""
+from openba.train.hooks import Hook
+from openba.train.schedules import learning_rate
+from openba.train.steps import FinishedStep, StepFigures
 
 
 def training_steps(
-    engine: Engine,
-    batches: TrainingBatches,
-    recipe: TrainRecipe,
-    micro_batch: int,
-    start: int,
-    guard: Guard,
-    cost: Callable[[list[Batch]], tuple[float, float]],
-    signals: Callable[[], list[float]],
-    modes: Mapping[str, int],
-) -> Iterator[Step]:
-    """Yield one Step per optimiser step, from `start` to the recipe's budget.
+    *, engine: Engine, batches: TrainingBatches, guard: Guard, hooks: Sequence[Hook], start_step: int
+) -> Iterator[FinishedStep]:
+    """Yield each optimiser step from `start_step` to the end of the recipe's budget.
 
     Args:
-        engine: this worker's.
-        batches: the run's.
-        recipe: the run's.
-        micro_batch: a forward pass has at most the tokens of so many samples of the greatest length.
-        start: steps that are done.
-        guard: decides which steps are taken.
-        cost: FLOPs of a worker's batches, the model's and the hardware's; asked before they first meet.
-        signals: what a worker has to tell the others; asked as late in a step as possible.
-        modes: first encoder id of each denoiser's samples; their losses are told apart.
+        engine: This worker's.
+        batches: The run's; they know its recipe.
+        guard: Decides which steps are taken.
+        hooks: Asked for counts when a step's batches are there, for flags as late in it as possible.
+        start_step: Steps that are done.
     """
-    for step in range(start, recipe.steps):
+    recipe = batches.recipe
+    for step in range(start_step, recipe.steps):
         # Dropout, as the data, follows from seed and step: a resumed run goes on as it would have.
         torch.manual_seed((recipe.seed * 1_000_003 + step) * engine.data_world + engine.data_rank)
-        begin, data = time.perf_counter(), step + guard.shift
-        micro = list(batches.micro(data, engine.data_rank, engine.data_world, micro_batch))
-        waited = time.perf_counter() - begin
-        counts = [sum(b.tokens for b in micro), sum(b.targets for b in micro)]
-        tokens, targets, flops, hardware = engine.sum([*counts, *cost(micro)])
+        data_step = step + guard.shift
+        began = time.perf_counter()
+        micro_batches = list(
+            batches.micro(data_step, engine.data_rank, engine.data_world, engine.micro_batch)
+        )
+        data_seconds = time.perf_counter() - began
+        # From here on a worker that stands still stands in a step, not in its data.
+        for hook in hooks:
+            hook.on_phase("step")
+        counts = _sum_counts(engine, micro_batches, hooks)
         lr = learning_rate(recipe.optim, step, recipe.steps)
-        verdict, applied = _one_step(engine, micro, int(targets), lr, guard, list(modes.values()), signals)
-        reason = guard.taken(step + 1, verdict, applied, partial(batches.items, data))
-        info = StepInfo(
+        exchange = _Exchange(engine, guard, hooks, batches.modes, int(counts["targets"]))
+        verdict, is_applied = _run_step(engine, micro_batches, lr, exchange)
+        # Loss and norm are of the step's start: the weights have moved since, unless it was skipped.
+        figures = StepFigures(
             step=step + 1,
             loss=verdict.mean,
             lr=lr,
             gradient_norm=engine.gradient_norm(),
-            tokens=int(tokens),
-            targets=int(targets),
-            skipped=bool(reason),
+            tokens=int(counts["tokens"]),
+            targets=int(counts["targets"]),
+            skipped=bool(verdict.reason or not is_applied),
         )
-        by_mode = _by_mode(modes, verdict.parts)
-        signalled = verdict.parts[2 * len(modes) :]
-        yield Step(info, micro, verdict, waited, flops, hardware, signalled, by_mode)
+        yield FinishedStep(
+            figures=figures,
+            micro_batches=micro_batches,
+            verdict=verdict,
+            outcome=guard.note(verdict, is_applied),
+            data_step=data_step,
+            data_seconds=data_seconds,
+            counts=counts,
+            flags=exchange.flags,
+            mode_losses=exchange.mode_losses,
+        )
 
 
-def _one_step(
-    engine: Engine,
-    micro: list[Batch],
-    targets: int,
-    lr: float,
-    guard: Guard,
-    modes: list[int],
-    signals: Callable[[], list[float]],
+class _Exchange:
+    """Numbers of one step that the workers all-reduce, at once, before its last backward pass."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        guard: Guard,
+        hooks: Iterable[Hook],
+        modes: Mapping[str, int],
+        targets: int,
+    ) -> None:
+        self.engine = engine
+        self.guard = guard
+        self.hooks = hooks
+        self.modes = modes
+        self.targets = targets
+        """Target tokens of the step over all workers."""
+        self.flags: dict[str, bool] = {}
+        self.mode_losses: dict[str, float] = {}
+        self._mode_sums = torch.zeros(len(modes), 2, dtype=torch.float64)
+
+    def add(self, batch: Batch) -> None:
+        """Add the losses of the batch that was computed last to its denoisers'."""
+        if not self.modes:
+            return
+        # A sample's first encoder token is its denoiser's mode.
+        loss_and_tokens = self.engine.scores(batch)[:, [0, 2]]
+        first_ids = batch.encoder_ids[:, 0]
+        self._mode_sums += torch.stack(
+            [loss_and_tokens[first_ids == mode_id].sum(0) for mode_id in self.modes.values()]
+        )
+
+    def judge(self, worker_loss: float) -> Verdict:
+        """Return the verdict on the step, with flags and losses by denoiser read from the same all-reduce."""
+        # Losses, denoisers' losses and flags in one all-reduce, the second and last of a step's figures.
+        own_flags: dict[str, bool] = {}
+        for hook in self.hooks:
+            own_flags |= hook.flags()
+        numbers = [*self._mode_sums.flatten().tolist(), *map(float, own_flags.values())]
+        verdict, sums = self.guard.judge(self.engine, worker_loss, self.targets, numbers)
+        mode_sums = sums[: 2 * len(self.modes)]
+        flag_sums = sums[2 * len(self.modes) :]
+        self.flags = {name: bool(total) for name, total in zip(own_flags, flag_sums, strict=True)}
+        by_mode = zip(self.modes, mode_sums[::2], mode_sums[1::2], strict=True)
+        self.mode_losses = {name: loss / count for name, loss, count in by_mode if count}
+        return verdict
+
+
+def _sum_counts(engine: Engine, micro_batches: list[Batch], hooks: Sequence[Hook]) -> dict[str, float]:
+    counts: dict[str, float] = {
+        "tokens": sum(batch.tokens for batch in micro_batches),
+        "targets": sum(batch.targets for batch in micro_batches),
+    }
+    for hook in hooks:
+        counts |= hook.counts(micro_batches)
+    return dict(zip(counts, engine.sum(list(counts.values())), strict=True))
+
+
+def _run_step(
+    engine: Engine, micro_batches: list[Batch], lr: float, exchange: _Exchange
 ) -> tuple[Verdict, bool]:
-    """Gradients of all micro-batches; before the last of them all workers agree whether to take the step."""
-    engine.begin(len(micro))
-    own, applied, verdict = 0.0, False, Verdict([], 0.0, "", [])
-    parts = torch.zeros(len(modes), 2, dtype=torch.float64)
-    for left, batch in zip(range(len(micro) - 1, -1, -1), micro, strict=True):
+    """Compute gradients of all micro-batches; before the last, all workers agree whether to take the step."""
+    engine.begin(len(micro_batches))
+    worker_loss = 0.0
+    is_applied = False
+    verdict = Verdict([], 0.0, "")
+    for number, batch in enumerate(micro_batches, 1):
         loss = engine.forward(batch)
-        own += float(loss.detach())
-        if modes:
-            scores = engine.scores(batch)[:, [0, 2]]
-            parts += torch.stack([scores[batch.encoder_ids[:, 0] == mode].sum(0) for mode in modes])
-        if left == 0:
-            verdict = guard.judge(engine, own, targets, [*parts.flatten().tolist(), *signals()])
-        engine.backward(loss, max(1, targets), usable=not verdict.reason)
-        applied = engine.step(lr)
-    return verdict, applied
-
-
-def _by_mode(modes: Mapping[str, int], parts: list[float]) -> dict[str, float]:
-    pairs = zip(modes, parts[::2], parts[1::2], strict=False)  # signals follow
-    return {name: loss / count for name, loss, count in pairs if count}
+        worker_loss += float(loss.detach())
+        exchange.add(batch)
+        # Before the last backward pass: poisoned gradients are how DeepSpeed drops a step on all workers.
+        if number == len(micro_batches):
+            verdict = exchange.judge(worker_loss)
+        engine.backward(loss, max(1, exchange.targets), is_usable=not verdict.reason)
+        is_applied = engine.step(lr)
+    return verdict, is_applied

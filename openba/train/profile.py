@@ -1,8 +1,8 @@
-"""A look into three steps, on request: what ran when, and what held memory.
+"""Profile of three steps, on request: operations over time, and allocations.
 
 Owns the files of `profile/`: for each worker a trace for chrome://tracing or Perfetto, with every allocation,
-and on a GPU torch's memory snapshot for pytorch.org/memory_viz. A step that is looked at is slower and leaves
-the same state.
+and on a GPU torch's memory snapshot for pytorch.org/memory_viz. A step that is profiled is slower and leads
+to the same state.
 """
 
 from __future__ import annotations
@@ -20,23 +20,27 @@ class Profile:
     """The profiler of one worker."""
 
     def __init__(self, folder: Path, rank: int, after: int | None) -> None:
-        """`after`: the step before the first that is looked at; None: no step is."""
-        self.folder, self.rank, self.after = folder / FOLDER, rank, after
+        """Take the step after which profiling begins; None: nothing is profiled."""
+        self.folder = folder / FOLDER
+        self.rank = rank
+        self.after = after
         self._running: profile | None = None
         self._on_gpu = torch.cuda.is_available()
 
     def done(self, step: int) -> None:
-        """Step `step` is done; begins and ends the look."""
+        """Begin or end the profile after step `step`."""
         if self._running is not None and self.after is not None and step >= self.after + STEPS:
             self.end()
         elif step == self.after:
             self._begin()
 
     def end(self) -> None:
-        """Write what was seen; also of a run that ends before its three steps are over."""
-        running, self._running = self._running, None
+        """Write the profile, also of a run that ends before its three steps are over."""
+        running = self._running
+        self._running = None
         if running is None:
             return
+        # Forgotten before it is written: a disk that refuses the trace must not keep the profiler running.
         running.stop()
         self.folder.mkdir(parents=True, exist_ok=True)
         running.export_chrome_trace(str(self.folder / f"trace-{self.rank:05d}.json.gz"))

@@ -1,4 +1,4 @@
-"""The training state of an engine as whole tensors by parameter name: fp32 weights and both moments.
+"""Training state of an engine as full tensors by parameter name: fp32 weights and both moments.
 
 Owns the way from DeepSpeed's partitions to that form and back, for ZeRO 1, 2 and 3 and tensor-parallel parts,
 so that a checkpoint knows neither the number of workers nor how they shared the model. Files are
@@ -14,35 +14,40 @@ import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 from torch import Tensor, nn
 
+from openba.json_types import JsonObject
 from openba.model.parallel import gathered, taken
 from openba.model.parallel_loss import TensorGroup
 
+DeepSpeedEngine = Any
+"""DeepSpeed declares no types, and what is read here is private to it."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHT = "weight"
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What DeepSpeed's dynamic loss scaler remembers."""
 
 
-def share(engine: Any, rank: int, world: int, group: TensorGroup) -> dict[str, Tensor]:
-    """This rank's part of all tensors, in host memory, as `part/parameter`. All ranks call it together.
+def share(engine: DeepSpeedEngine, rank: int, world_size: int, group: TensorGroup) -> dict[str, Tensor]:
+    """Return this rank's part of all tensors, in host memory, as `part/parameter`. All ranks call it.
 
     Parameters go round by size, largest first, to the rank that holds least so far. `group` are the ranks
     that share each weight.
     """
     _link(engine.optimizer)
-    held, mine = [0] * world, {}
+    held_elements = [0] * world_size
+    own_tensors = {}
+    # Largest first, so that the last ones even out what the ranks hold.
     for name, parameter in sorted(_parameters(engine), key=lambda pair: (-_numel(pair[1]), pair[0])):
-        owner = held.index(min(held))
-        held[owner] += _numel(parameter)
+        owner = held_elements.index(min(held_elements))
+        held_elements[owner] += _numel(parameter)
         for part, piece in _full(engine, parameter):
-            full = gathered(parameter, piece, group)
+            full_tensor = gathered(parameter, piece, group)
             if owner == rank:
-                mine[f"{part}/{name}"] = full.to("cpu", torch.float32, copy=True)
-            del full, piece
-    return mine
+                own_tensors[f"{part}/{name}"] = full_tensor.to("cpu", torch.float32, copy=True)
+            del full_tensor, piece
+    return own_tensors
 
 
-def numbers(engine: Any) -> dict[str, Any]:
+def numbers(engine: DeepSpeedEngine) -> JsonObject:
     """The scalars beside the tensors: Adam's step and the loss scaler's."""
     steps = [int(state["step"]) for state in engine.optimizer.optimizer.state.values() if "step" in state]
     scaler = getattr(engine.optimizer, "loss_scaler", None)
@@ -54,26 +59,30 @@ def numbers(engine: Any) -> dict[str, Any]:
 
 @torch.no_grad()
 def restore(
-    engine: Any, read: Callable[[str], Tensor], scalars: Mapping[str, Any], group: TensorGroup
+    engine: DeepSpeedEngine,
+    read_tensor: Callable[[str], Tensor],
+    scalars: Mapping[str, Any],
+    group: TensorGroup,
 ) -> None:
-    """Put back what `share` and `numbers` gave, from whole tensors by name. Each rank takes its part."""
+    """Load what `share` and `numbers` returned, from full tensors by name. Each rank takes its part."""
     if scalars["adam_step"]:
         _make_moments(engine, scalars["adam_step"])
     else:
         _forget_moments(engine)
+    # Tensors are mapped files: each rank reads the whole of one at a time and keeps its piece.
     for name, parameter in _parameters(engine):
         for part in (WEIGHT, *(MOMENTS if scalars["adam_step"] else ())):
-            own = taken(parameter, read(f"{part}/{name}"), group)
-            _set(engine, parameter, part, own)
+            local_tensor = taken(parameter, read_tensor(f"{part}/{name}"), group)
+            _set(engine, parameter, part, local_tensor)
             if part == WEIGHT:
-                _set_computed(parameter, own)
+                _set_computed(parameter, local_tensor)
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     for key, value in scalars["scaler"].items():
         if hasattr(scaler, key):  # fp16's; others have none, or one that never moves
             setattr(scaler, key, value)
 
 
-def _parameters(engine: Any) -> Iterator[tuple[str, nn.Parameter]]:
+def _parameters(engine: DeepSpeedEngine) -> Iterator[tuple[str, nn.Parameter]]:
     return engine.module.named_parameters()
 
 
@@ -81,69 +90,72 @@ def _numel(parameter: nn.Parameter) -> int:
     return getattr(parameter, "ds_numel", parameter.numel())
 
 
-def _full(engine: Any, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
-    shape = getattr(parameter, "ds_shape", parameter.shape)
-    yield WEIGHT, safe_get_full_fp32_param(parameter).view(shape)
+def _full(engine: DeepSpeedEngine, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor]]:
+    full_shape = getattr(parameter, "ds_shape", parameter.shape)
+    yield WEIGHT, safe_get_full_fp32_param(parameter).view(full_shape)
     if any("step" in state for state in engine.optimizer.optimizer.state.values()):
-        for moment in MOMENTS:
-            yield moment, safe_get_full_optimizer_state(parameter, moment).view(shape)
+        for moment_name in MOMENTS:
+            yield moment_name, safe_get_full_optimizer_state(parameter, moment_name).view(full_shape)
 
 
-def _make_moments(engine: Any, step: int) -> None:
+def _make_moments(engine: DeepSpeedEngine, step: int) -> None:
     """AdamW makes its moments in its first step; a resumed run needs them before."""
-    zero, adam = engine.optimizer, engine.optimizer.optimizer
-    flats = getattr(zero, "fp32_partitioned_groups_flat", None)  # ZeRO 3
-    if flats is None:
-        flats = [flat for group in adam.param_groups for flat in group["params"]]
-    for flat in flats:
-        for moment in MOMENTS:
-            adam.state[flat].setdefault(moment, torch.zeros_like(flat))
-        adam.state[flat]["step"] = torch.tensor(float(step))
-    _link(zero)
+    zero_optimizer = engine.optimizer
+    adam = zero_optimizer.optimizer
+    flat_partitions = getattr(zero_optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO 3
+    if flat_partitions is None:
+        flat_partitions = [
+            flat_partition for group in adam.param_groups for flat_partition in group["params"]
+        ]
+    for flat_partition in flat_partitions:
+        for moment_name in MOMENTS:
+            adam.state[flat_partition].setdefault(moment_name, torch.zeros_like(flat_partition))
+        adam.state[flat_partition]["step"] = torch.tensor(float(step))
+    _link(zero_optimizer)
 
 
-def _forget_moments(engine: Any) -> None:
-    """As before AdamW's first step: zero moments are those that it would make."""
+def _forget_moments(engine: DeepSpeedEngine) -> None:
+    """Return to the state before AdamW's first step: zero moments are those that it would make."""
     for state in engine.optimizer.optimizer.state.values():
         for value in state.values():
             value.zero_()
 
 
-def _link(zero: Any) -> None:
+def _link(zero_optimizer: DeepSpeedEngine) -> None:
     """Let ZeRO 1 and 2 find each parameter's moments.
 
     DeepSpeed 0.19.8 does it once, after the first of its parameter groups has stepped: too early.
     """
-    if hasattr(zero, "_hp_optimizer_states_linked") and zero.optimizer.state:
-        zero._hp_optimizer_states_linked = False
-        zero._lazy_init_hp_params_optimizer_state()
+    if hasattr(zero_optimizer, "_hp_optimizer_states_linked") and zero_optimizer.optimizer.state:
+        zero_optimizer._hp_optimizer_states_linked = False
+        zero_optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _set(engine: Any, parameter: nn.Parameter, part: str, full: Tensor) -> None:
-    key = None if part == WEIGHT else part
+def _set(engine: DeepSpeedEngine, parameter: nn.Parameter, part: str, full_tensor: Tensor) -> None:
+    state_key = None if part == WEIGHT else part
     if not hasattr(parameter, "ds_id"):
-        cast(Any, parameter).set_full_hp_param(full.to(parameter.device), key)
+        cast(Any, parameter).set_full_hp_param(full_tensor.to(parameter.device), state_key)
         return
     # DeepSpeed's own setter reads past the end of a tensor that the workers cannot share evenly.
     fragment, _ = engine.optimizer._get_fp32_opt_state_partition(
-        parameter, release_swap_buffers=False, optim_state_key=key
+        parameter, release_swap_buffers=False, optim_state_key=state_key
     )
-    _fill(fragment, full, engine.optimizer._get_param_partition_rank(parameter))
+    _fill(fragment, full_tensor, engine.optimizer._get_param_partition_rank(parameter))
 
 
-def _set_computed(parameter: nn.Parameter, full: Tensor) -> None:
+def _set_computed(parameter: nn.Parameter, full_tensor: Tensor) -> None:
     """The weights that the forward pass reads, in its precision."""
     partition = getattr(parameter, "ds_tensor", None)
     if partition is not None:
         import torch.distributed as dist
 
-        _fill(partition.data, full, dist.get_rank())
-    if partition is None or parameter.numel() == full.numel():
-        parameter.data.copy_(full.view(parameter.shape))
+        _fill(partition.data, full_tensor, dist.get_rank())
+    if partition is None or parameter.numel() == full_tensor.numel():
+        parameter.data.copy_(full_tensor.view(parameter.shape))
 
 
-def _fill(fragment: Tensor, full: Tensor, rank: int) -> None:
-    """This rank's piece of `full`; what lies beyond its end is zero."""
-    piece = full.flatten()[fragment.numel() * rank :][: fragment.numel()]
+def _fill(fragment: Tensor, full_tensor: Tensor, rank: int) -> None:
+    """Copy this rank's piece of `full`; beyond the end of `full` the fragment is zero."""
+    piece = full_tensor.flatten()[fragment.numel() * rank :][: fragment.numel()]
     fragment.zero_()
     fragment[: piece.numel()].copy_(piece)

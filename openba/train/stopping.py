@@ -1,7 +1,7 @@
-"""The wish to stop: a signal to any worker, or a file beside the output. The stage saves, then ends.
+"""Requests to stop: a signal to any worker, or a file beside the output. The training saves, then ends.
 
-Owns how the wish comes in. The first SIGTERM or SIGINT is a wish; the second ends the process at once.
-Ray runs a worker's function in a thread, where no signal arrives: there the file is the way.
+The first SIGTERM or SIGINT is a request; the second ends the process at once. Ray runs a worker's function in
+a thread, which no signal reaches: there the file is used.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ EXIT_PREEMPTED = 75
 
 
 class Preempted(Exception):
-    """The stage saved its state and stopped, as it was asked to. Run it again to go on."""
+    """The training saved its state and stopped on request; run it again to go on."""
 
 
 class StopRequest:
-    """Whether this worker was asked to stop."""
+    """Requests to this worker to stop."""
 
     def __init__(self, folder: Path) -> None:
         self.file = folder / REQUEST
@@ -35,15 +35,16 @@ class StopRequest:
                 self._before[number] = signal.signal(number, self._signal)
 
     def made(self, rank: int) -> bool:
-        """By a signal to this worker, or, seen by rank 0 only, by the file."""
+        """Return whether a signal came to this worker, or, seen by rank 0 only, the file is there."""
         return self.signalled or (rank == 0 and self.file.exists())
 
     def close(self) -> None:
-        """Signals are others' again."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        """Restore the signal handlers."""
+        for signal_number, handler in self._before.items():
+            signal.signal(signal_number, handler)
 
-    def _signal(self, number: int, frame: FrameType | None) -> None:
+    def _signal(self, signal_number: int, frame: FrameType | None) -> None:
+        # The second signal: whoever sends it does not want to wait for a save.
         if self.signalled:
-            os._exit(128 + number)
+            os._exit(128 + signal_number)
         self.signalled = True

@@ -31,11 +31,14 @@ from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep
 from openba.tokenizer.tokenizer import Tokenizer
 from openba.train import stage, stopping
-from openba.train.batches import TrainingBatches, training_samples
+from openba.train.batches import TrainingBatches
 from openba.train.checkpoint import MARKER, Checkpoints, reader
 from openba.train.engine import Engine
 from openba.train.groups import make_groups
+from openba.train.hooks import LogHook, MeterHook
+from openba.train.objectives import training_samples
 from openba.train.replicas import differing
+from openba.train.trainer import Trainer
 
 
 def work(rank: int, world: int, folder: Path, jobs: Mapping[str, Any]) -> None:
@@ -101,13 +104,15 @@ def measured_stage(build: Build) -> dict[str, Any]:
 
         return call
 
-    training = stage._Stage(build)
-    for owner, name in ((training, "_log"), (training.meter, "flops"), (training.engine, "scores")):
+    training = Trainer(build)
+    (log,) = (hook for hook in training.hooks if isinstance(hook, LogHook))
+    (meter,) = (hook for hook in training.hooks if isinstance(hook, MeterHook))
+    for owner, name in ((log, "after_step"), (meter, "counts"), (training.engine, "scores")):
         setattr(owner, name, timed(getattr(owner, name)))
     return {**training.run(), "metrics_seconds": spent["metrics"]}
 
 
-class Trainer:
+class BareTrainer:
     """An engine, its batches and steps of them, without a stage around."""
 
     def __init__(self, build: Build) -> None:
@@ -165,7 +170,7 @@ class Trainer:
 
 def save_state(build: Build) -> dict[str, Any]:
     """Three steps with a checkpoint after each, then two more."""
-    trainer, losses = Trainer(build), []
+    trainer, losses = BareTrainer(build), []
     for step in range(3):
         losses += trainer.losses([step])
         trainer.save(build.out, step + 1)
@@ -176,7 +181,7 @@ def save_state(build: Build) -> dict[str, Any]:
 
 def load_state(build: Build) -> dict[str, Any]:
     """Another run's checkpoint of step 3, saved again as it is, then two steps."""
-    trainer = Trainer(build)
+    trainer = BareTrainer(build)
     trainer.load(build.inputs["saved"], 3)
     found = trainer.state()
     trainer.save(build.out, 3)
@@ -185,11 +190,11 @@ def load_state(build: Build) -> dict[str, Any]:
 
 def halves(build: Build, steps: int = 3) -> dict[str, Any]:
     """The state after 2 N steps, straight and stopped after N."""
-    straight = Trainer(build)
+    straight = BareTrainer(build)
     straight.losses(range(steps))
     straight.save(build.out, steps)
     losses = straight.losses(range(steps, 2 * steps))
-    resumed = Trainer(build)
+    resumed = BareTrainer(build)
     resumed.load(build.out, steps)
     again = resumed.losses(range(steps, 2 * steps))
     return {"states": [straight.state(), resumed.state()], "losses": [losses, again]}
@@ -197,7 +202,7 @@ def halves(build: Build, steps: int = 3) -> dict[str, Any]:
 
 def some_steps(build: Build, steps: int = 20) -> dict[str, Any]:
     """Loss and gradient norm of each step, the state after them, rows of the embedding, odd copies."""
-    trainer, rows = Trainer(build), []
+    trainer, rows = BareTrainer(build), []
     for step in range(steps):
         loss, _ = trainer.step(step, lr=2e-4)
         rows.append((loss, trainer.engine.gradient_norm()))

@@ -10,15 +10,33 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from openba.model.attention import _by_grid, _by_row, attend
+from openba.model.attention import attend
+from openba.model.cpu.cpu_attention import attend_in_one_node
 from openba.model.functions import rotary_table
 from openba.model.layers import SelfAttention
+from openba.model.plain_attention import attend_by_grid, attend_by_row
 from openba.model.rows import Rows, first
 from openba.recipes.architecture import Architecture
 
 HEADS, KV = 2, 16
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
-FORMS = [(Rows.ragged, _by_row), (Rows.padded, _by_row), (Rows.padded, _by_grid)]
+
+
+def in_one_node(
+    query: Tensor, key: Tensor, value: Tensor, rows: Rows, memory: Rows, causal: bool, dropout: float
+) -> Tensor:
+    """The CPU's node, with the arguments of the other forms."""
+    assert not dropout
+    return attend_in_one_node(query, key, value, rows, memory, causal)
+
+
+FORMS = [
+    (Rows.ragged, attend_by_row),
+    (Rows.ragged, in_one_node),
+    (Rows.padded, attend_by_row),
+    (Rows.padded, in_one_node),
+    (Rows.padded, attend_by_grid),
+]
 
 
 def tensors(tokens: int, seed: int = 0) -> list[Tensor]:
@@ -61,9 +79,9 @@ def test_probabilities_are_fp32_up_to_scores_of_1e4(dtype: torch.dtype, scale: f
         found = attend(query, key, value, whole, whole, dropout=dropout)
         assert found.dtype == dtype
         torch.testing.assert_close(found.float(), expected[0], **close)
-        by_mask = _by_grid(query, key, value, padded, padded, False, dropout)
+        by_mask = attend_by_grid(query, key, value, padded, padded, False, dropout)
         torch.testing.assert_close(by_mask.float(), expected[1], **close)
-        by_row = _by_row(query, key, value, padded, padded, False, dropout)
+        by_row = attend_by_row(query, key, value, padded, padded, False, dropout)
         torch.testing.assert_close(by_row[:real].float(), expected[1][:real], **close)
 
 
@@ -126,7 +144,9 @@ def test_every_layout_is_eager_row_by_row(
 
 
 @pytest.mark.parametrize("dtype", ROUNDING, ids=str)
-@pytest.mark.parametrize(("layout", "function"), FORMS, ids=["ragged", "padded", "grid"])
+@pytest.mark.parametrize(
+    ("layout", "function"), FORMS, ids=["ragged", "ragged-node", "padded", "padded-node", "grid"]
+)
 def test_a_row_without_a_key_gives_zeros_and_zero_gradients(
     dtype: torch.dtype, layout: Callable[[Tensor], Rows], function: Callable[..., Tensor]
 ) -> None:
@@ -195,7 +215,7 @@ def test_ranks_that_share_heads_draw_other_dropout_and_go_on_alike() -> None:
 
     def drawn(stream: int | None) -> tuple[Tensor, Tensor]:
         torch.manual_seed(7)
-        mixed = attend(query, key, value, rows, rows, dropout=0.5, stream=stream)
+        mixed = attend(query, key, value, rows, rows, dropout=0.5, dropout_stream=stream)
         return mixed, torch.rand(4)
 
     found = [drawn(stream) for stream in (0, 1, 0)]

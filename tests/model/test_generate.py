@@ -22,7 +22,8 @@ from openba.model.generate import (
     start_tokens,
     stream,
 )
-from openba.model.model import IGNORE, OpenBAModel
+from openba.model.loss import IGNORE
+from openba.model.model import OpenBAModel
 from openba.model.rows import Rows
 from openba.recipes.model import ModelRecipe
 from openba.tokenizer.tokenizer import Tokenizer

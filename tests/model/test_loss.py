@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from openba.model import loss
+from openba.model import logit_slices, loss
 from openba.model.loss import linear_cross_entropy
 
 WIDTH, VOCAB = 12, 200
@@ -63,8 +63,8 @@ def test_it_is_torchs_cross_entropy(tokens: int, bias: bool, dtype: torch.dtype)
 @pytest.mark.parametrize("bias", [False, True])
 def test_many_slices_are_as_one(monkeypatch: pytest.MonkeyPatch, bias: bool) -> None:
     whole = both(*leaves(50, bias))[0]
-    monkeypatch.setitem(loss.SLICE_ELEMENTS, "cpu", 7 * VOCAB)
-    monkeypatch.setattr(loss, "SLICE_TOKENS", 1)
+    monkeypatch.setitem(logit_slices.SLICE_ELEMENTS, "cpu", 7 * VOCAB)
+    monkeypatch.setattr(logit_slices, "FEWEST_TOKENS", 1)
     assert len(loss.slices(50, VOCAB, "cpu")) == 8
     for a, b in zip(both(*leaves(50, bias))[0], whole, strict=True):
         torch.testing.assert_close(a, b)
@@ -78,8 +78,8 @@ def test_bf16_loses_the_rounding_of_its_logits_only(bias: bool) -> None:
 
 def test_the_weights_gradient_is_summed_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     # Equal tokens in many slices: a sum in bf16 would stop growing at 2^8 times one slice's share.
-    monkeypatch.setitem(loss.SLICE_ELEMENTS, "cpu", 1)
-    monkeypatch.setattr(loss, "SLICE_TOKENS", 1)
+    monkeypatch.setitem(logit_slices.SLICE_ELEMENTS, "cpu", 1)
+    monkeypatch.setattr(logit_slices, "FEWEST_TOKENS", 1)
     hidden = torch.ones(2**11, 1, dtype=torch.bfloat16)
     weight = torch.zeros(4, 1, dtype=torch.bfloat16, requires_grad=True)
     linear_cross_entropy(hidden, weight, None, torch.zeros(2**11, dtype=torch.int64)).backward()

@@ -17,7 +17,8 @@ from torch import Tensor
 from openba import OpenBAConfig, OpenBAForConditionalGeneration
 from openba.errors import UserError
 from openba.model.files import load_architecture, load_weights, restore
-from openba.model.model import IGNORE, OpenBAModel
+from openba.model.loss import IGNORE
+from openba.model.model import OpenBAModel
 
 VOCAB = 61
 SHAPE = {

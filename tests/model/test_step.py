@@ -12,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from openba.model.cpu.cpu_step import CompiledStep
 from openba.model.model import OpenBAModel
-from openba.model.step import CompiledStep, PlainStep, Step, make_step
+from openba.model.step import BlockStep, Step, make_step
 from openba.recipes.architecture import Architecture
 
 POSITIONS = 7
@@ -82,7 +83,7 @@ def test_compiled_loops_are_torchs_calls(
     positions = [data.draw(place)] * rows if alike else [data.draw(place) for _ in range(rows)]
     lengths = [data.draw(st.integers(1, POSITIONS)) for _ in range(rows)]
     call = given_to(architecture, positions, lengths)
-    for found, expected in zip(run(CompiledStep(model), call), run(PlainStep(model), call), strict=True):
+    for found, expected in zip(run(CompiledStep(model), call), run(BlockStep(model), call), strict=True):
         assert found.dtype == expected.dtype == torch.float32
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
@@ -121,6 +122,7 @@ def test_loading_the_loops_leaves_torchs_threads_as_they_were() -> None:
     program = """
 import torch
 from openba.recipes.architecture import Architecture
+from openba.model.cpu.cpu_step import CompiledStep
 from openba.model.model import OpenBAModel
 from openba.model.rows import Rows
 from openba.model.step import make_step

@@ -16,7 +16,7 @@ from openba.errors import UserError
 from openba.model.files import load_model
 from openba.model.generate import generate_ids, start_tokens
 from openba.model.model import OpenBAModel
-from openba.model.step import PlainStep
+from openba.model.step import BlockStep
 from openba.serve.decoding_engine import (
     NOT_FINITE,
     DecodingEngine,
@@ -202,7 +202,7 @@ def test_logits_that_are_not_finite_end_their_row_only(
     model, tokenizer, token = poisoned
     engine, watch = started((model, tokenizer), rows=4, queue=200)
     if not compiled:  # the form of GPUs and of other precisions, which attends to hidden places with weight 0
-        engine.row_cache.step = PlainStep(model)
+        engine.row_cache.step = BlockStep(model)
     good = [source for source in sources(tokenizer, 60) if token not in source]
     answers = [
         answer if token not in answer[:-1] else None for answer in expected(loaded, good, [40] * len(good))

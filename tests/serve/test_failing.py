@@ -17,7 +17,7 @@ from tests.serve.conftest import KEY
 # The command itself, with a decoder step that fails or hangs after some calls, as on a broken device.
 _COMMAND = """
 import sys, time
-from openba.model.step import CompiledStep
+from openba.model.cpu.cpu_step import CompiledStep
 real, calls = CompiledStep.__call__, 0
 def step(self, *arguments):
     global calls

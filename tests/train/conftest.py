@@ -126,6 +126,12 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
             )
             for stage in (1, 2, 3)
         },
+        "prefix-lm": runs.job("prefix-lm", data={"objective": "prefix_lm", "length": 60}),
+        "spans": runs.job(
+            "spans",
+            data={"objective": "span_corruption", "length": 60},
+            optim={"lr": 1e-3, "schedule": "wsd", "decay": "2 steps"},
+        ),
         "started": runs.job(
             "started",
             data={"objective": "instruction"},

@@ -1,7 +1,7 @@
-"""A stage in which something breaks, as `gang.py` runs it: real numbers, limits, signals and sleeps.
+"""A training in which something breaks, as `gang.py` runs it: real numbers, limits, signals and sleeps.
 
-Nothing of the stage is replaced: faults come in through torch's hooks, the kernel's limits, and the places
-where the stage calls its own methods.
+Nothing of the training is replaced: faults come in through torch's hooks, the kernel's limits, and a hook of
+the trainer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ import torch
 from openba import durable
 from openba.artifacts import Build
 from openba.errors import UserError
-from openba.train.stage import _Stage
+from openba.train.hooks import Hook
+from openba.train.steps import FinishedStep
+from openba.train.trainer import Trainer
 
 BALLAST = "ballast"
 _SYNC = durable.sync
@@ -40,36 +42,56 @@ def run(
 
     Args:
         build: of the stage.
-        fault: a method of `_Faulty`.
+        fault: a method of `Faults`, without its underscore.
         rank: where it happens.
         at: forward passes of training, from 1, in which it happens; the rehearsal's are not counted.
     """
-    stage = None
+    trainer = None
     try:
-        stage = _Faulty(build)
-        if fault and stage.engine.rank == rank:
-            stage.break_at(getattr(stage, f"_{fault}"), at)
-        return stage.run()
+        faults = Faults()
+        trainer = Trainer(build, hooks=[faults])
+        if fault and trainer.engine.rank == rank:
+            faults.break_at(trainer, fault, at)
+        return trainer.run()
     except (UserError, OSError) as error:
         return {"error": str(error), "pid": os.getpid()}
     finally:
         durable.sync = _SYNC
-        if stage is not None:
+        if trainer is not None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
 
 
-class _Faulty(_Stage):
-    """A stage with a fault."""
+class Faults(Hook):
+    """Faults of one worker, and a copy of its last checkpoints."""
 
-    def break_at(self, fault: Any, at: Sequence[int]) -> None:
-        passes = -self.engine.accumulation  # the rehearsal's
+    trainer: Trainer
+    flips = False
+
+    def break_at(self, trainer: Trainer, fault: str, at: Sequence[int]) -> None:
+        """Let a fault happen in these forward passes of training."""
+        self.trainer = trainer
+        act = getattr(self, f"_{fault}")
+        passes = -trainer.engine.accumulation  # the rehearsal's
 
         def hook(module: Any, args: Any, loss: torch.Tensor) -> Any:
             nonlocal passes
             passes += module.training
-            return fault(module, loss) if passes in at and module.training else None
+            return act(module, loss) if passes in at and module.training else None
 
-        self.engine.engine.module.register_forward_hook(hook)
+        trainer.engine.engine.module.register_forward_hook(hook)
+
+    def after_step(self, trainer: Trainer, finished: FinishedStep) -> None:
+        """Flip a bit before the copies are compared."""
+        if self.flips:
+            self.flips = False
+            bits = next(trainer.model.parameters()).data.view(torch.int32)
+            bits.view(-1)[7] ^= 1
+
+    def before_end(self, trainer: Trainer) -> None:
+        """Copy the checkpoints, which go when the output is complete."""
+        if trainer.engine.rank == 0:
+            folder = trainer.checkpoints.folder
+            shutil.copytree(folder, trainer.out.with_name(f"{trainer.out.name}-kept"))
 
     def _nan_loss(self, module: Any, loss: torch.Tensor) -> torch.Tensor:
         return loss * float("nan")
@@ -121,32 +143,20 @@ class _Faulty(_Stage):
 
     def _free_disk(self, module: Any, loss: torch.Tensor) -> None:
         """What fills the disk of the kept weights goes away."""
-        (self.out / "steps" / BALLAST).unlink()
+        (self.trainer.out / "steps" / BALLAST).unlink()
 
     def _flip(self, module: Any, loss: torch.Tensor) -> None:
-        self.flip = True
+        self.flips = True
 
     def _sleep_in_save(self, module: Any, loss: torch.Tensor) -> None:
         durable.sync = lambda path: time.sleep(120)
 
     def _sleep_in_data(self, module: Any, loss: torch.Tensor) -> None:
-        samples = self.batches.samples
-        self.batches.samples = _Slow(samples)
+        batches = self.trainer.batches
+        batches.samples = _Slow(batches.samples)
 
     def _sleep_in_evaluation(self, module: Any, loss: torch.Tensor) -> None:
         module.register_forward_hook(lambda module, *_: None if module.training else time.sleep(120))
-
-    def _distrusted(self, step: Any) -> str | None:
-        if getattr(self, "flip", False):
-            self.flip = False
-            bits = next(self.model.parameters()).data.view(torch.int32)
-            bits.view(-1)[7] ^= 1
-        return super()._distrusted(step)
-
-    def _finish(self) -> dict[str, Any]:
-        if self.engine.rank == 0:
-            shutil.copytree(self.checkpoints.folder, self.out.with_name(f"{self.out.name}-kept"))
-        return super()._finish()
 
 
 def refuse_sync() -> None:

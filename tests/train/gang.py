@@ -18,9 +18,12 @@ from openba.accounting.energy import EnergyMeter
 from openba.accounting.estimate import estimated
 from openba.artifacts import Build
 from openba.train import stage, stopping
-from openba.train.loop import Step
+from openba.train import trainer as trainer_module
+from openba.train.hooks import Hook
+from openba.train.steps import FinishedStep
+from openba.train.trainer import Trainer
 from tests.harness import gang_worker
-from tests.harness.gang_worker import Trainer, run_stage
+from tests.harness.gang_worker import BareTrainer, run_stage
 
 
 def stopped_stage(build: Build) -> dict[str, Any]:
@@ -46,24 +49,21 @@ def metered_stage(build: Build) -> dict[str, Any]:
         for name, text in texts.items():
             counter.with_name(name).write_text(f"{text}\n")
     dist.barrier()
-    training: Any = stage._Stage(build)
-    log = training._log
 
-    def later(step: Step, seconds: float) -> None:
-        if dist.get_rank() == 0 and step.info.step == 1:
-            counter.write_text("8000000\n")
-        log(step, seconds)
+    class Consume(Hook):
+        def after_step(self, trainer: Trainer, finished: FinishedStep) -> None:
+            if dist.get_rank() == 0 and finished.step == 1:
+                counter.write_text("8000000\n")
 
     def noted(country: str, pue: float) -> Any:
         build.out.with_name(f"estimate-of-rank-{dist.get_rank()}").touch()
         return estimated(country, pue)
 
-    training._log = later
     with (
-        mock.patch.object(stage, "EnergyMeter", partial(EnergyMeter, counter.parent.parent)),
-        mock.patch.object(stage, "estimated", noted),
+        mock.patch.object(trainer_module, "EnergyMeter", partial(EnergyMeter, counter.parent.parent)),
+        mock.patch.object(trainer_module, "estimated", noted),
     ):
-        return training.run()
+        return Trainer(build, hooks=[Consume()]).run()
 
 
 def in_fp16(build: Build, function: str, **options: Any) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def skip_a_step(build: Build) -> dict[str, Any]:
 
 def _steps(build: Build, steps: list[tuple[int, bool]]) -> tuple[list[list[str]], list[bool]]:
     """Per step: the digest of every rank's weights after it; and whether it was applied."""
-    trainer = Trainer(build)
+    trainer = BareTrainer(build)
     digests, applied = [_digests(trainer)], []
     for step, usable in steps:
         applied.append(trainer.step(step, usable=usable)[1])
@@ -89,7 +89,7 @@ def _steps(build: Build, steps: list[tuple[int, bool]]) -> tuple[list[list[str]]
     return digests, applied
 
 
-def _digests(trainer: Trainer) -> list[str]:
+def _digests(trainer: BareTrainer) -> list[str]:
     weights = trainer.engine.weights().values()
     own = hashlib.sha256(b"".join(tensor.numpy().tobytes() for tensor in weights)).hexdigest()
     everyone: list[str] = [""] * trainer.engine.world
@@ -99,7 +99,8 @@ def _digests(trainer: Trainer) -> list[str]:
 
 def reduced(build: Build) -> list[tuple[str, int]]:
     """Dtype and elements of what the workers reduce in the backward pass of a step, scalars left out."""
-    trainer, seen = Trainer(build), []
+    trainer = BareTrainer(build)
+    seen: list[tuple[str, int]] = []
 
     def watched(reduce: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from openba.data.store import TokenStore
 from openba.errors import UserError
-from openba.model.model import IGNORE
+from openba.model.loss import IGNORE
 from openba.recipes.train import OptimRecipe, TrainRecipe
 from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.batches import (
@@ -23,12 +23,13 @@ from openba.train.batches import (
     TrainingBatches,
     collate,
     heldout_batches,
-    heldout_groups,
-    training_samples,
 )
+from openba.train.objectives import heldout_groups, training_samples
 from tests.harness.gangs import UL2
 
 PREFIX = {"objective": "prefix", "length": 64}
+PREFIX_LM = {"objective": "prefix_lm", "length": 60}
+SPANS = {"objective": "span_corruption", "length": 60}
 
 
 def recipe(data: dict[str, Any], **fields: Any) -> TrainRecipe:
@@ -135,6 +136,49 @@ def test_an_epoch_sees_every_sample_once(make: Any, mixture_folder: Path) -> Non
     assert batches.epochs(2 * count) == 14.0
 
 
+def test_a_prefix_lm_continues_each_window_from_a_position_of_its_own(
+    make: Any, tokenizer: Tokenizer
+) -> None:
+    batches = make(PREFIX_LM)
+    samples = [sample for step in range(40) for sample in rows(batches.micro(step, 0, 1, 8))]
+    windows = [batches.samples.store.windows(np.array(batches.items(step)), 60) for step in range(40)]
+    texts = {tuple(window) for step in windows for window in step.tolist()}
+    sentinel = tokenizer.sentinel(0)
+    lengths: Counter[int] = Counter()
+    for encoder, labels in samples:
+        assert encoder[0] == tokenizer.mode("S")
+        assert encoder[-2:] == (sentinel, tokenizer.eos)
+        assert (labels[0], labels[-1]) == (sentinel, tokenizer.eos)
+        assert encoder[1:-2] + labels[1:-1] in texts
+        lengths[len(labels) - 2] += 1
+    assert max(lengths) <= 54  # 0.9 * 60
+    # Uniform from 1 to 54: mean 27.5 with a standard error of 0.9 over 320 samples.
+    assert sum(n * count for n, count in lengths.items()) / 320 == pytest.approx(27.5, abs=4)
+    assert len(lengths) > 40
+
+
+def test_span_corruption_masks_t5s_share_in_short_spans(make: Any, tokenizer: Tokenizer) -> None:
+    batches = make(SPANS)
+    for encoder, labels in rows(batches.micro(0, 0, 1, 8)):
+        sentinels = [tokenizer.sentinel(n) for n in range(3)]
+        assert encoder[0] == tokenizer.mode("R")
+        assert [i for i in encoder if i in sentinels] == [i for i in labels if i in sentinels] == sentinels
+        assert len(labels) == 9 + 3 + 1  # 15 % of 60 tokens in three spans, and </s>
+        assert len(encoder) == 51 + 3 + 2
+
+
+@pytest.mark.parametrize("data", [UL2, PREFIX, PREFIX_LM, SPANS], ids=lambda data: data["objective"])
+def test_lengths_are_those_that_the_recipe_promises(make: Any, data: dict[str, Any]) -> None:
+    batches = make(data)
+    promised = {
+        size for c in batches.recipe.data.corruptions() for size in c.sizes(batches.recipe.data.length)
+    }
+    for step in range(3):
+        for encoder, labels in rows(batches.micro(step, 0, 1, 8)):
+            assert (len(encoder), len(labels)) in promised
+    assert batches.recipe.data.longest == tuple(map(max, zip(*promised, strict=True)))
+
+
 def test_the_second_epoch_corrupts_anew(make: Any, mixture_folder: Path) -> None:
     count = TokenStore(mixture_folder / "stage2").count(64)
     batches = make(UL2, "stage2", batch=count)
@@ -156,7 +200,7 @@ sides = st.lists(st.integers(1, 5000), min_size=1, max_size=9).map(lambda ids: n
 
 @given(pairs=st.lists(st.tuples(sides, sides), min_size=1, max_size=6))
 def test_collate_pads_and_shifts_right(pairs: list[tuple[np.ndarray, np.ndarray]]) -> None:
-    batch = collate(pairs, pad=0)
+    batch = collate(pairs, pad_id=0)
     assert rows([batch]) == [(tuple(source.tolist()), tuple(target.tolist())) for source, target in pairs]
     assert (batch.encoder_ids[~batch.mask] == 0).all()
     assert (batch.decoder_ids[:, 0] == 0).all()
@@ -179,7 +223,7 @@ def test_data_too_short_for_one_sample_is_refused(make: Any) -> None:
         make({**PREFIX, "length": 20_001}, "stage2", encoder_length=11_000, decoder_length=11_000)
 
 
-@pytest.mark.parametrize(("data", "names"), [(UL2, ["R", "S", "X"]), (PREFIX, ["loss"])])
+@pytest.mark.parametrize(("data", "names"), [(UL2, ["R", "S", "X"]), (PREFIX, ["loss"]), (SPANS, ["loss"])])
 def test_held_out_samples_are_the_same_for_any_workers(
     mixture_folder: Path, tokenizer: Tokenizer, data: dict[str, Any], names: list[str]
 ) -> None:
@@ -196,7 +240,8 @@ def test_held_out_samples_are_the_same_for_any_workers(
             # As many forward passes on every worker: ZeRO-3 waits for all of them in each.
             assert len({len(batches) for batches in split}) == 1
         modes = {row[0][0] for row in whole}
-        assert modes == {tokenizer.mode("S" if name == "loss" else name)}
+        only_mode = {"prefix": "S", "span_corruption": "R"}.get(data["objective"], name)
+        assert modes == {tokenizer.mode(only_mode)}
 
 
 def test_held_out_is_limited_by_what_there_is(mixture_folder: Path, tokenizer: Tokenizer) -> None:

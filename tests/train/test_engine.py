@@ -16,9 +16,10 @@ from openba.recipes.model import ModelRecipe
 from openba.recipes.runtime import TrainRuntime
 from openba.recipes.train import TrainRecipe, TrainStep
 from openba.tokenizer.tokenizer import Tokenizer
-from openba.train.batches import TrainingBatches, training_samples
+from openba.train.batches import TrainingBatches
 from openba.train.engine import deepspeed_config
-from openba.train.schedule import learning_rate
+from openba.train.objectives import training_samples
+from openba.train.schedules import learning_rate
 
 
 @pytest.mark.parametrize("run", ["padded", "one"])

@@ -51,10 +51,10 @@ def test_fault_27_another_recipe_is_refused(
 ) -> None:
     now = identity(step(**change), inputs(mixture_folder, tokenizer_folder))
     with pytest.raises(UserError, match="a checkpoint of another run") as refused:
-        check(record, now, Path("checkpoints/step-000005"), allowed=False)
+        check(record, now, Path("checkpoints/step-000005"), changes_allowed=False)
     assert told in str(refused.value)
     assert "\n" not in str(refused.value)
-    assert check(record, now, Path("step-000005"), allowed=True) == [told]
+    assert check(record, now, Path("step-000005"), changes_allowed=True) == [told]
 
 
 @pytest.mark.parametrize("change", ["changed", "missing", "reordered"])
@@ -70,7 +70,7 @@ def test_fault_25_other_data_is_refused(
         shard[:2] = shard[[1, 0]] if change == "reordered" else shard[:2] + 1
         shard.flush()
     with pytest.raises(UserError, match=r"inputs\.data\.stage1/tokens-00000\.npy: "):
-        check(record, identity(step(), inputs(data, tokenizer_folder)), Path("step"), allowed=False)
+        check(record, identity(step(), inputs(data, tokenizer_folder)), Path("step"), changes_allowed=False)
 
 
 def test_the_kept_weights_that_a_run_starts_from_are_part_of_its_identity(
@@ -104,20 +104,22 @@ def test_fault_25_another_tokenizer_is_refused(
     proto.pieces[-1].score -= 1
     (tokenizer / "spiece.model").write_bytes(proto.SerializeToString())
     with pytest.raises(UserError, match=r"inputs\.tokenizer\.spiece\.model: "):
-        check(record, identity(step(), inputs(mixture_folder, tokenizer)), Path("step"), allowed=False)
+        check(
+            record, identity(step(), inputs(mixture_folder, tokenizer)), Path("step"), changes_allowed=False
+        )
 
 
 def test_fault_27_what_is_only_measured_may_change(
     record: dict[str, Any], mixture_folder: Path, tokenizer_folder: Path
 ) -> None:
     now = identity(step(train__evaluate_every=2), inputs(mixture_folder, tokenizer_folder))
-    assert check(record, now, Path("step"), allowed=False) == ["train.evaluate_every: 4 -> 2"]
+    assert check(record, now, Path("step"), changes_allowed=False) == ["train.evaluate_every: 4 -> 2"]
 
 
 def test_fault_28_another_form_is_refused(record: dict[str, Any]) -> None:
     del record["format"]
     with pytest.raises(UserError, match=f"of form 1, this version of openba reads {FORMAT}"):
-        check(record, record["identity"], Path("step"), allowed=True)
+        check(record, record["identity"], Path("step"), changes_allowed=True)
 
 
 @settings(max_examples=30)

@@ -1,4 +1,4 @@
-"""The learning rate: warm-up, cosine, constant, and the rates of the release's scripts."""
+"""Learning rates: the warm-up, each schedule, and the rates of the release's scripts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from openba.config import CONFIGS, load
 from openba.recipes.train import OptimRecipe, TrainRecipe
-from openba.train.schedule import learning_rate
+from openba.train.schedules import learning_rate
 
 recipes = st.builds(
     OptimRecipe,
@@ -18,7 +18,7 @@ recipes = st.builds(
     min_lr=st.floats(0, 1e-5),
     warmup=st.integers(0, 50),
     decay=st.none() | st.integers(51, 200),
-    schedule=st.sampled_from(["cosine", "constant"]),
+    schedule=st.sampled_from(["cosine", "constant", "linear"]),
 )
 
 
@@ -42,6 +42,31 @@ def test_the_first_step_has_a_rate_and_the_last_of_warm_up_the_full_one() -> Non
 def test_half_way_down_the_cosine() -> None:
     recipe = OptimRecipe(lr=1.0, min_lr=0.2, warmup="10 steps", decay="110 steps")
     assert learning_rate(recipe, 60, 1000) == pytest.approx(0.6)
+
+
+def test_half_way_down_the_line() -> None:
+    recipe = OptimRecipe(lr=1.0, min_lr=0.2, warmup="10 steps", decay="110 steps", schedule="linear")
+    assert learning_rate(recipe, 35, 1000) == pytest.approx(0.8)
+
+
+def test_the_inverse_square_root_is_t5s() -> None:
+    recipe = OptimRecipe(lr=0.01, warmup="10000 steps", schedule="inverse_sqrt")
+    # T5: 1 / sqrt(max(n, k)), k = 10,000 warm-up steps, n counted from 1; it does not depend on the budget.
+    for step in (9_999, 10_000, 39_999, 999_999):
+        for steps in (10**6, 10**7):
+            assert learning_rate(recipe, step, steps) == pytest.approx((step + 1) ** -0.5)
+
+
+def test_wsd_is_stable_until_its_last_part_whatever_the_budget() -> None:
+    recipe = OptimRecipe(lr=1.0, min_lr=0.1, warmup="10 steps", decay="20 steps", schedule="wsd")
+    rates = [learning_rate(recipe, step, 100) for step in range(100)]
+    longer = [learning_rate(recipe, step, 500) for step in range(100)]
+    assert rates[10:81] == longer[10:81] == [1.0] * 71  # a checkpoint there goes on with another budget
+    assert rates[90] == pytest.approx(0.55)
+    assert 0.1 < rates[99] < rates[98] < 0.25
+    assert learning_rate(recipe, 100, 100) == pytest.approx(0.1)
+    by_default = OptimRecipe(lr=1.0, schedule="wsd")
+    assert [learning_rate(by_default, step, 100) for step in (90, 95)] == pytest.approx([1.0, 0.5])
 
 
 @pytest.mark.parametrize(

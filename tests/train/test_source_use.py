@@ -20,8 +20,9 @@ from openba.recipes.data import InstructRecipe, TaskRecipe, TaskStep
 from openba.recipes.model import ModelRecipe
 from openba.recipes.train import OptimRecipe, TrainRecipe
 from openba.tokenizer.tokenizer import Tokenizer
-from openba.train.batches import Batch, training_samples
+from openba.train.batches import Batch
 from openba.train.heldout import HeldOut
+from openba.train.objectives import training_samples
 from openba.train.source_use import alarms, label_entropies, lenders
 
 COLOURS = ("red", "green", "blue", "black")
@@ -121,7 +122,7 @@ class OneProcess:
         counts = (batch.labels != -100).sum(1)
         rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
         sums = torch.zeros(len(counts), 3, dtype=torch.float64)
-        sums[:, :2].index_add_(0, rows, self.model.each.T.double())
+        sums[:, :2].index_add_(0, rows, self.model.token_scores.T.double())
         sums[:, 2] = counts
         return sums
 

@@ -16,11 +16,12 @@ from openba.accounting.memory import checkpoint_bytes
 from openba.data.instruct import Pairs
 from openba.data.store import TokenStore
 from openba.model.files import load_model
-from openba.model.model import IGNORE
+from openba.model.loss import IGNORE
 from openba.recipes.train import TrainStep
 from openba.tokenizer.tokenizer import Tokenizer
-from openba.train.batches import TrainingBatches, training_samples
+from openba.train.batches import TrainingBatches
 from openba.train.log import RATES
+from openba.train.objectives import training_samples
 
 
 def test_the_output_is_a_model_and_its_logs(runs: Any) -> None:
@@ -74,6 +75,17 @@ def test_held_out_loss_is_measured_before_between_and_after_by_mode(runs: Any) -
     for row in runs.rows("reference", "heldout.jsonl"):
         modes = [row[name] for name in "RSX"]
         assert min(modes) < row["loss"] < max(modes)
+
+
+@pytest.mark.parametrize("run", ["prefix-lm", "spans"])
+def test_other_objectives_and_schedules_train_from_end_to_end(runs: Any, run: str) -> None:
+    facts = runs.facts[run]
+    assert (facts["steps"], facts["skipped_steps"]) == (4, 0)
+    assert facts["heldout_loss"] < facts["heldout"][0]["loss"]
+    assert not any(name in facts["heldout"][0] for name in "RSX")
+    assert facts["flops_useful"] > 0
+    rates = [row["lr"] for row in runs.rows("spans")]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 5e-4])
 
 
 def test_a_training_that_does_not_use_its_source_says_so(runs: Any) -> None:

@@ -1,0 +1,1 @@
+"""CUDA implementation of the model: plain formulas, and flash attention over packed rows."""
