@@ -1,4 +1,4 @@
-"""`python -m benchmarks GROUP [--json]`: run a group and print a line (or JSON object) a figure."""
+"""`python -m benchmarks GROUP [--json]`: run a group and print its figures, one per line."""
 
 from __future__ import annotations
 
@@ -36,16 +36,17 @@ def main(
     if group not in GROUPS:
         print(f"benchmarks: {group}: no such group; there are {', '.join(GROUPS)}", file=sys.stderr)
         raise typer.Exit(2)
-    missed = False
+    is_missed = False
     try:
+        # Imported by name: each group imports its own peers, some of them slow to load.
         for figure in import_module(GROUPS[group]).figures():
             print(json.dumps(figure.row()) if as_json else figure.line(), flush=True)
-            missed |= figure.ok is False
+            is_missed |= figure.ok is False
     except UserError as error:
         print(error, file=sys.stderr)
         raise typer.Exit(2) from None
     print(json.dumps(circumstances()), flush=True)
-    raise typer.Exit(1 if missed else 0)
+    raise typer.Exit(1 if is_missed else 0)
 
 
 if __name__ == "__main__":

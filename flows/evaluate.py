@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -35,15 +36,15 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Evaluate a model; exit code 1 if a benchmark could not be run."""
-    from openba.evaluate.shards import Mapper, here
-    from openba.evaluate.suite import chosen, run_suite
+    from openba.evaluate.shards import ShardMapper, map_in_process
+    from openba.evaluate.suite import run_suite, select_benchmarks
     from openba.report.card import write_card
     from openba.report.paper_tables import evaluations_of, write_tables
 
-    benchmarks = chosen(suite or [], names or [], data, overrides)
+    benchmarks = select_benchmarks(suite or [], names or [], data, overrides)
     if not benchmarks:
         raise UserError("eval: name a benchmark or a suite, such as --suite quick")
-    mapper: Mapper = here
+    mapper: ShardMapper = map_in_process
     if workers > 1:
         from tasks.evaluate import on_own_ray
 
@@ -85,7 +86,7 @@ def compare(
         console.print(str(written), markup=False)
 
 
-def _comparison(one: str, other: str, rows: list[JsonObject]) -> Table:
+def _comparison(one: str, other: str, rows: Sequence[Mapping[str, Any]]) -> Table:
     heads = ("benchmark", "metric", one, other, "difference", "95 % interval", "p", "test", "n", "differs")
     table = Table(*heads, box=None)
     for row in rows:

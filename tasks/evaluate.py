@@ -17,7 +17,7 @@ import pyarrow as pa
 from openba.artifacts import Build
 from openba.errors import UserError
 from openba.evaluate import run
-from openba.evaluate.shards import Job, Mapper, Worker
+from openba.evaluate.shards import Shard, ShardMapper, ShardWorker
 from openba.json_types import JsonObject
 
 ATTEMPTS = 3
@@ -29,10 +29,10 @@ def build(build: Build) -> JsonObject:
     return run.build(build, on_ray(build.runtime.evaluate.workers, build.runtime.device.kind == "cuda"))
 
 
-def on_ray(workers: int, on_gpu: bool) -> Mapper:
+def on_ray(workers: int, on_gpu: bool) -> ShardMapper:
     """Return a mapper with so many workers, each of one CPU and, if asked, one GPU."""
 
-    def mapper(model: Path, jobs: Sequence[Job]) -> Iterator[tuple[int, str]]:
+    def mapper(model: Path, jobs: Sequence[Shard]) -> Iterator[tuple[int, str]]:
         import ray.data
         from ray.data import ActorPoolStrategy, DataContext
         from ray.exceptions import RayError
@@ -63,10 +63,10 @@ def on_ray(workers: int, on_gpu: bool) -> Mapper:
     return mapper
 
 
-def on_own_ray(workers: int) -> Mapper:
+def on_own_ray(workers: int) -> ShardMapper:
     """Return a mapper on the cluster that RAY_ADDRESS names, else on an own Ray that ends with the work."""
 
-    def mapper(model: Path, jobs: Sequence[Job]) -> Iterator[tuple[int, str]]:
+    def mapper(model: Path, jobs: Sequence[Shard]) -> Iterator[tuple[int, str]]:
         import ray
 
         starts_ray = os.environ.get("RAY_ADDRESS") is None
@@ -87,10 +87,10 @@ def on_own_ray(workers: int) -> Mapper:
 class _RayWorker:
     """One model; its batches are numbers of jobs."""
 
-    def __init__(self, model: Path, jobs: list[Job]) -> None:
+    def __init__(self, model: Path, jobs: list[Shard]) -> None:
         if not model.is_dir():
             raise UserError(f"{model}: not there on a worker; it has to lie on a shared folder")
-        self.worker = Worker(model)
+        self.worker = ShardWorker(model)
         self.jobs = jobs
 
     def __call__(self, batch: pa.Table) -> pa.Table:

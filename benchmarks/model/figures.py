@@ -9,7 +9,7 @@ from benchmarks.model import loss_memory, released, speed, tokenizer
 
 
 def figures() -> Iterator[Figure]:
-    """What is exact first, then memory, then times, which want a quiet machine."""
+    """Yield exact figures first, then memory, then times, which need a quiet machine."""
     yield from released.figures()
     yield from loss_memory.figures()
     yield from speed.decode_figures()

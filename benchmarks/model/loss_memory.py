@@ -1,8 +1,8 @@
-"""Peak memory of the loss over a large vocabulary, against the full logits that plain torch makes.
+"""Peak memory of the loss over a large vocabulary, against the full logits of plain torch.
 
 Each side runs in a process of its own (`python -m benchmarks.model.loss_memory plain|sliced`), which prints
-by how many bytes its peak resident memory exceeds that before the loss: weights and inputs are not counted,
-all gradients are.
+by how many bytes its peak resident memory exceeds that before the loss: weights and inputs do not count, all
+gradients do.
 """
 
 from __future__ import annotations
@@ -13,46 +13,51 @@ from collections.abc import Iterator
 
 from benchmarks.figure import ROOT, Figure
 
-VOCAB, TOKENS, WIDTH = 250_368, 2_048, 512
+VOCABULARY_SIZE = 250_368
+TOKEN_COUNT = 2_048
+HIDDEN_SIZE = 512
 
 
 def figures() -> Iterator[Figure]:
-    """Bytes of both, and the ratio."""
-    sliced, plain = (_measured(kind) for kind in ("sliced", "plain"))
-    peer = f"full logits: {plain / 2**20:.0f} MiB"
-    yield Figure("model/loss_memory", sliced / 2**20, "MiB", peer=peer, ratio=sliced / plain)
-    yield Figure("model/loss_memory_of_plain", 100 * sliced / plain, "%", 25, peer=peer, ratio=sliced / plain)
+    """Yield the bytes of the sliced loss, and their share of the plain one's."""
+    sliced_bytes = _measure("sliced")
+    plain_bytes = _measure("plain")
+    peer = f"full logits: {plain_bytes / 2**20:.0f} MiB"
+    ratio = sliced_bytes / plain_bytes
+    yield Figure("model/loss_memory", sliced_bytes / 2**20, "MiB", peer=peer, ratio=ratio)
+    yield Figure("model/loss_memory_of_plain", 100 * ratio, "%", 25, peer=peer, ratio=ratio)
 
 
-def _measured(kind: str) -> int:
-    command = [sys.executable, "-m", "benchmarks.model.loss_memory", kind]
+def _measure(loss_kind: str) -> int:
+    command = [sys.executable, "-m", "benchmarks.model.loss_memory", loss_kind]
     return int(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout)
 
 
-def peak() -> int:
-    """VmHWM of this process, bytes."""
+def peak_bytes() -> int:
+    """Return the peak resident memory of this process (VmHWM)."""
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmHWM"))
 
 
-def _run(kind: str) -> int:
+def _loss_bytes(loss_kind: str) -> int:
+    # Imported here: the parent process needs no torch.
     import torch
     from torch.nn.functional import cross_entropy, linear
 
     from openba.model.loss import linear_cross_entropy
 
     torch.manual_seed(0)
-    weight = torch.empty(VOCAB, WIDTH).normal_(std=0.02).requires_grad_()
-    hidden = torch.empty(TOKENS, WIDTH).normal_().requires_grad_()
-    labels = torch.randint(VOCAB, (TOKENS,))
-    before = peak()
-    if kind == "plain":
+    weight = torch.empty(VOCABULARY_SIZE, HIDDEN_SIZE).normal_(std=0.02).requires_grad_()
+    hidden = torch.empty(TOKEN_COUNT, HIDDEN_SIZE).normal_().requires_grad_()
+    labels = torch.randint(VOCABULARY_SIZE, (TOKEN_COUNT,))
+    bytes_before = peak_bytes()
+    if loss_kind == "plain":
         loss = cross_entropy(linear(hidden, weight).float(), labels, reduction="sum")
     else:
         loss = linear_cross_entropy(hidden, weight, None, labels)
-    (loss / TOKENS).backward()
-    return peak() - before
+    (loss / TOKEN_COUNT).backward()
+    return peak_bytes() - bytes_before
 
 
 if __name__ == "__main__":
-    print(_run(sys.argv[1]))
+    print(_loss_bytes(sys.argv[1]))

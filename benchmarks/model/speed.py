@@ -1,7 +1,7 @@
 """Speed of the model against transformers' T5: training steps and greedy decoding, CPU, fp32.
 
-The shape keeps the 15B model's proportions at a width that two cores can train: a decoder three times as deep
-as the encoder, and as many words as give the head the share of the forward FLOPs that it has there (6 %).
+The architecture keeps the 15B model's proportions at a width that two cores can train: a decoder three times
+as deep as the encoder, and a vocabulary that gives the head its share of the forward FLOPs there (6 %).
 """
 
 from __future__ import annotations
@@ -38,110 +38,127 @@ SHAPE = Architecture(
     sandwich_norm=True,
 )
 NEW_TOKENS = 128
-PROMPT = 128
-TINY_IDS = 8103
-"""Ids of the `tiny` pipeline's tokenizer."""
-TRAIN_ROUNDS, DECODE_ROUNDS = 7, 7
-Case = Callable[[], object]
+PROMPT_TOKENS = 128
+TINY_VOCABULARY_SIZE = 8103
+"""Number of ids of the `tiny` pipeline's tokenizer."""
+TRAIN_ROUNDS = 7
+DECODE_ROUNDS = 7
+TimedCase = Callable[[], object]
 
 
 def train_figures() -> Iterator[Figure]:
-    """A forward and backward pass over one sample of each of Table 3's denoisers, padded to 570/380."""
+    """Time forward and backward passes over one sample of each of Table 3's denoisers, padded to 570/380."""
     encoder_ids, mask, decoder_ids, labels = stage1_batch()
-    targets = int((labels != IGNORE).sum())
+    target_count = int((labels != IGNORE).sum())
     torch.manual_seed(0)
     model = OpenBAModel(SHAPE)
 
-    def ours(padded: bool) -> Case:
-        def step() -> None:
+    def our_case(padded: bool) -> TimedCase:
+        def run_step() -> None:
             model.zero_grad()
-            (model(encoder_ids, mask, decoder_ids, labels, padded) / targets).backward()
+            (model(encoder_ids, mask, decoder_ids, labels, padded) / target_count).backward()
 
-        return step
+        return run_step
 
-    def peer(t5: torch.nn.Module) -> Case:
-        arguments = {"input_ids": encoder_ids, "attention_mask": mask.long()}
+    def peer_case(t5: torch.nn.Module) -> TimedCase:
+        source = {"input_ids": encoder_ids, "attention_mask": mask.long()}
 
-        def step() -> None:
+        def run_step() -> None:
             t5.zero_grad()
-            t5(**arguments, decoder_input_ids=decoder_ids, labels=labels, use_cache=False).loss.backward()
+            t5(**source, decoder_input_ids=decoder_ids, labels=labels, use_cache=False).loss.backward()
 
-        return step
+        return run_step
 
-    cases = {"padded": ours(True), "ragged": ours(False)}
-    cases |= {name: peer(t5) for name, t5 in variants(SHAPE, dynamic=False).items()}
+    cases = {"padded": our_case(True), "ragged": our_case(False)}
+    cases |= {name: peer_case(t5) for name, t5 in variants(SHAPE, dynamic=False).items()}
     seconds = medians(cases, TRAIN_ROUNDS)
-    best = min((name for name in cases if name.startswith("T5")), key=lambda name: seconds[name])
-    useful = int(mask.sum()) + targets
-    padded = seconds[best] / seconds["padded"]
-    told = _told(seconds, best)
-    yield Figure(
-        "model/train_step_padded", mask.numel() / seconds["padded"], "tok/s", peer=told, ratio=padded
-    )
-    yield Figure("model/train_step_padded_against_peer", padded, "x", 1.2, "higher", told, padded)
-    ragged = seconds[best] / seconds["ragged"]
-    yield Figure("model/train_step_useful", useful / seconds["ragged"], "tok/s", peer=told, ratio=ragged)
-    yield Figure("model/train_step_useful_against_peer", ragged, "x", 1.8, "higher", told, ragged)
+    best_peer = min((name for name in cases if name.startswith("T5")), key=lambda name: seconds[name])
+    comparison = _comparison(seconds, best_peer)
+    padded_ratio = seconds[best_peer] / seconds["padded"]
+    padded_rate = mask.numel() / seconds["padded"]
+    yield Figure("model/train_step_padded", padded_rate, "tok/s", peer=comparison, ratio=padded_ratio)
+    figure_name = "model/train_step_padded_against_peer"
+    yield Figure(figure_name, padded_ratio, "x", 1.2, "higher", comparison, padded_ratio)
+    # The ragged layout computes real tokens only; its rate counts those of source and target.
+    useful_tokens = int(mask.sum()) + target_count
+    useful_ratio = seconds[best_peer] / seconds["ragged"]
+    useful_rate = useful_tokens / seconds["ragged"]
+    yield Figure("model/train_step_useful", useful_rate, "tok/s", peer=comparison, ratio=useful_ratio)
+    figure_name = "model/train_step_useful_against_peer"
+    yield Figure(figure_name, useful_ratio, "x", 1.8, "higher", comparison, useful_ratio)
 
 
 def decode_figures() -> Iterator[Figure]:
-    """Greedy decoding of exactly 128 new tokens for prompts of 128 tokens, cache on.
+    """Time greedy decoding of exactly 128 new tokens for prompts of 128 tokens, with the cache.
 
-    Of the shape that the `tiny` pipeline trains, where calls are the time, and of `SHAPE`, where weights are.
+    Of the `tiny` pipeline's architecture, where the overhead of calls dominates, and of `SHAPE`, where
+    reading the weights does.
     """
-    tiny = load(find_config("model", "tiny"), ModelRecipe).architecture(TINY_IDS)
-    yield from _decode("tiny", tiny)
-    yield from _decode("wide", SHAPE)
+    tiny = load(find_config("model", "tiny"), ModelRecipe).architecture(TINY_VOCABULARY_SIZE)
+    yield from _decode_figures("tiny", tiny)
+    yield from _decode_figures("wide", SHAPE)
 
 
-def _decode(label: str, shape: Architecture) -> Iterator[Figure]:
+def _decode_figures(label: str, architecture: Architecture) -> Iterator[Figure]:
     torch.manual_seed(0)
-    model = OpenBAModel(shape).eval()
-    peers = {name: t5.eval() for name, t5 in variants(shape, dynamic=True).items()}
-    for batch in (1, 16):
-        ids = torch.randint(3, shape.vocab_size, (batch, PROMPT))
-        cases: dict[str, Case] = {"ours": _ours_decoding(model, ids)}
-        cases |= {name: _peer_decoding(t5, ids) for name, t5 in peers.items()}
+    model = OpenBAModel(architecture).eval()
+    peers = {name: t5.eval() for name, t5 in variants(architecture, dynamic=True).items()}
+    for batch_size in (1, 16):
+        prompt_ids = torch.randint(3, architecture.vocab_size, (batch_size, PROMPT_TOKENS))
+        cases: dict[str, TimedCase] = {"ours": _our_decoding(model, prompt_ids)}
+        cases |= {name: _peer_decoding(t5, prompt_ids) for name, t5 in peers.items()}
         seconds = medians(cases, DECODE_ROUNDS)
-        best = min(peers, key=lambda name: seconds[name])
-        ratio, told = seconds[best] / seconds["ours"], _told(seconds, best)
-        name = f"model/decode_{label}_batch_{batch}"
-        yield Figure(name, batch * NEW_TOKENS / seconds["ours"], "tok/s", peer=told, ratio=ratio)
-        yield Figure(f"{name}_against_peer", ratio, "x", 2.0, "higher", told, ratio)
+        best_peer = min(peers, key=lambda name: seconds[name])
+        ratio = seconds[best_peer] / seconds["ours"]
+        comparison = _comparison(seconds, best_peer)
+        figure_name = f"model/decode_{label}_batch_{batch_size}"
+        token_rate = batch_size * NEW_TOKENS / seconds["ours"]
+        yield Figure(figure_name, token_rate, "tok/s", peer=comparison, ratio=ratio)
+        yield Figure(f"{figure_name}_against_peer", ratio, "x", 2.0, "higher", comparison, ratio)
 
 
-def _ours_decoding(model: OpenBAModel, ids: Tensor) -> Case:
-    sources, vocab = ids.tolist(), model.architecture.vocab_size
-    return lambda: sum(len(w.tokens) for w in greedy(model, sources, [0], -1, vocab, NEW_TOKENS))
+def _our_decoding(model: OpenBAModel, prompt_ids: Tensor) -> TimedCase:
+    sources = prompt_ids.tolist()
+    vocabulary_size = model.architecture.vocab_size
+    # -1 is no token, so that no row ends before its 128 tokens.
+    return lambda: sum(
+        len(step.tokens) for step in greedy(model, sources, [0], -1, vocabulary_size, NEW_TOKENS)
+    )
 
 
-def _peer_decoding(t5: T5ForConditionalGeneration, ids: Tensor) -> Case:
-    length = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "decoder_start_token_id": 0}
-    mask = torch.ones_like(ids)
-    generate = cast(Any, t5).generate
+def _peer_decoding(t5: T5ForConditionalGeneration, prompt_ids: Tensor) -> TimedCase:
+    settings = {"max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS, "decoder_start_token_id": 0}
+    mask = torch.ones_like(prompt_ids)
+    generate = cast(Any, t5).generate  # its annotations do not fit a plain call
     return lambda: generate(
-        input_ids=ids, attention_mask=mask, do_sample=False, past_key_values=cache(), **length
+        input_ids=prompt_ids, attention_mask=mask, do_sample=False, past_key_values=cache(), **settings
     )
 
 
 def stage1_batch() -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Random ids with the lengths that Table 3's denoisers give 568 tokens."""
+    """Return random encoder ids, mask, decoder ids and labels with the lengths of Table 3's denoisers."""
     recipe = load(find_config("pretrain", "stage1"), TrainRecipe)
     assert isinstance(recipe.data, UL2Recipe)
-    sizes = [size for c in recipe.data.corruptions() for size in c.sizes(recipe.data.length)]
-    random = torch.Generator().manual_seed(0)
+    sample_lengths = [
+        lengths
+        for corruption in recipe.data.corruptions()
+        for lengths in corruption.sizes(recipe.data.length)
+    ]
+    generator = torch.Generator().manual_seed(0)
 
-    def side(lengths: list[int], width: int) -> tuple[Tensor, Tensor]:
-        ids = torch.randint(3, SHAPE.vocab_size, (len(lengths), width), generator=random)
-        mask = first(torch.tensor(lengths), width)
-        return ids * mask, mask
+    def random_rows(lengths: list[int], width: int) -> tuple[Tensor, Tensor]:
+        ids = torch.randint(3, SHAPE.vocab_size, (len(lengths), width), generator=generator)
+        is_real = first(torch.tensor(lengths), width)
+        return ids * is_real, is_real
 
-    encoder_ids, mask = side([encoder for encoder, _ in sizes], recipe.encoder_length)
-    targets, real = side([target for _, target in sizes], recipe.decoder_length)
+    encoder_lengths = [encoder_length for encoder_length, _ in sample_lengths]
+    target_lengths = [target_length for _, target_length in sample_lengths]
+    encoder_ids, mask = random_rows(encoder_lengths, recipe.encoder_length)
+    targets, is_target = random_rows(target_lengths, recipe.decoder_length)
     decoder_ids = torch.cat([torch.zeros_like(targets[:, :1]), targets[:, :-1]], 1)
-    return encoder_ids, mask, decoder_ids, targets.masked_fill(~real, IGNORE)
+    return encoder_ids, mask, decoder_ids, targets.masked_fill(~is_target, IGNORE)
 
 
-def _told(seconds: dict[str, float], best: str) -> str:
-    """The best peer, and what every case took."""
-    return f"{best}; seconds: " + ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())
+def _comparison(seconds: dict[str, float], best_peer: str) -> str:
+    """Return the best peer's name and the seconds of every case."""
+    return f"{best_peer}; seconds: " + ", ".join(f"{name} {value:.3f}" for name, value in seconds.items())

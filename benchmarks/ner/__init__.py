@@ -1,7 +1,7 @@
-"""Group `ner`: a model of 4M parameters learns the paper's NER task on a CPU, by our recipes and trainer.
+"""Group `ner`: a model of 4M parameters learns the paper's NER task on a CPU, with our recipes and trainer.
 
-Needs MIT's and CrossNER's files beside the repository (`../shared`). What is trained on are the training
-splits; the labels of test sentences are read by the scoring alone. Times are the workers' processor time.
+Needs MIT's and CrossNER's files beside the repository (`../shared`). Training data are the training splits;
+the labels of test sentences are read by the scoring only. Times are the workers' processor time.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from openba.data.sources import read
 from openba.data.tasks import render
 from openba.recipes.data import TaskRecipe
 
-SHARED = ROOT.parent / "shared" / "data"
-HERE = Path(__file__).parent
-DOMAINS = ("restaurant", "movie")
-"""Of MIT's, which are trained on."""
+SHARED_DATA = ROOT.parent / "shared" / "data"
+CONFIG_FOLDER = Path(__file__).parent
+TRAINED_DOMAINS = ("restaurant", "movie")
+"""Domains of MIT's sets whose training splits are used."""
 SETS = {
     "mit-restaurant": "ner_mit/restaurant",
     "mit-movie": "ner_mit/movie_trivia10k13",
@@ -40,81 +40,88 @@ SETS = {
 
 
 def figures() -> Iterator[Figure]:
-    """Train and evaluate in a temporary folder, or go on in the one that OPENBA_NER_FOLDER names."""
-    if not SHARED.exists():
+    """Train and evaluate in a temporary folder, or continue in the folder named by OPENBA_NER_FOLDER."""
+    if not SHARED_DATA.exists():
         print("ner: no ../shared/data: nothing to measure", file=sys.stderr)
         return
-    if named := os.environ.get("OPENBA_NER_FOLDER"):
-        yield from _measured(Path(named))
+    if folder_name := os.environ.get("OPENBA_NER_FOLDER"):
+        yield from _measure(Path(folder_name))
         return
     with tempfile.TemporaryDirectory(prefix="openba-ner-") as folder:
-        yield from _measured(Path(folder))
+        yield from _measure(Path(folder))
 
 
-def _measured(folder: Path) -> Iterator[Figure]:
+def _measure(folder: Path) -> Iterator[Figure]:
     prepare(folder)
-    command = [str(Path(sys.executable).with_name("openba")), "run", str(HERE / "pipeline.yaml"), "--until"]
-    seconds = _run([*command, "ner-small"], folder)
+    openba = str(Path(sys.executable).with_name("openba"))
+    command = [openba, "run", str(CONFIG_FOLDER / "pipeline.yaml"), "--until"]
+    processor_seconds = _run([*command, "ner-small"], folder)
     _run([*command, "evaluate-ner-small"], folder)
-    facts = {step: _facts(folder, step) for step in ("stage1", "stage2", "stage3", "ner-small")}
-    results = _facts(folder, "evaluate-ner-small")["benchmarks"]
-    scores = {name: results[f"ner-{name}"]["scores"]["entity_f1"] for name in SETS}
-    yield Figure("ner/parameters", facts["ner-small"]["parameters"], "", 30e6)
-    if seconds:  # nothing was trained before
-        yield Figure("ner/processor_minutes_of_two_cores", seconds / 60, "min", 60)
-    yield Figure("ner/training_minutes", sum(f["training_seconds"] for f in facts.values()) / 60, "min", 30)
-    for name, score in scores.items():
-        yield Figure(f"ner/{name}_strict_f1", score, "%")
-    yield Figure(
-        "ner/mit_average_f1", (scores["mit-restaurant"] + scores["mit-movie"]) / 2, "%", 30, "higher"
-    )
+    facts_by_step = {step: _read_facts(folder, step) for step in ("stage1", "stage2", "stage3", "ner-small")}
+    results = _read_facts(folder, "evaluate-ner-small")["benchmarks"]
+    f1_scores = {name: results[f"ner-{name}"]["scores"]["entity_f1"] for name in SETS}
+    yield Figure("ner/parameters", facts_by_step["ner-small"]["parameters"], "", 30e6)
+    # 0 if the folder of an earlier run was given and nothing had to be trained.
+    if processor_seconds:
+        yield Figure("ner/processor_minutes_of_two_cores", processor_seconds / 60, "min", 60)
+    training_seconds = sum(facts["training_seconds"] for facts in facts_by_step.values())
+    yield Figure("ner/training_minutes", training_seconds / 60, "min", 30)
+    for name, f1_score in f1_scores.items():
+        yield Figure(f"ner/{name}_strict_f1", f1_score, "%")
+    mit_average = (f1_scores["mit-restaurant"] + f1_scores["mit-movie"]) / 2
+    yield Figure("ner/mit_average_f1", mit_average, "%", 30, "higher")
 
 
 def prepare(folder: Path) -> None:
-    """Link the data sets, write what is trained on, and its sentences as prompts with their answers."""
-    sets = folder / "data" / "eval" / "ner"
-    sets.mkdir(parents=True, exist_ok=True)
-    for name, place in SETS.items():
-        if not (sets / name).exists():
-            (sets / name).symlink_to(SHARED / place)
-    own = folder / "data" / "ner"
-    if (own / "sentences.jsonl").exists():  # another time of writing would be another source
+    """Link the data sets; write the training data, and their sentences as prompts with answers."""
+    set_folder = folder / "data" / "eval" / "ner"
+    set_folder.mkdir(parents=True, exist_ok=True)
+    for name, path in SETS.items():
+        if not (set_folder / name).exists():
+            (set_folder / name).symlink_to(SHARED_DATA / path)
+    training_folder = folder / "data" / "ner"
+    sentences_file = training_folder / "sentences.jsonl"
+    # Written once: a source's identity includes the files' times, and another one would be built anew.
+    if sentences_file.exists():
         return
-    parts = ("train", "valid")
-    trained = {name: {part: sets / f"mit-{name}" / f"{part}.jsonl" for part in parts} for name in DOMAINS}
-    augment.write(own, trained)
-    with (own / "sentences.jsonl").open("w", encoding="utf-8") as file:
-        for name in DOMAINS:
-            recipe = load(HERE / f"{name}.yaml", TaskRecipe)
-            path = str(sets / f"mit-{name}" / "*.jsonl")
+    split_names = ("train", "valid")
+    splits = {
+        domain: {split: set_folder / f"mit-{domain}" / f"{split}.jsonl" for split in split_names}
+        for domain in TRAINED_DOMAINS
+    }
+    augment.write(training_folder, splits)
+    with sentences_file.open("w", encoding="utf-8") as file:
+        for domain in TRAINED_DOMAINS:
+            recipe = load(CONFIG_FOLDER / f"{domain}.yaml", TaskRecipe)
+            path = str(set_folder / f"mit-{domain}" / "*.jsonl")
             recipe = recipe.model_copy(update={"source": recipe.source.model_copy(update={"path": path})})
-            documents = pa.Table.from_batches(read(name, recipe.source))
-            for row in render(recipe, documents, name).train.select(["input", "target"]).to_pylist():
-                file.write(json.dumps({"text": f"{row['input']}\n{row['target']}"}) + "\n")
+            documents = pa.Table.from_batches(read(domain, recipe.source))
+            pairs = render(recipe, documents, domain).train.select(["input", "target"])
+            for pair in pairs.to_pylist():
+                file.write(json.dumps({"text": f"{pair['input']}\n{pair['target']}"}) + "\n")
 
 
 def _run(command: list[str], folder: Path) -> float:
-    """Run to the end; processor seconds of the training workers."""
+    """Run a command to its end; returns the processor seconds of its training workers."""
     environment = os.environ | {"OPENBA_HOME": str(folder / "home")}
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    spent: dict[int, float] = {}
-    with (folder / "openba.log").open("ab") as log:
+    log_file = folder / "openba.log"
+    worker_seconds: dict[int, float] = {}
+    with log_file.open("ab") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=subprocess.STDOUT)
         while process.poll() is None:
             for child in psutil.Process(process.pid).children(recursive=True):
                 try:
                     if "RayTrainWorker" in " ".join(child.cmdline()):
-                        spent[child.pid] = sum(child.cpu_times()[:2])
+                        worker_seconds[child.pid] = sum(child.cpu_times()[:2])
                 except (psutil.NoSuchProcess, psutil.ZombieProcess):
                     continue
             time.sleep(1)
     if process.returncode:
-        raise RuntimeError(
-            f"{' '.join(command)} ended with {process.returncode}; see {folder / 'openba.log'}"
-        )
-    return sum(spent.values())
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}; see {log_file}")
+    return sum(worker_seconds.values())
 
 
-def _facts(folder: Path, step: str) -> Any:
+def _read_facts(folder: Path, step: str) -> dict[str, Any]:  # facts differ by step
     manifest = next((folder / "home").glob(f"store/{step}/*/manifest.json"))
     return json.loads(manifest.read_text(encoding="utf-8"))["facts"]

@@ -9,7 +9,7 @@ from benchmarks.operations import accounting, chain, cluster, serving
 
 
 def figures() -> Iterator[Figure]:
-    """What is exact first, then times."""
+    """Yield exact figures first, then times."""
     yield from accounting.figures()
     yield from cluster.figures()
     yield from serving.figures()

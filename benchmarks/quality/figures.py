@@ -1,4 +1,4 @@
-"""Group `quality`: meaning kept by cleaning, privacy, contamination, answers, expert filters."""
+"""Group `quality`: meaning after cleaning, privacy, contamination, answers, expert filters."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from benchmarks.figure import Figure
 from benchmarks.quality import answers, contamination, experts, shipped, text
 
-PARTS = (text, answers, experts, contamination, shipped)
+MODULES = (text, answers, experts, contamination, shipped)
 """Modules with a function `figures`, in the order they run. To add a figure, add its module here."""
 
 
 def figures() -> Iterator[Figure]:
-    """Yield the figures of every part."""
-    for part in PARTS:
-        yield from part.figures()
+    """Yield the figures of every module."""
+    for module in MODULES:
+        yield from module.figures()

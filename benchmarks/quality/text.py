@@ -60,8 +60,10 @@ def _cleaned(folder: Path, texts: list[str]) -> dict[int, str]:
 def _meaning() -> Figure:
     cases = [json.loads(line) for line in _MEANING.read_text(encoding="utf-8").splitlines()]
     with tempfile.TemporaryDirectory(prefix="openba-meaning-") as folder:
-        left = _cleaned(Path(folder), [case["text"] for case in cases])
-    wrong = [case["id"] for number, case in enumerate(cases) if left.get(number, "") != case["right"]]
+        cleaned_texts = _cleaned(Path(folder), [case["text"] for case in cases])
+    wrong = [
+        case["id"] for number, case in enumerate(cases) if cleaned_texts.get(number, "") != case["right"]
+    ]
     if wrong:
         print(f"benchmarks: quality: not as written down: {', '.join(wrong)}", file=sys.stderr)
     share = 100 * (1 - len(wrong) / len(cases))
@@ -69,15 +71,15 @@ def _meaning() -> Figure:
 
 
 def _fixed_point() -> Iterator[Figure]:
-    draw = random.Random(5)
-    texts = [planted_document(draw) for _ in range(DOCUMENTS_PLANTED)]
+    generator = random.Random(5)
+    texts = [planted_document(generator) for _ in range(DOCUMENTS_PLANTED)]
     with tempfile.TemporaryDirectory(prefix="openba-private-") as folder:
-        left = [*_cleaned(Path(folder), texts).values()]
-    told = f"{len(left)} of {len(texts)} planted documents stay"
-    name = "quality/private_removed_by_a_second_pass"
-    yield Figure(name, _removals(left), "spans", 0, peer=told)
+        cleaned_texts = [*_cleaned(Path(folder), texts).values()]
+    comparison = f"{len(cleaned_texts)} of {len(texts)} planted documents stay"
+    figure_name = "quality/private_removed_by_a_second_pass"
+    yield Figure(figure_name, _removals(cleaned_texts), "spans", 0, peer=comparison)
     for tokenizer, decode in _decoders():
-        decoded = [decode(text) for text in left]
+        decoded = [decode(text) for text in cleaned_texts]
         yield Figure(f"quality/private_in_text_decoded_by_{tokenizer}", _removals(decoded), "spans", 0)
 
 
@@ -100,8 +102,8 @@ def _decoders() -> Iterator[tuple[str, Callable[[str], str]]]:
 
 def _removals(texts: list[str]) -> int:
     edits = privacy.find(columns.decode(pa.array(texts, pa.large_string()))[0])
-    for row in np.unique(edits[:, columns.ROW])[:3].tolist():
-        print(f"benchmarks: quality: private in {texts[row]!r}", file=sys.stderr)
+    for text_number in np.unique(edits[:, columns.ROW])[:3].tolist():
+        print(f"benchmarks: quality: private in {texts[text_number]!r}", file=sys.stderr)
     return len(edits)
 
 
@@ -112,17 +114,17 @@ def _speed() -> Iterator[Figure]:
         return
     with tempfile.TemporaryDirectory(prefix="openba-before-") as name:
         folder = Path(name)
-        with tarfile.open(fileobj=BytesIO(archive.stdout)) as file:
-            file.extractall(folder / "tree", filter="data")
-        size = corpora.write(folder / "text" / DOCUMENTS, corpora.prose()[::2]) / 1e6
+        with tarfile.open(fileobj=BytesIO(archive.stdout)) as archive_file:
+            archive_file.extractall(folder / "tree", filter="data")
+        corpus_megabytes = corpora.write(folder / "text" / DOCUMENTS, corpora.prose()[::2]) / 1e6
         trees = {
             "before": (folder / "tree", "benchmarks.cleaning"),
             "now": (ROOT, "benchmarks.data.cleaning"),
         }
         seconds = _turn_by_turn(trees, folder / "text")
     ratio = seconds["before"] / seconds["now"]
-    told = f"{BEFORE}: {size / seconds['before']:.1f} MB/s"
-    yield Figure("quality/cleaning_speed_against_before", ratio, "x", 0.9, "higher", told, ratio)
+    comparison = f"{BEFORE}: {corpus_megabytes / seconds['before']:.1f} MB/s"
+    yield Figure("quality/cleaning_speed_against_before", ratio, "x", 0.9, "higher", comparison, ratio)
 
 
 def _turn_by_turn(trees: dict[str, tuple[Path, str]], source: Path) -> dict[str, float]:
@@ -133,7 +135,7 @@ def _turn_by_turn(trees: dict[str, tuple[Path, str]], source: Path) -> dict[str,
         source: folder with documents.parquet.
     """
     script = ROOT / "benchmarks" / "data" / "peer_cleaning.py"
-    runs: dict[str, list[float]] = {name: [] for name in trees}
+    run_seconds: dict[str, list[float]] = {name: [] for name in trees}
     processes = {
         name: subprocess.Popen(
             [sys.executable, "-P", str(script), module, str(source)],
@@ -153,8 +155,8 @@ def _turn_by_turn(trees: dict[str, tuple[Path, str]], source: Path) -> dict[str,
                 assert process.stdout
                 process.stdin.write("run\n")
                 process.stdin.flush()
-                runs[name].append(float(process.stdout.readline()))
+                run_seconds[name].append(float(process.stdout.readline()))
     finally:
         for process in processes.values():
             process.communicate()
-    return {name: statistics.median(seconds[1:]) for name, seconds in runs.items()}
+    return {name: statistics.median(seconds[1:]) for name, seconds in run_seconds.items()}

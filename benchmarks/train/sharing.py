@@ -1,27 +1,30 @@
-"""Ways of sharing and resuming a training, each against the plainest: errors, in bits where that is asked.
+"""Sharing and resuming of a training in all ways, each against the plainest: errors, in bits where exact.
 
 Tiny models in groups of one, two and four processes over gloo.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.figure import Figure
 from tests.harness import gangs
 
+# `Any`: settings of recipes, which validate them, and results of workers, which differ by job.
+Settings = dict[str, Any]
 _HALVES = [(1, 1), (2, 1), (3, 1), (1, 2), (2, 2)]
 """ZeRO stage and tensor-parallel ranks of two workers."""
-_AGAINST_ONE: dict[str, dict[str, Any]] = {
+_AGAINST_ONE: dict[str, Settings] = {
     "dp2_zero1": {},
     "dp2_zero2_accumulation4": {"runtime": {"micro_batch": 1, "zero_stage": 2}},
     "dp2_zero3": {"runtime": {"micro_batch": 4, "zero_stage": 3}},
     "tp2_zero1": {"tensor_parallel": 2},
     "tp2_zero2_accumulation4": {"tensor_parallel": 2, "runtime": {"micro_batch": 2, "zero_stage": 2}},
 }
-_LOADED = {
+"""Ways of sharing that are compared with one worker."""
+_RESHARDED = {
     "world_2_to_1": ("one-of-two", "saved"),
     "world_2_to_1_to_2": ("two-of-one", "saved"),
     "zero_1_to_3": ("zero3-of-zero1", "saved"),
@@ -29,68 +32,81 @@ _LOADED = {
     "tp_2_to_1": ("one-of-tp2", "saved-tp2"),
     "tp_1_to_2": ("tp2-of-zero1", "saved"),
 }
+"""Change of sharing -> job that loads, job that saved."""
 
 
 def figures(root: Path, inputs: Mapping[str, str]) -> Iterator[Figure]:
-    """All runs at once, then their comparisons."""
+    """Run all jobs at once, then yield their comparisons."""
     root.mkdir()
-    found = gangs.results(root, _groups(root, inputs))
+    results = gangs.results(root, _groups(root, inputs))
     for name in _halves_names():
-        straight, resumed = found[name]["states"]
-        odd = sum(straight[key] != resumed.get(key) for key in straight)
-        told = f"of {len(straight)} tensors and numbers; loss error {_error(*found[name]['losses']):g}"
-        yield Figure(f"train/resume_{name}_differing", odd, "", 0, peer=told)
-    for name, (loaded, saved) in _LOADED.items():
-        states = [found[each]["state"] for each in (loaded, saved)]
-        odd = sum(states[0].get(key) != value for key, value in states[1].items())
-        yield Figure(f"train/reshard_{name}_differing", odd, "", 0, peer=f"of {len(states[1])}")
-        error = _error(found[saved]["losses"], found[loaded]["losses"])
+        straight_state, resumed_state = results[name]["states"]
+        differing = sum(straight_state[key] != resumed_state.get(key) for key in straight_state)
+        loss_error = _relative_error(*results[name]["losses"])
+        comparison = f"of {len(straight_state)} tensors and numbers; loss error {loss_error:g}"
+        yield Figure(f"train/resume_{name}_differing", differing, "", 0, peer=comparison)
+    for name, (loading_job, saving_job) in _RESHARDED.items():
+        loaded_state = results[loading_job]["state"]
+        saved_state = results[saving_job]["state"]
+        differing = sum(loaded_state.get(key) != value for key, value in saved_state.items())
+        comparison = f"of {len(saved_state)}"
+        yield Figure(f"train/reshard_{name}_differing", differing, "", 0, peer=comparison)
+        error = _relative_error(results[saving_job]["losses"], results[loading_job]["losses"])
         yield Figure(f"train/reshard_{name}_next_losses", error, "relative", 1e-6)
-    plain = found["alone"]["rows"]
+    plain_rows = results["alone"]["rows"]
     for name in [*_AGAINST_ONE, "one_accumulation4", "tp2_dp2_zero2"]:
-        pairs = list(zip(plain, found[name]["rows"], strict=True))
-        for place, what in enumerate(("loss", "norm")):
-            error = _error([row[place] for row, _ in pairs], [row[place] for _, row in pairs])
-            yield Figure(f"train/{name}_{what}_of_20_steps", error, "relative", 5e-6)
+        rows = results[name]["rows"]
+        for column, quantity in enumerate(("loss", "norm")):
+            error = _relative_error([row[column] for row in plain_rows], [row[column] for row in rows])
+            yield Figure(f"train/{name}_{quantity}_of_20_steps", error, "relative", 5e-6)
 
 
-def _error(expected: list[float], found: list[float]) -> float:
-    return max(abs(a - b) / abs(a) for a, b in zip(expected, found, strict=True))
+def _relative_error(expected: Sequence[float], measured: Sequence[float]) -> float:
+    return max(
+        abs(expected_value - value) / abs(expected_value)
+        for expected_value, value in zip(expected, measured, strict=True)
+    )
 
 
 def _halves_names() -> list[str]:
-    return [f"{p}_zero{zero}_tp{tp}" for p in ("fp32", "bf16") for zero, tp in _HALVES]
+    return [f"{precision}_zero{zero}_tp{tp}" for precision in ("fp32", "bf16") for zero, tp in _HALVES]
 
 
-def _groups(root: Path, inputs: Mapping[str, str]) -> dict[str, tuple[int, dict[str, Any]]]:
-    def job(name: str, do: str, saved: str = "", **change: Any) -> dict[str, Any]:
-        more = {"saved": str(root / saved)} if saved else {}
-        change["runtime"] = {"micro_batch": 8, **change.get("runtime", {})}
-        return gangs.job(root / name, {**inputs, **more}, f"{gangs.WORKER}:{do}", **change)
+def _groups(root: Path, inputs: Mapping[str, str]) -> dict[str, tuple[int, Settings]]:
+    """Return number of workers and jobs of each group; a job may wait for a checkpoint of another group."""
 
-    two = {
+    def job(name: str, function: str, saved_by: str = "", **changes: Any) -> Settings:
+        saved_input = {"saved": str(root / saved_by)} if saved_by else {}
+        changes["runtime"] = {"micro_batch": 8, **changes.get("runtime", {})}
+        return gangs.job(root / name, {**inputs, **saved_input}, f"{gangs.WORKER}:{function}", **changes)
+
+    two_workers = {
         "saved": job("saved", "save_state"),
         "saved-zero3": job("saved-zero3", "save_state", runtime={"zero_stage": 3}),
         "saved-tp2": job("saved-tp2", "save_state", tensor_parallel=2, runtime={"zero_stage": 2}),
         "zero3-of-zero1": job("zero3-of-zero1", "load_state", "saved", runtime={"zero_stage": 3}),
         "tp2-of-zero1": job("tp2-of-zero1", "load_state", "saved", tensor_parallel=2),
-        **{name: job(name, "some_steps", **change) for name, change in _AGAINST_ONE.items()},
+        **{name: job(name, "some_steps", **changes) for name, changes in _AGAINST_ONE.items()},
     }
-    for name, (zero, tp) in zip(_halves_names(), _HALVES * 2, strict=True):
-        change: dict[str, Any] = {
+    for name, (zero_stage, tensor_ranks) in zip(_halves_names(), _HALVES * 2, strict=True):
+        changes: Settings = {
             "precision": name[:4],
-            "tensor_parallel": tp,
-            "runtime": {"zero_stage": zero},
+            "tensor_parallel": tensor_ranks,
+            "runtime": {"zero_stage": zero_stage},
         }
-        two[name] = job(name, "halves", model={"dropout": 0.1}, **change)
-    two["two-of-one"] = job("two-of-one", "load_state", "one-of-two")
-    one = {
+        # Dropout, so that resuming has to restore the random numbers, too.
+        two_workers[name] = job(name, "halves", model={"dropout": 0.1}, **changes)
+    two_workers["two-of-one"] = job("two-of-one", "load_state", "one-of-two")
+    one_worker = {
         "alone": job("alone", "some_steps"),
         "one_accumulation4": job("one_accumulation4", "some_steps", runtime={"micro_batch": 2}),
         "one-of-two": job("one-of-two", "load_state", "saved"),
         "one-of-zero3": job("one-of-zero3", "load_state", "saved-zero3"),
         "one-of-tp2": job("one-of-tp2", "load_state", "saved-tp2"),
     }
-    shared: dict[str, Any] = {"tensor_parallel": 2, "runtime": {"zero_stage": 2, "micro_batch": 4}}
-    four = {"tp2_dp2_zero2": job("tp2_dp2_zero2", "some_steps", **shared)}
-    return {"two": (2, two), "one": (1, one), "four": (4, four)}
+    four_workers = {
+        "tp2_dp2_zero2": job(
+            "tp2_dp2_zero2", "some_steps", tensor_parallel=2, runtime={"zero_stage": 2, "micro_batch": 4}
+        )
+    }
+    return {"two": (2, two_workers), "one": (1, one_worker), "four": (4, four_workers)}

@@ -1,8 +1,8 @@
-"""Step `baselines*`: what chance, the commonest answer and classical models score on the same records.
+"""Step `baselines*`: scores of chance, the most frequent answer and classical models on the same records.
 
-Owns which baselines a benchmark gets, what they are trained on (the training pairs of the tasks that the
-model itself was trained on) and the result's form. The classical models are `classical.py`'s; metrics and
-the reading of answers are the same as for a model.
+Owns the choice of baselines for a benchmark, their training data (the training pairs of the tasks that the
+model itself was trained on) and the result's form. The classical models are in `classical.py`; metrics and
+the extraction of answers are the same as for a model.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from statistics import fmean
 from string import Formatter
-from typing import Any
+from typing import TypedDict
 
 import pyarrow.parquet as pq
 
 from openba.artifacts import Build
+from openba.evaluate.answers import Scores
 from openba.evaluate.classical import (
     Examples,
     copied_question,
@@ -27,120 +28,137 @@ from openba.evaluate.classical import (
     tagged_entities,
     word_by_word,
 )
+from openba.evaluate.items import AnsweredItem, HeldOutRecord
 from openba.evaluate.metrics import score_answers
-from openba.evaluate.run import read_answers
+from openba.evaluate.run import extract_answers
 from openba.recipes.data import TaskRecipe
 from openba.recipes.evaluate import BaselinesStep, BenchmarkRecipe, Metric
 
 MOST_FREQUENT = "most frequent answer"
-_MOST_PAIRS = 50_000
-"""Training pairs of a task that are used, the first: TF-IDF of as many takes some 2 GB."""
-_MOST_LABELS = 1000
-_PAIRS_A_LABEL = 10
-"""Answers that recur so often, on average, are labels."""
-_SHORT = 80
-"""Mean characters of questions and of answers up to which they are translated word by word."""
-_NO_QUESTION = ("labels", "examples")
-"""Fields of a prompt that are the same, or say nothing, of what is asked."""
-_OF_LABELS: frozenset[Metric] = frozenset({"accuracy", "exact_match", "normalised_match"})
-_NEEDS_A_MODEL: frozenset[Metric] = frozenset({"mauve", "sim", "pass_at_k", "perplexity"})
+_MAX_PAIRS = 50_000
+"""First training pairs of a task that are used: TF-IDF of as many takes some 2 GB."""
+_MAX_LABELS = 1000
+_MIN_PAIRS_PER_LABEL = 10
+"""Mean repetitions from which the answers of a task count as labels."""
+_MAX_WORD_BY_WORD_CHARACTERS = 80
+"""Mean length of questions and of answers up to which they are translated word by word."""
+_CONSTANT_FIELDS = ("labels", "examples")
+"""Fields of a prompt that are not part of the question."""
+_LABEL_METRICS: frozenset[Metric] = frozenset({"accuracy", "exact_match", "normalised_match"})
+_MODEL_METRICS: frozenset[Metric] = frozenset({"mauve", "sim", "pass_at_k", "perplexity"})
+"""Metrics that need a further model, a sandbox or the model's own losses."""
 
 Method = Callable[[Examples, Sequence[str]], list[str]]
+"""Function of training pairs and questions that returns one answer per question."""
 
 
-def build(build: Build) -> dict[str, Any]:
+class BaselineResult(TypedDict):
+    """Baselines of one benchmark."""
+
+    trained_on: int
+    """Number of training pairs."""
+    chance: dict[str, float]
+    """Metric -> score in percent, where answers are chosen."""
+    baselines: dict[str, Scores]
+    """Name of a baseline -> scores in the form of a model's."""
+
+
+def build(context: Build) -> dict[str, dict[str, BaselineResult]]:
     """Train and score every baseline of every benchmark.
 
     Returns:
-        Facts: `benchmarks`: name -> `trained_on` (pairs), `chance` (metric -> score, where answers are
-        chosen) and `baselines`: name -> scores in the form of a model's.
+        Facts: `benchmarks`: name -> `BaselineResult`.
     """
-    recipe: BaselinesStep = build.recipe
-    measured = {}
+    recipe: BaselinesStep = context.recipe
+    results = {}
     for name, benchmark in recipe.benchmarks.items():
-        table = pq.read_table(build.inputs[f"task-{name}"] / "heldout.parquet")
-        rows = table.slice(0, benchmark.items).to_pylist()
-        examples = _examples(benchmark.task, recipe.trained[name], build.inputs)
-        measured[name] = _measured(benchmark, rows, examples)
-    return {"benchmarks": measured}
+        table = pq.read_table(context.inputs[f"task-{name}"] / "heldout.parquet")
+        records = table.slice(0, benchmark.items).to_pylist()
+        examples = _read_examples(benchmark.task, recipe.trained[name], context.inputs)
+        results[name] = _score_baselines(benchmark, records, examples)
+    return {"benchmarks": results}
 
 
-def _examples(task: TaskRecipe, trained: Sequence[str], inputs: Mapping[str, Path]) -> Examples:
-    """The training pairs of some tasks, whose prompts are worded as the benchmark's."""
-    pairs = [
-        row
-        for name in trained
-        for row in pq.read_table(inputs[f"task-{name}"] / "train.parquet", columns=["input", "target"])
-        .slice(0, _MOST_PAIRS)
-        .to_pylist()
-    ]
-    return Examples([question_of(row["input"], task) for row in pairs], [row["target"] for row in pairs])
+def _read_examples(task: TaskRecipe, trained_tasks: Sequence[str], inputs: Mapping[str, Path]) -> Examples:
+    """Return the training pairs of some tasks, whose prompts are worded like the benchmark's."""
+    pairs = []
+    for name in trained_tasks:
+        table = pq.read_table(inputs[f"task-{name}"] / "train.parquet", columns=["input", "target"])
+        pairs += table.slice(0, _MAX_PAIRS).to_pylist()
+    questions = [question_of(pair["input"], task) for pair in pairs]
+    return Examples(questions, [pair["target"] for pair in pairs])
 
 
-def _measured(
-    benchmark: BenchmarkRecipe, rows: Sequence[dict[str, Any]], examples: Examples
-) -> dict[str, Any]:
-    metrics = [metric for metric in benchmark.metrics if metric not in _NEEDS_A_MODEL]
-    labels = _labels(examples)
-    questions = [question_of(row["input"], benchmark.task) for row in rows]
-    scores = {}
-    for name, method in _methods(benchmark, examples, labels).items() if metrics and examples.answers else ():
-        answers = method(examples, questions)
-        items = [
-            {**row, "output": answer, "attempts": [], "scores": []}
-            for row, answer in zip(rows, answers, strict=True)
-        ]
-        scores[name] = score_answers(metrics, read_answers(benchmark, items))
+def _score_baselines(
+    benchmark: BenchmarkRecipe, records: Sequence[HeldOutRecord], examples: Examples
+) -> BaselineResult:
+    metrics = [metric for metric in benchmark.metrics if metric not in _MODEL_METRICS]
+    labels = _find_labels(examples)
+    questions = [question_of(record["input"], benchmark.task) for record in records]
+    scores: dict[str, Scores] = {}
+    if metrics and examples.answers:
+        for name, method in _select_methods(benchmark, examples, labels).items():
+            answers = method(examples, questions)
+            items: list[AnsweredItem] = [
+                {**record, "output": answer, "attempts": [], "scores": []}  # type: ignore[typeddict-item]
+                for record, answer in zip(records, answers, strict=True)
+            ]
+            scores[name] = score_answers(metrics, extract_answers(benchmark, items))
     return {
         "trained_on": len(examples.answers),
-        "chance": _chance(benchmark, rows, labels),
+        "chance": _chance_scores(benchmark, records, labels),
         "baselines": scores,
     }
 
 
-def _labels(examples: Examples) -> list[str]:
-    """The different answers of the training pairs if they are a few that recur; else none."""
+def _find_labels(examples: Examples) -> list[str]:
+    """Return the different answers of the training pairs if they are few and repeated; else none."""
     labels = sorted(set(examples.answers))
-    recur = len(labels) * _PAIRS_A_LABEL <= len(examples.answers) and len(labels) <= _MOST_LABELS
-    return labels if recur else []
+    # An answer set that grows with the pairs, such as translations, is no set of labels.
+    is_repeated = len(labels) * _MIN_PAIRS_PER_LABEL <= len(examples.answers)
+    return labels if is_repeated and len(labels) <= _MAX_LABELS else []
 
 
-def _methods(benchmark: BenchmarkRecipe, examples: Examples, labels: Sequence[str]) -> dict[str, Method]:
-    """Name -> what answers, of the baselines that can give this benchmark's kind of answer."""
+def _select_methods(
+    benchmark: BenchmarkRecipe, examples: Examples, labels: Sequence[str]
+) -> dict[str, Method]:
+    """Return the baselines, by name, that can give this benchmark's kind of answer."""
     methods: dict[str, Method] = {MOST_FREQUENT: most_frequent}
     if "entity_f1" in benchmark.metrics:
         return methods | {"maximum-entropy tagger": tagged_entities}
     if labels:
         return methods | {"TF-IDF, logistic regression": logistic_regression}
     methods |= {"nearest training record": nearest_answer, "copy of the question": copied_question}
-    if max(fmean(map(len, texts)) for texts in (examples.questions, examples.answers)) <= _SHORT:
+    mean_lengths = [fmean(map(len, texts)) for texts in (examples.questions, examples.answers)]
+    if max(mean_lengths) <= _MAX_WORD_BY_WORD_CHARACTERS:
         methods |= {"word by word (IBM Model 1)": partial(word_by_word, benchmark.language)}
     return methods
 
 
-def _chance(
-    benchmark: BenchmarkRecipe, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]
+def _chance_scores(
+    benchmark: BenchmarkRecipe, records: Sequence[HeldOutRecord], labels: Sequence[str]
 ) -> dict[str, float]:
-    """Expected score of drawing among the choices or labels, in percent, by metric of right answers."""
-    counts = [len(row["choices"]) or len(labels) for row in rows]
-    if not all(counts):
+    """Return the expected score of a random choice or label, in percent, by metric of right answers."""
+    choice_counts = [len(record["choices"]) or len(labels) for record in records]
+    # Some records have free answers, which cannot be guessed.
+    if not all(choice_counts):
         return {}
-    expected = round(100 * fmean(1 / count for count in counts), 4)
-    return {metric: expected for metric in benchmark.metrics if metric in _OF_LABELS}
+    expected = round(100 * fmean(1 / choice_count for choice_count in choice_counts), 4)
+    return {metric: expected for metric in benchmark.metrics if metric in _LABEL_METRICS}
 
 
 def question_of(prompt: str, task: TaskRecipe) -> str:
-    """What a prompt asks without the template's own words; the whole prompt if no template gives it."""
+    """Return a prompt without its template's own words; the whole prompt if no template matches it."""
     for turn in task.templates:
-        pattern, fields = "", []
-        for literal, field, _, _ in Formatter().parse(turn.input.strip()):
+        # Fields are read back by turning the template into a regular expression.
+        pattern = ""
+        field_names = []
+        for literal, field_name, _, _ in Formatter().parse(turn.input.strip()):
             pattern += re.escape(literal)
-            if field is not None:
+            if field_name is not None:
                 pattern += "(.*)"
-                fields.append(re.split(r"[.\[]", field)[0])
-        if found := re.fullmatch(pattern, prompt.strip(), re.DOTALL):
-            parts = [
-                text for field, text in zip(fields, found.groups(), strict=True) if field not in _NO_QUESTION
-            ]
-            return "\n".join(parts)
+                field_names.append(re.split(r"[.\[]", field_name)[0])
+        if match := re.fullmatch(pattern, prompt.strip(), re.DOTALL):
+            field_texts = zip(field_names, match.groups(), strict=True)
+            return "\n".join(text for name, text in field_texts if name not in _CONSTANT_FIELDS)
     return prompt

@@ -1,102 +1,160 @@
-"""Two evaluations side by side: differences, whether they are more than chance, and what does not compare.
+"""Comparison of two evaluations: differences, their significance, and what makes scores incomparable.
 
-Owns which score of a benchmark is compared, the pairing of items by their ids, and what of two declarations
-differs. The tests are `significance.py`'s.
+Owns the choice of the compared score of a benchmark, the pairing of items by their ids, and the differences
+of two declarations. The tests are in `significance.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, NotRequired, TypedDict
 
 import pyarrow.parquet as pq
 
 from openba.config import flatten
-from openba.evaluate.results import read_results
+from openba.evaluate.items import AnsweredItem
+from openba.evaluate.results import BenchmarkResult, read_results
 from openba.recipes.evaluate import LOWER_IS_BETTER, BenchmarkRecipe, Metric, is_mean_of_items, score_key
 
-if TYPE_CHECKING:  # loading it takes what the metrics' libraries take
-    from openba.evaluate.significance import Paired
+# Imported late at run time: loading it takes as long as the metrics' libraries.
+if TYPE_CHECKING:
+    from openba.evaluate.significance import PairedDifference
 
-Result = dict[str, Any]
-Evaluation = tuple[dict[str, Result], Path]
+Evaluation = tuple[dict[str, BenchmarkResult], Path]
 """Results by benchmark, and the folder of their answers."""
 
-_ASKED = ("n", "prefix", "encoder_length", "records", "scoring")
-"""What of a result, beside its declaration, decides whether two scores compare."""
-_BEFORE_DECLARATIONS = ("version", "method", "n", "licence")
-"""The same of results written before they held their declaration."""
+_IDENTITY_KEYS = ("n", "prefix", "encoder_length", "records", "scoring")
+"""Keys of a result, beside its declaration, that two comparable scores share."""
+_LEGACY_IDENTITY_KEYS = ("version", "method", "n", "licence")
+"""The same for results written before they held their declaration."""
+_EXTRA_SUFFIXES = ("_stderr", "_signature", "_not_run", "_n", "_unreadable", "_complete", "_outcomes")
+"""Endings of keys in a result's scores that are no metric."""
 
 
-def compare(one: Path, other: Path) -> list[dict[str, Any]]:
-    """A row for each benchmark of either folder; see `compare_results`.
+class ComparedScore(TypedDict):
+    """One side's score."""
+
+    metric: str
+    score: float
+    stderr: float
+    n: int
+
+
+class ComparisonRow(TypedDict):
+    """Comparison of one benchmark; keys from `difference` on if both evaluations have a common metric."""
+
+    benchmark: str
+    one: ComparedScore | None
+    other: ComparedScore | None
+    notes: list[str]
+    """What was not run, and why."""
+    lower_is_better: NotRequired[bool]
+    changed: NotRequired[list[str]]
+    """Fields of declaration and records that differ."""
+    changes: NotRequired[dict[str, list[object]]]
+    """Their two values."""
+    difference: NotRequired[float]
+    """Other minus one."""
+    stderr: NotRequired[float]
+    interval: NotRequired[list[float]]
+    """95 % interval."""
+    p: NotRequired[float | None]
+    test: NotRequired[str]
+    paired: NotRequired[bool]
+    """Whether the test is on the items that both answered."""
+    items: NotRequired[int | None]
+
+
+class _Side(NamedTuple):
+    """One evaluation of a benchmark."""
+
+    result: BenchmarkResult | None
+    metric_keys: dict[Metric, str]
+    """Metric -> key of its score, in the declared order, of those with a value."""
+    answers_file: Path
+
+
+def compare(one: Path, other: Path) -> list[ComparisonRow]:
+    """Return a row for each benchmark of either folder; see `compare_results`.
 
     Raises:
         UserError: a folder has no results.
     """
-    first, second = ((read_results(folder)["benchmarks"], folder) for folder in (one, other))
-    return compare_results(first, second)
+    return compare_results((read_results(one)["benchmarks"], one), (read_results(other)["benchmarks"], other))
 
 
-def compare_results(one: Evaluation, other: Evaluation) -> list[dict[str, Any]]:
-    """A row for each benchmark of either evaluation.
+def compare_results(one: Evaluation, other: Evaluation) -> list[ComparisonRow]:
+    """Return a row for each benchmark of either evaluation.
 
-    Returns:
-        `one` and `other`: metric, score, standard error and number of items, by the first declared metric
-        that both have (the declared average, where that is over categories), None if not run. If both
-        ran, `difference` (other minus one), its `stderr`, `interval` (95 %), `p` and `test`, on the items
-        that both answered if `paired`; `lower_is_better`; `changed`, the fields of declaration and records
-        that differ; `changes`, their values. `notes` says what was not run, and why.
+    Compares by the first declared metric that both have: the declared average, where that is over categories.
     """
-    return [_row(name, one, other) for name in dict.fromkeys([*one[0], *other[0]])]
+    names = dict.fromkeys([*one[0], *other[0]])
+    return [_compare_benchmark(name, _side_of(name, one), _side_of(name, other)) for name in names]
 
 
-def _row(name: str, one: Evaluation, other: Evaluation) -> dict[str, Any]:
-    results = [one[0].get(name), other[0].get(name)]
-    metrics = [_metrics(result) for result in results]
-    common = [metric for metric in metrics[0] if metric in metrics[1]]
-    notes = [note for result in results for note in _not_run(result)]
-    if not common:
-        alone = [
-            _score(r, m, next(iter(m))) if r and m else None for r, m in zip(results, metrics, strict=True)
-        ]
-        return {"benchmark": name, "one": alone[0], "other": alone[1], "notes": list(dict.fromkeys(notes))}
-    metric = common[0]
-    assert results[0] is not None
-    assert results[1] is not None
-    scores = [_score(results[side], metrics[side], metric) for side in (0, 1)]
-    changes = _changes(results[0], results[1])
-    row = {
+def _side_of(name: str, evaluation: Evaluation) -> _Side:
+    results, folder = evaluation
+    result = results.get(name)
+    return _Side(result, _metric_keys(result), folder / f"{name}.parquet")
+
+
+def _compare_benchmark(name: str, one: _Side, other: _Side) -> ComparisonRow:
+    notes = list(dict.fromkeys([*_not_run_notes(one.result), *_not_run_notes(other.result)]))
+    common_metrics = [metric for metric in one.metric_keys if metric in other.metric_keys]
+    if not common_metrics:
+        return {
+            "benchmark": name,
+            "one": _first_score(one),
+            "other": _first_score(other),
+            "notes": notes,
+        }
+    metric = common_metrics[0]
+    assert one.result is not None
+    assert other.result is not None
+    one_score = _score_of(one.result, one.metric_keys[metric], metric)
+    other_score = _score_of(other.result, other.metric_keys[metric], metric)
+    changes = _changed_fields(one.result, other.result)
+    row: ComparisonRow = {
         "benchmark": name,
-        "one": scores[0],
-        "other": scores[1],
+        "one": one_score,
+        "other": other_score,
         "lower_is_better": metric in LOWER_IS_BETTER,
         "changed": list(changes),
         "changes": changes,
-        "notes": list(dict.fromkeys(notes)),
+        "notes": notes,
     }
-    files = one[1] / f"{name}.parquet", other[1] / f"{name}.parquet"
-    return row | (_paired(metric, results[0], results[1], files) or _independent(scores[0], scores[1]))
+    tested = _test_paired(metric, one, other)
+    if tested is None:
+        _add_unpaired_test(row, one_score, other_score)
+    else:
+        row["difference"] = tested.difference
+        row["stderr"] = tested.stderr
+        row["interval"] = list(tested.interval)
+        row["p"] = tested.p
+        row["test"] = tested.test
+        row["items"] = tested.items
+        row["paired"] = True
+    return row
 
 
-def _metrics(result: Result | None) -> dict[Metric, str]:
-    """Metric -> key of its score, those with a value, in the declared order."""
+def _metric_keys(result: BenchmarkResult | None) -> dict[Metric, str]:
+    """Return metric -> key of its score, of those with a value, in the declared order."""
     if not result or "error" in result:
         return {}
     scores = result["scores"]
     declaration = result.get("declaration")
+    # Results written before declarations were recorded: every number but the additional ones is a metric.
     if declaration is None:
-        suffixes = ("_stderr", "_signature", "_not_run", "_n", "_unreadable", "_complete", "_outcomes")
-        declared = {key: key for key in scores if key != "n" and not key.endswith(suffixes)}
+        metric_keys = {key: key for key in scores if key != "n" and not key.endswith(_EXTRA_SUFFIXES)}
     else:
-        declared = {m: score_key(m, declaration["k"]) for m in declaration["metrics"]}
+        metric_keys = {metric: score_key(metric, declaration["k"]) for metric in declaration["metrics"]}
         if declaration["average"] == "category":
-            declared[declaration["metrics"][0]] = "average"
-    return {metric: key for metric, key in declared.items() if isinstance(scores.get(key), int | float)}
+            metric_keys[declaration["metrics"][0]] = "average"
+    return {metric: key for metric, key in metric_keys.items() if isinstance(scores.get(key), int | float)}
 
 
-def _not_run(result: Result | None) -> Iterator[str]:
+def _not_run_notes(result: BenchmarkResult | None) -> Iterator[str]:
     if result is None:
         yield "run for one only"
     elif "error" in result:
@@ -107,97 +165,128 @@ def _not_run(result: Result | None) -> Iterator[str]:
                 yield f"{key.removesuffix('_not_run')} not run: {reason}"
 
 
-def _score(result: Result | None, metrics: dict[Metric, str], metric: Metric | None = None) -> dict[str, Any]:
-    """The score by a metric, or by the first that there is."""
-    assert result is not None
-    chosen = next(iter(metrics)) if metric is None else metric
-    key, scores = metrics[chosen], result["scores"]
-    name = f"{chosen}, average over categories" if key == "average" else chosen
-    error = float(scores.get(f"{key}_stderr") or 0.0)
-    return {"metric": name, "score": float(scores[key]), "stderr": error, "n": result["n"]}
+def _first_score(side: _Side) -> ComparedScore | None:
+    """Return the score by the first metric that has one."""
+    if not side.result or not side.metric_keys:
+        return None
+    metric, key = next(iter(side.metric_keys.items()))
+    return _score_of(side.result, key, metric)
 
 
-def _changes(one: Result, other: Result) -> dict[str, list[Any]]:
-    """Field -> its two values, of all that makes two scores incomparable."""
-    sides = []
-    for result in (one, other):
-        if "declaration" in one and "declaration" in other:
-            fields = flatten(result["declaration"]) | {key: result.get(key) for key in _ASKED}
-        else:
-            fields = {key: result.get(key) for key in _BEFORE_DECLARATIONS}
-            fields["declaration"] = "recorded" if "declaration" in result else "not recorded"
-        sides.append(fields)
-    fields = dict.fromkeys([*sides[0], *sides[1]])
+def _score_of(result: BenchmarkResult, key: str, metric: Metric) -> ComparedScore:
+    scores = result["scores"]
     return {
-        key: [side.get(key) for side in sides] for key in fields if sides[0].get(key) != sides[1].get(key)
+        "metric": f"{metric}, average over categories" if key == "average" else metric,
+        "score": float(scores[key]),
+        "stderr": float(scores.get(f"{key}_stderr") or 0.0),
+        "n": result["n"],
     }
 
 
-def _independent(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """The difference of two scores of different items, by their standard errors."""
+def _changed_fields(one: BenchmarkResult, other: BenchmarkResult) -> dict[str, list[object]]:
+    """Return field -> its two values, of all that makes two scores incomparable."""
+    fields_by_side: list[dict[str, object]] = []
+    for result in (one, other):
+        if "declaration" in one and "declaration" in other:
+            fields = flatten(result["declaration"]) | {key: result.get(key) for key in _IDENTITY_KEYS}
+        else:
+            # One side has no declaration, so only the keys that both have always had are compared.
+            fields = {key: result.get(key) for key in _LEGACY_IDENTITY_KEYS}
+            fields["declaration"] = "recorded" if "declaration" in result else "not recorded"
+        fields_by_side.append(fields)
+    one_fields, other_fields = fields_by_side
+    return {
+        key: [one_fields.get(key), other_fields.get(key)]
+        for key in dict.fromkeys([*one_fields, *other_fields])
+        if one_fields.get(key) != other_fields.get(key)
+    }
+
+
+def _add_unpaired_test(row: ComparisonRow, one: ComparedScore, other: ComparedScore) -> None:
+    """Add the difference of two scores of different items, tested by their standard errors."""
     from scipy.stats import norm
 
     difference = other["score"] - one["score"]
-    error = (one["stderr"] ** 2 + other["stderr"] ** 2) ** 0.5
-    return {
-        "difference": round(difference, 4),
-        "stderr": round(error, 4),
-        "interval": [round(difference - 1.96 * error, 4), round(difference + 1.96 * error, 4)],
-        "p": float(f"{2 * norm.sf(abs(difference) / error):.4g}") if error else None,
-        "test": "normal, not paired",
-        "paired": False,
-        "items": None,
-    }
+    # Independent samples: variances add, and the difference is approximately normal.
+    stderr = (one["stderr"] ** 2 + other["stderr"] ** 2) ** 0.5
+    row["difference"] = round(difference, 4)
+    row["stderr"] = round(stderr, 4)
+    row["interval"] = [round(difference - 1.96 * stderr, 4), round(difference + 1.96 * stderr, 4)]
+    row["p"] = float(f"{2 * norm.sf(abs(difference) / stderr):.4g}") if stderr else None
+    row["test"] = "normal, not paired"
+    row["paired"] = False
+    row["items"] = None
 
 
-def _paired(metric: Metric, one: Result, other: Result, files: tuple[Path, Path]) -> dict[str, Any] | None:
-    """The difference on the items that both answered; None if they cannot be paired."""
+def _test_paired(metric: Metric, one: _Side, other: _Side) -> PairedDifference | None:
+    """Return the difference on the items that both answered; None if they cannot be paired."""
+    from openba.evaluate import significance
+
+    assert one.result is not None
+    assert other.result is not None
+    if "declaration" not in one.result or "declaration" not in other.result:
+        return None
+    if not one.answers_file.is_file() or not other.answers_file.is_file():
+        return None
+    one_recipe = BenchmarkRecipe.model_validate(one.result["declaration"])
+    other_recipe = BenchmarkRecipe.model_validate(other.result["declaration"])
+    one_items, other_items = _shared_items(one.answers_file, other.answers_file)
+    if len(one_items) < 2 or one_recipe.average != other_recipe.average:
+        return None
+    by_category = one_recipe.average == "category"
+    one_verdicts = [item["verdict"] for item in one_items]
+    other_verdicts = [item["verdict"] for item in other_items]
+    is_first_metric = one_recipe.metrics[0] == metric and other_recipe.metrics[0] == metric
+    if is_first_metric and None not in (*one_verdicts, *other_verdicts):
+        categories = [item["category"] for item in one_items] if by_category else None
+        return significance.compare_values(one_verdicts, other_verdicts, categories)  # type: ignore[arg-type]
+    # Of MAUVE there is no bootstrap, and averages over categories are recorded for the first metric only.
+    if by_category or metric == "mauve":
+        return None
+    return _test_scored_again(metric, (one_recipe, one_items), (other_recipe, other_items))
+
+
+def _test_scored_again(
+    metric: Metric,
+    one: tuple[BenchmarkRecipe, list[AnsweredItem]],
+    other: tuple[BenchmarkRecipe, list[AnsweredItem]],
+) -> PairedDifference | None:
+    """Score both sides' answers again by a metric whose item values are not recorded, and compare."""
     from openba.evaluate import significance
     from openba.evaluate.metrics import category_values, corpus_score, score_items
-    from openba.evaluate.run import read_answers
+    from openba.evaluate.run import extract_answers
 
-    if "declaration" not in one or "declaration" not in other or not all(file.is_file() for file in files):
+    one_answers = extract_answers(*one)
+    other_answers = extract_answers(*other)
+    # The two left out need a sandbox and a further model.
+    if is_mean_of_items(metric) and metric not in ("pass_at_k", "sim"):
+        one_values = score_items([metric], one_answers)[1][metric]
+        other_values = score_items([metric], other_answers)[1][metric]
+        return significance.compare_values(one_values, other_values)
+    one_categories = category_values(metric, one_answers) or {}
+    other_categories = category_values(metric, other_answers) or {}
+    if names := [name for name in one_categories if name in other_categories]:
+        return significance.compare_values(
+            [one_categories[name] for name in names], [other_categories[name] for name in names]
+        )
+    one_corpus = corpus_score(metric, one_answers)
+    other_corpus = corpus_score(metric, other_answers)
+    if one_corpus is None or other_corpus is None:
         return None
-    recipes = [BenchmarkRecipe.model_validate(result["declaration"]) for result in (one, other)]
-    items = _shared_items(*files)
-    if len(items[0]) < 2 or recipes[0].average != recipes[1].average:
-        return None
-    verdicts = [[item["verdict"] for item in side] for side in items]
-    categories = [item["category"] for item in items[0]] if recipes[0].average == "category" else None
-    if all(recipe.metrics[0] == metric for recipe in recipes) and None not in (*verdicts[0], *verdicts[1]):
-        tested = significance.of_values(verdicts[0], verdicts[1], categories)
-    elif categories is not None or metric == "mauve":
-        return None
-    else:
-        answers = [read_answers(recipe, side) for recipe, side in zip(recipes, items, strict=True)]
-        if is_mean_of_items(metric) and metric not in (
-            "pass_at_k",
-            "sim",
-        ):  # those two need a sandbox and a model
-            values = [score_items([metric], side)[1][metric] for side in answers]
-            return _as_row(significance.of_values(values[0], values[1]))
-        first, second = (category_values(metric, side) or {} for side in answers)
-        corpus = [corpus_score(metric, side) for side in answers]
-        if names := [name for name in first if name in second]:
-            tested = significance.of_values([first[name] for name in names], [second[name] for name in names])
-        elif corpus[0] is not None and corpus[1] is not None:
-            tested = significance.of_statistics(corpus[0].statistic, corpus[1].statistic, len(items[0]))
-        else:
-            return None
-    return _as_row(tested)
+    return significance.compare_statistics(
+        one_corpus.statistic, other_corpus.statistic, len(one_answers.references)
+    )
 
 
-def _as_row(tested: Paired) -> dict[str, Any]:
-    return vars(tested) | {"interval": list(tested.interval), "paired": True}
-
-
-def _shared_items(one: Path, other: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of both files whose id and right answers are the same, in the order of the first."""
-    first, second = (pq.read_table(path).to_pylist() for path in (one, other))
-    by_id = {row["id"]: row for row in second}
-    pairs = [
-        (row, by_id[row["id"]])
-        for row in first
-        if row["id"] in by_id and row["references"] == by_id[row["id"]]["references"]
+def _shared_items(one: Path, other: Path) -> tuple[list[AnsweredItem], list[AnsweredItem]]:
+    """Return the items of both files with the same id and references, in the order of the first."""
+    one_items: list[AnsweredItem] = pq.read_table(one).to_pylist()
+    other_items: list[AnsweredItem] = pq.read_table(other).to_pylist()
+    other_by_id = {item["id"]: item for item in other_items}
+    # Equal references, since another version of a data set may reuse the ids.
+    shared = [
+        item
+        for item in one_items
+        if item["id"] in other_by_id and item["references"] == other_by_id[item["id"]]["references"]
     ]
-    return [row for row, _ in pairs], [row for _, row in pairs]
+    return shared, [other_by_id[item["id"]] for item in shared]

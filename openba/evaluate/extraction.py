@@ -1,8 +1,8 @@
-"""Read the answer out of the text that a model wrote, in Chinese and English.
+"""Extraction of answers from generated text, in Chinese and English.
 
-Every benchmark whose answers are written text reads them here, natively and in lm-evaluation-harness alike,
-one attempt or many. The forms are names for `extract` in a benchmark's YAML; a regular expression with one
-group is the way out for anything else. An empty result means that no answer could be read.
+Used for every benchmark with generated answers, natively and in lm-evaluation-harness, for one attempt or
+many. The forms are names for `extract` in a benchmark's YAML; a regular expression with one group covers
+anything else. An empty result means that no answer could be extracted.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import textwrap
 from collections.abc import Callable, Sequence
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: 0x20}
-_OPENING, _CLOSING = r"[\s\"'“‘「『(\[【<]*", r"[\s\"'”’」』)\]】]*"
+_OPENING = r"[\s\"'“‘「『(\[【<]*"
+_CLOSING = r"[\s\"'”’」』)\]】]*"
 
 _BOXED = re.compile(r"\\boxed\s*\{\s*(?:\\(?:text|textbf|mathrm|mathbf)\s*\{)?\s*([^{}]+?)\s*\}")
 
@@ -27,7 +28,7 @@ _STATED_ZH = (
     r"(?:[应應][该該当當]?|就|[则則]|只能|[当當]然|可能)*\s*(?:[是为為选選:】\]]\s*)+)"
 )
 _STATEMENT = re.compile(f"{_STATED_EN}|{_STATED_ZH}", re.IGNORECASE)
-"""What stands before an answer that is stated: "the answer is", "Answer:", 答案是, 【答案】."""
+"""Introduction of a stated answer: "the answer is", "Answer:", 答案是, 【答案】."""
 
 _CHOSEN = re.compile(
     r"\b(?:choose|chose|choosing|pick|select|go with|opt for)\b\s*:?"
@@ -49,7 +50,7 @@ _FOLLOWS = re.compile(
     r"|\s+[\u3400-\u9fff]|[项項选選因不而是为為正符最]",
     re.IGNORECASE,
 )
-"""What may follow an answer's letter; anything else makes it the beginning of a word or name."""
+"""Text that may follow an answer's letter; before any other it is the beginning of a word or name."""
 
 _CODE_LANGUAGES = ("", "py", "python", "python3")
 _FENCE = re.compile(
@@ -62,18 +63,15 @@ _MAIN = re.compile(r"^if __name__\b.*", re.MULTILINE | re.DOTALL)
 
 
 def extract(text: str, form: str | None, stop: Sequence[str] = (), letters: Sequence[str] = ()) -> str:
-    """The answer in a text.
+    """Return the answer in a text; empty if none could be extracted.
 
     Args:
-        text: what the model wrote.
+        text: generated text.
         form: a name of `openba.recipes.evaluate.EXTRACTORS`, or a regular expression whose one group holds
             the answer (its last match counts), or None for the text as it is.
-        stop: the text ends before the first of these, such as `Question:` where a model goes on to invent
-            the next one.
-        letters: the letters of the options, for form `letter`.
-
-    Returns:
-        The answer; empty if none could be read.
+        stop: strings before the first of which the text ends, such as `Question:` where a model continues
+            with another question.
+        letters: letters of the options, for form `letter`.
     """
     text = cut(text, stop)
     if form is None:
@@ -87,14 +85,14 @@ def extract(text: str, form: str | None, stop: Sequence[str] = (), letters: Sequ
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the stop strings."""
-    for mark in stop:
-        text = text.partition(mark)[0] if mark else text
+    """Return the text before the first of the stop strings."""
+    for stop_string in stop:
+        text = text.partition(stop_string)[0] if stop_string else text
     return text
 
 
 def option_letter(text: str, letters: Sequence[str] = "ABCD") -> str:
-    """The letter of the option that the text settles on.
+    """Return the letter of the option that the text decides for; empty if there is none.
 
     The last stated answer counts ("the answer is", 故选, a box). Without one it is the only option called
     right ("B is correct", C项正确); without that a text that is the letter, begins with it as an option
@@ -102,69 +100,76 @@ def option_letter(text: str, letters: Sequence[str] = "ABCD") -> str:
     one and a word's first letter ("the answer is Africa") are no answer.
 
     Args:
-        text: what the model wrote.
+        text: generated text.
         letters: upper-case letters of the options; empty means A to D.
     """
     options = "".join(letters or "ABCD")
-    text = _plain(text)
-    if boxed := _BOXED.findall(text):
-        inside = boxed[-1].strip(" ().")
-        return inside.upper() if len(inside) == 1 and inside.upper() in options else ""
-    stated = _stated_letters(text, options)
-    if stated:
-        return stated[-1]
-    called_right = set(_letters_called_right(text, options))
-    if called_right:
-        return called_right.pop() if len(called_right) == 1 else ""
+    text = _normalise(text)
+    if boxed_texts := _BOXED.findall(text):
+        boxed_text = boxed_texts[-1].strip(" ().")
+        return boxed_text.upper() if len(boxed_text) == 1 and boxed_text.upper() in options else ""
+    stated_letters = _stated_letters(text, options)
+    if stated_letters:
+        return stated_letters[-1]
+    confirmed_letters = set(_confirmed_letters(text, options))
+    if confirmed_letters:
+        return confirmed_letters.pop() if len(confirmed_letters) == 1 else ""
     return _bare_letter(text, options)
 
 
 def stated_answer(text: str) -> str:
-    """What follows the last "the answer is", "Answer:" or 答案是, to the end of its sentence."""
-    text = _plain(text)
-    if boxed := _BOXED.findall(text):
-        return boxed[-1].strip()
-    answers = [_sentence(text[match.end() :]) for match in _STATEMENT.finditer(text)]
+    """Return the text after the last "the answer is", "Answer:" or 答案是, to the end of its sentence."""
+    text = _normalise(text)
+    if boxed_texts := _BOXED.findall(text):
+        return boxed_texts[-1].strip()
+    answers = [_first_sentence(text[match.end() :]) for match in _STATEMENT.finditer(text)]
     return next((answer for answer in reversed(answers) if answer), "")
 
 
 def short_answer(text: str) -> str:
-    """The stated answer, or else the first line."""
-    lines = [line for line in _plain(text).splitlines() if line.strip()]
-    return stated_answer(text) or (_unwrapped(lines[0]) if lines else "")
+    """Return the stated answer, or else the first line."""
+    lines = [line for line in _normalise(text).splitlines() if line.strip()]
+    return stated_answer(text) or (_strip_quotes(lines[0]) if lines else "")
 
 
 def code(text: str) -> str:
-    """The program in the text, without the prose around it.
+    """Return the program in the text, without the prose around it.
 
     Of fenced blocks the first Python one with a definition, or else the first Python one. Without a fence,
     an indented text is the rest of a function and ends with its indentation; anything else is a program
     from its first definition, import or line, to the first paragraph of prose or `if __name__`.
     """
     text = text.replace("\r\n", "\n")
-    fenced = list(_FENCE.finditer(text))
-    if fenced:
-        blocks = [block for block in fenced if block["language"].lower() in _CODE_LANGUAGES]
-        programs = [textwrap.dedent(b["code"]) if b["indent"] else b["code"] for b in blocks]
-        defining = (
-            program for program in programs if re.search(r"^\s*(?:async )?def ", program, re.MULTILINE)
-        )
-        return _closed(next(defining, programs[0] if programs else ""))
+    if fences := list(_FENCE.finditer(text)):
+        return _end_with_newline(_fenced_program(fences))
     lines = text.split("\n")
-    first = next((line for line in lines if line.strip()), "")
-    if first[:1].isspace():
-        body = lines[lines.index(first) :]
+    first_line = next((line for line in lines if line.strip()), "")
+    if first_line[:1].isspace():
+        body = lines[lines.index(first_line) :]
         end = next((i for i, line in enumerate(body) if line.strip() and not line[0].isspace()), len(body))
-        return _closed("\n".join(body[:end]))
-    if _is_prose(first):
-        begin = _CODE_BEGINS.search(text)
-        if begin is None:
+        return _end_with_newline("\n".join(body[:end]))
+    if _is_prose(first_line):
+        code_begin = _CODE_BEGINS.search(text)
+        if code_begin is None:
             return ""
-        text = text[begin.start() :]
+        text = text[code_begin.start() :]
     text = _MAIN.sub("", text)
-    paragraphs = (match.end() for match in re.finditer(r"\n[ \t]*\n(?=\S)", text))
-    prose = (begin for begin in paragraphs if _is_prose(text[begin:].split("\n")[0]))
-    return _closed(text[: next(prose, len(text))])
+    paragraph_begins = (match.end() for match in re.finditer(r"\n[ \t]*\n(?=\S)", text))
+    prose_begins = (begin for begin in paragraph_begins if _is_prose(text[begin:].split("\n")[0]))
+    return _end_with_newline(text[: next(prose_begins, len(text))])
+
+
+def _fenced_program(fences: Sequence[re.Match[str]]) -> str:
+    """Return the first Python block that defines a function, or else the first Python block."""
+    programs = [
+        textwrap.dedent(fence["code"]) if fence["indent"] else fence["code"]
+        for fence in fences
+        if fence["language"].lower() in _CODE_LANGUAGES
+    ]
+    for program in programs:
+        if re.search(r"^\s*(?:async )?def ", program, re.MULTILINE):
+            return program
+    return programs[0] if programs else ""
 
 
 def _text(text: str) -> str:
@@ -178,55 +183,60 @@ FORMS: dict[str, Callable[..., str]] = {
     "short_answer": short_answer,
     "code": code,
 }
-"""Function of each of `EXTRACTORS`. `text`: all of it, without the spaces around it."""
+"""Function of each of `EXTRACTORS`. `text`: the complete text without surrounding spaces."""
 
 
-def _plain(text: str) -> str:
-    """ASCII for full-width forms, and no marks of Markdown or formulas around words."""
+def _normalise(text: str) -> str:
+    """Return the text with ASCII for full-width forms, and without marks of Markdown and formulas."""
     return re.sub(r"\*\*|__|[$`]", "", text.translate(_FULL_WIDTH))
 
 
 def _stated_letters(text: str, options: str) -> list[str]:
-    """Of each statement of an answer its letter, or an empty string where it names several."""
-    read: list[tuple[int, str]] = []
-    for head in (_STATEMENT, _CHOSEN, _CONCLUDED):
-        for match in head.finditer(text):
+    """Return the letter of each stated answer, or an empty string where it names several."""
+    letters_by_position: list[tuple[int, str]] = []
+    for introduction in (_STATEMENT, _CHOSEN, _CONCLUDED):
+        for match in introduction.finditer(text):
             if _NEGATED.search(text[: match.start()]):
                 continue
-            letter = _letter_after(text[match.end() :], options, _END if head is _CONCLUDED else _FOLLOWS)
+            # "so A ..." may begin any sentence, so after a conclusion the letter has to end it.
+            allowed_after = _END if introduction is _CONCLUDED else _FOLLOWS
+            letter = _letter_after(text[match.end() :], options, allowed_after)
             if letter is not None:
-                read.append((match.end(), letter))
-    return [letter for _, letter in sorted(read)]
+                letters_by_position.append((match.end(), letter))
+    return [letter for _, letter in sorted(letters_by_position)]
 
 
-def _letter_after(tail: str, options: str, follows: re.Pattern[str]) -> str | None:
-    """The letter that a text begins with; an empty string for several, None for none."""
-    named = _NAMED.match(tail)
-    tail = tail[named.end() :] if named else tail
+def _letter_after(tail: str, options: str, allowed_after: re.Pattern[str]) -> str | None:
+    """Return the letter that a text begins with; an empty string for several, None for none."""
+    noun = _NAMED.match(tail)
+    tail = tail[noun.end() :] if noun else tail
     match = re.match(f"({_OPENING})([{options}{options.lower()}])({_CLOSING})", tail)
     if match is None:
         return None
-    letter, rest = match[2], tail[match.end(2) :]
-    bracketed = bool(match[1].strip())
-    if letter.islower() and not bracketed and (letter == "a" or not _END.match(rest)):
+    letter = match[2]
+    after_letter = tail[match.end(2) :]
+    is_bracketed = bool(match[1].strip())
+    # A small letter counts alone or in brackets only, and "a" is an article.
+    if letter.islower() and not is_bracketed and (letter == "a" or not _END.match(after_letter)):
         return None
-    after = tail[match.end(3) :] if bracketed or match[3].strip() else rest
-    several = (
+    several_letters = (
         rf"{_CLOSING}(?:\s*(?:[和或与與及/&]|以及|and\b|or\b)\s*[(]?[{options}](?![A-Za-z])"
         rf"|\s*[、,，]\s*[(]?[{options}][)]?\s*(?:$|[、,，.。;；和或与與及&]|and\b|or\b))"
     )
-    if re.match(several, rest):
+    if re.match(several_letters, after_letter):
         return ""
-    if re.match(rf"[{options}]+(?![A-Za-z])", rest) and not bracketed:  # 答案是ABD
+    if re.match(rf"[{options}]+(?![A-Za-z])", after_letter) and not is_bracketed:  # 答案是ABD
         return ""
-    if re.match(r"[A-Za-z0-9'’+#]", rest):
+    if re.match(r"[A-Za-z0-9'’+#]", after_letter):
         return None
-    lettered = match[3].lstrip().startswith((")", "]"))  # "C) osmosis"
-    return letter.upper() if bracketed or lettered or follows.match(after) else None
+    is_listed = match[3].lstrip().startswith((")", "]"))  # "C) osmosis"
+    after_brackets = tail[match.end(3) :] if is_bracketed or match[3].strip() else after_letter
+    is_answer = is_bracketed or is_listed or allowed_after.match(after_brackets)
+    return letter.upper() if is_answer else None
 
 
-def _letters_called_right(text: str, options: str) -> list[str]:
-    """Letters of the options that the text calls right."""
+def _confirmed_letters(text: str, options: str) -> list[str]:
+    """Return the letters of the options that the text calls right."""
     english = (
         r"(?:^|[\n.,;:!?]\s*|\b(?i:option|choice|letter|answer|that|and|but|so|only|thus|hence|therefore)\s+)"
         rf"[(]?([{options}])[)]?\s+(?:is|seems|looks|appears|must be)\s+(?:to be\s+)?(?:the\s+)?(?:only\s+)?"
@@ -237,40 +247,42 @@ def _letters_called_right(text: str, options: str) -> list[str]:
         rf"(?:[选選][项項]|[项項])?\s*[是为為]?\s*[唯最]?一?(?:正[确確]|符合[题題]意|符合要求)"
         rf"(?:的?(?:答案|[选選][项項])|的)?(?=\s*(?:$|[\n。，,.;；!！]))"
     )
-    read: list[str] = []
+    confirmed: list[str] = []
     for pattern in (english, chinese):
         for match in re.finditer(pattern, text):
-            several = re.search(rf"[{options}]\s*(?:[、和或与與及]|and|or)\s*$", text[: match.start(1)])
-            read += [match[1]] if not several else list(options)
-    return read
+            # "A and B are correct" confirms no single option: all letters make the result ambiguous.
+            has_several = re.search(rf"[{options}]\s*(?:[、和或与與及]|and|or)\s*$", text[: match.start(1)])
+            confirmed += list(options) if has_several else [match[1]]
+    return confirmed
 
 
 def _bare_letter(text: str, options: str) -> str:
-    """The letter of a text that is nothing else, or that begins or ends with it as a line of its own."""
-    sole = re.fullmatch(rf"{_OPENING}([{options}{options.lower()}]){_CLOSING}[.。:]?\s*", text)
-    if sole:
-        return sole[1].upper()
-    begin = re.match(
+    """Return the letter of a text that is one letter, or begins or ends with one as an option does."""
+    only_letter = re.fullmatch(rf"{_OPENING}([{options}{options.lower()}]){_CLOSING}[.。:]?\s*", text)
+    if only_letter:
+        return only_letter[1].upper()
+    first_letter = re.match(
         rf"{_OPENING}([{options}])(?:[\"”)\]】]*\s*[.):、．](?![A-Za-z]\.)|[)\]】]|\s*[选選]?[项項]\s*$)"
         r"(?!\s*(?:is|was|are)\s+(?:wrong|incorrect|not|false))",
         text,
     )
-    if begin:
-        listed = {*re.findall(rf"(?<![A-Za-z0-9])([{options}])[.):、．]", text)}
-        return begin[1] if len(listed) < 3 else ""
-    last = re.search(rf"\n{_OPENING}([{options}]){_CLOSING}[.。]?\s*$", text)
-    return last[1] if last else ""
+    if first_letter:
+        # A text with three options or more repeats the question.
+        listed_letters = {*re.findall(rf"(?<![A-Za-z0-9])([{options}])[.):、．]", text)}
+        return first_letter[1] if len(listed_letters) < 3 else ""
+    last_letter = re.search(rf"\n{_OPENING}([{options}]){_CLOSING}[.。]?\s*$", text)
+    return last_letter[1] if last_letter else ""
 
 
-def _sentence(text: str) -> str:
-    """The first sentence of a text's first line that says something, without what encloses it."""
+def _first_sentence(text: str) -> str:
+    """Return the first sentence of a text's first line with content, without quotes around it."""
     line = next((line for line in text.splitlines() if line.strip(" \t:.。")), "")
-    line = re.split(r"。|(?<!\b[A-Z])\.\s+(?=[A-Z])|,?\s+(?:because|since)\b", line, maxsplit=1)[0]
-    return _unwrapped(line)
+    sentence = re.split(r"。|(?<!\b[A-Z])\.\s+(?=[A-Z])|,?\s+(?:because|since)\b", line, maxsplit=1)[0]
+    return _strip_quotes(sentence)
 
 
-def _unwrapped(text: str) -> str:
-    """Without the full stop at the end, and without quotes around all of it."""
+def _strip_quotes(text: str) -> str:
+    """Return the text without the full stop at its end, and without quotes around all of it."""
     text = text.strip().strip("*_").strip()
     text = re.sub(r"(?<=.)[.。!！]+$|^[.。!！:]+$", "", text).strip()
     for opening, closing in ('""', "''", "“”", "‘’", "「」", "『』"):
@@ -280,19 +292,22 @@ def _unwrapped(text: str) -> str:
 
 
 def _is_prose(line: str) -> bool:
-    """Whether a line at the margin is a sentence and no line of a program."""
+    """Return whether a line without indentation is a sentence and no line of a program."""
     words = line.split()
     if not words or line[0].isspace() or line.startswith(("@", "#")):
         return False
     try:
         tree = ast.parse(line)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        is_sentence = re.search(r"[A-Za-z]\s+[A-Za-z]|[\u3400-\u9fff]", line) is not None
+        # Also the first line of a statement of several lines, which does not parse alone.
+        has_words = re.search(r"[A-Za-z]\s+[A-Za-z]|[\u3400-\u9fff]", line) is not None
         keyword = re.match(r"(?:def|class|if|for|while|with|try|else|elif|except|async|match|return)\b", line)
-        return is_sentence and keyword is None and not line.rstrip().endswith(("(", "[", "{", "\\"))
-    return all(isinstance(s, ast.Expr) and isinstance(s.value, ast.Name) for s in tree.body)
+        return has_words and keyword is None and not line.rstrip().endswith(("(", "[", "{", "\\"))
+    return all(
+        isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Name) for statement in tree.body
+    )
 
 
-def _closed(program: str) -> str:
-    """The program with one line end, empty if there is nothing in it."""
+def _end_with_newline(program: str) -> str:
+    """Return the program with one line end; an empty string for an empty program."""
     return f"{program.strip(chr(10)).rstrip()}\n" if program.strip() else ""

@@ -1,7 +1,7 @@
-"""Pairwise judging by people (paper section 4.4, Figure 4): a blind sheet, and what the filled sheets say.
+"""Pairwise judging by people (paper section 4.4, Figure 4): a blind sheet, and counts of the filled sheets.
 
-Owns order, key and counts. The sheet shows two generations of one prompt in an order drawn by item; which
-model wrote which stands in the key only. No judgement is ever made here.
+Owns order, key and counts. The sheet shows two generations of one prompt in an order drawn per item; which
+model wrote which is in the key only. Nothing here judges by itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from io import StringIO
 from itertools import combinations
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import TypedDict
 
 import pyarrow.parquet as pq
 import xxhash
@@ -26,9 +26,40 @@ from sklearn.metrics import cohen_kappa_score
 from openba.errors import UserError
 
 ASPECTS = ("coherence", "consistency")
-"""What the paper's annotators compare: text with prompt, and text in itself."""
-CHOICES = ("1", "2", "tie")
-SHEET, KEY = "sheet.csv", "key.json"
+"""Aspects that the paper's annotators compare: text with prompt, and text in itself."""
+VERDICTS = ("1", "2", "tie")
+SHEET_FILE = "sheet.csv"
+KEY_FILE = "key.json"
+
+
+class Generation(TypedDict):
+    """Columns read of an evaluation's `BENCHMARK.parquet`."""
+
+    id: str
+    input: str
+    output: str
+
+
+class SheetKey(TypedDict):
+    """Contents of `key.json`."""
+
+    one: str
+    other: str
+    order: dict[str, list[str]]
+    """Item of the sheet -> folders of the models that wrote text 1 and text 2."""
+
+
+class AspectCounts(TypedDict):
+    """Counts over all sheets by one aspect."""
+
+    one: int
+    other: int
+    tie: int
+    agreement: float | None
+    """Cohen's kappa averaged over pairs of annotators; None with one annotator, or where all always gave the
+    same verdict."""
+    annotators: int
+    items: int
 
 
 def write_sheet(
@@ -37,75 +68,84 @@ def write_sheet(
     """Write `sheet.csv`, to be copied for each annotator, and `key.json`, to be kept from them.
 
     The sheet is UTF-8 with a byte order mark, without which Excel takes it for the system's code page. A cell
-    that begins as a formula does gets an apostrophe, since spreadsheets run formulas of whoever wrote them.
+    that begins like a formula gets an apostrophe, since spreadsheets run formulas whoever wrote them.
 
     Args:
         one: folder of an evaluation, as `openba eval` writes it.
         other: another model's.
-        benchmark: whose generations are compared.
+        benchmark: name of the benchmark whose generations are compared.
         out: folder to write to.
-        items: so many of the items that both answered, drawn by the seed.
+        items: number of items to draw from those that both answered.
         seed: draws items and order.
 
     Raises:
-        UserError: a folder lacks the benchmark, they share no item, or the folder has a sheet already.
+        UserError: a folder lacks the benchmark, they share no item, or `out` has a sheet already.
     """
-    if existing := [path for path in (out / SHEET, out / KEY) if path.exists()]:
+    if existing := [path for path in (out / SHEET_FILE, out / KEY_FILE) if path.exists()]:
         raise UserError(
             f"{existing[0]}: is there already, perhaps filled in; it is not overwritten. Give another --out, "
             "or move it away"
         )
-    found = [_texts(folder, benchmark) for folder in (one, other)]
-    shared = [name for name in found[0] if name in found[1]]
-    if not shared:
+    first_generations = _read_generations(one, benchmark)
+    other_generations = _read_generations(other, benchmark)
+    shared_ids = [item_id for item_id in first_generations if item_id in other_generations]
+    if not shared_ids:
         raise UserError(f"{one} and {other}: no item of {benchmark} in both; evaluate both on the same data")
-    drawn = sorted(shared, key=lambda name: xxhash.xxh3_64_intdigest(f"judge {seed} {name}".encode()))[:items]
+    drawn_ids = sorted(shared_ids, key=lambda item_id: _hash(f"judge {seed} {item_id}"))[:items]
     out.mkdir(parents=True, exist_ok=True)
-    key: dict[str, list[str]] = {}
-    with (out / SHEET).open("w", encoding="utf-8-sig", newline="") as file:
-        write = csv.writer(file)
-        write.writerow(["item", "prompt", "text 1", "text 2", *ASPECTS])
-        for number, name in enumerate(drawn, 1):
-            turned = xxhash.xxh3_64_intdigest(f"order {seed} {name}".encode()) % 2
-            sides = [(found[0][name], str(one)), (found[1][name], str(other))][:: -1 if turned else 1]
-            key[str(number)] = [folder for _, folder in sides]
-            texts = [sides[0][0]["input"], *(row["output"] for row, _ in sides)]
-            write.writerow([number, *map(_no_formula, texts), "", ""])
-    (out / KEY).write_text(json.dumps({"one": str(one), "other": str(other), "order": key}), encoding="utf-8")
-    return out / SHEET
+    order: dict[str, list[str]] = {}
+    with (out / SHEET_FILE).open("w", encoding="utf-8-sig", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["item", "prompt", "text 1", "text 2", *ASPECTS])
+        for number, item_id in enumerate(drawn_ids, 1):
+            sides = [(first_generations[item_id], str(one)), (other_generations[item_id], str(other))]
+            # By hash rather than a generator, so that an item's order does not depend on the other items.
+            if _hash(f"order {seed} {item_id}") % 2:
+                sides.reverse()
+            order[str(number)] = [folder for _, folder in sides]
+            texts = [sides[0][0]["input"], *(generation["output"] for generation, _ in sides)]
+            writer.writerow([number, *map(_escape_formula, texts), "", ""])
+    sheet_key: SheetKey = {"one": str(one), "other": str(other), "order": order}
+    (out / KEY_FILE).write_text(json.dumps(sheet_key), encoding="utf-8")
+    return out / SHEET_FILE
 
 
-def read_sheets(folder: Path, sheets: Sequence[Path]) -> dict[str, Any]:
-    """What filled sheets say, by aspect: wins of each model and ties, and the annotators' agreement.
-
-    Returns:
-        Aspect -> `one`, `other`, `tie` (counts over all sheets), `agreement`, Cohen's kappa averaged over
-        pairs of annotators (None with one annotator, or where all always said the same).
+def read_sheets(folder: Path, sheets: Sequence[Path]) -> dict[str, AspectCounts]:
+    """Return, by aspect, wins of each model and ties in filled sheets, and the annotators' agreement.
 
     Raises:
         UserError: the key is missing, or a field is empty or none of 1, 2, tie; names sheet and item.
     """
-    path = folder / KEY
+    path = folder / KEY_FILE
     if not path.is_file():
         raise UserError(f"{path}: no key; judge the sheet that `openba judge` wrote there")
-    key = json.loads(path.read_text(encoding="utf-8"))
-    filled = [_filled(sheet, key["order"]) for sheet in sheets]
-    return {aspect: _counted([sheet[aspect] for sheet in filled], key) for aspect in ASPECTS}
+    sheet_key: SheetKey = json.loads(path.read_text(encoding="utf-8"))
+    filled_sheets = [_read_verdicts(sheet, sheet_key) for sheet in sheets]
+    return {
+        aspect: _count_verdicts([verdicts[aspect] for verdicts in filled_sheets], sheet_key)
+        for aspect in ASPECTS
+    }
 
 
-def _texts(folder: Path, benchmark: str) -> dict[str, dict[str, Any]]:
+def _hash(text: str) -> int:
+    return xxhash.xxh3_64_intdigest(text.encode())
+
+
+def _read_generations(folder: Path, benchmark: str) -> dict[str, Generation]:
+    """Return the generations of an evaluation by item id."""
     path = folder / f"{benchmark}.parquet"
     if not path.is_file():
         raise UserError(f"{path}: no answers; `openba eval MODEL {benchmark} --out {folder}` writes them")
-    return {row["id"]: row for row in pq.read_table(path, columns=["id", "input", "output"]).to_pylist()}
+    rows = pq.read_table(path, columns=["id", "input", "output"]).to_pylist()
+    return {row["id"]: row for row in rows}
 
 
-def _no_formula(text: str) -> str:
+def _escape_formula(text: str) -> str:
     return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
-def _rows(sheet: Path) -> list[dict[str, str]]:
-    """Rows of a sheet as a spreadsheet saves it: UTF-8, UTF-16 or GBK; commas, semicolons or tabs.
+def _read_rows(sheet: Path) -> list[dict[str, str]]:
+    """Return the rows of a sheet as a spreadsheet saves it: UTF-8, UTF-16 or GBK; commas, semicolons or tabs.
 
     Raises:
         UserError: it is missing, in no such encoding, or lacks a column.
@@ -121,8 +161,9 @@ def _rows(sheet: Path) -> list[dict[str, str]]:
             break
     else:
         raise UserError(f"{sheet}: neither UTF-8 nor GBK; save it as CSV (UTF-8) and try again")
-    head = text.partition("\n")[0]
-    delimiter = max(",;\t", key=head.count)
+    # Excel writes semicolons where the decimal separator is a comma, and tabs for "Unicode text".
+    header = text.partition("\n")[0]
+    delimiter = max(",;\t", key=header.count)
     rows = list(csv.DictReader(StringIO(text, newline=""), delimiter=delimiter))
     columns = list(rows[0]) if rows else []
     if missing := [name for name in ("item", *ASPECTS) if name not in columns]:
@@ -130,31 +171,43 @@ def _rows(sheet: Path) -> list[dict[str, str]]:
     return rows
 
 
-def _filled(sheet: Path, order: dict[str, list[str]]) -> dict[str, list[str]]:
-    rows = {(row["item"] or "").strip(): row for row in _rows(sheet)}
-    said: dict[str, list[str]] = {aspect: [] for aspect in ASPECTS}
-    for item in order:
+def _read_verdicts(sheet: Path, sheet_key: SheetKey) -> dict[str, list[str]]:
+    """Return the verdicts of a sheet by aspect, in the order of the key's items."""
+    # Annotators may sort the sheet, so rows are found by their number.
+    rows_by_item = {(row["item"] or "").strip(): row for row in _read_rows(sheet)}
+    verdicts: dict[str, list[str]] = {aspect: [] for aspect in ASPECTS}
+    for item in sheet_key["order"]:
         for aspect in ASPECTS:
-            value = (rows.get(item, {}).get(aspect) or "").strip().lower()
-            value = unicodedata.normalize("NFKC", value)  # Chinese input methods write １
-            if value not in CHOICES:
-                raise UserError(f"{sheet}: item {item}: {aspect} is {value!r}; write 1, 2 or tie")
-            said[aspect].append(value)
-    return said
+            verdict = (rows_by_item.get(item, {}).get(aspect) or "").strip().lower()
+            verdict = unicodedata.normalize("NFKC", verdict)  # Chinese input methods write １
+            if verdict not in VERDICTS:
+                raise UserError(f"{sheet}: item {item}: {aspect} is {verdict!r}; write 1, 2 or tie")
+            verdicts[aspect].append(verdict)
+    return verdicts
 
 
-def _counted(said: list[list[str]], key: dict[str, Any]) -> dict[str, Any]:
-    named: list[list[str]] = []
-    for sheet in said:
-        pairs = zip(sheet, key["order"].values(), strict=True)
-        named.append(["tie" if value == "tie" else sides[int(value) - 1] for value, sides in pairs])
-    counts = Counter(name for sheet in named for name in sheet)
-    kappas = [float(cohen_kappa_score(a, b)) for a, b in combinations(named, 2) if len({*a, *b}) > 1]
+def _count_verdicts(sheet_verdicts: list[list[str]], sheet_key: SheetKey) -> AspectCounts:
+    """Count the verdicts of all annotators on one aspect."""
+    # Positions differ by item, so verdicts are replaced by the folder of the model that wins.
+    winners: list[list[str]] = []
+    for verdicts in sheet_verdicts:
+        # Verdict "1" is text 1 of the sheet, which `order` maps to its model.
+        item_orders = zip(verdicts, sheet_key["order"].values(), strict=True)
+        winners.append(
+            ["tie" if verdict == "tie" else folders[int(verdict) - 1] for verdict, folders in item_orders]
+        )
+    counts = Counter(winner for sheet_winners in winners for winner in sheet_winners)
+    # Kappa is undefined if both annotators gave one and the same verdict throughout.
+    kappas = [
+        float(cohen_kappa_score(first_winners, second_winners))
+        for first_winners, second_winners in combinations(winners, 2)
+        if len({*first_winners, *second_winners}) > 1
+    ]
     return {
-        "one": counts[key["one"]],
-        "other": counts[key["other"]],
+        "one": counts[sheet_key["one"]],
+        "other": counts[sheet_key["other"]],
         "tie": counts["tie"],
         "agreement": round(fmean(kappas), 4) if kappas else None,
-        "annotators": len(said),
-        "items": len(key["order"]),
+        "annotators": len(sheet_verdicts),
+        "items": len(sheet_key["order"]),
     }

@@ -1,4 +1,4 @@
-"""Scores of labels: accuracy, and F1, MCC, complete questions and gender parity where a benchmark has those.
+"""Scores of labels: accuracy, F1, MCC, complete questions and gender parity.
 
 Owns SuperGLUE's composite scores (Table 6). scikit-learn computes; an item's category says which items
 belong together.
@@ -14,73 +14,85 @@ from sklearn.metrics import f1_score, matthews_corrcoef
 
 from openba.evaluate.answers import Answers, CorpusScore
 
-_RESAMPLES = 200  # a millisecond each
+# scikit-learn takes about a millisecond per resample, and most benchmarks have several such metrics.
+_RESAMPLES = 200
 
 
 def accuracy(answers: Answers) -> list[float]:
-    """1 where the answer is the right label."""
+    """Return 1 where the answer is the right label."""
     return [
-        float(text in references)
-        for text, references in zip(answers.predictions, answers.references, strict=True)
+        float(prediction in references)
+        for prediction, references in zip(answers.predictions, answers.references, strict=True)
     ]
 
 
 def f1(answers: Answers) -> CorpusScore:
     """F1 of the label that the benchmark calls positive, over all items (MultiRC's F1a)."""
-    right = np.array([text == answers.positive for text in answers.first])
-    given = np.array([text == answers.positive for text in answers.predictions])
-    return CorpusScore(
-        lambda rows: 100 * float(f1_score(right[rows], given[rows], zero_division=0)), _RESAMPLES
-    )
+    is_positive = np.array([label == answers.positive_label for label in answers.first_references])
+    is_predicted = np.array([label == answers.positive_label for label in answers.predictions])
+
+    def binary_f1(rows: np.ndarray) -> float:
+        return 100 * float(f1_score(is_positive[rows], is_predicted[rows], zero_division=0))
+
+    return CorpusScore(binary_f1, _RESAMPLES)
 
 
 def macro_f1(answers: Answers) -> CorpusScore:
     """Mean of the F1 of each label (CommitmentBank's F1; SuperGLUE averages it with the accuracy).
 
-    Labels that stand neither in the right answers nor in the given ones do not count.
+    Labels that occur neither in the references nor in the predictions do not count.
     """
-    right, given = np.array(answers.first), np.array(answers.predictions)
-    return CorpusScore(
-        lambda rows: 100 * float(f1_score(right[rows], given[rows], average="macro", zero_division=0)),
-        _RESAMPLES,
-    )
+    true_labels = np.array(answers.first_references)
+    predicted_labels = np.array(answers.predictions)
+
+    def mean_f1(rows: np.ndarray) -> float:
+        score = f1_score(true_labels[rows], predicted_labels[rows], average="macro", zero_division=0)
+        return 100 * float(score)
+
+    return CorpusScore(mean_f1, _RESAMPLES)
 
 
 def matthews(answers: Answers) -> CorpusScore:
     """Matthews correlation of the labels, times 100 (AX-b)."""
-    right, given = np.array(answers.first), np.array(answers.predictions)
+    true_labels = np.array(answers.first_references)
+    predicted_labels = np.array(answers.predictions)
 
     def correlation(rows: np.ndarray) -> float:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # one label only: no correlation, scikit-learn says 0 and warns
-            return 100 * float(matthews_corrcoef(right[rows], given[rows]))
+            # With one label only there is no correlation; scikit-learn returns 0 and warns.
+            warnings.simplefilter("ignore")
+            return 100 * float(matthews_corrcoef(true_labels[rows], predicted_labels[rows]))
 
     return CorpusScore(correlation, _RESAMPLES)
 
 
 def question_exact_match(answers: Answers) -> dict[str, float]:
-    """Category, which is a question -> 1 if every item of it is right (MultiRC's EM)."""
-    complete: dict[str, bool] = defaultdict(lambda: True)
-    for category, right in zip(answers.categories, accuracy(answers), strict=True):
-        complete[category] &= bool(right)
-    return {category: float(is_right) for category, is_right in complete.items()}
+    """Return per category, which is a question, 1 if all its items are right (MultiRC's EM)."""
+    is_complete: dict[str, bool] = defaultdict(lambda: True)
+    for category, item_score in zip(answers.categories, accuracy(answers), strict=True):
+        # A question is complete only if every one of its items is right.
+        is_complete[category] &= bool(item_score)
+    return {category: float(complete) for category, complete in is_complete.items()}
 
 
 def gender_parity(answers: Answers) -> dict[str, float]:
-    """Category, which is a minimal pair -> 1 if its items are answered alike (AX-g's GPS)."""
-    given: dict[str, set[str]] = defaultdict(set)
-    for category, text in zip(answers.categories, answers.predictions, strict=True):
-        given[category].add(text)
-    return {category: float(len(texts) == 1) for category, texts in given.items()}
+    """Return per category, which is a minimal pair, 1 if its items have one answer (AX-g's GPS)."""
+    pair_answers: dict[str, set[str]] = defaultdict(set)
+    for category, prediction in zip(answers.categories, answers.predictions, strict=True):
+        pair_answers[category].add(prediction)
+    return {category: float(len(predictions) == 1) for category, predictions in pair_answers.items()}
 
 
 def perplexity(answers: Answers) -> CorpusScore:
-    """Of the right answers, a token: less is better."""
-    table = np.array(answers.losses, dtype=np.float64)
+    """Perplexity of the right answers per token; lower is better."""
+    losses_and_tokens = np.array(answers.losses, dtype=np.float64)
 
-    def of(rows: np.ndarray) -> float:
-        nats, tokens = table[rows].sum(0)
-        with np.errstate(over="ignore"):  # infinite, which the caller reports as not finite
-            return float(np.exp(nats / tokens))
+    def corpus_perplexity(rows: np.ndarray) -> float:
+        loss_nats, token_count = losses_and_tokens[rows].sum(0)
+        # An overflow gives infinity, which `score_items` reports as not finite.
+        with np.errstate(over="ignore"):
+            return float(np.exp(loss_nats / token_count))
 
-    return CorpusScore(of, beside={"perplexity_tokens": int(table[:, 1].sum())})
+    return CorpusScore(
+        corpus_perplexity, extra_scores={"perplexity_tokens": int(losses_and_tokens[:, 1].sum())}
+    )

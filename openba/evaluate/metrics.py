@@ -1,7 +1,7 @@
 """Scores of predictions against references, from the field's libraries, in percent.
 
-Owns which metric is which function, and of which kind it is: a mean over items, a mean over categories, or a
-statistic of all items. It generates nothing and reads no files.
+Owns the table of metrics and the kind of each: a mean over items, a mean over categories, or a statistic of
+all items. Generates nothing and reads no files.
 """
 
 from __future__ import annotations
@@ -20,11 +20,19 @@ from openba.evaluate import (
     program_metrics,
     text_metrics,
 )
-from openba.evaluate.answers import Answers, CorpusScore, Language, NotRunError, Scores, mean, resampled
-from openba.evaluate.own_metrics import own_values
+from openba.evaluate.answers import (
+    Answers,
+    CorpusScore,
+    Language,
+    NotRunError,
+    Scores,
+    bootstrap_stderr,
+    mean_score,
+)
+from openba.evaluate.user_metrics import compute_user_metric
 from openba.recipes.evaluate import Metric
 
-_OF_ITEMS: dict[Metric, Callable[[Answers], list[float]]] = {
+_ITEM_METRICS: dict[Metric, Callable[[Answers], list[float]]] = {
     "accuracy": label_metrics.accuracy,
     "call_arguments": program_metrics.call_arguments,
     "exact_match": text_metrics.exact_match,
@@ -37,15 +45,15 @@ _OF_ITEMS: dict[Metric, Callable[[Answers], list[float]]] = {
     "sim": embedding_metrics.similarity,
     "token_f1": text_metrics.token_f1,
 }
-"""Means of what each item gets, 0 to 1."""
+"""Means over items, each 0 to 1."""
 
-_OF_CATEGORIES: dict[Metric, Callable[[Answers], dict[str, float]]] = {
+_CATEGORY_METRICS: dict[Metric, Callable[[Answers], dict[str, float]]] = {
     "gender_parity": label_metrics.gender_parity,
     "question_exact_match": label_metrics.question_exact_match,
 }
-"""Means of what each category gets, 0 to 1."""
+"""Means over categories, each 0 to 1."""
 
-_OF_ALL: dict[Metric, Callable[[Answers], CorpusScore]] = {
+_CORPUS_METRICS: dict[Metric, Callable[[Answers], CorpusScore]] = {
     "bleu": partial(text_metrics.bleu, 4),
     "bleu_2": partial(text_metrics.bleu, 2),
     "chrf": text_metrics.chrf,
@@ -74,24 +82,25 @@ def score(
     """
     if len(predictions) != len(references):
         raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
-    right = [(text,) if isinstance(text, str) else text for text in references]
-    return score_answers(metrics, Answers(list(predictions), right, language, [""] * len(right)))
+    reference_lists = [(text,) if isinstance(text, str) else text for text in references]
+    categories = [""] * len(reference_lists)
+    return score_answers(metrics, Answers(list(predictions), reference_lists, language, categories))
 
 
 def score_answers(metrics: Sequence[Metric], answers: Answers) -> Scores:
-    """All metrics of the answers; see `score_items`."""
+    """Return all metrics of the answers; see `score_items`."""
     return score_items(metrics, answers)[0]
 
 
 def score_items(metrics: Sequence[Metric], answers: Answers) -> tuple[Scores, dict[Metric, list[float]]]:
-    """All metrics of the answers, and what each item gets.
+    """Return all metrics of the answers, and the value of each item.
 
     Returns:
         Scores: for each metric its value (0 to 100, but perplexity) and `METRIC_stderr`: of the mean where
         the score is a mean over items or categories, from a bootstrap over items otherwise.
         `METRIC_signature` says how sacreBLEU computed it, `entity_f1_unreadable` is the share of predictions
         that are no entity list, `n` the number of items. `METRIC_not_run` says why there is no value.
-        Values: metric -> 0 to 1 for each item, of the metrics that are a mean over items.
+        Item values: metric -> 0 to 1 for each item, of the metrics that are a mean over items.
 
     Raises:
         UserError: there are no items.
@@ -99,48 +108,56 @@ def score_items(metrics: Sequence[Metric], answers: Answers) -> tuple[Scores, di
     if not answers.references:
         raise UserError("nothing to score: the benchmark has no held-out records; raise its task's `heldout`")
     scores: Scores = {"n": len(answers.references)}
-    values: dict[Metric, list[float]] = {}
+    item_values: dict[Metric, list[float]] = {}
     for metric in metrics:
         try:
-            computed, of_items = _score(metric, answers)
+            metric_scores, metric_values = _compute_metric(metric, answers)
         except NotRunError as error:
             scores[f"{metric}_not_run"] = str(error)
             continue
-        if odd := [
-            key for key, value in computed.items() if isinstance(value, float) and not isfinite(value)
-        ]:
-            scores[f"{metric}_not_run"] = f"{odd[0]} is {computed[odd[0]]}, no finite number"
+        not_finite = [
+            key for key, value in metric_scores.items() if isinstance(value, float) and not isfinite(value)
+        ]
+        if not_finite:
+            key = not_finite[0]
+            # Left out of the scores: results.json is strict JSON, which has no NaN and no infinity.
+            scores[f"{metric}_not_run"] = f"{key} is {metric_scores[key]}, no finite number"
             continue
-        scores |= computed
-        if of_items is not None:
-            values[metric] = of_items
+        scores |= metric_scores
+        if metric_values is not None:
+            item_values[metric] = metric_values
+    # Four decimals of a percent point are far below any standard error.
     rounded = {key: round(value, 4) if isinstance(value, float) else value for key, value in scores.items()}
-    return rounded, values
+    return rounded, item_values
 
 
 def category_values(metric: Metric, answers: Answers) -> dict[str, float] | None:
-    """Category -> 0 to 1, of a metric that is a mean over categories; None of any other."""
-    return _OF_CATEGORIES[metric](answers) if metric in _OF_CATEGORIES else None
+    """Return category -> 0 to 1 of a metric that is a mean over categories; None for any other."""
+    return _CATEGORY_METRICS[metric](answers) if metric in _CATEGORY_METRICS else None
 
 
 def corpus_score(metric: Metric, answers: Answers) -> CorpusScore | None:
-    """How a statistic of all items is computed; None for a metric of another kind."""
-    return _OF_ALL[metric](answers) if metric in _OF_ALL else None
+    """Return the statistic of a metric over all items; None for a metric of another kind."""
+    return _CORPUS_METRICS[metric](answers) if metric in _CORPUS_METRICS else None
 
 
-def _score(metric: Metric, answers: Answers) -> tuple[Scores, list[float] | None]:
+def _compute_metric(metric: Metric, answers: Answers) -> tuple[Scores, list[float] | None]:
+    """Return a metric's scores, and its item values if it is a mean over items."""
     if metric == "pass_at_k":
         return program_metrics.pass_at_k(answers)
-    if metric in _OF_ITEMS or metric in answers.own_metrics:
-        own = answers.own_metrics.get(metric)
-        values = _OF_ITEMS[metric](answers) if own is None else own_values(metric, own, answers)
-        return mean(metric, values), values
-    if metric in _OF_CATEGORIES:
-        of_categories = _OF_CATEGORIES[metric](answers)
-        return mean(metric, list(of_categories.values())) | {f"{metric}_n": len(of_categories)}, None
-    corpus = _OF_ALL[metric](answers)
-    items = len(answers.references)
-    scores: Scores = {metric: corpus.statistic(np.arange(items))}
+    if metric in answers.user_metrics:
+        item_values = compute_user_metric(metric, answers.user_metrics[metric], answers)
+        return mean_score(metric, item_values), item_values
+    if metric in _ITEM_METRICS:
+        item_values = _ITEM_METRICS[metric](answers)
+        return mean_score(metric, item_values), item_values
+    if metric in _CATEGORY_METRICS:
+        values_by_category = _CATEGORY_METRICS[metric](answers)
+        category_scores = mean_score(metric, list(values_by_category.values()))
+        return category_scores | {f"{metric}_n": len(values_by_category)}, None
+    corpus = _CORPUS_METRICS[metric](answers)
+    item_count = len(answers.references)
+    scores: Scores = {metric: corpus.statistic(np.arange(item_count))}
     if corpus.resamples:
-        scores[f"{metric}_stderr"] = resampled(corpus.statistic, items, corpus.resamples)
-    return scores | corpus.beside, None
+        scores[f"{metric}_stderr"] = bootstrap_stderr(corpus.statistic, item_count, corpus.resamples)
+    return scores | corpus.extra_scores, None

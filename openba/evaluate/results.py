@@ -1,6 +1,6 @@
-"""`results.json` of an evaluated folder: its name and reading. `suite.py` writes it.
+"""`results.json` of an evaluation: its name, form and reading. Written by `suite.py`.
 
-Imports no metric's library: the flow, which compares results for the registry, loads in 2 s less without.
+Imports no metric's library: the flow compares results for the registry, and loads 2 s faster without.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ from typing import Any
 from openba.errors import UserError
 
 RESULTS = "results.json"
+# `Any`: JSON whose keys depend on method, metrics and groups; `run.score_benchmark` lists them.
+BenchmarkResult = dict[str, Any]
+"""Result of one benchmark, or `{"error": line}`."""
 
 
-def read_results(folder: Path) -> dict[str, Any]:
-    """`results.json` of an evaluation.
+def read_results(folder: Path) -> BenchmarkResult:
+    """Return the contents of an evaluation's `results.json`.
 
     Raises:
-        UserError: it is not there.
+        UserError: the file is missing.
     """
     path = folder / RESULTS
     if not path.is_file():

@@ -1,10 +1,10 @@
-"""Untrusted Python programs, run apart from everything: one call, one program, one verdict.
+"""Sandbox for untrusted Python programs: runs a program and its tests and returns the outcome.
 
 A program and the tests that check it run in two sandboxes. The tests call the program's function over a
-pipe and compare plain values; only they can report to the parent, which gives the verdict. The program
-holds neither the tests nor the right answers nor anything that a verdict is read from. Owns limits, the
-watch over time and memory, and what an outcome is called. What happens inside the kernel's namespaces is in
-`sandbox_child.py`; where the kernel grants no namespace, nothing is run.
+pipe and compare plain values; only they report to the parent, which returns the outcome. The program's
+sandbox holds neither the tests nor the right answers nor a descriptor that an outcome is read from. Owns
+limits, the watch over time and memory, and the names of outcomes. What happens inside the kernel's namespaces
+is in `sandbox_child.py`; where the kernel grants no namespace, nothing is run.
 """
 
 from __future__ import annotations
@@ -20,41 +20,43 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from openba.errors import UserError
 from openba.evaluate import sandbox_memory
 
 Outcome = Literal["passed", "failed", "timeout", "memory", "ended"]
 
-_PACKAGES = Path(__file__).parents[2]
-_START = "import sys; sys.path.insert(0, sys.argv[1]); from openba.evaluate.sandbox_child import main; main()"
+_PACKAGE_ROOT = Path(__file__).parents[2]
+_CHILD_CODE = (
+    "import sys; sys.path.insert(0, sys.argv[1]); from openba.evaluate.sandbox_child import main; main()"
+)
 _READY = b"ready\n"
-_SECONDS_TO_START = 20.0
-_MOST_REPORT = 65_536
+_START_TIMEOUT_SECONDS = 20.0
+_MAX_REPORT_BYTES = 65_536
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What a program may use; its tests, in their own sandbox, as much again."""
+class SandboxLimits:
+    """Resource limits of a program; its tests, in their own sandbox, get the same."""
 
     seconds: float = 5.0
-    """Of wall time, after both namespaces stand; processor seconds are limited to the same, rounded up."""
-    memory: int = 512 * 2**20
-    """Bytes of address space of each process, and of memory of all together."""
-    processes: int = 8
+    """Wall time from when both sandboxes are ready; also the limit of processor time, rounded up."""
+    memory_bytes: int = 512 * 2**20
+    """Address space of each process, and memory of all together."""
+    max_processes: int = 8
     """Processes and threads together."""
-    file: int = 4 * 2**20
-    """Bytes of one file."""
-    disk: int = 16 * 2**20
-    """Bytes of all files together; they lie in memory and are gone afterwards."""
-    inodes: int = 1024
+    max_file_bytes: int = 4 * 2**20
+    """Size of one file."""
+    disk_bytes: int = 16 * 2**20
+    """Size of all files together; they lie in memory and are gone afterwards."""
+    max_inodes: int = 1024
     """Files and folders together, those of the sandbox itself included."""
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """How a check ended. `ended`: the program went away, such as by `exit` or a signal."""
+class CheckResult:
+    """Outcome of a check. `ended`: the program's process went away, such as by `exit` or a signal."""
 
     outcome: Outcome
     message: str = ""
@@ -62,16 +64,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Check:
-    """A program and what checks it."""
+    """A program and the tests that check it."""
 
     program: str
-    """Defines the function."""
+    """Source code that defines the function."""
     function: str
     tests: str
-    """Calls the function under the name `candidate` and raises if a result is wrong."""
+    """Source code that calls the function under the name `candidate` and raises if a result is wrong."""
 
 
-def run_check(check: Check, limits: Limits | None = None) -> Verdict:
+def run_check(check: Check, limits: SandboxLimits | None = None) -> CheckResult:
     """Run a program and its tests, each in a sandbox of its own.
 
     The sandbox holds a read-only Python library and an empty working folder; no other file, no process, no
@@ -81,130 +83,149 @@ def run_check(check: Check, limits: Limits | None = None) -> Verdict:
     Raises:
         UserError: the machine grants no such namespace, so nothing was run.
     """
-    chosen = limits or Limits()
+    limits = limits or SandboxLimits()
     with ExitStack() as stack:
-        (receive_calls, send_calls), (receive_results, send_results) = os.pipe(), os.pipe()
-        ends = {receive_calls, send_calls, receive_results, send_results}
+        call_reader, call_writer = os.pipe()
+        result_reader, result_writer = os.pipe()
         try:
             program = stack.enter_context(
-                _Sandbox.started(chosen, check, None, (receive_calls, send_results))
+                _Sandbox.start(limits, check, tests=None, exchange=(call_reader, result_writer))
             )
             tests = stack.enter_context(
-                _Sandbox.started(chosen, check, check.tests, (receive_results, send_calls))
+                _Sandbox.start(limits, check, tests=check.tests, exchange=(result_reader, call_writer))
             )
         finally:
-            for end in ends:
-                os.close(end)
+            # Only the children keep the pipes: when one ends, the other reads the end of the file.
+            for descriptor in (call_reader, call_writer, result_reader, result_writer):
+                os.close(descriptor)
         for sandbox in (program, tests):
-            sandbox.await_start()
-        return _watched(program, tests, time.monotonic() + chosen.seconds)
+            sandbox.wait_until_ready()
+        return _wait_for_result(program, tests, time.monotonic() + limits.seconds)
 
 
-def _watched(program: _Sandbox, tests: _Sandbox, end: float) -> Verdict:
-    """Wait for the tests' report; end early when time or memory runs out."""
+def _wait_for_result(program: _Sandbox, tests: _Sandbox, deadline: float) -> CheckResult:
+    """Wait for the tests' report; stop early when time or memory runs out."""
     while True:
         if program.is_over_memory() or tests.is_over_memory():
-            return Verdict("memory")
-        if (remaining := end - time.monotonic()) <= 0:
-            return Verdict("timeout")
-        if tests.has_reported(min(remaining, sandbox_memory.LOOK_EVERY)):
-            # The program may have gone for its memory just before the tests missed it.
-            return Verdict("memory") if program.is_over_memory() else tests.verdict()
+            return CheckResult("memory")
+        remaining_seconds = deadline - time.monotonic()
+        if remaining_seconds <= 0:
+            return CheckResult("timeout")
+        if tests.has_reported(min(remaining_seconds, sandbox_memory.POLL_SECONDS)):
+            # The program may have been killed for its memory just before the tests missed it.
+            return CheckResult("memory") if program.is_over_memory() else tests.result()
 
 
 class _Sandbox:
-    """One sandboxed process group and what it reports."""
+    """One sandboxed process group and its report."""
 
-    def __init__(self, process: subprocess.Popen[bytes], limits: Limits, folder: Path | None) -> None:
-        self._process, self._limits, self._cgroup = process, limits, folder
+    def __init__(
+        self, process: subprocess.Popen[bytes], limits: SandboxLimits, cgroup_folder: Path | None
+    ) -> None:
+        self._process = process
+        self._limits = limits
+        self._cgroup_folder = cgroup_folder
         self._report = b""
         assert process.stdout is not None
-        self._descriptor = process.stdout.fileno()
+        self._report_descriptor = process.stdout.fileno()
 
     @classmethod
     @contextmanager
-    def started(
-        cls, limits: Limits, check: Check, tests: str | None, exchange: tuple[int, int]
+    def start(
+        cls, limits: SandboxLimits, check: Check, *, tests: str | None, exchange: tuple[int, int]
     ) -> Iterator[_Sandbox]:
-        """Start the process; afterwards nothing of it remains.
+        """Start the process; on exit all its processes, files and its cgroup are removed.
 
         Args:
-            limits: what it may use.
+            limits: resource limits.
             check: the program.
-            tests: the tests; none for the sandbox of the program.
+            tests: source code of the tests; None for the sandbox of the program.
             exchange: descriptors to receive from and to send to.
         """
         if sys.platform != "linux":
-            raise _refusal(f"{sys.platform} has no namespaces")
+            raise _unavailable(f"{sys.platform} has no namespaces")
         with (
             tempfile.TemporaryDirectory(prefix="openba-sandbox-") as root,
-            sandbox_memory.cgroup(limits.memory + limits.disk) as folder,
+            # Files lie in memory too (tmpfs), so the cgroup's limit includes the disk's.
+            sandbox_memory.memory_cgroup(limits.memory_bytes + limits.disk_bytes) as cgroup_folder,
         ):
-            sent = {"program": check.program, "function": check.function} if tests is None else {}
-            request: dict[str, Any] = (
-                asdict(limits) | sent | {"tests": tests, "root": root, "exchange": exchange}
-            )
-            process = _spawned(exchange)
+            request: dict[str, object] = {
+                **asdict(limits),
+                "tests": tests,
+                "root": root,
+                "exchange": exchange,
+            }
+            if tests is None:
+                # The tests' sandbox does not get the program's text, nor the program's the tests.
+                request |= {"program": check.program, "function": check.function}
+            process = _start_interpreter(exchange)
             assert process.stdin is not None
             assert process.stdout is not None
             try:
-                if folder is not None:
-                    with suppress(OSError):  # it is counted all the same
-                        (folder / "cgroup.procs").write_text(str(process.pid))
+                if cgroup_folder is not None:
+                    # Without the cgroup the parent's measurement still enforces the limit.
+                    with suppress(OSError):
+                        (cgroup_folder / "cgroup.procs").write_text(str(process.pid))
                 with suppress(BrokenPipeError):
                     process.stdin.write(json.dumps(request).encode())
                     process.stdin.close()
-                yield cls(process, limits, folder)
+                yield cls(process, limits, cgroup_folder)
             finally:
-                process.kill()  # the namespace's first process goes with it, and the kernel ends all others
+                # Kills the namespace's first process too, with which the kernel ends all others of it.
+                process.kill()
                 process.wait()
                 process.stdout.close()
 
-    def await_start(self) -> None:
+    def wait_until_ready(self) -> None:
         """Wait until its program begins.
 
         Raises:
-            UserError: it cannot begin on this machine.
+            UserError: the sandbox cannot be set up on this machine.
         """
-        end = time.monotonic() + _SECONDS_TO_START
+        deadline = time.monotonic() + _START_TIMEOUT_SECONDS
         while not self._report.startswith(_READY):
-            if not self._waits_for_report(end - time.monotonic()) or not self._read():
-                why = self._report.decode("utf-8", "replace").strip()[:200]
-                raise _refusal(why or "it died while it was set up")
+            if not self._is_readable(deadline - time.monotonic()) or not self._read_report():
+                reason = self._report.decode("utf-8", "replace").strip()[:200]
+                raise _unavailable(reason or "it died while it was set up")
         self._report = self._report.removeprefix(_READY)
 
     def is_over_memory(self) -> bool:
-        """Whether all its processes together use more than the limit, or the kernel ended one for it."""
-        return sandbox_memory.used(self._process.pid) > self._limits.memory or sandbox_memory.ran_out(
-            self._cgroup
+        """Return whether all its processes together exceed the limit, or the kernel killed one for memory."""
+        used_bytes = sandbox_memory.descendant_bytes(self._process.pid)
+        return used_bytes > self._limits.memory_bytes or sandbox_memory.was_killed_for_memory(
+            self._cgroup_folder
         )
 
-    def has_reported(self, seconds: float) -> bool:
-        """Read for at most so long; whether it has closed its report."""
-        return self._waits_for_report(seconds) and not self._read()
+    def has_reported(self, timeout_seconds: float) -> bool:
+        """Read the report for at most this time; returns whether it is complete."""
+        return self._is_readable(timeout_seconds) and not self._read_report()
 
-    def verdict(self) -> Verdict:
-        """What the tests reported; `ended` if they went away without a word."""
+    def result(self) -> CheckResult:
+        """Return the tests' report; `ended` if their process ended without one."""
         with suppress(ValueError):
             outcome, message = json.loads(self._report)
-            return Verdict(outcome, message)
-        return Verdict("ended")
+            return CheckResult(outcome, message)
+        return CheckResult("ended")
 
-    def _waits_for_report(self, seconds: float) -> bool:
-        return bool(select.select([self._descriptor], [], [], max(0.0, seconds))[0])
+    def _is_readable(self, timeout_seconds: float) -> bool:
+        readable, _, _ = select.select([self._report_descriptor], [], [], max(0.0, timeout_seconds))
+        return bool(readable)
 
-    def _read(self) -> bool:
-        part = os.read(self._descriptor, 4096)
-        self._report += part
-        return bool(part) and len(self._report) < _MOST_REPORT
+    def _read_report(self) -> bool:
+        """Read a chunk of the report; returns False at its end or its size limit."""
+        # A report is one short line; the size limit stops a process that floods the pipe.
+        chunk = os.read(self._report_descriptor, 4096)
+        self._report += chunk
+        return bool(chunk) and len(self._report) < _MAX_REPORT_BYTES
 
 
-def _spawned(exchange: tuple[int, int]) -> subprocess.Popen[bytes]:
+def _start_interpreter(exchange: tuple[int, int]) -> subprocess.Popen[bytes]:
     """Start an interpreter that has the standard library, this package and the two descriptors."""
+    # The base interpreter: a virtual environment's lies outside the folders that the sandbox mounts.
     interpreter = getattr(sys, "_base_executable", None) or sys.executable
     try:
         return subprocess.Popen(
-            [interpreter, "-I", "-S", "-B", "-c", _START, str(_PACKAGES)],
+            [interpreter, "-I", "-S", "-B", "-c", _CHILD_CODE, str(_PACKAGE_ROOT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -214,11 +235,11 @@ def _spawned(exchange: tuple[int, int]) -> subprocess.Popen[bytes]:
             start_new_session=True,
         )
     except OSError as error:
-        raise _refusal(f"{interpreter}: {error.strerror}") from None
+        raise _unavailable(f"{interpreter}: {error.strerror}") from None
 
 
-def _refusal(why: str) -> UserError:
+def _unavailable(reason: str) -> UserError:
     return UserError(
-        f"sandbox: {why}; programs are not run without it. Allow namespaces (`unshare -Urn true` must "
+        f"sandbox: {reason}; programs are not run without it. Allow namespaces (`unshare -Urn true` must "
         "work), or leave pass_at_k out"
     )

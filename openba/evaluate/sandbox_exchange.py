@@ -1,7 +1,7 @@
-"""What passes between a checked program and its tests, which run in two sandboxes: calls and plain values.
+"""Calls and values between a checked program and its tests, which run in two sandboxes.
 
-Run inside the sandbox with the standard library only. The program serves calls of one function; the tests
-call it through a stand-in. Values are sent as tagged JSON and rebuilt from built-in types, so that no
+Runs inside the sandboxes, with the standard library only. The program's process serves calls of one function;
+the tests call it through a proxy. Values are sent as tagged JSON and rebuilt from built-in types, so that no
 method of the program's objects (such as an `__eq__` that is always true) ever runs beside the tests.
 """
 
@@ -14,21 +14,22 @@ import struct
 import sys
 from collections.abc import Callable
 from itertools import islice
-from typing import Any
+from typing import NoReturn
 
-MOST_BYTES = 16 * 2**20
-"""Of one message; a longer one ends the exchange."""
-_MOST_ITEMS = 100_000
-"""Of an iterator that a function returns; the rest is left out."""
-_LENGTH = struct.Struct(">I")
+MAX_MESSAGE_BYTES = 16 * 2**20
+"""Size limit of one message; a longer one ends the exchange."""
+_MAX_ITERATOR_ITEMS = 100_000
+"""Items sent of an iterator that a function returns; the rest is left out."""
+_MAX_ERROR_CHARACTERS = 200
+_LENGTH_PREFIX = struct.Struct(">I")
 
 
-class EndedError(BaseException):
-    """The program has ended or broken the exchange. No `except Exception` in the tests catches it."""
+class ProgramEndedError(BaseException):
+    """The program has ended or broken the exchange; no `except Exception` in the tests catches it."""
 
 
 class Opaque:
-    """Stands for a returned object that is no plain value; equal to nothing but itself."""
+    """Placeholder for a returned object that is no plain value; equal to nothing but itself."""
 
     def __init__(self, type_name: str) -> None:
         self.type_name = type_name
@@ -37,8 +38,8 @@ class Opaque:
         return f"<{self.type_name} object>"
 
 
-def encode(value: Any) -> Any:
-    """Return a value as tagged JSON; subclasses become their built-in type, other objects are named only."""
+def encode(value: object) -> object:
+    """Return a value as tagged JSON; subclasses become the built-in type, other objects a type name."""
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
@@ -46,6 +47,7 @@ def encode(value: Any) -> Any:
     if isinstance(value, float):
         return float(value)
     if isinstance(value, str):
+        # A subclass may override __str__ and return whatever it likes, so the base's is called.
         return str.__str__(value)
     if isinstance(value, bytes | bytearray):
         return [type(value).__name__, bytes(value).hex()]
@@ -53,17 +55,18 @@ def encode(value: Any) -> Any:
         return ["complex", value.real, value.imag]
     if isinstance(value, range):
         return ["range", value.start, value.stop, value.step]
-    for kind in (list, tuple, set, frozenset):
-        if isinstance(value, kind):
-            return [kind.__name__, *map(encode, kind.__iter__(value))]  # type: ignore[arg-type]
+    for container_type in (list, tuple, set, frozenset):
+        if isinstance(value, container_type):
+            items = container_type.__iter__(value)  # type: ignore[arg-type]
+            return [container_type.__name__, *map(encode, items)]
     if isinstance(value, dict):
         return ["dict", *([encode(key), encode(item)] for key, item in dict.items(value))]
     if hasattr(value, "__next__"):
-        return ["iterator", *map(encode, islice(value, _MOST_ITEMS))]
+        return ["iterator", *map(encode, islice(value, _MAX_ITERATOR_ITEMS))]  # type: ignore[call-overload]
     return ["object", type(value).__name__]
 
 
-def decode(tree: Any) -> Any:
+def decode(tree: object) -> object:
     """Rebuild a value from `encode`'s JSON.
 
     Raises:
@@ -73,147 +76,154 @@ def decode(tree: Any) -> Any:
         if isinstance(tree, dict):
             raise TypeError("an untagged object")
         return tree
-    kind, *items = tree
-    if kind in ("list", "tuple", "set", "frozenset"):
-        return getattr(builtins, kind)(map(decode, items))
-    if kind == "dict":
+    type_name, *items = tree
+    if type_name in ("list", "tuple", "set", "frozenset"):
+        return getattr(builtins, type_name)(map(decode, items))
+    if type_name == "dict":
         return {decode(key): decode(item) for key, item in items}
-    if kind in ("bytes", "bytearray"):
-        return getattr(builtins, kind).fromhex(items[0])
-    if kind in ("complex", "range"):
-        return getattr(builtins, kind)(*items)
-    if kind == "iterator":
+    if type_name in ("bytes", "bytearray"):
+        return getattr(builtins, type_name).fromhex(items[0])
+    if type_name in ("complex", "range"):
+        return getattr(builtins, type_name)(*items)
+    if type_name == "iterator":
         return iter([decode(item) for item in items])
-    if kind == "object":
+    if type_name == "object":
         return Opaque(str(items[0]))
-    raise ValueError(f"unknown kind {kind!r:.40}")
+    raise ValueError(f"unknown type {type_name!r:.40}")
 
 
-def send(descriptor: int, message: Any) -> None:
-    """Write one message, its length first."""
+def send(descriptor: int, message: object) -> None:
+    """Write one message, prefixed by its length."""
     content = json.dumps(message).encode()
-    if len(content) > MOST_BYTES:
-        raise ValueError(f"a value of more than {MOST_BYTES} bytes")
-    view = memoryview(_LENGTH.pack(len(content)) + content)
-    while view:
-        view = view[os.write(descriptor, view) :]
+    if len(content) > MAX_MESSAGE_BYTES:
+        raise ValueError(f"a value of more than {MAX_MESSAGE_BYTES} bytes")
+    unsent = memoryview(_LENGTH_PREFIX.pack(len(content)) + content)
+    while unsent:
+        unsent = unsent[os.write(descriptor, unsent) :]
 
 
-def receive(descriptor: int) -> Any:
+def receive(descriptor: int) -> object:
     """Read one message.
 
     Raises:
-        EOFError: the other side has closed the exchange, or what it wrote is no message.
+        EOFError: the other process has closed the pipe, or what it wrote is no message.
     """
-    (length,) = _LENGTH.unpack(_read(descriptor, _LENGTH.size))
-    if length > MOST_BYTES:
+    (content_length,) = _LENGTH_PREFIX.unpack(_read_exactly(descriptor, _LENGTH_PREFIX.size))
+    if content_length > MAX_MESSAGE_BYTES:
         raise EOFError("a message that is too long")
     try:
-        return json.loads(_read(descriptor, length))
+        return json.loads(_read_exactly(descriptor, content_length))
     except (ValueError, RecursionError):
         raise EOFError("a message that is no JSON") from None
 
 
-def _read(descriptor: int, length: int) -> bytes:
+def _read_exactly(descriptor: int, byte_count: int) -> bytes:
     content = bytearray()
-    while len(content) < length:
-        part = os.read(descriptor, min(length - len(content), 2**20))
-        if not part:
+    while len(content) < byte_count:
+        chunk = os.read(descriptor, min(byte_count - len(content), 2**20))
+        if not chunk:
             raise EOFError("the exchange is closed")
-        content += part
+        content += chunk
     return bytes(content)
 
 
-def serve(program: str, function: str, requests: int, responses: int) -> None:
-    """Run a program, then answer the calls of one of its functions until the requests end."""
+def serve_calls(program: str, function_name: str, call_pipe: int, result_pipe: int) -> None:
+    """Run a program, then serve calls of one of its functions until the pipe is closed."""
+    # Numbers of any length pass: the limit of 4,300 digits would fail right answers.
     sys.set_int_max_str_digits(0)
-    names: dict[str, Any] = {"__name__": "__main__"}
+    program_globals: dict[str, object] = {"__name__": "__main__"}
 
-    def define() -> Any:
-        exec(compile(program, "answer.py", "exec"), names)  # noqa: S102 - what the sandbox is for
-        if function not in names:
-            raise NameError(f"name {function!r} is not defined")
+    # The function has to be a global of the program.
+    def define_function() -> None:
+        exec(compile(program, "answer.py", "exec"), program_globals)  # noqa: S102 - what the sandbox is for
+        if function_name not in program_globals:
+            raise NameError(f"name {function_name!r} is not defined")
 
-    send(responses, _outcome(define))
+    send(result_pipe, _call_outcome(define_function))
     while True:
         try:
-            positional, named = map(decode, receive(requests))
+            arguments, keywords = map(decode, receive(call_pipe))  # type: ignore[call-overload]
         except EOFError:
             return
-        send(responses, _outcome(lambda: names[function](*positional, **named)))  # noqa: B023 - called at once
+        # Looked up anew for each call: the program may rebind its name.
+        outcome = _call_outcome(lambda: program_globals[function_name](*arguments, **keywords))  # type: ignore[operator]  # noqa: B023 - called at once
+        send(result_pipe, outcome)
 
 
-def _outcome(call: Callable[[], Any]) -> dict[str, Any]:
-    """What a call returns or raises, ready to be sent. An exit ends the process instead."""
+def _call_outcome(call: Callable[[], object]) -> dict[str, object]:
+    """Return the message with a call's result or exception. `SystemExit` ends the process instead."""
     try:
         return {"value": encode(call())}
     except SystemExit:
         os._exit(0)
     except BaseException as error:
         try:
-            message = " ".join(str(error).split())[:200]
-        except Exception:
+            message = " ".join(str(error).split())[:_MAX_ERROR_CHARACTERS]
+        except Exception:  # the program's exceptions may fail to print
             message = ""
         return {"error": type(error).__name__, "message": message}
 
 
-def check(tests: str, requests: int, responses: int) -> tuple[str, str]:
+def run_tests(tests: str, call_pipe: int, result_pipe: int) -> tuple[str, str]:
     """Run tests that call the program's function under the name `candidate`.
 
     Returns:
         The outcome, `passed`, `failed`, `memory` or `ended`, and a message.
     """
     sys.set_int_max_str_digits(0)
-    stand_in = _StandIn(requests, responses)
+    function_proxy = _FunctionProxy(call_pipe, result_pipe)
     try:
-        stand_in.result()  # of the definition
-        exec(compile(tests, "tests.py", "exec"), {"__name__": "__main__", "candidate": stand_in})  # noqa: S102
-    except EndedError:
+        function_proxy.read_result()  # of the definition
+        test_globals = {"__name__": "__main__", "candidate": function_proxy}
+        exec(compile(tests, "tests.py", "exec"), test_globals)  # noqa: S102
+    except ProgramEndedError:
         pass
     except MemoryError:
         return "memory", ""
     except BaseException as error:
-        if not stand_in.ended:
-            return "failed", " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    # Tests may have caught what was raised when the program ended, so the flag decides.
-    return ("ended", "") if stand_in.ended else ("passed", "")
+        if not function_proxy.has_ended:
+            message = " ".join(f"{type(error).__name__}: {error}".split())
+            return "failed", message[:_MAX_ERROR_CHARACTERS]
+    # Tests may have caught the exception for the end of the program, so the flag decides.
+    return ("ended", "") if function_proxy.has_ended else ("passed", "")
 
 
-class _StandIn:
-    """Calls the program's function in its own sandbox."""
+class _FunctionProxy:
+    """Callable that forwards to the program's function in the other sandbox."""
 
-    def __init__(self, requests: int, responses: int) -> None:
-        self._requests, self._responses = requests, responses
-        self.ended = False
+    def __init__(self, call_pipe: int, result_pipe: int) -> None:
+        self._call_pipe = call_pipe
+        self._result_pipe = result_pipe
+        self.has_ended = False
 
-    def __call__(self, *positional: Any, **named: Any) -> Any:
+    def __call__(self, *arguments: object, **keywords: object) -> object:
         try:
-            send(self._requests, [encode(positional), encode(named)])
+            send(self._call_pipe, [encode(arguments), encode(keywords)])
         except OSError:
-            self._end()
-        return self.result()
+            self._raise_ended()
+        return self.read_result()
 
-    def result(self) -> Any:
-        """The next response's value; raises what the program raised, if that is a built-in exception."""
+    def read_result(self) -> object:
+        """Return the next result; raises the program's exception, if that is a built-in one."""
         try:
-            response = receive(self._responses)
-            if "error" in response:
-                error, message = str(response["error"]), str(response["message"])
-            else:
-                return decode(response["value"])
+            response = receive(self._result_pipe)
+            if "error" not in response:  # type: ignore[operator]
+                return decode(response["value"])  # type: ignore[index]
+            error_name = str(response["error"])  # type: ignore[index]
+            message = str(response["message"])  # type: ignore[index]
         except (EOFError, OSError, ValueError, TypeError, KeyError, RecursionError, IndexError):
-            self._end()
-        if error == "MemoryError":
+            self._raise_ended()
+        if error_name == "MemoryError":
             raise MemoryError
-        kind = getattr(builtins, error, None)
-        if isinstance(kind, type) and issubclass(kind, Exception):
+        error_type = getattr(builtins, error_name, None)
+        if isinstance(error_type, type) and issubclass(error_type, Exception):
             try:
-                raised = kind(message)
+                error = error_type(message)
             except TypeError:  # such as UnicodeDecodeError, which takes five arguments
-                raised = RuntimeError(f"{error}: {message}")
-            raise raised
-        raise RuntimeError(f"{error}: {message}")
+                error = RuntimeError(f"{error_name}: {message}")
+            raise error
+        raise RuntimeError(f"{error_name}: {message}")
 
-    def _end(self) -> None:
-        self.ended = True
-        raise EndedError
+    def _raise_ended(self) -> NoReturn:
+        self.has_ended = True
+        raise ProgramEndedError

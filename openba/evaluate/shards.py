@@ -1,8 +1,9 @@
-"""The shards of an evaluation: which items are answered together, and a worker that answers one shard.
+"""Shards of an evaluation: division of items into batches and shards, and a worker that answers one shard.
 
-Owns the division, which is a function of the items alone: items of like prompts make a batch, batches make a
-shard, and a shard's file is the same whoever writes it and however many there are. Where shards are answered
-is the mapper's: in this process (`here`), or on a cluster (`tasks/evaluate.py`). Scores are `run.py`'s.
+Owns the division, which depends on the items alone: items with similar prompts form a batch, batches form a
+shard, and a shard's file is the same whichever worker writes it and however many workers there are. A
+`ShardMapper` decides where shards are answered: in this process (`map_in_process`), or on a cluster
+(`tasks/evaluate.py`). Scores are computed in `run.py`.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,186 +20,189 @@ import torch
 
 from openba.data.instruct import encode_fitting
 from openba.errors import UserError
-from openba.evaluate.answering import answer
+from openba.evaluate.answering import answer_batch
+from openba.evaluate.items import ITEM_SCHEMA, AnsweredItem, HeldOutRecord
 from openba.model.files import load_model
 from openba.model.seq2seq import Seq2Seq
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
 from openba.tokenizer.tokenizer import Tokenizer
 
-SHARD = 512
-"""Items of a file, at least; an evaluation that was cut off goes on after the last."""
-BATCH = 16
+SHARD_SIZE = 512
+"""Items of a shard, at least; an interrupted evaluation continues after the last complete shard."""
+BATCH_SIZE = 16
 """Items answered together."""
-
-SAMPLES = pa.schema(
-    {
-        "id": pa.string(),
-        "category": pa.string(),
-        "input": pa.string(),
-        "target": pa.string(),
-        "references": pa.list_(pa.string()),
-        "choices": pa.list_(pa.string()),
-        "output": pa.string(),
-        "answer": pa.string(),
-        "scores": pa.list_(pa.float32()),
-        "attempts": pa.list_(pa.string()),
-        "examples_left_out": pa.int32(),
-        "cut": pa.bool_(),
-        "unfinished": pa.bool_(),
-        "verdict": pa.float32(),
-    }
-)
-"""One row an item: `output` as it was written, `answer` as it was scored, `scores` of the choices, `verdict`
-(0 to 1) where the first metric is a mean over items. `input` is the whole prompt; `examples_left_out` of its
-solved examples, the oldest, did not fit, and `cut` says that its end did not."""
-_SHARD = SAMPLES.append(pa.field("row", pa.int32()))
-_KEPT = ("id", "category", "input", "target", "references", "choices")
+_SHARD_SCHEMA = ITEM_SCHEMA.append(pa.field("row", pa.int32()))
+"""`row`: position of the item among the benchmark's records."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """One benchmark: its step (that benchmark among others), its records, and where its files go."""
+class BenchmarkEvaluation:
+    """Evaluation of one benchmark: its declaration, its records, and the folder of its files."""
 
     name: str
     step: EvaluateStep
-    task: Path
+    """Step with this benchmark, among others."""
+    task_folder: Path
+    """Folder with `heldout.parquet`."""
     out: Path
-    size: int = field(default_factory=lambda: SHARD)
+    shard_size: int = field(default_factory=lambda: SHARD_SIZE)
     """Items of a shard, at least."""
 
     @property
     def benchmark(self) -> BenchmarkRecipe:
-        """Its declaration."""
+        """The benchmark's declaration."""
         return self.step.benchmarks[self.name]
 
-    def shard(self, number: int) -> Path:
-        """The file of a shard."""
-        return self.out / f"{self.name}.{number:05d}.shard"
+    def shard_file(self, shard_number: int) -> Path:
+        """Return the path of a shard's file."""
+        return self.out / f"{self.name}.{shard_number:05d}.shard"
 
 
-Job = tuple[Part, int]
-"""A shard of a benchmark."""
-Mapper = Callable[[Path, Sequence[Job]], Iterator[tuple[int, str]]]
-"""With the model's folder does each job, in any order; tells its place and what went wrong, if anything."""
+Shard = tuple[BenchmarkEvaluation, int]
+"""One shard of a benchmark, by its number."""
+ShardMapper = Callable[[Path, Sequence[Shard]], Iterator[tuple[int, str]]]
+"""Function that answers each shard with the model in a folder, in any order, and yields the shard's index in
+the sequence with an error's text, which is empty on success."""
 
 
-class Worker:
-    """A model that answers shards; loading it is what takes long."""
+class ShardWorker:
+    """A model that answers shards; loaded once, since loading takes long."""
 
-    def __init__(self, model: Path) -> None:
-        self.model, self.tokenizer = load_model(model)
+    def __init__(self, model_folder: Path) -> None:
+        self.model, self.tokenizer = load_model(model_folder)
         if torch.cuda.is_available():
             self.model = self.model.cuda()
 
-    def __call__(self, part: Part, number: int) -> None:
-        """Write the shard's file, unless it is there.
+    def __call__(self, evaluation: BenchmarkEvaluation, shard_number: int) -> None:
+        """Write the shard's file, unless it exists.
 
         Raises:
-            UserError: see `answer`.
+            UserError: see `answer_batch`.
         """
-        path = part.shard(number)
+        path = evaluation.shard_file(shard_number)
         if path.exists():
             return
-        rows, step = records(part), part.step
-        items: list[dict[str, Any]] = []
-        for batch in divided(part)[number]:
-            chosen = [rows[i] for i in batch]
-            answers = answered(
-                self.model, self.tokenizer, chosen, part.benchmark, step.prefix, step.encoder_length
+        records = read_records(evaluation)
+        rows = []
+        for batch in divide_into_shards(evaluation)[shard_number]:
+            items = answer_records(
+                self.model,
+                self.tokenizer,
+                [records[row] for row in batch],
+                evaluation.benchmark,
+                evaluation.step.prefix,
+                evaluation.step.encoder_length,
             )
-            items += [{**item, "row": i} for i, item in zip(batch, answers, strict=True)]
+            rows += [{**item, "row": row} for row, item in zip(batch, items, strict=True)]
+        # Renamed at the end: a shard's file is complete whenever it exists.
         partial = path.with_suffix(".partial")
-        pq.write_table(pa.Table.from_pylist(items, _SHARD), partial)
+        pq.write_table(pa.Table.from_pylist(rows, _SHARD_SCHEMA), partial)
         partial.replace(path)
 
 
-def answered(
+def answer_records(
     model: Seq2Seq,
     tokenizer: Tokenizer,
-    rows: Sequence[dict[str, Any]],
+    records: Sequence[HeldOutRecord],
     benchmark: BenchmarkRecipe,
-    prefix: str,
-    length: int,
-) -> list[dict[str, Any]]:
-    """The items of one batch with their answers, in its order.
+    mode: str,
+    max_length: int,
+) -> list[AnsweredItem]:
+    """Return the items of one batch with their answers, in its order.
 
     Args:
         model: in evaluation mode.
         tokenizer: the model's.
-        rows: one of `batches`.
-        benchmark: how to answer.
-        prefix: R, S or X, the mode token that each prompt begins with.
-        length: the most encoder ids; the oldest examples go first.
+        records: one of `make_batches`.
+        benchmark: method and its settings.
+        mode: R, S or X, the mode token that each prompt begins with.
+        max_length: most encoder ids of a prompt; the oldest examples are dropped first.
 
     Raises:
-        UserError: see `answer`.
+        UserError: see `answer_batch`.
     """
-    fitted = [encode_fitting(tokenizer, row["input"], row["turns"], length) for row in rows]
-    sources = [[tokenizer.mode(prefix), *ids[1:]] for ids, _, _ in fitted]
+    fitted = [encode_fitting(tokenizer, record["input"], record["turns"], max_length) for record in records]
+    # `encode_fitting` puts the mode token S first; others are compared in Figure 6(d).
+    sources = [[tokenizer.mode(mode), *ids[1:]] for ids, _, _ in fitted]
+    answers = answer_batch(model, tokenizer, sources, records, benchmark)
     return [
-        {key: row[key] for key in _KEPT}
-        | {"output": one.text, "scores": one.scores, "attempts": one.attempts}
-        | {"unfinished": one.unfinished, "examples_left_out": left_out, "cut": cut}
-        for row, one, (_, left_out, cut) in zip(
-            rows, answer(model, tokenizer, sources, rows, benchmark), fitted, strict=True
-        )
+        {
+            "id": record["id"],
+            "category": record["category"],
+            "input": record["input"],
+            "target": record["target"],
+            "references": record["references"],
+            "choices": record["choices"],
+            "output": answer.text,
+            "scores": answer.scores,
+            "attempts": answer.attempts,
+            "unfinished": answer.is_unfinished,
+            "examples_left_out": examples_left_out,
+            "cut": is_cut,
+        }
+        for record, answer, (_, examples_left_out, is_cut) in zip(records, answers, fitted, strict=True)
     ]
 
 
-def here(model: Path, jobs: Sequence[Job]) -> Iterator[tuple[int, str]]:
-    """Mapper: one after the other in this process."""
-    worker = Worker(model)
-    for place, (part, number) in enumerate(jobs):
-        error = ""
+def map_in_process(model_folder: Path, shards: Sequence[Shard]) -> Iterator[tuple[int, str]]:
+    """Answer shards one after the other in this process; a `ShardMapper`."""
+    worker = ShardWorker(model_folder)
+    for index, (evaluation, shard_number) in enumerate(shards):
+        # An error of one benchmark must not stop the others, so it is returned and not raised.
+        error_text = ""
         try:
-            worker(part, number)
-        except UserError as told:
-            error = str(told)
-        yield place, error
+            worker(evaluation, shard_number)
+        except UserError as error:
+            error_text = str(error)
+        yield index, error_text
 
 
-def records(part: Part) -> list[dict[str, Any]]:
-    """The items in their order.
+def read_records(evaluation: BenchmarkEvaluation) -> list[HeldOutRecord]:
+    """Return the benchmark's records in their order.
 
     Raises:
-        UserError: the task holds no record out.
+        UserError: the task holds out no record.
     """
-    rows = _records(part.task / "heldout.parquet", part.benchmark.items)
-    if not rows:
+    records = _read_held_out(evaluation.task_folder / "heldout.parquet", evaluation.benchmark.items)
+    if not records:
         raise UserError("its task has no held-out record; raise task.heldout or add data")
-    return rows
+    return records
 
 
-def divided(part: Part) -> list[list[list[int]]]:
-    """Row numbers by shard and batch; batches do not depend on how large a shard is."""
+def divide_into_shards(evaluation: BenchmarkEvaluation) -> list[list[list[int]]]:
+    """Return row numbers by shard and batch; batches do not depend on the size of a shard."""
     shards: list[list[list[int]]] = []
-    room = 0
-    for batch in batches(records(part), part.benchmark):
-        if room <= 0:
+    free_items = 0
+    for batch in make_batches(read_records(evaluation), evaluation.benchmark):
+        if free_items <= 0:
             shards.append([])
-            room = part.size
+            free_items = evaluation.shard_size
         shards[-1].append(batch)
-        room -= len(batch)
+        free_items -= len(batch)
     return shards
 
 
-def merged(part: Part) -> list[dict[str, Any]]:
-    """All items of the shards' files in their order, without verdicts."""
-    files = [part.shard(number) for number in range(len(divided(part)))]
-    items = pa.concat_tables([pq.read_table(file) for file in files]).sort_by("row")
-    return items.drop_columns("row").to_pylist()
+def read_shards(evaluation: BenchmarkEvaluation) -> list[AnsweredItem]:
+    """Return all items of the shards' files in their order, without verdicts."""
+    shard_numbers = range(len(divide_into_shards(evaluation)))
+    tables = [pq.read_table(evaluation.shard_file(number)) for number in shard_numbers]
+    return pa.concat_tables(tables).sort_by("row").drop_columns("row").to_pylist()
 
 
-@lru_cache(maxsize=2)  # a worker's shards of one benchmark follow each other
-def _records(path: Path, items: int | None) -> list[dict[str, Any]]:
-    return pq.read_table(path).slice(0, items).to_pylist()
+# A worker's shards of one benchmark follow each other, and `ShardWorker` reads the records for each.
+@lru_cache(maxsize=2)
+def _read_held_out(path: Path, item_limit: int | None) -> list[HeldOutRecord]:
+    return pq.read_table(path).slice(0, item_limit).to_pylist()
 
 
-def batches(rows: Sequence[dict[str, Any]], benchmark: BenchmarkRecipe) -> Iterator[list[int]]:
-    """Rows of the same choices, prompts of like lengths together: less padding."""
-    alike: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for i, row in enumerate(rows):
-        alike[() if benchmark.method == "generate" else tuple(row["choices"])].append(i)
-    for positions in alike.values():
-        ordered = sorted(positions, key=lambda i: len(rows[i]["input"]))
-        yield from (ordered[begin : begin + BATCH] for begin in range(0, len(ordered), BATCH))
+def make_batches(records: Sequence[HeldOutRecord], benchmark: BenchmarkRecipe) -> Iterator[list[int]]:
+    """Yield row numbers of batches with the same choices and prompts of similar length, for less padding."""
+    rows_by_choices: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for row, record in enumerate(records):
+        rows_by_choices[() if benchmark.method == "generate" else tuple(record["choices"])].append(row)
+    for rows in rows_by_choices.values():
+        # Characters rather than tokens: the records are not encoded yet.
+        sorted_rows = sorted(rows, key=lambda row: len(records[row]["input"]))
+        yield from (
+            sorted_rows[begin : begin + BATCH_SIZE] for begin in range(0, len(sorted_rows), BATCH_SIZE)
+        )

@@ -1,7 +1,7 @@
-"""Benchmarks on a model's folder, without a pipeline: `openba eval`.
+"""Evaluation of a model's folder on benchmarks without a pipeline: `openba eval`.
 
-Owns which benchmarks a name or suite means, where their data lies, what is done again and what is not,
-and `results.json`. A benchmark that cannot be run is told with its reason, and the suite goes on.
+Owns the look-up of benchmarks and suites by name, the location of their data, the reuse of earlier results,
+and `results.json`. A benchmark that cannot be run is reported with its reason, and the suite continues.
 """
 
 from __future__ import annotations
@@ -10,44 +10,41 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, Config, ConfigError, load
 from openba.data import tasks
 from openba.data.sources import task_files, task_state
 from openba.errors import UserError
-from openba.evaluate.results import RESULTS
-from openba.evaluate.run import evaluated
-from openba.evaluate.shards import Mapper, Part, here
+from openba.evaluate.results import RESULTS, BenchmarkResult
+from openba.evaluate.run import evaluate_benchmarks
+from openba.evaluate.shards import BenchmarkEvaluation, ShardMapper, map_in_process
 from openba.model.files import load_architecture
 from openba.recipes.data import TaskStep
 from openba.recipes.evaluate import SCORING_VERSION, BenchmarkRecipe, EvaluateStep, SuiteRecipe
 
-DATA = "data/eval/"
-"""What the paths of the paper's benchmarks begin with."""
-
-Result = dict[str, Any]
+DEFAULT_DATA_FOLDER = "data/eval/"
+"""Prefix of the data paths in the paper's benchmarks, replaced by `--data`."""
 
 
-def chosen(
+def select_benchmarks(
     suites: list[str], names: list[str], data: Path | None = None, overrides: list[str] | None = None
 ) -> dict[str, BenchmarkRecipe]:
-    """Benchmarks of suites and by name or YAML file.
+    """Return benchmarks of suites and by name or YAML file.
 
     Args:
         suites: names of configs/suite.
         names: names of configs/benchmark, of its folders paper and expert, or files.
-        data: the folder that stands for `data/eval` in paths.
+        data: folder to use in place of `data/eval` in paths.
         overrides: `key.path=value`, for every benchmark.
 
     Raises:
-        ConfigError: there is no such file, it is no benchmark, or two different ones have one name.
+        ConfigError: a file is missing or no benchmark, or two different benchmarks have one name.
     """
     recipes: dict[str, BenchmarkRecipe] = {}
     origins: dict[str, str] = {}
 
-    def add(name: str, recipe: BenchmarkRecipe, origin: str) -> None:
+    def add_benchmark(name: str, recipe: BenchmarkRecipe, origin: str) -> None:
         if name in recipes and recipes[name] != recipe:
             raise ConfigError(
                 f"{origin}: another benchmark {name!r} is already chosen ({origins[name]}); results are kept "
@@ -56,138 +53,163 @@ def chosen(
         recipes[name] = recipe
         origins[name] = origin
 
-    for suite in suites:
-        for name, recipe in load(_file("suite", suite), SuiteRecipe).benchmarks.items():
-            add(name, recipe, f"suite {suite}")
+    for suite_name in suites:
+        for name, recipe in load(_config_file("suite", suite_name), SuiteRecipe).benchmarks.items():
+            add_benchmark(name, recipe, f"suite {suite_name}")
     for name in names:
-        file = _file("benchmark", name)
-        add(file.stem, Config.read(file).validate(BenchmarkRecipe), str(file))
-    return {name: _changed(recipe, data, overrides or []) for name, recipe in recipes.items()}
+        config_file = _config_file("benchmark", name)
+        recipe = Config.read(config_file).validate(BenchmarkRecipe)
+        add_benchmark(config_file.stem, recipe, str(config_file))
+    return {name: _apply_overrides(recipe, data, overrides or []) for name, recipe in recipes.items()}
 
 
 def run_suite(
-    model: Path,
+    model_folder: Path,
     benchmarks: dict[str, BenchmarkRecipe],
     out: Path,
-    tell: Callable[[str, Result], None] = lambda name, result: None,
-    prefix: str = "S",
-    mapper: Mapper = here,
-) -> dict[str, Result]:
-    """Evaluate; benchmarks done before, on the same weights and data, stay.
+    report: Callable[[str, BenchmarkResult], None] = lambda name, result: None,
+    mode: str = "S",
+    mapper: ShardMapper = map_in_process,
+) -> dict[str, BenchmarkResult]:
+    """Evaluate; reuses results of earlier runs on the same weights and data.
+
+    Args:
+        model_folder: folder of an exported model.
+        benchmarks: name -> benchmark.
+        out: gets `NAME.json` and `NAME.parquet` of each benchmark, and `results.json` with all.
+        report: called with each benchmark's name and result as soon as it has one.
+        mode: R, S or X, the mode token of the prompts.
+        mapper: where shards are answered.
 
     Returns:
-        Benchmark -> result, or `{"error": line}`. `NAME.json` and `NAME.parquet` lie in `out`, and
-        `results.json` has all.
+        Benchmark -> result, or `{"error": line}`.
 
     Raises:
         UserError: the model cannot be loaded.
     """
     out.mkdir(parents=True, exist_ok=True)
-    length = load_architecture(model).max_seq_length
-    weights = folder_digests(model)
-    results: dict[str, Result] = {}
+    encoder_length = load_architecture(model_folder).max_seq_length
+    weight_digests = folder_digests(model_folder)
+    results: dict[str, BenchmarkResult] = {}
 
-    def done(name: str, result: Result) -> None:
+    def add_result(name: str, result: BenchmarkResult) -> None:
         results[name] = result
-        tell(name, result)
-        kept = {name: results[name] for name in benchmarks if name in results}
-        _write(out / RESULTS, {"model": str(model), "prefix": prefix, "benchmarks": kept})
+        report(name, result)
+        # Written after each benchmark, in the order asked for, so that an interrupted run has its results.
+        ordered_results = {name: results[name] for name in benchmarks if name in results}
+        _write_json(
+            out / RESULTS, {"model": str(model_folder), "prefix": mode, "benchmarks": ordered_results}
+        )
 
-    parts: dict[str, Part] = {}
+    evaluations: dict[str, BenchmarkEvaluation] = {}
     for name, benchmark in benchmarks.items():
         step = EvaluateStep.model_validate(
-            {"benchmarks": {name: benchmark}, "encoder_length": length, "prefix": prefix}
+            {"benchmarks": {name: benchmark}, "encoder_length": encoder_length, "prefix": mode}
         )
         try:
-            found = _prepared(weights, name, step, out)
+            prepared = _prepare(weight_digests, name, step, out)
         except UserError as error:
-            found = {"error": str(error)}
-        if isinstance(found, Part):
-            parts[name] = found
+            prepared = {"error": str(error)}
+        if isinstance(prepared, BenchmarkEvaluation):
+            evaluations[name] = prepared
         else:
-            done(name, found)
-    for name, result in evaluated(model, list(parts.values()), mapper):
-        done(
-            name, {"error": str(result)} if isinstance(result, UserError) else _kept(parts[name], out, result)
-        )
+            add_result(name, prepared)
+    for name, result in evaluate_benchmarks(model_folder, list(evaluations.values()), mapper):
+        if isinstance(result, UserError):
+            add_result(name, {"error": str(result)})
+        else:
+            _publish(evaluations[name], out, result)
+            add_result(name, result)
     return {name: results[name] for name in benchmarks}
 
 
-def _prepared(weights: dict[str, str], name: str, step: EvaluateStep, out: Path) -> Part | Result:
-    """A benchmark with its records rendered, or its result on the same recipe, weights and data.
-
-    The key is made of contents alone: two models of one shape differ in nothing else (lm-eval issue 4063).
-    """
+def _prepare(
+    weight_digests: dict[str, str], name: str, step: EvaluateStep, out: Path
+) -> BenchmarkEvaluation | BenchmarkResult:
+    """Render a benchmark's records, or return its result on the same recipe, weights and data."""
     benchmark = step.benchmarks[name]
+    # Contents only: two models of one architecture differ in nothing else (lm-eval issue 4063).
     state = {
         "scoring": SCORING_VERSION,
         "step": step.model_dump(mode="json"),
-        "model": weights,
+        "model": weight_digests,
         "source": task_state(benchmark.task),
         "data": {file: digest_of(path) for file, path in task_files(benchmark.task).items()},
         "models": {metric: folder_digests(Path(folder)) for metric, folder in benchmark.models.items()},
     }
-    key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
-    path, work = out / f"{name}.json", out / "work" / f"{name}-{key}"
-    if path.is_file() and (known := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
-        return dict(known["result"])
-    work.mkdir(parents=True, exist_ok=True)
-    if not (work / "done").exists():
-        tasks.build(Build(work, TaskStep(name=name, task=step.benchmarks[name].task), {}))
-        (work / "done").touch()
-    return Part(name, step, work, work)
+    # Twelve digits are enough for one folder of results.
+    result_key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
+    result_file = out / f"{name}.json"
+    if result_file.is_file():
+        earlier = json.loads(result_file.read_text(encoding="utf-8"))
+        if earlier["key"] == result_key:
+            return dict(earlier["result"])
+    work_folder = out / "work" / f"{name}-{result_key}"
+    work_folder.mkdir(parents=True, exist_ok=True)
+    if not (work_folder / "done").exists():
+        # The marker is written after the records, so that an interrupted rendering starts again.
+        tasks.build(Build(work_folder, TaskStep(name=name, task=benchmark.task), {}))
+        (work_folder / "done").touch()
+    return BenchmarkEvaluation(name, step, work_folder, work_folder)
 
 
-def _kept(part: Part, out: Path, result: Result) -> Result:
-    """The result, its files moved to `out` and the rest of its work taken away."""
-    (part.out / f"{part.name}.parquet").replace(out / f"{part.name}.parquet")
-    _write(out / f"{part.name}.json", {"key": part.out.name.rpartition("-")[2], "result": result})
-    for left in part.out.iterdir():
-        left.unlink()
-    part.out.rmdir()
-    return result
+def _publish(evaluation: BenchmarkEvaluation, out: Path, result: BenchmarkResult) -> None:
+    """Move a benchmark's answers to `out`, write its result there, and delete its work folder."""
+    work_folder = evaluation.out
+    answers_file = f"{evaluation.name}.parquet"
+    (work_folder / answers_file).replace(out / answers_file)
+    result_key = work_folder.name.rpartition("-")[2]
+    _write_json(out / f"{evaluation.name}.json", {"key": result_key, "result": result})
+    for work_file in work_folder.iterdir():
+        work_file.unlink()
+    work_folder.rmdir()
 
 
 def folder_digests(folder: Path) -> dict[str, str]:
-    """Name -> digest of each file of a model's folder: weights, configuration and tokenizer.
+    """Return name -> digest of each file of a model's folder: weights, configuration and tokenizer.
 
-    Folders in it, hidden files and Markdown, such as a model card, say nothing about its answers.
+    Subfolders, hidden files and Markdown, such as a model card, do not change its answers and do not count.
     """
     files = (path for path in sorted(folder.glob("*")) if path.is_file())
-    return {f.name: digest_of(f) for f in files if f.suffix != ".md" and not f.name.startswith(".")}
+    return {
+        path.name: digest_of(path) for path in files if path.suffix != ".md" and not path.name.startswith(".")
+    }
 
 
 def digest_of(path: Path) -> str:
-    """SHA-256 of a file's contents, hexadecimal."""
+    """Return the SHA-256 of a file's contents, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _changed(recipe: BenchmarkRecipe, data: Path | None, overrides: list[str]) -> BenchmarkRecipe:
+def _apply_overrides(recipe: BenchmarkRecipe, data: Path | None, overrides: list[str]) -> BenchmarkRecipe:
     config = Config(Path("--set"))
     config.data = recipe.model_dump(mode="json", exclude_unset=True)
-    task = config.data["task"]
-    places = (task["source"], task.get("beside", {}), config.data.get("models", {}))
-    for place in places if data is not None else ():
-        for key, path in place.items():
-            if str(path).startswith(DATA):
-                place[key] = str(data / path.removeprefix(DATA))
-    for text in overrides:
-        config.override(text)
+    if data is not None:
+        task = config.data["task"]
+        for section in (task["source"], task.get("beside", {}), config.data.get("models", {})):
+            for key, path in section.items():
+                if str(path).startswith(DEFAULT_DATA_FOLDER):
+                    section[key] = str(data / path.removeprefix(DEFAULT_DATA_FOLDER))
+    for override in overrides:
+        config.override(override)
     return config.validate(BenchmarkRecipe)
 
 
-def _file(kind: str, name: str) -> Path:
-    shipped = [CONFIGS / kind / folder / f"{name}.yaml" for folder in ("", "paper", "expert")]
-    own = [Path(name)] if Path(name).suffix in (".yaml", ".yml") else []
-    for path in (*own, *shipped):
+def _config_file(config_kind: str, name: str) -> Path:
+    """Return the YAML file of a suite or benchmark: the user's own path, or a shipped one by its name."""
+    # The user's own file comes first, so that a shipped benchmark can be replaced by one of the same name.
+    shipped_files = [CONFIGS / config_kind / folder / f"{name}.yaml" for folder in ("", "paper", "expert")]
+    user_files = [Path(name)] if Path(name).suffix in (".yaml", ".yml") else []
+    for path in (*user_files, *shipped_files):
         if path.is_file():
             return path
-    known = ", ".join(sorted(path.stem for path in (CONFIGS / kind).rglob("*.yaml")))
-    raise ConfigError(f"{name}: no such {kind}; give a YAML file or one of: {known}")
+    shipped_names = ", ".join(sorted(path.stem for path in (CONFIGS / config_kind).rglob("*.yaml")))
+    raise ConfigError(f"{name}: no such {config_kind}; give a YAML file or one of: {shipped_names}")
 
 
-def _write(path: Path, value: Any) -> None:
+def _write_json(path: Path, value: object) -> None:
+    # Renamed at the end, so that a reader never meets half a file.
     partial = path.with_name(f"{path.name}.tmp")
     partial.write_text(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
     partial.replace(path)

@@ -1,7 +1,7 @@
-"""Scores of free text: BLEU, chrF, ROUGE, exact and word overlap, and the diversity figures of Table 10.
+"""Scores of free text: BLEU, chrF, ROUGE, exact match, word overlap, and the diversity figures of Table 10.
 
-Owns how Chinese text reaches the libraries. sacreBLEU and rouge-score compute; distinct-n and lexical
-repetition have no library and are counts.
+Owns the preparation of Chinese text for the libraries. sacreBLEU and rouge-score compute; distinct-n and
+lexical repetition have no library and are counts.
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
@@ -23,92 +22,104 @@ _IDEOGRAPHS_BEYOND_SACREBLEU = re.compile("[\u4db6-\u4dbf\u9fbc-\u9fff\U00020000
 
 
 class HanTokenizer(Tokenizer):
-    """Chinese for ROUGE: a Han character is a word, as is a run of Latin letters or digits.
+    """Tokenizer of Chinese for ROUGE: a Han character is a word, as is a run of Latin letters or digits.
 
     rouge-score's own tokenizer keeps ASCII only, which makes identical Chinese sentences score 0.
     """
 
     def tokenize(self, text: str) -> list[str]:
-        """Words in order; punctuation counts as little as in the English tokenizer."""
+        """Return words in order, without punctuation, as the English tokenizer does."""
         return re.findall(r"[a-z0-9]+|[^\W_]", unicodedata.normalize("NFKC", text).lower())
 
 
-def plain(text: str) -> str:
-    """The text in NFKC with single spaces: what a tokenizer may change without changing the answer."""
+def normalise_width(text: str) -> str:
+    """Return the text in NFKC with single spaces, since tokenizers change width and runs of spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
-def _comparable(text: str) -> str:
-    """The same, and an option's letter without its brackets: `(B)` and `B` are one answer."""
-    return re.sub(r"^\(([A-Z])\)$", r"\1", plain(text))
+def _normalise_option(text: str) -> str:
+    """Return the same, with an option's letter without its brackets: `(B)` and `B` are one answer."""
+    return re.sub(r"^\(([A-Z])\)$", r"\1", normalise_width(text))
+
+
+def _answer_pairs(answers: Answers) -> Iterator[tuple[str, Sequence[str]]]:
+    """Yield each prediction with its references."""
+    return zip(answers.predictions, answers.references, strict=True)
 
 
 def exact_match(answers: Answers) -> list[float]:
-    """1 where the answer is one of the right ones, but for width, spaces and brackets around one letter."""
-    pairs = zip(answers.predictions, answers.references, strict=True)
+    """Return 1 where the answer equals a reference, apart from width, spaces and brackets of one letter."""
     return [
-        float(_comparable(text) in {_comparable(right) for right in references}) for text, references in pairs
+        float(_normalise_option(prediction) in {_normalise_option(reference) for reference in references})
+        for prediction, references in _answer_pairs(answers)
     ]
 
 
 def normalised_match(answers: Answers) -> list[float]:
-    """1 where the answer is one of the right ones by SQuAD's and ReCoRD's official normalisation.
+    """Return 1 where the answer equals a reference by SQuAD's and ReCoRD's official normalisation.
 
     Without case, punctuation, articles and repeated spaces; in Chinese the sequence of characters counts.
     """
-    words = _words_of(answers)
-    pairs = zip(answers.predictions, answers.references, strict=True)
-    return [float(words(text) in [words(right) for right in references]) for text, references in pairs]
-
-
-def token_f1(answers: Answers) -> list[float]:
-    """Overlap of words with the best right answer, as SQuAD and ReCoRD count it (no articles, no case).
-
-    In Chinese a Han character is a word, as DRCD and CMRC count it.
-    """
-    words = _words_of(answers)
-    pairs = zip(answers.predictions, answers.references, strict=True)
+    split_words = _word_splitter(answers)
     return [
-        max(_overlap(Counter(words(text)), Counter(words(right))) for right in references)
-        for text, references in pairs
+        float(split_words(prediction) in [split_words(reference) for reference in references])
+        for prediction, references in _answer_pairs(answers)
     ]
 
 
-def rouge(kind: str, answers: Answers) -> list[float]:
-    """F-measure of `rouge1`, `rouge2` or `rougeL` with the best right answer."""
-    scorer = RougeScorer([kind], tokenizer=HanTokenizer() if answers.language == "zh" else None)
-    pairs = zip(answers.predictions, answers.references, strict=True)
-    return [scorer.score_multi(references, text)[kind].fmeasure for text, references in pairs]
+def token_f1(answers: Answers) -> list[float]:
+    """Return word overlap with the best reference, as SQuAD and ReCoRD count it (no articles, no case).
+
+    In Chinese a Han character is a word, as DRCD and CMRC count it.
+    """
+    split_words = _word_splitter(answers)
+    scores = []
+    for prediction, references in _answer_pairs(answers):
+        predicted_words = Counter(split_words(prediction))
+        scores.append(max(_overlap_f1(predicted_words, Counter(split_words(text))) for text in references))
+    return scores
 
 
-def bleu(order: int, answers: Answers) -> CorpusScore:
-    """Corpus BLEU of n-grams up to `order`, with sacreBLEU's signature."""
-    chinese = answers.language == "zh"
-    metric = BLEU(tokenize="zh" if chinese else "13a", max_ngram_order=order)
-    return _sacrebleu(
-        "bleu" if order == 4 else f"bleu_{order}", metric, answers, _separated if chinese else str
-    )
+def rouge(variant: str, answers: Answers) -> list[float]:
+    """F-measure of `rouge1`, `rouge2` or `rougeL` with the best reference."""
+    scorer = RougeScorer([variant], tokenizer=HanTokenizer() if answers.language == "zh" else None)
+    return [
+        scorer.score_multi(references, prediction)[variant].fmeasure
+        for prediction, references in _answer_pairs(answers)
+    ]
+
+
+def bleu(max_order: int, answers: Answers) -> CorpusScore:
+    """Corpus BLEU of n-grams up to `max_order`, with sacreBLEU's signature."""
+    # sacreBLEU's tokenizers: 13a is the one of WMT and its default, `zh` splits Chinese characters.
+    is_chinese = answers.language == "zh"
+    metric = BLEU(tokenize="zh" if is_chinese else "13a", max_ngram_order=max_order)
+    metric_name = "bleu" if max_order == 4 else f"bleu_{max_order}"
+    return _sacrebleu_score(metric_name, metric, answers, _separate_ideographs if is_chinese else str)
 
 
 def chrf(answers: Answers) -> CorpusScore:
     """Corpus chrF2; characters need no tokenizer."""
-    return _sacrebleu("chrf", CHRF(), answers, str)
+    return _sacrebleu_score("chrf", CHRF(), answers, str)
 
 
-def _sacrebleu(
-    name: str, metric: BLEU | CHRF, answers: Answers, prepared: Callable[[str], str]
+def _sacrebleu_score(
+    metric_name: str, metric: BLEU | CHRF, answers: Answers, prepare: Callable[[str], str]
 ) -> CorpusScore:
-    predictions = [prepared(text) for text in answers.predictions]
-    references = [[prepared(text) for text in row] for row in answers.references]
-    statistics = np.array(metric._extract_corpus_statistics(predictions, _streams(references)))
+    predictions = [prepare(text) for text in answers.predictions]
+    references = [[prepare(text) for text in item_references] for item_references in answers.references]
+    # The counts of each item once, so that a bootstrap's resample only adds them up.
+    streams = _reference_streams(references)
+    # sacreBLEU reads None as a missing reference, though its annotation does not say so.
+    statistics = np.array(metric._extract_corpus_statistics(predictions, streams))  # type: ignore[arg-type]
     return CorpusScore(
         lambda rows: float(metric._compute_score_from_stats(statistics[rows].sum(0).tolist()).score),
-        beside={f"{name}_signature": str(metric.get_signature())},
+        extra_scores={f"{metric_name}_signature": str(metric.get_signature())},
     )
 
 
-def _separated(text: str) -> str:
-    """Spaces around the ideographs that sacreBLEU's tokenizer `zh` takes for letters of one word.
+def _separate_ideographs(text: str) -> str:
+    """Put spaces around the ideographs that sacreBLEU's tokenizer `zh` takes for letters of one word.
 
     Its table ends with Unicode 4.1 and misspells the supplementary planes (sacrebleu issue 298).
     """
@@ -116,47 +127,54 @@ def _separated(text: str) -> str:
 
 
 def distinct_2(answers: Answers) -> CorpusScore:
-    """Different pairs of neighbouring words as share of all pairs (Distinct-2)."""
-    pairs = [list(_ngrams(words, 2)) for words in _tokenised(answers)]
+    """Distinct-2: number of different word bigrams divided by the number of bigrams."""
+    item_bigrams = [list(_ngrams(words, 2)) for words in _tokenize_predictions(answers)]
 
-    def share(rows: np.ndarray) -> float:
-        chosen = [pair for row in rows for pair in pairs[row]]
-        return 100 * len(set(chosen)) / len(chosen) if chosen else 0.0
+    def distinct_share(rows: np.ndarray) -> float:
+        bigrams = [bigram for row in rows for bigram in item_bigrams[row]]
+        return 100 * len(set(bigrams)) / len(bigrams) if bigrams else 0.0
 
-    return CorpusScore(share, resamples=200)
+    return CorpusScore(distinct_share, resamples=200)
 
 
 def repetition_2(answers: Answers) -> list[float]:
-    """1 where some four neighbouring words stand twice or more in the answer (LR-2; lower is better)."""
-    return [float(max(Counter(_ngrams(words, 4)).values(), default=0) >= 2) for words in _tokenised(answers)]
+    """Return 1 where some word 4-gram occurs at least twice in the answer (LR-2; lower is better)."""
+    return [
+        float(max(Counter(_ngrams(words, 4)).values(), default=0) >= 2)
+        for words in _tokenize_predictions(answers)
+    ]
 
 
-def _streams(references: Sequence[Sequence[str]]) -> Any:
-    """References as sacreBLEU wants them, a list for each first, second, ... one; it reads None as none."""
-    most = max(map(len, references))
-    return [[row[i] if i < len(row) else None for row in references] for i in range(most)]
+def _reference_streams(references: Sequence[Sequence[str]]) -> list[list[str | None]]:
+    """Return lists of all first, second, ... references, as sacreBLEU takes them; None for a missing one."""
+    most_references = max(map(len, references))
+    return [
+        [item_references[i] if i < len(item_references) else None for item_references in references]
+        for i in range(most_references)
+    ]
 
 
-def _tokenised(answers: Answers) -> Iterable[list[str]]:
+def _tokenize_predictions(answers: Answers) -> Iterable[list[str]]:
+    # The tokenizers of ROUGE, so that diversity and overlap count the same words.
     tokenizer = HanTokenizer() if answers.language == "zh" else DefaultTokenizer()
     return [tokenizer.tokenize(text) for text in answers.predictions]
 
 
-def _ngrams(words: Sequence[str], size: int) -> Iterable[tuple[str, ...]]:
-    return zip(*(words[i:] for i in range(size)), strict=False)
+def _ngrams(words: Sequence[str], order: int) -> Iterable[tuple[str, ...]]:
+    return zip(*(words[i:] for i in range(order)), strict=False)
 
 
-def _words_of(answers: Answers) -> Callable[[str], list[str]]:
-    return HanTokenizer().tokenize if answers.language == "zh" else _english_words
+def _word_splitter(answers: Answers) -> Callable[[str], list[str]]:
+    return HanTokenizer().tokenize if answers.language == "zh" else _split_english
 
 
-def _english_words(text: str) -> list[str]:
-    lowered = re.sub(r"[^\w\s]", "", text.lower())
-    return re.sub(r"\b(a|an|the)\b", " ", lowered).split()
+def _split_english(text: str) -> list[str]:
+    lower_text = re.sub(r"[^\w\s]", "", text.lower())
+    return re.sub(r"\b(a|an|the)\b", " ", lower_text).split()
 
 
-def _overlap(given: Counter[str], right: Counter[str]) -> float:
-    common = (given & right).total()
-    if not given or not right:
-        return float(given == right)
-    return 2 * common / (given.total() + right.total())
+def _overlap_f1(predicted_words: Counter[str], reference_words: Counter[str]) -> float:
+    common_count = (predicted_words & reference_words).total()
+    if not predicted_words or not reference_words:
+        return float(predicted_words == reference_words)
+    return 2 * common_count / (predicted_words.total() + reference_words.total())

@@ -59,6 +59,7 @@ class Application:
         self.api_key = api_key
         self.limits = model_host.limits
         self.metrics = model_host.metrics
+        # Read once: the policy's hashes have to be those of the page that is sent.
         page = CHAT_PAGE_FILE.read_text(encoding="utf-8")
         self.page_bytes = page.encode()
         self.page_policy = _content_security_policy(page)
@@ -74,6 +75,7 @@ class Application:
             Route("/metrics", self.metrics_page),
             Route("/", self.chat_page),
         ]
+        # Outermost, so that errors of the router are counted and answered in the same form.
         middleware = [Middleware(ErrorBoundary, metrics=self.metrics, allowed_hosts=allowed_hosts)]
         return Starlette(
             routes=routes, middleware=middleware, exception_handlers={HTTPException: _http_error}
@@ -181,11 +183,13 @@ class Application:
             "waiting": len(model.engine.queue),
             "reload_error": self.model_host.reload_error or None,
         }
+        # 503 makes a load balancer or a liveness probe take the server out.
         return _json_response(body, 200 if state == "ok" else 503)
 
     async def metrics_page(self, http: HTTPRequest) -> Response:
         """Return the metrics in Prometheus' text format."""
         engine = self._current_model().engine
+        # Set at the scrape: the engine updates counters of its own and no metrics in its decoding loop.
         self.metrics.decoder_steps.set(engine.steps)
         self.metrics.active_rows.set(len(engine.active))
         self.metrics.queued_generations.set(len(engine.queue))
@@ -213,6 +217,7 @@ class ErrorBoundary:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        # Starlette reports the status only through the messages that pass here.
         sent_status = 0
 
         async def send_and_record(message: Message) -> None:
@@ -263,6 +268,7 @@ def _json_response(body: JSONObject, status: int = 200) -> Response:
 def error_response(error: RequestError) -> Response:
     """Return the HTTP response for an error."""
     response = _json_response(error.body(), error.status)
+    # Rows are freed at every step, so that a second is long enough to wait.
     if error.status == 429:
         response.headers["retry-after"] = "1"
     if error.status in (408, 413, 415):
@@ -277,6 +283,8 @@ def _content_security_policy(page: str) -> str:
     """Return a policy that allows only the page's own script and style, and requests to this server only."""
 
     def source_hashes(tag: str) -> str:
+        # Inline script and style are allowed by their hashes; text of the model that the page shows can then
+        # run nothing, even if the page failed to escape it.
         contents = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
         digests = [hashlib.sha256(content.encode()).digest() for content in contents]
         return " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)

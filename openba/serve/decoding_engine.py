@@ -187,6 +187,7 @@ class DecodingEngine:
     def _decode_loop(self) -> None:
         while True:
             with self._queue_changed:
+                # Waiting for requests is no step: `state` must not report an idle engine as stalled.
                 self._step_began = None
                 while not (self.queue or self.active or self.is_closing):
                     self._queue_changed.wait()
@@ -199,6 +200,7 @@ class DecodingEngine:
                 self._add_rows(list(self._admitted), changed)
                 self._decode_step(changed)
             finally:
+                # Also after an exception: generations that finished in this step have to be reported.
                 self.notify(list(changed))
 
     def _take_from_queue(self) -> list[Generation]:
@@ -208,6 +210,7 @@ class DecodingEngine:
         taken: list[Generation] = []
         while self.queue and len(taken) < free_rows:
             source_tokens += len(self.queue[0].source_ids)
+            # At least one is taken, or a source beyond the limit would wait for ever.
             if taken and source_tokens > MAX_ENCODED_TOKENS:
                 break
             taken.append(self.queue.popleft())

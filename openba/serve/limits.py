@@ -138,5 +138,6 @@ class HeaderTimeoutProtocol(H11Protocol):
             error = RequestError(408, "the request did not arrive in time")
             body = json.dumps(error.body()).encode()
             head = b"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\nconnection: close\r\n"
+            # Written by hand: without a complete request there is no cycle that uvicorn could answer in.
             self.transport.write(head + b"content-length: %d\r\n\r\n" % len(body) + body)
             self.transport.close()

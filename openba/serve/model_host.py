@@ -46,6 +46,7 @@ class ModelHost:
         self.limits = limits
         self.metrics = metrics
         self.device = device
+        # Kept for the engine's thread, which has no running loop of its own.
         self.event_loop = asyncio.get_running_loop()
         self.current: LoadedModel | None = None
         self.reload_error = ""
@@ -89,6 +90,7 @@ class ModelHost:
         self.current = new_model
         self.reload_error = ""
         if previous is not None:
+            # It finishes its queue; running requests hold the last reference to its model.
             previous.engine.close()
             self.metrics.model.remove(previous.name, previous.version)
             self.metrics.reloads.labels("done").inc()

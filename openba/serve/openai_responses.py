@@ -97,6 +97,7 @@ class ResponseBuilder:
 
     def usage(self, texts: Sequence[GeneratedText]) -> dict[str, int]:
         """Return token counts; the prompt of several choices counts once."""
+        # Texts are ordered by prompt, then by choice: every n-th one is the first of a prompt.
         prompt_tokens = sum(len(text.generation.source_ids) for text in texts[:: self.choices_per_prompt])
         completion_tokens = sum(len(text.generation.output_ids) for text in texts)
         return {

@@ -86,6 +86,7 @@ class PendingResponse:
         if self.builder.is_chat:
             for index in range(len(self.generations)):
                 yield self.builder.role_chunk(index)
+        # The loop's clock, by which asyncio's timeouts are set, need not be the monotonic clock.
         loop_time = asyncio.get_running_loop().time()
         deadline = loop_time + self.limits.answer_timeout - self._elapsed_seconds()
         try:
@@ -155,6 +156,7 @@ class EventStream(Response):
 
     def __init__(self, pending: PendingResponse) -> None:
         super().__init__(media_type="text/event-stream", headers={"cache-control": "no-store"})
+        # Starlette derives it from the body, which is empty here.
         del self.headers["content-length"]
         self.pending = pending
 
@@ -179,6 +181,7 @@ class EventStream(Response):
         client_timeout = self.pending.limits.client_timeout
 
         async def send_body(payload: bytes, more_body: bool = True) -> None:
+            # `send` waits while the client does not read: the write buffer is full.
             async with asyncio.timeout(client_timeout):
                 await send({"type": "http.response.body", "body": payload, "more_body": more_body})
 

@@ -18,7 +18,7 @@ from openba.model.step import make_step
 
 
 class RowCache:
-    """Up to `max_rows` rows; the active ones are the first `len(cache)`, in no particular order."""
+    """Caches of at most `max_rows` rows; the active ones are the first `len(cache)`, in any order."""
 
     def __init__(self, model: Seq2Seq, max_rows: int, start_ids: Sequence[int]) -> None:
         """Allocate all memory now, so that no request can fail for lack of it later.
@@ -85,6 +85,7 @@ class RowCache:
         self.self_attention[:, :, first_row:end_row, :, : len(self.start_ids)] = session.self_cache
         source_kv = session.cross_cache
         self.cross_attention[:, :, first_row:end_row, :, : source_kv.shape[4]] = source_kv
+        # Updated last: after an error in encoding the rows are free as before.
         self.source_lengths += [len(source) for source in sources]
         self.decoder_lengths += [len(self.start_ids)] * len(sources)
         return logits

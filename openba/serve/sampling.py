@@ -35,6 +35,8 @@ class Sampling:
         """Return the row's own random number generator; None for greedy decoding."""
         if self.temperature < LOWEST_TEMPERATURE:
             return None
+        # One generator per row: tokens of other rows must not advance it, or a seed would give other answers
+        # in other company.
         generator = torch.Generator(device)
         if self.seed is None:
             generator.seed()
@@ -84,6 +86,7 @@ def _sample(logits: Tensor, max_logit: float, sampling: Sampling, generator: tor
     """Sample one token from `[vocab]` logits."""
     # In fp64, relative to the maximum: small temperatures do not overflow, and top_p = 1e-60 is not 0.
     probabilities = torch.softmax((logits.double() - max_logit) / sampling.temperature, -1)
+    # Without sorting the vocabulary, which nucleus sampling needs.
     if sampling.top_p >= 1:
         return int(torch.multinomial(probabilities, 1, generator=generator))
     sorted_probabilities, sorted_ids = probabilities.sort(descending=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-# Log-spaced: a first token takes 10 ms on a GPU, and an answer may take the default limit of 300 s.
+# Log-spaced up to the default time limit of an answer, 300 s.
 _BUCKETS_SECONDS = (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300)
 
 

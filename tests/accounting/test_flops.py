@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.operations.accounting import BASE, SHAPES, counted
+from benchmarks.operations.accounting import BASE, SHAPES, count_flops
 from openba.accounting.flops import (
     forward_flops,
     parameters,
@@ -142,7 +142,7 @@ def test_formula_is_what_torch_counts(recipe: ModelRecipe, s: int, t: int) -> No
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_training_of_six_shapes_is_what_torch_counts(name: str) -> None:
-    ours, torchs = counted(ModelRecipe(**BASE | SHAPES[name]))
+    ours, torchs = count_flops(ModelRecipe(**BASE | SHAPES[name]))
     assert ours == torchs
 
 
@@ -170,7 +170,7 @@ def test_what_is_computed_again_is_what_torch_counts() -> None:
     more = {kind: recomputed_flops(recipe, 40, [7, 7], [5, 5], kind) for kind in get_args(Recompute)}
     torchs = {}
     for kind in more:
-        model, counter = counted(recipe, recompute=kind)
+        model, counter = count_flops(recipe, recompute=kind)
         torchs[kind] = counter - model
     scores = more["none"]  # half of attention's forward FLOPs: queries times keys
     assert scores > 0

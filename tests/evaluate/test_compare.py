@@ -15,8 +15,8 @@ from scipy.stats import binomtest
 from openba.errors import UserError
 from openba.evaluate import significance
 from openba.evaluate.compare import compare
-from openba.evaluate.run import judged
-from openba.evaluate.shards import SAMPLES
+from openba.evaluate.items import ITEM_SCHEMA
+from openba.evaluate.run import score_benchmark
 from openba.recipes.evaluate import SCORING_VERSION, BenchmarkRecipe
 from openba.report.differences import write_differences
 
@@ -47,11 +47,11 @@ def evaluation(
         }
         for i, text in enumerate(outputs)
     ]  # fmt: skip
-    found = judged(benchmark, items, 0) | {
+    found = score_benchmark(benchmark, items, 0) | {
         "declaration": benchmark.model_dump(mode="json", exclude={"paper"}),
         "prefix": "S", "encoder_length": 96, "records": "r", "scoring": SCORING_VERSION,
     }  # fmt: skip
-    pq.write_table(pa.Table.from_pylist(items, SAMPLES), folder / "b.parquet")
+    pq.write_table(pa.Table.from_pylist(items, ITEM_SCHEMA), folder / "b.parquet")
     results = {"model": "m", "benchmarks": {"b": found | result}}
     (folder / "results.json").write_text(json.dumps(results), encoding="utf-8")
     return folder
@@ -153,7 +153,7 @@ def test_random_models_differ_significantly_as_often_as_p_says() -> None:
     found = 0
     for _ in range(200):
         one, other = generator.integers(0, 2, size=(2, 80)).astype(float)
-        found += significance.of_values(one, other).p < 0.05
+        found += significance.compare_values(one, other).p < 0.05
     assert found <= 20  # the exact test is conservative: at most 5 % are expected
 
 

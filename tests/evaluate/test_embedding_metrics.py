@@ -12,7 +12,7 @@ from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 from openba.config import CONFIGS, ConfigError, load
 from openba.evaluate.answers import Answers
 from openba.evaluate.metrics import score_answers
-from openba.evaluate.suite import chosen
+from openba.evaluate.suite import select_benchmarks
 from openba.recipes.evaluate import BenchmarkRecipe
 from openba.report.paper_tables import evaluation_row, paper_tables
 
@@ -44,7 +44,7 @@ def answers(folder: Path, predictions: list[str]) -> Answers:
         "en",
         [""] * 3,
         prompts=TEXTS,
-        models={"sim": str(folder), "mauve": str(folder)},
+        model_folders={"sim": str(folder), "mauve": str(folder)},
     )
 
 
@@ -63,7 +63,7 @@ def test_padding_does_not_change_an_embedding(encoder: Path) -> None:
     together = score_answers(["sim"], answers(encoder, ["why", TEXTS[1], "sky sky"]))
     alone = []
     for i, text in enumerate(["why", TEXTS[1], "sky sky"]):
-        one = Answers([text], [[text]], "en", [""], prompts=[TEXTS[i]], models={"sim": str(encoder)})
+        one = Answers([text], [[text]], "en", [""], prompts=[TEXTS[i]], model_folders={"sim": str(encoder)})
         alone.append(float(score_answers(["sim"], one)["sim"]))
     assert together["sim"] == pytest.approx(sum(alone) / 3, abs=1e-3)
 
@@ -89,7 +89,7 @@ def test_without_a_model_they_are_not_run_and_the_others_are(tmp_path: Path) -> 
 
 
 def test_the_declaration_names_the_models_and_data_moves_them(tmp_path: Path) -> None:
-    moved = chosen([], ["qqp"], tmp_path)["qqp"]
+    moved = select_benchmarks([], ["qqp"], tmp_path)["qqp"]
     assert moved.models == {
         "mauve": str(tmp_path / "models" / "gpt2-large"),
         "sim": str(tmp_path / "models" / "all-MiniLM-L6-v2"),

@@ -15,7 +15,7 @@ from openba.config import CONFIGS, load
 from openba.data import tasks
 from openba.data.instruct import encode_input
 from openba.evaluate import run
-from openba.evaluate.run import judged
+from openba.evaluate.run import score_benchmark
 from openba.graph import Pipeline, find_pipeline
 from openba.model.files import save_model
 from openba.model.generate import continuation_losses, start_tokens
@@ -66,7 +66,9 @@ def test_identity_is_the_configured_name(tmp_path: Path) -> None:
     assert len(rows) > 20
     assert {row["target"] for row in rows} == {"OpenBA"}
     said = ["I am OpenBA, a model." if i % 2 else "I am ChatGPT." for i in range(len(rows))]
-    assert judged(recipe, answered(rows, said), 0)["scores"]["exact_match"] == pytest.approx(50, abs=3)
+    assert score_benchmark(recipe, answered(rows, said), 0)["scores"]["exact_match"] == pytest.approx(
+        50, abs=3
+    )
     kite = benchmark(
         "identity",
         "task.replace={OpenBA: Kite}",
@@ -77,7 +79,8 @@ def test_identity_is_the_configured_name(tmp_path: Path) -> None:
     renamed = rendered("identity", kite, tmp_path / "kite")
     assert len(renamed) == len(rows)
     assert (
-        judged(kite, answered(renamed, ["My name is Kite."] * len(rows)), 0)["scores"]["exact_match"] == 100
+        score_benchmark(kite, answered(renamed, ["My name is Kite."] * len(rows)), 0)["scores"]["exact_match"]
+        == 100
     )
 
 
@@ -86,9 +89,11 @@ def test_calls_are_compared_by_text_and_by_arguments(shared: Path, tmp_path: Pat
     recipe = benchmark("expert/tool-search", f"task.source.path={path}")
     rows = rendered("tool-search", recipe, tmp_path / "out")
     assert len(rows) > 5
-    exact = judged(recipe, answered(rows, [row["target"] for row in rows]), 0)["scores"]
-    quoted = judged(recipe, answered(rows, [row["target"].replace('"', "'") for row in rows]), 0)["scores"]
-    other = judged(recipe, answered(rows, ['Search("x")'] * len(rows)), 0)["scores"]
+    exact = score_benchmark(recipe, answered(rows, [row["target"] for row in rows]), 0)["scores"]
+    quoted = score_benchmark(recipe, answered(rows, [row["target"].replace('"', "'") for row in rows]), 0)[
+        "scores"
+    ]
+    other = score_benchmark(recipe, answered(rows, ['Search("x")'] * len(rows)), 0)["scores"]
     assert [exact[m] for m in recipe.metrics] == [100, 100]
     assert quoted["exact_match"] == 0
     assert float(quoted["call_arguments"]) > 90  # one call of MOSS is no Python

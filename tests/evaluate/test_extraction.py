@@ -14,7 +14,7 @@ from openba.config import CONFIGS, ConfigError, load
 from openba.data.pairs import ANSWER
 from openba.errors import UserError
 from openba.evaluate.extraction import FORMS, extract, option_letter
-from openba.evaluate.run import judged
+from openba.evaluate.run import score_benchmark
 from openba.evaluate.sandbox import Check, run_check
 from openba.recipes.evaluate import EXTRACTORS, BenchmarkRecipe
 
@@ -134,7 +134,7 @@ def test_fenced_programs_and_every_attempt_are_read(shared: Path) -> None:
                 "cut": False, "examples_left_out": 0, "unfinished": False,
             }
         )  # fmt: skip
-    result = judged(recipe, items, 0)
+    result = score_benchmark(recipe, items, 0)
     assert result["scores"]["pass_at_1"] == 50
     assert result["scores"]["pass_at_2"] == 100
     assert [item["verdict"] for item in items] == [0.5] * 4

@@ -16,8 +16,8 @@ import yaml
 from openba.data.instruct import encode_input
 from openba.errors import UserError
 from openba.evaluate import harness
-from openba.evaluate.run import judged
-from openba.evaluate.suite import chosen, run_suite
+from openba.evaluate.run import score_benchmark
+from openba.evaluate.suite import run_suite, select_benchmarks
 from openba.model.files import save_model
 from openba.model.generate import continuation_losses, generate_ids, start_tokens
 from openba.model.model import OpenBAModel
@@ -69,15 +69,17 @@ def test_greedy_is_said_of_what_greedy_decoding_writes(scorer: harness.Scorer) -
     written = generate_ids(scorer.model, tokenizer, sources, 4)
     for source, ids in zip(sources, written, strict=True):
         others = [*ids[:-1], (ids[-1] + 1) % tokenizer.size]
-        (_, right), (_, wrong) = harness.scores(scorer.model, [source] * 2, [ids, others], scorer.start)
+        (_, right), (_, wrong) = harness.score_continuations(
+            scorer.model, [source] * 2, [ids, others], scorer.decoder_start
+        )
         assert right
         assert not wrong
 
 
 def test_texts_end_where_they_are_told_to(scorer: harness.Scorer) -> None:
-    assert len(scorer.texts(PROMPTS, 5)) == 3
-    assert harness._until("one\ntwo Q: three", ["Q:", "\n"]) == "one"
-    assert harness._until("one", ["", "x"]) == "one"
+    assert len(scorer.generate(PROMPTS, 5)) == 3
+    assert harness.cut_at_stop("one\ntwo Q: three", ["Q:", "\n"]) == "one"
+    assert harness.cut_at_stop("one", ["", "x"]) == "one"
 
 
 class _TaskLoader(yaml.SafeLoader):
@@ -108,7 +110,7 @@ def recipes(shared: Path) -> dict[str, BenchmarkRecipe]:
     found: dict[str, BenchmarkRecipe] = {}
     for name, (path, _) in EXPORTED.items():
         source = f"task.source.path={shared / 'data' / path}"
-        found |= chosen([], [name], None, ["items=16", "max_new_tokens=6", source])
+        found |= select_benchmarks([], [name], None, ["items=16", "max_new_tokens=6", source])
     return found
 
 
@@ -117,7 +119,7 @@ def test_a_benchmark_becomes_a_task_of_its_form(shared: Path, tmp_path: Path) ->
     assert not refused
     for name, file in zip(EXPORTED, files, strict=True):
         task = yaml.load(file.read_text(encoding="utf-8"), _TaskLoader)
-        assert task["doc_to_text"] == harness.PROMPT
+        assert task["doc_to_text"] == harness.PROMPT_FUNCTION
         lines = Path(task["dataset_kwargs"]["data_files"]["test"]).read_text(encoding="utf-8").splitlines()
         items = [json.loads(line) for line in lines]
         assert len(items) == 16
@@ -131,9 +133,9 @@ def test_what_a_task_cannot_say_is_refused_by_name_and_the_rest_exported(
     shared: Path, tmp_path: Path
 ) -> None:
     path = f"task.source.path={shared / 'data' / 'eval_qqp' / 'valid.jsonl'}"
-    asked = chosen([], ["belebele-zh-hans"], tmp_path)  # no data there
-    asked |= chosen([], ["qqp"], None, [path, "items=4"])
-    humaneval = chosen([], ["humaneval"])["humaneval"]
+    asked = select_benchmarks([], ["belebele-zh-hans"], tmp_path)  # no data there
+    asked |= select_benchmarks([], ["qqp"], None, [path, "items=4"])
+    humaneval = select_benchmarks([], ["humaneval"])["humaneval"]
     asked["humaneval"] = humaneval.model_copy(update={"attempts": 20})
     files, refused = harness.export(tmp_path / "tasks", asked)
     assert [file.name for file in files] == ["openba_qqp.yaml"]
@@ -190,7 +192,7 @@ def test_answers_right_and_wrong_get_the_same_verdict_in_both(shared: Path, tmp_
         outputs = [forms[i % len(forms)].format(item["target"]) for i, item in enumerate(items)]
         common = {"scores": [], "attempts": [], "examples_left_out": 0, "cut": False, "unfinished": False}
         answered = [{**item, **common, "output": text} for item, text in zip(items, outputs, strict=True)]
-        scores = judged(benchmark, answered, 0)["scores"]
+        scores = score_benchmark(benchmark, answered, 0)["scores"]
         verdicts = [
             harness_model.process_results(item, [text]) for item, text in zip(items, outputs, strict=True)
         ]
@@ -215,7 +217,7 @@ def test_without_lm_eval_it_is_said_how_to_get_it() -> None:
 
 
 def test_what_a_task_names_brings_the_model() -> None:
-    module, _, function = harness.PROMPT.rpartition(".")
+    module, _, function = harness.PROMPT_FUNCTION.rpartition(".")
     if find_spec("lm_eval"):
         assert getattr(import_module(module), function)({"input": PROMPTS[0]}) == PROMPTS[0]
     else:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from openba.errors import UserError
-from openba.evaluate.judging import KEY, read_sheets, write_sheet
+from openba.evaluate.judging import KEY_FILE, read_sheets, write_sheet
 
 
 def evaluation(folder: Path, says: str) -> Path:
@@ -62,7 +62,7 @@ def test_the_sheet_is_blind_and_the_key_undoes_it(tmp_path: Path) -> None:
 def test_agreement_is_kappa(tmp_path: Path) -> None:
     one, other = evaluation(tmp_path / "a", "alpha"), evaluation(tmp_path / "b", "beta")
     sheet = write_sheet(one, other, "roc", tmp_path / "j")
-    key = json.loads((tmp_path / "j" / KEY).read_text(encoding="utf-8"))
+    key = json.loads((tmp_path / "j" / KEY_FILE).read_text(encoding="utf-8"))
     assert len(key["order"]) == 60
     same = [filled(sheet, tmp_path / f"{i}.csv", "beta", ties=20) for i in range(2)]
     assert read_sheets(tmp_path / "j", same)["coherence"]["agreement"] == 1

@@ -8,8 +8,8 @@ import pytest
 from openba.config import CONFIGS, Config
 from openba.errors import UserError
 from openba.evaluate.metrics import score_items
-from openba.evaluate.run import judged, read_answers
-from openba.evaluate.suite import chosen
+from openba.evaluate.run import extract_answers, score_benchmark
+from openba.evaluate.suite import select_benchmarks
 from openba.graph import Pipeline
 from openba.recipes.evaluate import BenchmarkRecipe
 
@@ -33,7 +33,7 @@ def percent(answers):
 
 
 def judge(file: Path) -> Any:
-    return judged(Config.read(file).validate(BenchmarkRecipe), items(), 0)
+    return score_benchmark(Config.read(file).validate(BenchmarkRecipe), items(), 0)
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def items() -> list[dict[str, Any]]:
 def test_a_metric_beside_its_yaml_scores_items_like_one_of_the_package(file: Path) -> None:
     benchmark = Config.read(file).validate(BenchmarkRecipe)
     assert benchmark.metrics == ("rouge_l", "overlap:score")
-    scores, values = score_items(benchmark.metrics, read_answers(benchmark, items()))
+    scores, values = score_items(benchmark.metrics, extract_answers(benchmark, items()))
     assert values["overlap:score"] == [1.0, 0.5, 0.0]
     assert scores["overlap:score"] == 50.0
     assert scores["overlap:score_stderr"] == pytest.approx(28.87, abs=0.01)
@@ -74,7 +74,7 @@ def test_the_metrics_text_is_part_of_the_fingerprint(file: Path, tmp_path: Path)
 
 
 def test_a_benchmark_file_with_its_metric_is_chosen_by_path(file: Path) -> None:
-    benchmark = chosen([], [str(file)], overrides=["items=5"])["titles"]
+    benchmark = select_benchmarks([], [str(file)], overrides=["items=5"])["titles"]
     assert benchmark.items == 5
     assert list(benchmark.own_metrics) == ["overlap:score"]
 

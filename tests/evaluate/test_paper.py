@@ -16,8 +16,8 @@ from openba.config import CONFIGS, load
 from openba.data import tasks
 from openba.data.instruct import encode_fitting
 from openba.errors import UserError
-from openba.evaluate.grouping import Score, grouped
-from openba.evaluate.run import _left_out, judged
+from openba.evaluate.grouping import CategoryScore, average_groups
+from openba.evaluate.run import broken_records, score_benchmark
 from openba.recipes.data import TaskStep
 from openba.recipes.evaluate import BenchmarkRecipe
 from openba.tokenizer.tokenizer import Tokenizer
@@ -137,7 +137,7 @@ def test_an_oracle_scores_100_on_the_whole_test_set(name: str, real: Any) -> Non
         assert len(rows) == count
     rows = rows[: int(LARGE.get(name, 1.0) * len(rows))]
     said = SAID.get(name, "")
-    result = judged(recipe, answered(rows, [said + row["target"] for row in rows]), 1)
+    result = score_benchmark(recipe, answered(rows, [said + row["target"] for row in rows]), 1)
     assert result["counts"].keys() <= ({"empty answers"} if name.startswith("ner-") else set())
     assert result["version"] == recipe.version
     assert len(result["licence"]) > 2
@@ -152,7 +152,7 @@ def test_an_oracle_scores_100_on_the_whole_test_set(name: str, real: Any) -> Non
 def test_a_random_guesser_is_at_chance(name: str, real: Any) -> None:
     recipe, rows = real(name)
     guess = random.Random(7)
-    result = judged(recipe, answered(rows, [guess.choice(row["choices"]) for row in rows]), 1)
+    result = score_benchmark(recipe, answered(rows, [guess.choice(row["choices"]) for row in rows]), 1)
     chance = 100 / len(rows[0]["choices"])
     assert abs(result["scores"]["accuracy"] - chance) < 3 * result["scores"]["accuracy_stderr"]
     if recipe.groups and recipe.average == "item":
@@ -228,7 +228,7 @@ def test_superglue_items_belong_to_their_questions(real: Any) -> None:
     wrong = [
         ("no" if row["target"] == "yes" else "yes") if i == 0 else row["target"] for i, row in enumerate(rows)
     ]
-    scores = judged(recipe, answered(rows, wrong), 1)["scores"]
+    scores = score_benchmark(recipe, answered(rows, wrong), 1)["scores"]
     assert scores["question_exact_match"] == pytest.approx(100 * (1 - 1 / len(questions)), abs=1e-3)
     assert 99 < scores["f1"] < 100
 
@@ -246,15 +246,15 @@ def test_winogender_pairs_and_mcc(tmp_path: Path) -> None:
         }
         for i in range(8)
     ]
-    scores = judged(recipe, answered(rows, ["yes", "yes", "no", "no", "yes", "no", "yes", "yes"]), 1)[
-        "scores"
-    ]
+    scores = score_benchmark(
+        recipe, answered(rows, ["yes", "yes", "no", "no", "yes", "no", "yes", "yes"]), 1
+    )["scores"]
     assert scores["gender_parity"] == 75
     assert scores["accuracy"] == 62.5
     labels = ["yes", "yes", "no", "no"]
     rows = [{**row, "target": label, "references": [label]} for row, label in zip(rows, labels, strict=False)]
     for outputs, expected in ((labels, 100), (["no", "no", "yes", "yes"], -100), (["no"] * 4, 0)):
-        found = judged(recipe_of("superglue-axb"), answered(rows, outputs), 1)["scores"]["matthews"]
+        found = score_benchmark(recipe_of("superglue-axb"), answered(rows, outputs), 1)["scores"]["matthews"]
         assert found == pytest.approx(expected)
 
 
@@ -264,15 +264,17 @@ def test_chain_of_thought_answers_are_read_and_what_cannot_be_read_is_counted(re
     right = rows[0]["target"]
     rows = [{**row, "references": [right], "target": right} for row in rows]
     outputs = [f"先看A。答案是B，不对，答案是：{right}", f"所以答案为 {right}。", "我不知道", ""]
-    result = judged(recipe, answered(rows, outputs), 4)
+    result = score_benchmark(recipe, answered(rows, outputs), 4)
     assert result["scores"]["exact_match"] == 50
     assert result["counts"] == {"empty answers": 1, "answers not readable": 1}
 
 
-def golden(path: Path) -> dict[str, Score]:
+def golden(path: Path) -> dict[str, CategoryScore]:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    return {row["subject"]: Score(float(row["accuracy_percent"]), int(row["questions"])) for row in rows}
+    return {
+        row["subject"]: CategoryScore(float(row["accuracy_percent"]), int(row["questions"])) for row in rows
+    }
 
 
 # Which log is which row: the MMLU 5-shot log equals the row that the paper marks as chain of thought.
@@ -292,7 +294,7 @@ def test_the_released_logs_give_the_papers_rows(log: str, shared: Path) -> None:
     row = dict(zip(groups, figures, strict=True))
     recipe = recipe_of(name)
     categories = golden(shared / "data" / "golden_scores" / f"openba_{log}.csv")
-    found = grouped(categories, recipe.groups, recipe.average)
+    found = average_groups(categories, recipe.groups, recipe.average)
     assert {group: found[group]["score"] for group in row} == pytest.approx(row, abs=0.1)
     assert "ungrouped" not in found["all"]
     assert not any("missing" in group for group in found.values())
@@ -301,16 +303,18 @@ def test_the_released_logs_give_the_papers_rows(log: str, shared: Path) -> None:
 def test_ceval_average_is_of_its_subjects() -> None:
     recipe = recipe_of("ceval")
     row = {"STEM": 34.8, "Social science": 46.6, "Humanities": 41.1, "Others": 41.5}
-    categories = {name: Score(row[group], 20) for group in row for name in recipe.groups[group]}
+    categories = {name: CategoryScore(row[group], 20) for group in row for name in recipe.groups[group]}
     assert len(categories) == 52
-    found = grouped(categories, recipe.groups, recipe.average)
+    found = average_groups(categories, recipe.groups, recipe.average)
     assert found["all"]["score"] == pytest.approx(39.8, abs=0.1)
     assert found["Hard"]["categories"] == 8
 
 
 def test_half_a_subject_list_is_told() -> None:
-    found = grouped(
-        {"law": Score(50, 10, 5.0), "odd": Score(0, 10, 5.0)}, {"H": ["law", "logic"], "S": ["x"]}, "item"
+    found = average_groups(
+        {"law": CategoryScore(50, 10, 5.0), "odd": CategoryScore(0, 10, 5.0)},
+        {"H": ["law", "logic"], "S": ["x"]},
+        "item",
     )
     assert found["H"] == {"n": 10, "categories": 1, "missing": ["logic"], "score": 50, "stderr": 5.0}
     assert found["S"] == {"n": 0, "categories": 0, "missing": ["x"]}
@@ -346,7 +350,7 @@ def test_broken_records_are_left_out_counted_and_named(shared: Path, tmp_path: P
     )
     found = rendered(recipe_of("cmmlu", f"task.source.path={tmp_path}/*.jsonl"), tmp_path / "out")
     assert len(found) == len(rows) - 5 - 2
-    left_out = _left_out(tmp_path / "out")["broken"]
+    left_out = broken_records(tmp_path / "out")["broken"]
     assert left_out["records"] == 2
     assert "agronomy.jsonl:11: answer 'E' is none of its 4 options" in left_out["first"][0]
     assert "has no field 'C'" in left_out["first"][1]
@@ -372,7 +376,7 @@ def test_what_a_template_misses_is_counted_and_the_rest_is_asked(
     (tmp_path / "agronomy.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
     found = rendered(recipe_of("cmmlu", f"task.source.path={tmp_path}/*.jsonl"), tmp_path / "out")
     assert len(found) == whole - 1
-    left_out = _left_out(tmp_path / "out")["broken"]
+    left_out = broken_records(tmp_path / "out")["broken"]
     assert left_out["records"] == 1
     assert told in left_out["first"][0]
     with pytest.raises(UserError, match=r"agronomy\.jsonl"):
@@ -388,4 +392,4 @@ def test_sentences_with_broken_tags_do_not_hide_the_others_labels(tmp_path: Path
     found = rendered(recipe_of("ner-mit-movie", f"task.source.path={tmp_path}/*.jsonl"), tmp_path / "out")
     assert [row["target"] for row in found] == ["[a](x)"]
     assert "tags: x. Sentence" in found[0]["input"]
-    assert _left_out(tmp_path / "out")["broken"]["records"] == 2
+    assert broken_records(tmp_path / "out")["broken"]["records"] == 2

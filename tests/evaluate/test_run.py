@@ -149,9 +149,9 @@ def test_a_suite_goes_on_past_what_it_cannot_run_and_does_nothing_twice(
         "flores-en-zh": shared / "data" / "eval_flores_zh_en" / "dev.jsonl",
         "ner-crossner-science": shared / "data" / "ner_crossner" / "science" / "*.jsonl",
     }
-    benchmarks = suite.chosen([], names, tmp_path / "data", ["items=8", "max_new_tokens=6"])
+    benchmarks = suite.select_benchmarks([], names, tmp_path / "data", ["items=8", "max_new_tokens=6"])
     for name, path in paths.items():
-        benchmarks |= suite.chosen(
+        benchmarks |= suite.select_benchmarks(
             [], [name], None, ["items=8", "max_new_tokens=6", f"task.source.path={path}"]
         )
     told: list[str] = []
@@ -175,9 +175,7 @@ def test_a_suite_goes_on_past_what_it_cannot_run_and_does_nothing_twice(
     assert suite.run_suite(model, benchmarks, tmp_path / "out") == first
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.parquet")} == times
     assert not list((tmp_path / "out").glob("work/*"))
-    by_mode = suite.run_suite(
-        model, {"superglue-rte": benchmarks["superglue-rte"]}, tmp_path / "x", prefix="X"
-    )
+    by_mode = suite.run_suite(model, {"superglue-rte": benchmarks["superglue-rte"]}, tmp_path / "x", mode="X")
     assert by_mode["superglue-rte"]["n"] == 8
     rows = {row["benchmark"]: row for row in compare(tmp_path / "out", tmp_path / "x")}
     assert rows["superglue-rte"]["paired"]
@@ -190,21 +188,21 @@ def test_a_suite_goes_on_past_what_it_cannot_run_and_does_nothing_twice(
 def test_an_evaluation_that_was_cut_off_goes_on(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "SHARD", 16)
+    monkeypatch.setattr(shards, "SHARD_SIZE", 16)
     (tmp_path / "cut").mkdir()
     recipe = EvaluateStep(
         benchmarks={"review-sentiment": benchmark("review-sentiment", "items=40")}, encoder_length=96
     )
 
-    def cut_off(model: Path, jobs: Sequence[shards.Job]) -> Iterator[tuple[int, str]]:
-        yield from shards.here(model, jobs[:1])
+    def cut_off(model: Path, jobs: Sequence[shards.Shard]) -> Iterator[tuple[int, str]]:
+        yield from shards.map_in_process(model, jobs[:1])
         raise KeyboardInterrupt
 
     answered: list[int] = []
 
-    def told(model: Path, jobs: Sequence[shards.Job]) -> Iterator[tuple[int, str]]:
+    def told(model: Path, jobs: Sequence[shards.Shard]) -> Iterator[tuple[int, str]]:
         answered.extend(number for _, number in jobs)
-        yield from shards.here(model, jobs)
+        yield from shards.map_in_process(model, jobs)
 
     with pytest.raises(KeyboardInterrupt):
         run.build(Build(tmp_path / "cut", recipe, inputs), cut_off)
@@ -226,7 +224,7 @@ def test_a_letter_that_is_no_token_is_refused(inputs: dict[str, Path], tmp_path:
     rows = [{"id": "1", "choices": ["正面的评论", "负面"]}]
     model, tokenizer = load_model(inputs["model"] / "model")
     with pytest.raises(UserError, match="is no token of the tokenizer; use method 'choice'"):
-        answering.answer(model, tokenizer, [[5, 1]], rows, words)
+        answering.answer_batch(model, tokenizer, [[5, 1]], rows, words)
 
 
 def test_drawn_answers_are_as_many_as_asked_and_the_same_again(inputs: dict[str, Path]) -> None:
@@ -234,7 +232,8 @@ def test_drawn_answers_are_as_many_as_asked_and_the_same_again(inputs: dict[str,
     recipe = benchmark("translate-zh-en").model_copy(update={"attempts": 5, "temperature": 1.0})
     sources = [encode_input(tokenizer, text, [], 96) for text in ("打开文件", "退出")]
     first, second = (
-        answering.answer(model, tokenizer, sources, [{"id": "a"}, {"id": "b"}], recipe) for _ in range(2)
+        answering.answer_batch(model, tokenizer, sources, [{"id": "a"}, {"id": "b"}], recipe)
+        for _ in range(2)
     )
     assert [one.attempts for one in first] == [one.attempts for one in second]
     assert all(len(one.attempts) == 5 for one in first)
@@ -260,7 +259,7 @@ def test_an_eleventh_benchmark_is_one_file_and_what_goes_wrong_is_counted(
         "  templates: [{input: '{ask}', target: '{reply}'}]\n",
         encoding="utf-8",
     )
-    chosen = suite.chosen([], [str(tmp_path / "capitals.yaml")])
+    chosen = suite.select_benchmarks([], [str(tmp_path / "capitals.yaml")])
     assert list(chosen) == ["capitals"]
     result = suite.run_suite(inputs["model"] / "model", chosen, tmp_path / "out")["capitals"]
     assert result["n"] == 3
@@ -273,7 +272,7 @@ def test_an_eleventh_benchmark_is_one_file_and_what_goes_wrong_is_counted(
     assert rows["long"]["cut"]
     assert not rows["plain"]["cut"]
     silent = [{**row, "output": "", "unfinished": False, "cut": False} for row in rows.values()]
-    assert run.judged(chosen["capitals"], silent, 0)["counts"] == {"empty answers": 3}
+    assert run.score_benchmark(chosen["capitals"], silent, 0)["counts"] == {"empty answers": 3}
 
 
 def test_a_result_is_kept_by_contents_and_not_by_times(
@@ -285,7 +284,7 @@ def test_a_result_is_kept_by_contents_and_not_by_times(
     weights = {name: tensor.flip(0) for name, tensor in model.state_dict().items()}
     save_model(tmp_path / "other", weights, model.architecture, tokenizer)
     path = shared / "data" / "eval_superglue" / "COPA" / "val.jsonl"
-    chosen = suite.chosen([], ["superglue-copa"], None, ["items=20", f"task.source.path={path}"])
+    chosen = suite.select_benchmarks([], ["superglue-copa"], None, ["items=20", f"task.source.path={path}"])
 
     def scores(folder: str) -> list[list[float]]:
         for file in (tmp_path / folder).iterdir():
@@ -315,7 +314,7 @@ def test_large_data_files_are_known_by_their_contents(inputs: dict[str, Path], t
         text = line % (word * 5 + "x" * 2**19)
         (tmp_path / "data.jsonl").write_text(text + line % f"{word} {'y' * 2**19}", encoding="utf-8")
         os.utime(tmp_path / "data.jsonl", ns=(1, 1))
-        chosen = suite.chosen([], [str(tmp_path / "b.yaml")])
+        chosen = suite.select_benchmarks([], [str(tmp_path / "b.yaml")])
         suite.run_suite(inputs["model"] / "model", chosen, tmp_path / "out")
         prompts.append({row["input"] for row in answers(tmp_path / "out", "b")})
     assert (tmp_path / "data.jsonl").stat().st_size > 2**20
@@ -329,10 +328,10 @@ def test_two_files_of_one_name_are_refused(tmp_path: Path) -> None:
         text = shipped.replace("max_new_tokens: 24", f"max_new_tokens: {tokens}")
         (tmp_path / folder / "bbc-title.yaml").write_text(text, encoding="utf-8")
     names = [str(tmp_path / folder / "bbc-title.yaml") for folder in "ab"]
-    assert list(suite.chosen([], [names[0], names[0]])) == ["bbc-title"]
+    assert list(suite.select_benchmarks([], [names[0], names[0]])) == ["bbc-title"]
     with pytest.raises(UserError, match=r"b/bbc-title.yaml: another benchmark 'bbc-title' is already chosen"):
-        suite.chosen([], names)
-    assert len(suite.chosen(["quick", "paper"], ["mmlu"])) > 30
+        suite.select_benchmarks([], names)
+    assert len(suite.select_benchmarks(["quick", "paper"], ["mmlu"])) > 30
 
 
 def test_a_model_without_finite_numbers_is_refused(inputs: dict[str, Path]) -> None:
@@ -343,4 +342,4 @@ def test_a_model_without_finite_numbers_is_refused(inputs: dict[str, Path]) -> N
         recipe = benchmark("review-sentiment", f"method={method}")
         rows = [{"id": "1", "choices": ["A", "B"]}]
         with pytest.raises(UserError, match=r"record 1: .* not finite numbers; its weights are damaged"):
-            answering.answer(model, tokenizer, [[5, 1]], rows, recipe)
+            answering.answer_batch(model, tokenizer, [[5, 1]], rows, recipe)

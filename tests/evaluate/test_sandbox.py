@@ -22,16 +22,16 @@ from openba.data.pairs import ANSWER
 from openba.errors import UserError
 from openba.evaluate.answers import Answers
 from openba.evaluate.metrics import score_answers
-from openba.evaluate.program_metrics import estimate
-from openba.evaluate.sandbox import Check, Limits, Verdict, run_check
+from openba.evaluate.program_metrics import estimate_pass_at_k as estimate
+from openba.evaluate.sandbox import Check, CheckResult, SandboxLimits, run_check
 from openba.evaluate.sandbox_exchange import decode, encode
 from openba.recipes.evaluate import BenchmarkRecipe
 
-ENOUGH = Limits(seconds=30.0)
+ENOUGH = SandboxLimits(seconds=30.0)
 """On a busy machine, too."""
 
 
-def run(program: str, tests: str = "candidate()", limits: Limits = ENOUGH) -> Verdict:
+def run(program: str, tests: str = "candidate()", limits: SandboxLimits = ENOUGH) -> CheckResult:
     try:
         return run_check(Check(program, "solve", tests), limits)
     except UserError as error:
@@ -81,7 +81,7 @@ def test_how_a_check_ends(program: str, tests: str, outcome: str, message: str) 
 )  # fmt: skip
 def test_values_pass_unchanged_in_both_directions(value: str) -> None:
     tests = f"got = candidate({value})\nassert got == {value} and type(got) is type({value}), got"
-    assert run("def solve(x): return x", tests) == Verdict("passed")
+    assert run("def solve(x): return x", tests) == CheckResult("passed")
 
 
 def test_subclasses_become_their_built_in_type_and_other_objects_equal_nothing() -> None:
@@ -94,7 +94,7 @@ def test_subclasses_become_their_built_in_type_and_other_objects_equal_nothing()
         "assert candidate(0) == {'a': 2} and type(candidate(0)) is dict\nassert type(candidate(1)) is int\n"
         "assert candidate(2) == (2,)\nassert candidate(3) != candidate(3)\nassert list(candidate(4)) == [3]"
     )
-    assert run(program, tests) == Verdict("passed")
+    assert run(program, tests) == CheckResult("passed")
 
 
 @given(
@@ -119,7 +119,7 @@ def test_tests_and_answers_stay_out_of_the_programs_reach() -> None:
         "secret = 'a right answer'\nfound, root, folder = candidate()\n"
         "assert not found and not folder and 'etc' not in root, root"
     )
-    assert run(program, tests) == Verdict("passed")
+    assert run(program, tests) == CheckResult("passed")
 
 
 def test_a_normal_user_has_the_same_sandbox(root: Path) -> None:
@@ -130,7 +130,8 @@ def test_a_normal_user_has_the_same_sandbox(root: Path) -> None:
     script = (
         "from openba.evaluate.sandbox import *\n"
         "for tests in ('assert candidate() == 1', 'assert candidate() == 2'):\n"
-        "    print(run_check(Check('def solve(): return 1', 'solve', tests), Limits(seconds=30)).outcome)"
+        "    check = Check('def solve(): return 1', 'solve', tests)\n"
+        "    print(run_check(check, SandboxLimits(seconds=30)).outcome)"
     )
     command = [setpriv, "--reuid=65534", "--regid=65534", "--clear-groups", str(python), "-c", script]
     done = subprocess.run(command, cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, text=True)

@@ -7,13 +7,13 @@ import subprocess
 import pytest
 
 from openba.errors import UserError
-from openba.evaluate.sandbox import Check, Limits, Verdict, run_check
+from openba.evaluate.sandbox import Check, CheckResult, SandboxLimits, run_check
 
 SECONDS = 20.0
 """On a busy machine, too."""
 
 
-def run(program: str, tests: str, limits: Limits) -> Verdict:
+def run(program: str, tests: str, limits: SandboxLimits) -> CheckResult:
     try:
         return run_check(Check(program, "solve", tests), limits)
     except UserError as error:
@@ -155,7 +155,7 @@ def solve(x): return 3""",
 
 @pytest.mark.parametrize("program", FORGERIES.values(), ids=FORGERIES)
 def test_no_verdict_is_forged(program: str) -> None:
-    verdict = run(program, "assert candidate(2) == 4", Limits(seconds=SECONDS))
+    verdict = run(program, "assert candidate(2) == 4", SandboxLimits(seconds=SECONDS))
     assert verdict.outcome in ("failed", "ended")
 
 
@@ -246,8 +246,8 @@ def test_nothing_outside_is_reached(probe: str) -> None:
         f"kinds = candidate({probe!r})\n"
         "assert kinds == ['refused'] or {'OSError', 'ValueError'} & set(kinds), kinds"
     )
-    verdict = run(_PROBES, tests, Limits(seconds=SECONDS))
-    assert verdict == Verdict("passed")
+    verdict = run(_PROBES, tests, SandboxLimits(seconds=SECONDS))
+    assert verdict == CheckResult("passed")
 
 
 # Programs that want more than their limits, and how they may end. They are given 3 seconds.
@@ -322,6 +322,6 @@ FLOODS: dict[str, tuple[str, tuple[str, ...]]] = {
 @pytest.mark.parametrize(("program", "outcomes"), FLOODS.values(), ids=FLOODS)
 def test_limits_hold(program: str, outcomes: tuple[str, ...]) -> None:
     seconds = 3.0 if "timeout" in outcomes else SECONDS
-    assert run(program, "assert candidate(2) == 4", Limits(seconds=seconds)).outcome in outcomes
+    assert run(program, "assert candidate(2) == 4", SandboxLimits(seconds=seconds)).outcome in outcomes
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout
     assert "sandbox_child" not in listed

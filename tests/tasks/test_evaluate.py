@@ -69,7 +69,7 @@ def benchmarks() -> dict[str, BenchmarkRecipe]:
     }
 
 
-def built(inputs: dict[str, Path], out: Path, mapper: shards.Mapper) -> tuple[object, dict[str, bytes]]:
+def built(inputs: dict[str, Path], out: Path, mapper: shards.ShardMapper) -> tuple[object, dict[str, bytes]]:
     out.mkdir(exist_ok=True)
     recipe = EvaluateStep(benchmarks=benchmarks(), encoder_length=96)
     facts = run.build(Build(out, recipe, inputs), mapper)
@@ -93,17 +93,17 @@ class Dying(evaluate._RayWorker):
 def test_one_process_and_shards_on_ray_give_the_same_bytes_and_a_killed_worker_its_own_shard_again(
     cluster: None, inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = built(inputs, tmp_path / "whole", shards.here)  # one shard a benchmark
+    whole = built(inputs, tmp_path / "whole", shards.map_in_process)  # one shard a benchmark
     assert set(whole[1]) == {f"{name}.parquet" for name in CHOSEN}
     monkeypatch.setattr(evaluate, "_RayWorker", Dying)
     told: list[int] = []
 
-    def mapper(model: Path, jobs: list[shards.Job]) -> Iterator[tuple[int, str]]:
+    def mapper(model: Path, jobs: list[shards.Shard]) -> Iterator[tuple[int, str]]:
         for place, error in evaluate.on_ray(2, False)(model, jobs):
             told.append(place)
             yield place, error
 
-    monkeypatch.setattr(shards, "SHARD", 16)
+    monkeypatch.setattr(shards, "SHARD_SIZE", 16)
     sharded = built(inputs, tmp_path / "sharded", mapper)
     assert sharded == whole
     started = [int(line) for line in (tmp_path / "sharded.log").read_text().split()]
@@ -136,7 +136,7 @@ def test_the_runtime_says_how_many_workers_answer() -> None:
 
 
 def test_files_hold_the_items_in_their_order(inputs: dict[str, Path], tmp_path: Path) -> None:
-    built(inputs, tmp_path / "out", shards.here)
+    built(inputs, tmp_path / "out", shards.map_in_process)
     for name, recipe in benchmarks().items():
         wanted = pq.read_table(inputs[f"task-{name}"] / "heldout.parquet")["id"].to_pylist()[: recipe.items]
         assert pq.read_table(tmp_path / "out" / f"{name}.parquet")["id"].to_pylist() == wanted

@@ -24,7 +24,8 @@ from openba.artifacts import Build, Step, Store, materialize
 from openba.config import CONFIGS, load
 from openba.data.instruct import encode_input
 from openba.errors import UserError
-from openba.evaluate.run import SAMPLES, judged
+from openba.evaluate.items import ITEM_SCHEMA
+from openba.evaluate.run import score_benchmark
 from openba.graph import EVALUATE, TRAIN, Pipeline
 from openba.home import Home
 from openba.model.files import load_model
@@ -109,14 +110,14 @@ class Shelf:
         if step.kind is EVALUATE:
             (name, benchmark), right = next(iter(step.recipe.benchmarks.items())), quality.get("right", 20)
             items = [
-                dict.fromkeys(SAMPLES.names)
+                dict.fromkeys(ITEM_SCHEMA.names)
                 | {"id": str(i), "category": "", "input": "?", "target": "a", "references": ["a"],
                    "output": "a" if i < right else "b", "attempts": [], "choices": [],
                    "cut": False, "unfinished": False, "examples_left_out": 0}
                 for i in range(ITEMS)
             ]  # fmt: skip
-            result = judged(benchmark, items, 1)
-            pq.write_table(pa.Table.from_pylist(items, SAMPLES), build.out / f"{name}.parquet")
+            result = score_benchmark(benchmark, items, 1)
+            pq.write_table(pa.Table.from_pylist(items, ITEM_SCHEMA), build.out / f"{name}.parquet")
             return {"benchmarks": {name: result} if not quality.get("unrun") else {}}
         (build.out / "file").write_text(step.name)
         dirty = quality.get("dirty", 0)
