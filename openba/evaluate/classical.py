@@ -123,40 +123,44 @@ def tagged_entities(examples: Examples, questions: Sequence[str]) -> list[str]:
 
 
 def _tags(text: str, entities: Sequence[Entity]) -> list[str]:
-    """`B-type`, `I-type` or `O` of each character."""
-    tags, end = ["O"] * len(text), 0
-    for entity, kind in entities:
-        begin = text.find(entity, end)
+    """Return `B-type`, `I-type` or `O` of each character."""
+    tags = ["O"] * len(text)
+    search_begin = 0
+    for entity, entity_type in entities:
+        begin = text.find(entity, search_begin)
         if begin < 0 or not entity:
             continue
-        end = begin + len(entity)
-        tags[begin:end] = [f"B-{kind}", *[f"I-{kind}"] * (len(entity) - 1)]
+        search_begin = begin + len(entity)
+        tags[begin:search_begin] = [f"B-{entity_type}", *[f"I-{entity_type}"] * (len(entity) - 1)]
     return tags
 
 
 def _window_features(texts: Sequence[str]) -> csr_matrix:
-    """One row a character, `[characters, 2**20]`: the hashed characters of every window around it."""
-    rows = []
+    """Return `[characters, 2**20]`: per character the hashed characters of every window around it."""
+    text_columns = []
     for text in texts:
-        codes = np.zeros(len(text) + 4, np.uint64)  # two characters of nothing at either end
+        codes = np.zeros(len(text) + 4, np.uint64)  # two empty characters at either end
         codes[2:-2] = np.array([ord(character) for character in text], np.uint64)
         columns = np.empty((len(text), len(_WINDOWS)), np.int32)
-        for number, offsets in enumerate(_WINDOWS):
-            mixed = np.full(len(text), number + 1, np.uint64)
+        for window_number, offsets in enumerate(_WINDOWS):
+            # Multiplication by an odd constant and shifts, as in splitmix64, spread the bits; a window's
+            # number is its seed.
+            hashes = np.full(len(text), window_number + 1, np.uint64)
             for offset in offsets:
-                mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + codes[2 + offset : 2 + offset + len(text)]
-            mixed ^= mixed >> np.uint64(29)
-            columns[:, number] = (mixed * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(44)
-        rows.append(columns)
-    indices = np.concatenate(rows)
-    starts = np.arange(0, indices.size + 1, len(_WINDOWS))
-    return csr_matrix(
-        (np.ones(indices.size, np.float32), indices.ravel(), starts), shape=(len(indices), _TAG_FEATURES)
-    )
+                begin = 2 + offset
+                hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[begin : begin + len(text)]
+            hashes ^= hashes >> np.uint64(29)
+            columns[:, window_number] = (hashes * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(44)
+        text_columns.append(columns)
+    column_indices = np.concatenate(text_columns)
+    row_starts = np.arange(0, column_indices.size + 1, len(_WINDOWS))
+    values = np.ones(column_indices.size, np.float32)
+    matrix_shape = (len(column_indices), _TAG_FEATURES)
+    return csr_matrix((values, column_indices.ravel(), row_starts), shape=matrix_shape)
 
 
 def _best_path(scores: np.ndarray, labels: Sequence[str]) -> list[str]:
-    """The labels of the greatest summed score (Viterbi) in which each `I` goes on with its type.
+    """Return the labels of the greatest summed score (Viterbi) in which each `I` continues its type.
 
     Args:
         scores: log-probabilities `[characters, labels]`.
@@ -164,80 +168,92 @@ def _best_path(scores: np.ndarray, labels: Sequence[str]) -> list[str]:
     """
     if not len(scores):
         return []
-    follows = np.array(
-        [[not label.startswith("I-") or before[1:] == label[1:] for label in labels] for before in labels]
+    is_allowed = np.array(
+        [[not label.startswith("I-") or previous[1:] == label[1:] for label in labels] for previous in labels]
     )
-    steps = np.where(follows, 0.0, -np.inf)  # [before, label]
-    begins = np.array([0.0 if not label.startswith("I-") else -np.inf for label in labels])
-    total, origins = scores[0] + begins, []
-    for row in scores[1:]:
-        paths = total[:, None] + steps
-        origins.append(paths.argmax(0))
-        total = paths.max(0) + row
-    path = [int(total.argmax())]
-    for origin in reversed(origins):
-        path.append(int(origin[path[-1]]))
+    transition_scores = np.where(is_allowed, 0.0, -np.inf)  # [previous, label]
+    start_scores = np.array([0.0 if not label.startswith("I-") else -np.inf for label in labels])
+    best_scores = scores[0] + start_scores
+    best_previous = []
+    for label_scores in scores[1:]:
+        path_scores = best_scores[:, None] + transition_scores
+        best_previous.append(path_scores.argmax(0))
+        best_scores = path_scores.max(0) + label_scores
+    path = [int(best_scores.argmax())]
+    for previous in reversed(best_previous):
+        path.append(int(previous[path[-1]]))
     return [labels[index] for index in reversed(path)]
 
 
 def _entities_of(text: str, tags: Sequence[str]) -> list[Entity]:
-    """Text and type of every run of tags."""
-    found: list[Entity] = []
+    """Return text and type of every run of tags."""
+    entities: list[Entity] = []
     for character, tag in zip(text, tags, strict=True):
         if tag.startswith("B-"):
-            found.append((character, tag[2:]))
+            entities.append((character, tag[2:]))
         elif tag.startswith("I-"):
-            found[-1] = (found[-1][0] + character, tag[2:])
-    return found
+            entities[-1] = (entities[-1][0] + character, tag[2:])
+    return entities
 
 
 def word_by_word(language: Language, examples: Examples, questions: Sequence[str]) -> list[str]:
-    """Each word's likeliest translation by IBM Model 1, in the order of the question.
+    """Translate each word by its likeliest translation (IBM Model 1), in the order of the question.
 
-    A word that no training pair has stays as it is; the same translation twice running is written once.
+    A word that no training pair has stays as it is; a translation that repeats the one before is left out.
     """
-    lexicon = _model_1(
+    lexicon = _train_model_1(
         [_WORD.findall(text) for text in examples.questions],
         [_WORD.findall(text) for text in examples.answers],
     )
     answers = []
     for text in questions:
-        words = [lexicon.get(word, word) for word in _WORD.findall(text)]
-        kept = [word for place, word in enumerate(words) if place == 0 or words[place - 1] != word]
-        answers.append(("" if language == "zh" else " ").join(kept))
+        translations = [lexicon.get(word, word) for word in _WORD.findall(text)]
+        without_repeats = [
+            word
+            for position, word in enumerate(translations)
+            if position == 0 or translations[position - 1] != word
+        ]
+        answers.append(("" if language == "zh" else " ").join(without_repeats))
     return answers
 
 
-def _model_1(sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> dict[str, str]:
-    """Each source word's likeliest target word (Brown et al. 1993, Model 1, without the empty word)."""
+def _train_model_1(sources: Sequence[Sequence[str]], targets: Sequence[Sequence[str]]) -> dict[str, str]:
+    """Return source word -> likeliest target word (Brown et al. 1993, Model 1, without the empty word)."""
     source_ids: dict[str, int] = {}
     target_ids: dict[str, int] = {}
-    firsts, seconds, groups = [], [], []
-    group = 0
+    # One entry per pair of a source and a target word of a sentence; `groups` numbers the target words.
+    pair_sources: list[int] = []
+    pair_targets: list[int] = []
+    groups: list[int] = []
+    group_count = 0
     for source, target in zip(sources, targets, strict=True):
-        left = [source_ids.setdefault(word, len(source_ids)) for word in source]
-        right = [target_ids.setdefault(word, len(target_ids)) for word in target]
-        firsts += left * len(right)
-        seconds += [word for word in right for _ in left]
-        groups += [group + place for place in range(len(right)) for _ in left]
-        group += len(right)
-    if not firsts:
+        source_words = [source_ids.setdefault(word, len(source_ids)) for word in source]
+        target_words = [target_ids.setdefault(word, len(target_ids)) for word in target]
+        pair_sources += source_words * len(target_words)
+        pair_targets += [word for word in target_words for _ in source_words]
+        groups += [group_count + index for index in range(len(target_words)) for _ in source_words]
+        group_count += len(target_words)
+    if not pair_sources:
         return {}
-    pairs, index = np.unique(
-        np.array(firsts, np.int64) * len(target_ids) + np.array(seconds, np.int64), return_inverse=True
-    )
-    of_source, group_of = pairs // len(target_ids), np.array(groups)
-    probability = np.ones(len(pairs))
+    pair_keys = np.array(pair_sources, np.int64) * len(target_ids) + np.array(pair_targets, np.int64)
+    word_pairs, pair_index = np.unique(pair_keys, return_inverse=True)
+    source_of_pair = word_pairs // len(target_ids)
+    target_of_pair = word_pairs % len(target_ids)
+    group_of_entry = np.array(groups)
+    probability = np.ones(len(word_pairs))
     for _ in range(_MODEL_1_ITERATIONS):
-        weight = probability[index]
-        weight /= np.bincount(group_of, weight)[group_of]
-        count = np.bincount(index, weight)
-        probability = count / np.bincount(of_source, count)[of_source]
-    words = list(target_ids)
-    lexicon: dict[str, str] = {}
-    likeliest = np.lexsort((probability, of_source))  # of each source word, the likeliest comes last
-    best = dict(zip(of_source[likeliest].tolist(), (pairs[likeliest] % len(words)).tolist(), strict=True))
-    for word, number in source_ids.items():
-        if number in best:
-            lexicon[word] = words[best[number]]
-    return lexicon
+        # Expectation: share each target word among the source words of its sentence.
+        weight = probability[pair_index]
+        weight /= np.bincount(group_of_entry, weight)[group_of_entry]
+        # Maximisation: normalise the expected counts of each source word.
+        pair_count = np.bincount(pair_index, weight)
+        probability = pair_count / np.bincount(source_of_pair, pair_count)[source_of_pair]
+    target_words_by_id = list(target_ids)
+    # Sorted by source word, then probability: in the dict the last of each source word, the likeliest, stays.
+    order = np.lexsort((probability, source_of_pair))
+    best_target = dict(zip(source_of_pair[order].tolist(), target_of_pair[order].tolist(), strict=True))
+    return {
+        word: target_words_by_id[best_target[source_id]]
+        for word, source_id in source_ids.items()
+        if source_id in best_target
+    }

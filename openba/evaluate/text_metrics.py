@@ -119,7 +119,7 @@ def _sacrebleu_score(
 
 
 def _separate_ideographs(text: str) -> str:
-    """Put spaces around the ideographs that sacreBLEU's tokenizer `zh` takes for letters of one word.
+    """Separate by spaces the ideographs that sacreBLEU's tokenizer `zh` takes for letters of one word.
 
     Its table ends with Unicode 4.1 and misspells the supplementary planes (sacrebleu issue 298).
     """
