@@ -93,7 +93,7 @@ def test_another_part_of_the_mixture_is_refused(
 ) -> None:
     now = identity(step().model_copy(update={"part": "stage2"}), inputs(mixture_folder, tokenizer_folder))
     with pytest.raises(UserError, match="part: stage1 -> stage2"):
-        check(record, now, Path("step"), allowed=False)
+        check(record, now, Path("step"), changes_allowed=False)
 
 
 def test_fault_25_another_tokenizer_is_refused(
