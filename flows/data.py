@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from openba.json_types import JsonObject
 from openba.recipes.data import CorpusRecipe
 from openba.recipes.train import TrainStep
 from openba.units import human
+
+if TYPE_CHECKING:  # the filters take seconds to load
+    from openba.data.clean.removals import Removal
 
 app = typer.Typer(no_args_is_help=True, help="Look at the data of a pipeline.")
 console = Console(highlight=False, soft_wrap=True)
@@ -77,7 +80,7 @@ def why(
             console.print(f"    {piece}", markup=False)
 
 
-def _pieces(home: Home, clean: Step, rows: list[JsonObject]) -> list[list[str]]:
+def _pieces(home: Home, clean: Step, rows: list[Removal]) -> list[list[str]]:
     """Return the text of each removal, the removed part marked; none where the source's output is gone."""
     from openba.data.clean.removals import original
     from openba.data.clean.replay import replay

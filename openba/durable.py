@@ -12,7 +12,9 @@ import json
 import math
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
+from uuid import uuid4
 
 from openba.errors import UserError
 from openba.json_types import Json, JsonObject
@@ -23,15 +25,33 @@ _NOT_WRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM)
 _NUMBER_IN_TEXT = re.compile(r"\(os error (\d+)\)")
 
 
+def replace_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file under a temporary name in the same folder, flush it to disk and rename it.
+
+    The temporary name is unique over all machines: a task that was believed dead may still be writing.
+
+    Args:
+        path: of the finished file; an existing one is replaced.
+        write: gets the temporary path and writes it.
+    """
+    _replace(path, path.with_name(f".{path.name}.{uuid4().hex}"), write)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file atomically and flush it and its name to disk."""
+    # One fixed temporary name: what a killed process leaves is overwritten by the next one.
     partial = path.with_name(f"{path.name}.tmp")
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    _replace(path, partial, lambda partial: partial.write_text(text, encoding="utf-8"))
     sync(path.parent)
+
+
+def _replace(path: Path, partial: Path, write: Callable[[Path], object]) -> None:
+    try:
+        write(partial)
+        sync(partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, value: Json) -> None:

@@ -42,7 +42,7 @@ CORPUS = Kind("openba.data.clean.corpus:build", "7", resumable=True)
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
 MIXTURE = Kind("openba.data.mixture:build", "3")
 CONTAMINATION = Kind("openba.data.contamination:build", "2")
-TASK = Kind("openba.data.tasks:build", "6")
+TASK = Kind("openba.data.labelled:build", "6")
 INSTRUCT = Kind("openba.data.instruct:build", "4")
 TRAIN = Kind(
     "openba.train.stage:build", "8", place="gang", resumable=True, scratch=("checkpoints", "heartbeat")

@@ -18,10 +18,9 @@ from openba.data.clean import corpus
 from openba.data.clean.passes import ATTEMPTS, Task, killed
 from openba.data.clean.shards import Plan
 from openba.errors import UserError
-from openba.json_types import JsonObject
 
 
-def build(build: Build) -> JsonObject:
+def build(build: Build) -> corpus.Facts:
     """Step `clean` as `corpus.build` does it, on the cluster that this process is connected to."""
     return corpus.build(build, on_ray)
 

@@ -21,8 +21,8 @@ from openba.accounting.flops import parameters, run_flops, train_flops
 from openba.accounting.plan import plan_training
 from openba.artifacts import Kind
 from openba.config import CONFIGS, Config
+from openba.data.labelled import render
 from openba.data.sources import read
-from openba.data.tasks import render
 from openba.graph import Pipeline, find_pipeline
 from openba.plan import MT5_IDS
 from openba.recipes.data import SourceRecipe, TaskRecipe

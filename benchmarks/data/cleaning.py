@@ -21,8 +21,9 @@ from benchmarks.data import peer
 from benchmarks.figure import Figure
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
-from openba.data.clean import columns, corpus, dedup, passes, privacy, shards, stages
-from openba.data.clean.columns import Texts
+from openba.data.clean import corpus, dedup, edit_matrix, passes, privacy, shards, text_arrays
+from openba.data.clean.batch import split_batch
+from openba.data.clean.text_arrays import Texts
 from openba.data.schema import DOCUMENTS
 from openba.recipes.data import CleanRecipe, CorpusRecipe
 
@@ -39,7 +40,9 @@ def paper() -> CleanRecipe:
     return load(CONFIGS / "clean" / "paper.yaml", CleanRecipe)
 
 
-def clean(source: Path, recipe: CleanRecipe, out: Path, mapper: passes.Mapper | None = passes.here) -> None:
+def clean(
+    source: Path, recipe: CleanRecipe, out: Path, mapper: passes.Mapper | None = passes.in_this_process
+) -> None:
     """Run the step over one source."""
     out.mkdir()
     corpus.build(Build(out, CorpusRecipe(sources={"text": recipe}), {"text": source}), mapper)
@@ -53,7 +56,7 @@ def figures() -> Iterator[Figure]:
         size = corpora.write(path, corpora.prose()[::2]) / _MB
         whole = _Against(path, size, lambda out: clean(path.parent, paper(), out))
         yield from whole.figures("cleaning", "chain", 12, 5)
-        held = [p for b in pq.ParquetFile(path).iter_batches() for p in stages.pieces(b, shards.PIECE)]
+        held = [p for b in pq.ParquetFile(path).iter_batches() for p in split_batch(b, shards.PIECE_BYTES)]
         runs = _Against(path, size, lambda _: dedup_runs(held))
         yield from runs.figures("run_dedup", "runs", 100, None)
         exact = _NOTHING.model_copy(update={"document_dedup": True})
@@ -101,12 +104,12 @@ def dedup_runs(pieces: list[pa.RecordBatch]) -> list[pa.Array]:
     """Repeated runs out of texts that are in memory, Arrow to Arrow; the functions are the step's."""
     recipe, windows, keys = paper(), [], []
     for number, piece in enumerate(pieces):
-        texts, _ = columns.decode(piece["text"])
+        texts, _ = text_arrays.decode(piece["text"])
         found = dedup.Windows(texts, recipe.max_sentences, recipe.min_repeat_characters)
         hashes = found.keys()
         mine = np.empty(len(hashes), dedup.KEY)
         mine["high"], mine["low"] = hashes[:, 0], hashes[:, 1]
-        mine["place"] = found.spans[:, 0] + (number << 32)
+        mine["position"] = found.spans[:, 0] + (number << 32)
         mine["record"] = np.arange(len(hashes)) + (number << 32)
         windows.append(found)
         keys.append(mine)
@@ -117,24 +120,25 @@ def dedup_runs(pieces: list[pa.RecordBatch]) -> list[pa.Array]:
         mine = copies[bounds[number] : bounds[number + 1]]
         firsts = mine["first"].astype(np.int64)
         edits = found.edits((mine["record"] & np.uint64(2**32 - 1)).astype(np.int64), firsts, firsts >> 32)
-        left.append(columns.encode(columns.apply(found.texts, edits)))
+        left.append(text_arrays.encode(edit_matrix.apply(found.texts, edits)))
     return left
 
 
 def _privacy(path: Path, name: str, least: float) -> Iterator[Figure]:
-    texts, _ = columns.decode(pq.read_table(path)["text"].combine_chunks())
-    size = columns.size(texts) / _MB
+    texts, _ = text_arrays.decode(pq.read_table(path)["text"].combine_chunks())
+    size = text_arrays.utf8_size(texts) / _MB
     ours: list[float] = []
     slow: list[float] = []
-    privacy.find(texts)  # loads the compiled loops
+    find = privacy.Privacy().find
+    find(texts)  # loads the compiled loops
     for _ in range(3):
         found: list[np.ndarray] = []
-        for seconds, work in ((slow, _spans_of_re), (ours, privacy.find)):
+        for seconds, work in ((slow, _spans_of_re), (ours, find)):
             started = time.process_time()
-            found.append(work(texts)[:, : columns.RULE + 1])
+            found.append(work(texts)[:, : edit_matrix.RULE + 1])
             seconds.append(time.process_time() - started)
         if not np.array_equal(found[0], found[1]):
-            raise AssertionError("privacy.find and the pattern over whole texts differ")
+            raise AssertionError("Privacy.find and the pattern over whole texts differ")
     ratio = statistics.median(a / b for a, b in zip(slow, ours, strict=True))
     told = f"re, the same pattern and spans: {size / statistics.median(slow):.2f} MB/s"
     yield Figure(f"data/privacy_{name}", size / statistics.median(ours), "MB/s", None, "higher", told, ratio)
@@ -143,8 +147,13 @@ def _privacy(path: Path, name: str, least: float) -> Iterator[Figure]:
 
 def _spans_of_re(texts: Texts) -> np.ndarray:
     rows = [
-        (row, int(texts.offsets[row]) + start, int(texts.offsets[row]) + end, columns.RULE_CODE[rule])
+        (
+            row,
+            int(texts.offsets[row]) + start,
+            int(texts.offsets[row]) + end,
+            privacy.Privacy.rules.index(rule) + 1,
+        )
         for row in range(len(texts.offsets) - 1)
-        for start, end, rule in privacy.spans(texts.text(row))
+        for start, end, rule in privacy.match_once(texts.text(row))
     ]
     return np.array(rows, np.int64).reshape(-1, 4)

@@ -23,10 +23,13 @@ import pyarrow as pa
 from benchmarks.data.peer import VARIABLE
 from benchmarks.data.planted import FORMS, OTHERS
 from benchmarks.figure import ROOT, Figure
-from openba.data.clean import columns, dedup, language, markup, privacy
-from openba.data.clean.columns import END, ROW, RULES, START, Texts
-from openba.data.clean.columns import RULE as RULE_COLUMN
+from openba.data.clean import dedup, text_arrays
+from openba.data.clean.edit_matrix import END, ROW, RULE, START
 from openba.data.clean.edits import apply
+from openba.data.clean.language import Languages
+from openba.data.clean.markup import Markup
+from openba.data.clean.privacy import Privacy
+from openba.data.clean.text_arrays import Texts
 
 DATA = ROOT.parent / "shared" / "data"
 _ZH = (
@@ -64,11 +67,11 @@ def figures() -> Iterator[Figure]:
 
 def texts_of(texts: list[str]) -> Texts:
     """As the stages see them."""
-    return columns.decode(pa.array(texts, pa.large_string()))[0]
+    return text_arrays.decode(pa.array(texts, pa.large_string()))[0]
 
 
 def _kept(texts: list[str]) -> int:
-    return len(texts) - len(language.find(texts_of(texts), ("zh", "en")))
+    return len(texts) - len(Languages(("zh", "en")).find(texts_of(texts)))
 
 
 def _rows(name: str) -> Iterator[dict]:
@@ -125,7 +128,7 @@ def _planted() -> Iterator[Figure]:
     yield Figure("data/private_forms", len(FORMS), "", 30, "higher")
     yield Figure("data/private_recall", recall, "%", 99, "higher")
     texts = [_between(make(draw), turn)[0] for make in OTHERS.values() for turn in range(_EACH)]
-    touched = len(np.unique(privacy.find(texts_of(texts))[:, ROW]))
+    touched = len(np.unique(Privacy().find(texts_of(texts))[:, ROW]))
     yield Figure("data/private_numbers_touched", 100 * touched / len(texts), "%", 0.1)
 
 
@@ -139,17 +142,17 @@ def _is_found(name: str, draw: random.Random, turn: int) -> bool:
     rule, make = FORMS[name]
     value = make(draw)
     text, begin = _between(value, turn)
-    edits = privacy.find(texts_of([text]))
+    edits = Privacy().find(texts_of([text]))
     gone = {at for edit in edits for at in range(edit[START], edit[END])}
     matters = str.isdigit if rule == "phone" else str.isalnum
     covered = all(begin + at in gone for at, letter in enumerate(value) if matters(letter))
-    return covered and rule in {RULES[edit[RULE_COLUMN]] for edit in edits}
+    return covered and rule in {Privacy.rules[number - 1] for number in edits[:, RULE]}
 
 
 def _articles() -> Iterator[Figure]:
     """Words of the page text against those of the article that people marked; means over the pages."""
     pages = list(_rows("raw_en_web_html"))
-    ours = [apply(page["html"], markup.find_html(page["html"])) for page in pages]
+    ours = [apply(page["html"], Markup().find_in_text(page["html"])) for page in pages]
     f1, recall = _overlap(ours, pages)
     yield Figure("data/html_words_of_article_kept", 100 * recall, "%", 99, "higher")
     interpreter = os.environ.get(VARIABLE)
@@ -203,11 +206,11 @@ def _marked(documents: list[str], most: int, least: int) -> set[tuple[int, int]]
     keys = np.empty(len(windows.spans), dedup.KEY)
     hashes = windows.keys()
     keys["high"], keys["low"] = hashes[:, 0], hashes[:, 1]
-    keys["place"], keys["record"] = windows.spans[:, 0], np.arange(len(keys))
+    keys["position"], keys["record"] = windows.spans[:, 0], np.arange(len(keys))
     copies = dedup.find_copies(keys)
     copies = copies[np.argsort(copies["record"])]
     numbers, firsts = copies["record"].astype(np.int64), copies["first"].astype(np.int64)
-    edits = windows.edits(numbers, firsts, np.searchsorted(windows.first, firsts, side="right") - 1)
+    edits = windows.edits(numbers, firsts, np.searchsorted(windows.first_sentences, firsts, side="right") - 1)
     return {
         (int(e[ROW]), at - int(texts.offsets[e[ROW]]))
         for e in edits

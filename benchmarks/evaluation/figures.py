@@ -23,7 +23,7 @@ from benchmarks import ner
 from benchmarks.figure import ROOT, Figure
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
-from openba.data import sources, tasks, tokenizer_training
+from openba.data import labelled, sources, tokenizer_training
 from openba.data.entities import Entity, entities_of_spans, entities_of_tags, format_entities, parse_entities
 from openba.evaluate import harness
 from openba.evaluate.answers import Language, Scores
@@ -92,7 +92,7 @@ def _load_benchmark(name: str, data_path: str) -> BenchmarkRecipe:
 
 def _held_out_records(recipe: BenchmarkRecipe) -> list[HeldOutRecord]:
     with tempfile.TemporaryDirectory() as folder:
-        tasks.build(Build(Path(folder), TaskStep(name="x", task=recipe.task), {}))
+        labelled.build(Build(Path(folder), TaskStep(name="x", task=recipe.task), {}))
         return pq.read_table(Path(folder) / "heldout.parquet").to_pylist()
 
 

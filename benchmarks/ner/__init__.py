@@ -22,8 +22,8 @@ import pyarrow as pa
 from benchmarks.figure import ROOT, Figure
 from benchmarks.ner import augment
 from openba.config import load
+from openba.data.labelled import render
 from openba.data.sources import read
-from openba.data.tasks import render
 from openba.recipes.data import TaskRecipe
 
 SHARED_DATA = ROOT.parent / "shared" / "data"

@@ -23,7 +23,7 @@ from benchmarks.figure import Figure
 from benchmarks.quality import shipped
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
-from openba.data import tasks
+from openba.data import labelled
 from openba.data.contamination import Holder, Items
 from openba.data.files import json_lines
 from openba.data.quarantine import refuse
@@ -181,7 +181,7 @@ def recall(name: str, folder: Path, around: list[str]) -> Iterator[tuple[str, fl
     """Yield each form with the share of its records that are found, and how many there are."""
     recipe = benchmark(name, folder.parent)
     folder.mkdir()
-    tasks.build(Build(folder, TaskStep(name=name, task=recipe.task), {}))
+    labelled.build(Build(folder, TaskStep(name=name, task=recipe.task), {}))
     records = _records(name, recipe)
     holder = Holder(Items.read({name: folder}, NGRAM))
     for form, plant in FORMS.items():

@@ -22,9 +22,9 @@ from pydantic import TypeAdapter
 from benchmarks.figure import ROOT, Figure
 from openba.config import CONFIGS, load
 from openba.data.fields import Record, expand, names_in
+from openba.data.labelled import render
 from openba.data.pairs import Rendered
 from openba.data.sources import read
-from openba.data.tasks import render
 from openba.recipes.data import SourceRecipe, TaskRecipe
 from openba.recipes.evaluate import BenchmarkRecipe
 

@@ -28,7 +28,8 @@ from benchmarks import corpora
 from benchmarks.data import cleaning
 from benchmarks.data.planted import planted_document
 from benchmarks.figure import ROOT, Figure
-from openba.data.clean import columns, privacy
+from openba.data.clean import edit_matrix, text_arrays
+from openba.data.clean.privacy import Privacy
 from openba.data.schema import DOCUMENTS
 
 BEFORE = "35059da"
@@ -101,8 +102,8 @@ def _decoders() -> Iterator[tuple[str, Callable[[str], str]]]:
 
 
 def _removals(texts: list[str]) -> int:
-    edits = privacy.find(columns.decode(pa.array(texts, pa.large_string()))[0])
-    for text_number in np.unique(edits[:, columns.ROW])[:3].tolist():
+    edits = Privacy().find(text_arrays.decode(pa.array(texts, pa.large_string()))[0])
+    for text_number in np.unique(edits[:, edit_matrix.ROW])[:3].tolist():
         print(f"benchmarks: quality: private in {texts[text_number]!r}", file=sys.stderr)
     return len(edits)
 

@@ -1,4 +1,4 @@
-"""The article of a web page, by trafilatura: its main text without navigation, advertising and comments."""
+"""Extract the article of a web page with trafilatura, without navigation, advertising and comments."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def article(html: str) -> str | None:
         from trafilatura import extract
     except ImportError:
         raise UserError("extract: trafilatura is not installed; run pip install 'openba[web]'") from None
-    # Not its fast mode: the fallbacks cost time only on pages where the first attempt finds little.
+    # Not the fast mode: the fallbacks cost time only on pages where the first attempt finds little.
     return extract(html, include_comments=False)

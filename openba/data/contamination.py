@@ -1,12 +1,11 @@
-"""Which evaluation records stand in the training data.
+"""Find evaluation records in the training data, by n-grams of `openba.data.matching`.
 
-Owns what of a record is looked for, the index of all records, and both directions of the question: how
-much of a record is in a training set (the report, as the paper's Table 4), and whether a training document
-holds a record (what a mixture drops). How texts are compared is `openba.data.matching`.
+Two uses: how much of each record occurs in each training set (the report, as the paper's Table 4), and which
+training documents contain a record (the mixture drops them).
 
-A record is looked for by its own words: the question alone, without prompt words, option letters and solved
-examples, and the answer's text. A question of at least `ngram` units is there if most of its n-grams are; a
-shorter one is there if all of it stands in a row and the answer's text follows close behind.
+A record is searched by its own words: the question alone, without prompt words, option letters and solved
+examples, and the answer's text. A question of at least `ngram` units occurs if most of its n-grams do; a
+shorter one if all of its units occur in order and the answer's text follows closely.
 
 The paper compared names of data sets, since "fine-grained data contamination checking of
 pre-training data is computationally prohibitive" (section 4.1, footnote 7); here the text is compared.
@@ -17,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -33,63 +32,75 @@ from openba.recipes.data import HELDOUT, ContaminationRecipe
 
 _SLASH, _LINE = (pa.scalar(text, pa.large_string()) for text in "/\n")
 
-CLEAN, DIRTY = 0.2, 0.8
-"""A record with less of its n-grams in the training data is clean, one with as much is dirty."""
-_ENOUGH = 8
-"""Information that a short question and its answer must have together: two a word, one a Han character."""
-_SEARCHED = 16
-"""Units behind a short question in which its answer may begin, beside twice those of all options."""
+CLEAN = 0.2
+"""Share of n-grams in the training data below which a record is clean."""
+DIRTY = 0.8
+"""Share of n-grams in the training data from which on a record is dirty."""
+# Information that a short question and its answer must have together: two per word, one per Han character.
+# Shorter ones would match by chance.
+_MIN_INFORMATION = 8
+# Units behind a short question within which its answer must begin, beside twice the units of all options.
+_ANSWER_WINDOW = 16
+Record = dict[str, list[str]]
+"""`question`: its parts; `answers`: the right answer, then all options. See `pairs.ASKED`."""
 
 
 @dataclass
 class _Keys:
-    """What is looked for, record by record; a record may have several keys, any of which is enough."""
+    """Search keys of all records; a record may have several, any of which is sufficient."""
 
     grams: list[np.ndarray] = field(default_factory=list)
-    """uint64 `[n]` of each long key, distinct."""
+    """Distinct n-grams of each long key, uint64 `[n-grams]`."""
     long_record: list[int] = field(default_factory=list)
     firsts: list[np.ndarray] = field(default_factory=list)
     seconds: list[np.ndarray] = field(default_factory=list)
     windows: list[int] = field(default_factory=list)
     short_record: list[int] = field(default_factory=list)
 
-    def add(self, records: list[dict[str, list[str]]], first_record: int, size: int) -> None:
-        """Add the records of one set."""
+    def add(self, records: list[Record], first_record: int, size: int) -> None:
+        """Add the records of one set.
+
+        Args:
+            records: of the set.
+            first_record: number of the first one over all sets.
+            size: units of an n-gram.
+        """
         texts, owners = _key_texts(records)
         keys = Units.of(pa.array(texts, pa.large_string()))
         answers = Units.of(pa.array([_first(record["answers"]) for record in records], pa.large_string()))
+        # The answer may follow the options, so the window behind a question grows with them.
         options = Units.of(pa.array(["\n".join(record["answers"]) for record in records], pa.large_string()))
         grams, begins = keys.ngrams(size)
         rows = [np.unique(grams[begins[row] : begins[row + 1]]) for row in range(len(texts))]
-        shared = _shared(rows, owners, len(records))
+        common_grams = _common_grams(rows, owners, len(records))
         for row, owner in enumerate(owners):
             if len(rows[row]):
-                own = _without(rows[row], shared)
-                self.grams.append(own if len(own) else rows[row])
+                specific_grams = _without(rows[row], common_grams)
+                self.grams.append(specific_grams if len(specific_grams) else rows[row])
                 self.long_record.append(first_record + owner)
-            elif (
-                _information(keys, row) + _information(answers, owner) >= _ENOUGH
-                and len(keys.row(row)) >= ANCHOR
-            ):
+                continue
+            information = _information(keys, row) + _information(answers, owner)
+            if information >= _MIN_INFORMATION and len(keys.row(row)) >= ANCHOR:
                 self.firsts.append(keys.row(row))
                 self.seconds.append(answers.row(owner))
-                self.windows.append(_SEARCHED + 2 * len(options.row(owner)))
+                self.windows.append(_ANSWER_WINDOW + 2 * len(options.row(owner)))
                 self.short_record.append(first_record + owner)
 
 
-def _key_texts(records: list[dict[str, list[str]]]) -> tuple[list[str], list[int]]:
-    """Return the texts to look for and the record of each: all that is asked, and all but its longest part.
+def _key_texts(records: list[Record]) -> tuple[list[str], list[int]]:
+    """Return texts to search and the record of each: the entire question, and all but its longest part.
 
-    The longest of several parts is a passage, which may be left out of a copy.
+    The longest of several parts is usually a passage, which a copy may lack.
     """
-    texts, owners = [], []
+    texts = []
+    owners = []
     for number, record in enumerate(records):
         parts = record["question"]
         texts.append("\n".join(parts))
         owners.append(number)
         if len(parts) > 1:
             longest = max(range(len(parts)), key=lambda part: len(parts[part]))
-            texts.append("\n".join(part for place, part in enumerate(parts) if place != longest))
+            texts.append("\n".join(part for index, part in enumerate(parts) if index != longest))
             owners.append(number)
     return texts, owners
 
@@ -98,8 +109,8 @@ def _first(texts: list[str]) -> str:
     return texts[0] if texts else ""
 
 
-def _shared(rows: list[np.ndarray], owners: list[int], records: int) -> np.ndarray:
-    """N-grams that more than two records of a set and more than one in a hundred share: its own phrases."""
+def _common_grams(rows: list[np.ndarray], owners: list[int], records: int) -> np.ndarray:
+    """Return n-grams that more than two records and more than 1 % of a set share: its recurring phrases."""
     of_record = [np.empty(0, np.uint64)] * records
     for grams, owner in zip(rows, owners, strict=True):
         of_record[owner] = np.union1d(of_record[owner], grams) if len(of_record[owner]) else grams
@@ -107,24 +118,26 @@ def _shared(rows: list[np.ndarray], owners: list[int], records: int) -> np.ndarr
     return values[counts > max(2, records // 100)]
 
 
-def _without(grams: np.ndarray, shared: np.ndarray) -> np.ndarray:
-    """N-grams that are not in the sorted `shared`."""
-    if not len(shared):
+def _without(grams: np.ndarray, common_grams: np.ndarray) -> np.ndarray:
+    """Return the n-grams that are not among the sorted `common_grams`."""
+    if not len(common_grams):
         return grams
-    places = np.minimum(np.searchsorted(shared, grams), len(shared) - 1)
-    return grams[shared[places] != grams]
+    positions = np.minimum(np.searchsorted(common_grams, grams), len(common_grams) - 1)
+    return grams[common_grams[positions] != grams]
 
 
 def _information(units: Units, row: int) -> int:
-    begin, end = units.begins[row], units.begins[row + 1]
+    """Return two per word and one per other unit of a row."""
+    begin = units.begins[row]
+    end = units.begins[row + 1]
     return int(end - begin + units.is_word[begin:end].sum())
 
 
 @dataclass(frozen=True)
 class Marks:
-    """What of the index some texts hold."""
+    """N-grams and short keys of the index that occur in some texts."""
 
-    grams: np.ndarray  # bool [n], by place in the index
+    grams: np.ndarray  # bool [n-grams], by position in the index
     short: np.ndarray  # bool [short keys]
 
     def __or__(self, other: Marks) -> Marks:
@@ -132,15 +145,25 @@ class Marks:
 
 
 class Items:
-    """Evaluation records of all sets together, ready to be looked for."""
+    """Index of the evaluation records of all sets."""
 
     def __init__(self, sets: list[str], set_of: np.ndarray, keys: _Keys, size: int) -> None:
-        self.sets, self.set_of, self.size = sets, set_of, size
-        joined = np.concatenate([np.empty(0, np.uint64), *keys.grams])
-        self.index, places = np.unique(joined, return_inverse=True)
-        """uint64 `[n]`, sorted and distinct n-grams."""
-        self.places = places.astype(np.int64)
-        """int64 `[g]`, place in the index of each long key's n-grams, key by key."""
+        """Index the keys.
+
+        Args:
+            sets: names of the sets.
+            set_of: number of each record's set, int32 `[records]`.
+            keys: of all records.
+            size: units of an n-gram.
+        """
+        self.sets = sets
+        self.set_of = set_of
+        self.size = size
+        all_grams = np.concatenate([np.empty(0, np.uint64), *keys.grams])
+        self.index, positions = np.unique(all_grams, return_inverse=True)
+        """Sorted distinct n-grams, uint64 `[n-grams]`."""
+        self.positions = positions.astype(np.int64)
+        """Position in the index of all long keys' n-grams, key by key, int64."""
         self.begins = np.concatenate([[0], np.cumsum([len(grams) for grams in keys.grams])]).astype(np.int64)
         self.long_record = np.array(keys.long_record, np.int64)
         self.short_record = np.array(keys.short_record, np.int64)
@@ -148,122 +171,165 @@ class Items:
 
     @classmethod
     def read(cls, folders: Mapping[str, Path], size: int) -> Items:
-        """Read what the held-out records of tasks ask and answer."""
-        keys, set_of = _Keys(), [np.empty(0, np.int32)]
+        """Read the questions and answers of the held-out records of labelled data.
+
+        Args:
+            folders: name of a set -> output of its step.
+            size: units of an n-gram.
+        """
+        keys = _Keys()
+        set_of = [np.empty(0, np.int32)]
         for number, folder in enumerate(folders.values()):
             records = pq.read_table(folder / ASKED_FILE).to_pylist()
             keys.add(records, sum(map(len, set_of)), size)
             set_of.append(np.full(len(records), number, np.int32))
         return cls(list(folders), np.concatenate(set_of), keys, size)
 
-    def nothing(self) -> Marks:
-        """Marks of no text."""
+    def no_marks(self) -> Marks:
+        """Return the marks of an empty text."""
         return Marks(np.zeros(len(self.index), bool), np.zeros(len(self.short_record), bool))
 
     def marks(self, column: pa.Array) -> Marks:
-        """What a column of texts holds of the index."""
-        marks = self.nothing()
+        """Return which n-grams and short keys of the index occur in a column of texts."""
+        marks = self.no_marks()
         units = Units.of(column)
-        places = find(units.ngrams(self.size)[0], self.index)
-        marks.grams[places[places >= 0]] = True
+        positions = find(units.ngrams(self.size)[0], self.index)
+        marks.grams[positions[positions >= 0]] = True
         marks.short[self.pairs.find(units)[0]] = True
         return marks
 
     def shares(self, marks: Marks) -> np.ndarray:
-        """How much of each record is marked, of its best key; NaN for a record that is too short to tell."""
+        """Return the marked share of each record's best key, float64 `[records]`.
+
+        NaN for records that are too short to decide.
+        """
         share = np.full(len(self.set_of), np.nan)
-        sums = np.concatenate([[0], np.cumsum(marks.grams[self.places])])
-        long = np.diff(sums[self.begins]) / np.maximum(1, np.diff(self.begins))
-        np.fmax.at(share, self.long_record, long)
+        marked_before = np.concatenate([[0], np.cumsum(marks.grams[self.positions])])
+        marked_counts = np.diff(marked_before[self.begins])
+        np.fmax.at(share, self.long_record, marked_counts / np.maximum(1, np.diff(self.begins)))
         np.fmax.at(share, self.short_record, marks.short.astype(float))
         return share
 
 
 class Holder:
-    """Says which documents hold an evaluation record."""
+    """Finder of documents that contain an evaluation record."""
 
     def __init__(self, items: Items, threshold: float = DIRTY) -> None:
-        self.items, self.threshold = items, threshold
-        # Keys by n-gram: the inverse of `places`.
-        order = np.argsort(items.places, kind="stable")
+        """Prepare the search.
+
+        Args:
+            items: index of the records.
+            threshold: share of a long key's n-grams that a document must have.
+        """
+        self.items = items
+        self.threshold = threshold
+        # Keys by n-gram: the inverse of `items.positions`.
+        order = np.argsort(items.positions, kind="stable")
         self.key = np.repeat(np.arange(len(items.begins) - 1), np.diff(items.begins))[order]
-        self.starts = np.searchsorted(items.places[order], np.arange(len(items.index) + 1))
+        self.starts = np.searchsorted(items.positions[order], np.arange(len(items.index) + 1))
 
     def __call__(self, batch: pa.RecordBatch) -> np.ndarray:
-        """Rows of a batch with a column `text` -> bool: the row holds a record."""
-        held = np.zeros(batch.num_rows, bool)
-        held[self.found(batch["text"])[0]] = True
-        return held
+        """Return for each row of a batch with a column `text` whether it contains a record, bool `[rows]`."""
+        contains_record = np.zeros(batch.num_rows, bool)
+        contains_record[self.found(batch["text"])[0]] = True
+        return contains_record
 
     def found(self, column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
-        """Return (row, record) of each record that a row of the column holds."""
+        """Return row and record number of each record that a row of the column contains, int64 each."""
         units = Units.of(column)
-        short, rows = self.items.pairs.find(units)
-        pairs = [np.stack([rows, self.items.short_record[short]])]
+        short_keys, rows = self.items.pairs.find(units)
+        occurrences = [np.stack([rows, self.items.short_record[short_keys]])]
         grams, begins = units.ngrams(self.items.size)
-        places = find(grams, self.items.index)
-        if (places >= 0).any():
+        positions = find(grams, self.items.index)
+        is_indexed = positions >= 0
+        if is_indexed.any():
             rows = np.repeat(np.arange(len(begins) - 1), np.diff(begins))
-            hits = np.unique(np.stack([rows[places >= 0], places[places >= 0]]), axis=1)
-            sizes = np.diff(self.starts)[hits[1]]
-            owners = np.concatenate([self.key[self.starts[p] : self.starts[p + 1]] for p in hits[1]])
-            keys, counts = np.unique(
-                np.stack([np.repeat(hits[0], sizes), owners]), axis=1, return_counts=True
+            row_of_hit, position_of_hit = np.unique(
+                np.stack([rows[is_indexed], positions[is_indexed]]), axis=1
             )
-            enough = counts >= self.threshold * np.diff(self.items.begins)[keys[1]]
-            pairs.append(np.stack([keys[0][enough], self.items.long_record[keys[1][enough]]]))
-        row, record = np.unique(np.concatenate(pairs, axis=1), axis=1)
+            # An n-gram may belong to several keys: each counts.
+            key_counts = np.diff(self.starts)[position_of_hit]
+            keys_of_hits = np.concatenate(
+                [self.key[self.starts[position] : self.starts[position + 1]] for position in position_of_hit]
+            )
+            (row_of_key, keys), gram_counts = np.unique(
+                np.stack([np.repeat(row_of_hit, key_counts), keys_of_hits]), axis=1, return_counts=True
+            )
+            is_contained = gram_counts >= self.threshold * np.diff(self.items.begins)[keys]
+            occurrences.append(
+                np.stack([row_of_key[is_contained], self.items.long_record[keys[is_contained]]])
+            )
+        row, record = np.unique(np.concatenate(occurrences, axis=1), axis=1)
         return row, record
 
 
-def build(build: Build) -> dict[str, Any]:
-    """Step `contamination`: every evaluation set against every source and task that is trained on.
+class SetFacts(TypedDict):
+    """Records of an evaluation set, counted by their share in the training data."""
 
-    Returns:
-        Facts: `sets`, a row a set with its records counted as too short, clean, partly, dirty, and
-        the training sets with the number of records that are not clean in them.
-    """
+    set: str
+    records: int
+    too_short: int
+    clean: int
+    partly: int
+    dirty: int
+    overlaps: dict[str, int]
+    """Training set -> records that are not clean in it."""
+
+
+class Facts(TypedDict):
+    """Facts that the step records in its manifest."""
+
+    ngram: int
+    trained_on: list[str]
+    sets: list[SetFacts]
+
+
+def build(build: Build) -> Facts:
+    """Compare every evaluation set with every source and task that is trained on."""
     recipe: ContaminationRecipe = build.recipe
     items = Items.read({name: build.inputs[f"task-{name}"] for name in recipe.sets}, recipe.ngram)
     seen: dict[str, Marks] = {}
     for name, column in _training(build, recipe):
-        seen[name] = seen.get(name, items.nothing()) | items.marks(column)
+        seen[name] = seen.get(name, items.no_marks()) | items.marks(column)
     shares = {name: items.shares(marks) for name, marks in seen.items()}
-    together = items.nothing()
+    all_marks = items.no_marks()
     for marks in seen.values():
-        together = together | marks
-    whole = items.shares(together)
-    columns = {"set": [items.sets[k] for k in items.set_of], "all": whole}
+        all_marks = all_marks | marks
+    all_shares = items.shares(all_marks)
+    columns = {"set": [items.sets[number] for number in items.set_of], "all": all_shares}
     columns |= {f"in {name}": share for name, share in shares.items()}  # a source may be called `all`
     pq.write_table(pa.table(columns), build.out / "records.parquet", compression="zstd")
-    return {
-        "ngram": recipe.ngram,
-        "trained_on": sorted(seen),
-        "sets": [_row(items, number, whole, shares) for number in range(len(items.sets))],
-    }
+    return Facts(
+        ngram=recipe.ngram,
+        trained_on=sorted(seen),
+        sets=[_set_facts(items, number, all_shares, shares) for number in range(len(items.sets))],
+    )
 
 
-def _row(items: Items, number: int, whole: np.ndarray, shares: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    own = items.set_of == number
-    share = whole[own]
-    overlaps = {name: int((found[own] >= CLEAN).sum()) for name, found in sorted(shares.items())}
-    return {
-        "set": items.sets[number],
-        "records": int(own.sum()),
-        "too_short": int(np.isnan(share).sum()),
-        "clean": int((share < CLEAN).sum()),
-        "partly": int(((share >= CLEAN) & (share < DIRTY)).sum()),
-        "dirty": int((share >= DIRTY).sum()),
-        "overlaps": {name: count for name, count in overlaps.items() if count},
-    }
+def _set_facts(
+    items: Items, number: int, all_shares: np.ndarray, shares: Mapping[str, np.ndarray]
+) -> SetFacts:
+    is_of_set = items.set_of == number
+    set_shares = all_shares[is_of_set]
+    overlaps = {name: int((share[is_of_set] >= CLEAN).sum()) for name, share in sorted(shares.items())}
+    return SetFacts(
+        set=items.sets[number],
+        records=int(is_of_set.sum()),
+        too_short=int(np.isnan(set_shares).sum()),
+        clean=int((set_shares < CLEAN).sum()),
+        partly=int(((set_shares >= CLEAN) & (set_shares < DIRTY)).sum()),
+        dirty=int((set_shares >= DIRTY).sum()),
+        overlaps={name: count for name, count in overlaps.items() if count},
+    )
 
 
 def _training(build: Build, recipe: ContaminationRecipe) -> Iterator[tuple[str, pa.Array]]:
-    """Texts that are trained on, by source or task: documents of the mixture, pairs of the tasks."""
+    """Yield texts that are trained on, by source or task: documents of the mixture, pairs of the tasks."""
+    # Documents that the mixture uses; others of the corpus are never trained on.
     used = _used_documents(build.inputs["mixture"])
     for path in corpus_files(build.inputs["corpus"]):
         for batch in read_batches(path, 1000, ["source", "id", "text"]):
-            chosen = batch.filter(pc.is_in(_keys(batch), value_set=used))
+            chosen = batch.filter(pc.is_in(_document_names(batch), value_set=used))
             for source in chosen["source"].unique().to_pylist():
                 yield source, chosen.filter(pc.equal(chosen["source"], source))["text"]
     for name in recipe.tasks:
@@ -273,10 +339,12 @@ def _training(build: Build, recipe: ContaminationRecipe) -> Iterator[tuple[str, 
 def _used_documents(mixture: Path) -> pa.Array:
     files = sorted(f for f in mixture.glob("*/documents.parquet") if f.parent.name != HELDOUT)
     tables = [pq.read_table(file, columns=["source", "id"]) for file in files]
-    return pa.concat_arrays([_keys(batch) for table in tables for batch in table.to_batches()]).unique()
+    names = [_document_names(batch) for table in tables for batch in table.to_batches()]
+    return pa.concat_arrays(names).unique()
 
 
-def _keys(batch: pa.RecordBatch) -> pa.Array:
+def _document_names(batch: pa.RecordBatch) -> pa.Array:
+    """Return `source/id` of each row."""
     return pc.binary_join_element_wise(
         batch["source"].cast(pa.large_string()), batch["id"].cast(pa.large_string()), _SLASH
     )

@@ -1,8 +1,4 @@
-"""A record's fields as a task's templates see them: nested lists, options, turns, entities, wordings.
-
-Owns how a source's record becomes named values, and the message when it cannot. It renders no
-template and decides nothing about what is kept (openba.data.tasks).
-"""
+"""Derive the fields that templates may name: nested lists, options, turns, entities, wordings."""
 
 from __future__ import annotations
 
@@ -27,25 +23,25 @@ from openba.data.entities import (
 from openba.errors import UserError
 from openba.recipes.data import Marked, Options, Tagged, TaskRecipe
 
-Fields = dict[str, Any]
+Fields = dict[str, Any]  # Any: values of whatever JSON or Parquet
 
 
 class Text(str):
-    """A field's text: `{text:.240}` is its start, `{text.after_first_line}` lacks its first line."""
+    """Text of a field: `{text:.240}` is its beginning, `{text.after_first_line}` lacks its first line."""
 
     @property
     def after_first_line(self) -> Text:
-        """Everything after the first line, on one line."""
+        """Text after the first line, joined to one line."""
         return Text(" ".join(self.strip().partition("\n")[2].split()))
 
     @property
     def after_dashes(self) -> Text:
-        """Everything after the first line of dashes, such as the one below BIG-Bench Hard's canary."""
+        """Text after the first line of dashes, such as the one below BIG-Bench Hard's canary."""
         return Text(self.partition("\n-----\n")[2].strip())
 
 
 class RecordId(Text):
-    """The field `id`: the record's own value if it has one, else the identity that its source gives it.
+    """Field `id`: the record's own value if it has one, else the identity that its source gives it.
 
     `{id.file}` and `{id.parent}` always refer to that identity.
     """
@@ -53,36 +49,41 @@ class RecordId(Text):
     identity: str
 
     def __new__(cls, value: str, identity: str) -> RecordId:
-        """Args: `value` is what `{id}` gives."""
-        made = super().__new__(cls, value)
-        made.identity = identity
-        return made
+        """Make the field.
+
+        Args:
+            value: text of `{id}`.
+            identity: that the source gives the record.
+        """
+        record_id = super().__new__(cls, value)
+        record_id.identity = identity
+        return record_id
 
     @property
     def file(self) -> str:
-        """The name of the record's file, without folders and suffix."""
+        """Name of the record's file, without folders and suffix."""
         return self.identity.rpartition(":")[0].rpartition("/")[2].partition(".")[0]
 
     @property
     def parent(self) -> str:
-        """Of an element of a list: the identity of the record that holds the list."""
+        """Identity of the record whose list this element is in."""
         return self.identity.rpartition("/")[0]
 
 
 @dataclass(frozen=True)
 class Record:
-    """A record of a task: the unique identity that its source gives it, and its own fields."""
+    """Record of labelled data: the unique identity that its source gives it, and its fields."""
 
     identity: str
     fields: Fields
 
     def named(self) -> Fields:
-        """The fields with `id`, which the record's own value answers if it has one."""
+        """Return the fields with `id`: the record's own value if it has one, else its identity."""
         return {**self.fields, "id": RecordId(str(self.fields.get("id", self.identity)), self.identity)}
 
 
-class Items(list[Any]):
-    """A field's list: `{field}` is its elements in a row, `{field[0]}` one of them."""
+class Items(list[Any]):  # Any: elements of whatever JSON
+    """List of a field: `{field}` is its elements with commas, `{field[0]}` one of them."""
 
     comma = ", "
 
@@ -94,23 +95,23 @@ class Items(list[Any]):
 
     @property
     def lines(self) -> str:
-        """One element a line."""
+        """Elements, one per line."""
         return "\n".join(map(str, self))
 
     @property
     def lettered(self) -> str:
-        """One option a line: `A. first`."""
+        """Options, one per line: `A. first`."""
         return "\n".join(f"{letter}. {text}" for letter, text in zip(ascii_uppercase, self, strict=False))
 
 
 class ChineseItems(Items):
-    """The same with the comma of Chinese lists."""
+    """List of a field with the comma of Chinese lists."""
 
     comma = "、"
 
 
 class Entities:
-    """The field `entities`: `{entities}` is the paper's notation, `{entities[person]}` those of one type."""
+    """Field `entities`: `{entities}` is the paper's notation, `{entities[person]}` those of one type."""
 
     def __init__(self, pairs: Sequence[Sequence[str]], language: str) -> None:
         self.pairs = [(text, kind) for text, kind in pairs]
@@ -120,54 +121,54 @@ class Entities:
         return format_entities(self.pairs)
 
     def __getitem__(self, kind: str) -> str:
-        """Texts of one type, each once, in order; empty if there is none."""
+        """Return the texts of one type, each once, in order; empty if there are none."""
         return self.comma.join(dict.fromkeys(text for text, label in self.pairs if label == kind))
 
 
 def parse(row: Mapping[str, Any], recipe: TaskRecipe) -> Record:
     """Return a document's row as one record.
 
-    The record's own fields win over the columns that every document has (`language`, `source`). The text
-    and the id that the source took out of the record answer to their own names, and the text to `text` too
-    unless the record has another field of that name.
+    The record's own fields take precedence over the columns that every document has (`language`, `source`).
+    Text and id have the names that they have in the source; the text is also called `text`, unless the record
+    has another field of that name.
     """
     own_names = {
         getattr(recipe.source, "id_field", None): row["id"],
         getattr(recipe.source, "text_field", "text"): row["text"],
     }
-    taken_out = {name: value for name, value in own_names.items() if name is not None}
-    text = {} if getattr(recipe.source, "text_field", "text") is None else {"text": row["text"]}
-    columns = {"language": row["language"], "source": row["source"], **text}
-    fields = {**columns, **without_moss_markers(orjson.loads(row["extra"])), **taken_out}
-    return Record(row["id"], _replaced(fields, recipe.replace) if recipe.replace else fields)
+    text_and_id = {name: value for name, value in own_names.items() if name is not None}
+    text_column = {} if getattr(recipe.source, "text_field", "text") is None else {"text": row["text"]}
+    columns = {"language": row["language"], "source": row["source"], **text_column}
+    fields = {**columns, **without_moss_markers(orjson.loads(row["extra"])), **text_and_id}
+    return Record(row["id"], _replace_words(fields, recipe.replace) if recipe.replace else fields)
 
 
-def _replaced(value: Any, words: Mapping[str, str]) -> Any:
-    """Put other words into every text of a record, however deep it lies."""
+def _replace_words(value: Any, words: Mapping[str, str]) -> Any:  # Any: a value of whatever JSON
+    """Return a value with words replaced in all texts, at any depth."""
     if isinstance(value, str):
         for text, other in words.items():
             value = value.replace(text, other)
         return value
     if isinstance(value, dict):
-        return {key: _replaced(inner, words) for key, inner in value.items()}
-    return [_replaced(inner, words) for inner in value] if isinstance(value, list) else value
+        return {key: _replace_words(inner, words) for key, inner in value.items()}
+    return [_replace_words(inner, words) for inner in value] if isinstance(value, list) else value
 
 
-def expand(record: Record, recipe: TaskRecipe, where: str) -> Iterator[Record]:
-    """Yield the record itself, or one for each element below `recipe.each`; identities get `/position`.
+def expand(record: Record, recipe: TaskRecipe, error_prefix: str) -> Iterator[Record]:
+    """Yield the record itself, or one per element of the lists in `recipe.each`; identities get `/position`.
 
     Raises:
-        UserError: the path leads to no list and no object.
+        UserError: a field of the path is neither a list nor an object.
     """
     records = [record]
     for key in recipe.each:
         deeper = []
         for outer in records:
-            elements = need(outer, key, where)
+            elements = need(outer, key, error_prefix)
             if isinstance(elements, dict):
                 elements = [elements]
             if not isinstance(elements, list):
-                raise UserError(f"{where}: record {outer.identity}: {key} is no list, so no `each`")
+                raise UserError(f"{error_prefix}: record {outer.identity}: {key} is no list, so no `each`")
             for position, element in enumerate(elements):
                 inner = element if isinstance(element, dict) else {key: element}
                 deeper.append(Record(f"{outer.identity}/{position}", {**outer.fields, **inner}))
@@ -175,76 +176,83 @@ def expand(record: Record, recipe: TaskRecipe, where: str) -> Iterator[Record]:
     yield from records
 
 
-def derive(record: Record, recipe: TaskRecipe, labels: str, where: str) -> Fields | None:
-    """Return all fields that templates may name; None if a wording says that the record has no label.
+def derive(record: Record, recipe: TaskRecipe, labels: str, error_prefix: str) -> Fields | None:
+    """Return all fields that templates may name; None if the record has no label according to a wording.
 
     Args:
-        record: one of `expand`'s.
-        recipe: the task.
-        labels: all entity types of the task, for `{labels}`.
-        where: task and source, for messages.
+        record: from `expand`.
+        recipe: of the labelled data.
+        labels: all entity types of the data, for `{labels}`.
+        error_prefix: name and source, for messages.
 
     Raises:
-        UserError: a field is missing or of another form than the recipe says, or a template names a field
-            that the recipe makes and the record has with another value.
+        UserError: a field is missing or has another form than the recipe says, or a template names a field
+            that both recipe and record define, with different values.
     """
     fields = record.named()
     made: Fields = {}
     if recipe.tagged is not None:
-        made["text"] = _sentence(record, recipe.tagged, where)
+        made["text"] = _sentence(record, recipe.tagged, error_prefix)
     if recipe.tagged is not None or "entities" in fields:
-        pairs = _entities(record, recipe, where)
-        own_labels = ", ".join(sorted(kinds_of(record, recipe, where)))
+        pairs = _entities(record, recipe, error_prefix)
+        own_labels = ", ".join(sorted(kinds_of(record, recipe, error_prefix)))
         made["labels"] = labels if recipe.labels == "task" else own_labels
         made["entities"] = Entities(pairs, recipe.source.language)
     for key, separator in recipe.split.items():
-        fields[key] = [part for part in str(need(record, key, where)).split(separator) if part]
+        fields[key] = [part for part in str(need(record, key, error_prefix)).split(separator) if part]
     if recipe.dialogue is not None:
-        made["messages"] = _alternating(record, recipe, where)
-    elif _needs_messages(recipe) and (messages := _messages(record, where)) is not None:
+        made["messages"] = _alternating(record, recipe, error_prefix)
+    elif _needs_messages(recipe) and (messages := _messages(record, error_prefix)) is not None:
         made["messages"] = messages
     for key, joined in recipe.joined.items():
-        values = need(Record(record.identity, fields), joined.field, where)
+        values = need(Record(record.identity, fields), joined.field, error_prefix)
         try:
             made[key] = joined.separator.join(joined.item.format_map(value) for value in values)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise UserError(f"{where}: record {record.identity}: joined.{key}: {_named(error)}") from None
+            raise UserError(
+                f"{error_prefix}: record {record.identity}: joined.{key}: {_named(error)}"
+            ) from None
     for key, marked in recipe.marked.items():
-        made[key] = _with_marks(record, marked, where)
-    refuse_clashes(record, recipe, made, where)
+        made[key] = _with_marks(record, marked, error_prefix)
+    refuse_clashes(record, recipe, made, error_prefix)
     fields |= made
     for key in recipe.wording.keys() - {"entities"} if recipe.tagged else recipe.wording.keys():
-        value = need(Record(record.identity, fields), key, where)
-        fields[key] = word = _worded(key, value, recipe, record, where)
-        if word is None:
+        value = need(Record(record.identity, fields), key, error_prefix)
+        fields[key] = wording = _wording_of(key, value, recipe, record, error_prefix)
+        if wording is None:
             return None
-    made = {} if recipe.options is None else _options(Record(record.identity, fields), recipe.options, where)
+    made = (
+        {}
+        if recipe.options is None
+        else _options(Record(record.identity, fields), recipe.options, error_prefix)
+    )
     for key, template in recipe.beside.items():
-        made[key] = _beside(template.format_map(fields), record, where)
-    refuse_clashes(record, recipe, made, where)
+        made[key] = _beside(template.format_map(fields), record, error_prefix)
+    refuse_clashes(record, recipe, made, error_prefix)
+    # Lists in templates are joined with the comma of the data's language.
     items = ChineseItems if recipe.source.language == "zh" else Items
     return {key: _wrap(value, items) for key, value in (fields | made).items()}
 
 
-def refuse_clashes(record: Record, recipe: TaskRecipe, made: Fields, where: str) -> None:
-    """Refuse a field that the recipe makes where the record has one of that name and other content.
+def refuse_clashes(record: Record, recipe: TaskRecipe, made: Fields, error_prefix: str) -> None:
+    """Refuse a derived field if the record has a field of that name with other content.
 
-    Only fields that a template names can do harm. What a field is made from may bear its name.
+    Only fields that a template names are checked, and not those from which fields are derived.
 
     Raises:
         UserError: there is such a field.
     """
     for name in made.keys() & record.fields.keys() & names_in(_templates(recipe)) - _inputs(recipe):
-        own = record.fields[name]
-        if own != made[name] and str(own) != str(made[name]):
+        record_value = record.fields[name]
+        if record_value != made[name] and str(record_value) != str(made[name]):
             raise UserError(
-                f"{where}: record {record.identity}: the record has a field {name!r}, and the task makes "
-                "another of that name, which the templates use; rename the field in the file"
+                f"{error_prefix}: record {record.identity}: the record has a field {name!r}, and the task "
+                "makes another of that name, which the templates use; rename the field in the file"
             )
 
 
 def _inputs(recipe: TaskRecipe) -> set[str]:
-    """Return the names of the record's fields that the recipe makes others from."""
+    """Return the names of the record's fields from which the recipe derives others."""
     names = {joined.field for joined in recipe.joined.values()}
     if recipe.dialogue is not None:
         names.add(recipe.dialogue.field)
@@ -272,90 +280,95 @@ def names_in(templates: tuple[str, ...]) -> frozenset[str]:
     return frozenset(name for text in templates for name in re.findall(r"\{(\w+)", text))
 
 
-def need(record: Record, key: str, where: str) -> Any:
-    """Return the value of a key.
+def need(record: Record, key: str, error_prefix: str) -> Any:  # Any: a value of whatever JSON
+    """Return the value of a field.
 
     Raises:
         UserError: the record lacks it.
     """
     if key not in record.fields:
         names = ", ".join(sorted(record.fields))
-        raise UserError(f"{where}: record {record.identity} has no field {key!r}; it has {names}")
+        raise UserError(f"{error_prefix}: record {record.identity} has no field {key!r}; it has {names}")
     return record.fields[key]
 
 
-def kinds_of(record: Record, recipe: TaskRecipe, where: str) -> set[str]:
-    """Return the record's entity types, as templates write them; those it asks for, where it asks."""
-    if _asks(record, recipe.tagged):
+def kinds_of(record: Record, recipe: TaskRecipe, error_prefix: str) -> set[str]:
+    """Return the record's entity types in the templates' wording; of a conversation those it asks for."""
+    if _has_questions(record, recipe.tagged):
         words = recipe.wording.get("entities", {})
-        asked = [words.get(kind, kind) for kind in _asked(record, recipe.tagged, where).kinds]
-        return {kind for kind in asked if kind is not None}
-    return {kind for _, kind in _entities(record, recipe, where)}
+        questions = _questions(record, recipe.tagged, error_prefix)
+        entity_types = [words.get(kind, kind) for kind in questions.kinds]
+        return {kind for kind in entity_types if kind is not None}
+    return {kind for _, kind in _entities(record, recipe, error_prefix)}
 
 
-def _asks(record: Record, tagged: Tagged | None) -> bool:
+def _has_questions(record: Record, tagged: Tagged | None) -> bool:
+    """Return whether the record is a conversation that asks for entities."""
     return tagged is not None and tagged.questions is not None and tagged.questions in record.fields
 
 
-def _asked(record: Record, tagged: Tagged | None, where: str) -> Questions:
+def _questions(record: Record, tagged: Tagged | None, error_prefix: str) -> Questions:
     assert tagged is not None
     assert tagged.questions is not None
     try:
         return read_questions([turn["value"] for turn in record.fields[tagged.questions]])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: record {record.identity}: {tagged.questions}: {error}") from None
+        raise UserError(f"{error_prefix}: record {record.identity}: {tagged.questions}: {error}") from None
 
 
-def _sentence(record: Record, tagged: Tagged, where: str) -> str:
-    if _asks(record, tagged):
-        return _asked(record, tagged, where).text
-    return " ".join(map(str, need(record, tagged.tokens, where)))
+def _sentence(record: Record, tagged: Tagged, error_prefix: str) -> str:
+    if _has_questions(record, tagged):
+        return _questions(record, tagged, error_prefix).text
+    return " ".join(map(str, need(record, tagged.tokens, error_prefix)))
 
 
-def _entities(record: Record, recipe: TaskRecipe, where: str) -> Sequence[Sequence[str]]:
-    """Return the record's entities as [text, type] pairs, types worded; none if it has no such field."""
+def _entities(record: Record, recipe: TaskRecipe, error_prefix: str) -> Sequence[Sequence[str]]:
+    """Return the record's entities as [text, type] pairs in the templates' wording, if it has any."""
     words = recipe.wording.get("entities", {})
-    pairs = _raw_entities(record, recipe, where)
+    pairs = _raw_entities(record, recipe, error_prefix)
     worded = [(text, words.get(kind, kind)) for text, kind in pairs]
     return [(text, kind) for text, kind in worded if kind is not None]
 
 
-def _raw_entities(record: Record, recipe: TaskRecipe, where: str) -> Sequence[Sequence[str]]:
-    if _asks(record, recipe.tagged):
-        return _asked(record, recipe.tagged, where).entities
+def _raw_entities(record: Record, recipe: TaskRecipe, error_prefix: str) -> Sequence[Sequence[str]]:
+    if _has_questions(record, recipe.tagged):
+        return _questions(record, recipe.tagged, error_prefix).entities
     if (tagged := recipe.tagged) is not None:
-        tokens = [str(token) for token in need(record, tagged.tokens, where)]
+        tokens = [str(token) for token in need(record, tagged.tokens, error_prefix)]
         try:
             if tagged.tags is not None:
-                return entities_of_tags(tokens, need(record, tagged.tags, where))
-            return entities_of_spans(tokens, need(record, str(tagged.spans), where))
+                return entities_of_tags(tokens, need(record, tagged.tags, error_prefix))
+            return entities_of_spans(tokens, need(record, str(tagged.spans), error_prefix))
         except ValueError as error:
-            raise UserError(f"{where}: record {record.identity}: {error}") from None
+            raise UserError(f"{error_prefix}: record {record.identity}: {error}") from None
     pairs = record.fields.get("entities") or []
     if not all(isinstance(p, list) and len(p) == 2 and all(isinstance(s, str) for s in p) for p in pairs):
         raise UserError(
-            f"{where}: record {record.identity}: entities must be a list of [text, type]; got {pairs!r:.80}"
+            f"{error_prefix}: record {record.identity}: entities must be a list of [text, type]; "
+            f"got {pairs!r:.80}"
         )
     return pairs
 
 
-def _with_marks(record: Record, marked: Marked, where: str) -> str:
+def _with_marks(record: Record, marked: Marked, error_prefix: str) -> str:
     """Return the text with asterisks around the words at, or nearest to, the position."""
-    text = str(need(record, marked.text, where))
+    text = str(need(record, marked.text, error_prefix))
     try:
         words = marked.words.format_map(record.fields)
         position = int(marked.position.format_map(record.fields))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{where}: record {record.identity}: marked: {_named(error)}") from None
+        raise UserError(f"{error_prefix}: record {record.identity}: marked: {_named(error)}") from None
     if marked.unit == "word":
         begins = [match.start() for match in re.finditer(r"\S+", text)]
         position = begins[position] if 0 <= position < len(begins) else len(text)
     is_word = r"\w" if marked.unit == "word" else "(?!)"
     pattern = rf"(?<!{is_word}){re.escape(words)}(?!{is_word})"
-    places = [match.start() for match in re.finditer(pattern, text, re.IGNORECASE)] if words else []
-    if not places:
-        raise UserError(f"{where}: record {record.identity}: {marked.text} does not hold {words!r:.60}")
-    begin = min(places, key=lambda place: abs(place - position))
+    positions = [match.start() for match in re.finditer(pattern, text, re.IGNORECASE)] if words else []
+    if not positions:
+        raise UserError(
+            f"{error_prefix}: record {record.identity}: {marked.text} does not hold {words!r:.60}"
+        )
+    begin = min(positions, key=lambda candidate: abs(candidate - position))
     end = begin + len(words)
     return f"{text[:begin]}*{text[begin:end]}*{text[end:]}"
 
@@ -364,67 +377,72 @@ def _needs_messages(recipe: TaskRecipe) -> bool:
     return recipe.conversation or any("{messages" in turn.input + turn.target for turn in recipe.templates)
 
 
-def _messages(record: Record, where: str) -> list[dict[str, str]] | None:
+def _messages(record: Record, error_prefix: str) -> list[dict[str, str]] | None:
     """Return the record's conversation in one of the published forms; None if it has none."""
     if {"messages", "conversations"} <= record.fields.keys():
         raise UserError(
-            f"{where}: record {record.identity}: it has both messages and conversations; "
+            f"{error_prefix}: record {record.identity}: it has both messages and conversations; "
             "name the right one by `dialogue`, or remove the other from the file"
         )
     try:
         return find_messages(record.fields)
     except (KeyError, TypeError, AttributeError, ValueError):
         raise UserError(
-            f"{where}: record {record.identity}: write turns as messages [{{role, content}}] "
+            f"{error_prefix}: record {record.identity}: write turns as messages [{{role, content}}] "
             "or conversations [{from, value}]"
         ) from None
 
 
-def _alternating(record: Record, recipe: TaskRecipe, where: str) -> list[dict[str, str]]:
+def _alternating(record: Record, recipe: TaskRecipe, error_prefix: str) -> list[dict[str, str]]:
     assert recipe.dialogue is not None
-    field, key, speakers = recipe.dialogue.field, recipe.dialogue.text, recipe.dialogue.speakers
-    turns = need(record, field, where)
+    field = recipe.dialogue.field
+    key = recipe.dialogue.text
+    speakers = recipe.dialogue.speakers
+    turns = need(record, field, error_prefix)
     try:
         if speakers is not None:
-            turns, key = [turn[speaker] for turn in turns for speaker in speakers], None
+            turns = [turn[speaker] for turn in turns for speaker in speakers]
+            key = None
         texts = [(turn if key is None else turn[key]).strip() for turn in turns]
     except (KeyError, TypeError, AttributeError):
         keys = [key] if speakers is None else speakers
         form = "strings" if key is None and speakers is None else f"objects with {', '.join(map(repr, keys))}"
-        raise UserError(f"{where}: record {record.identity}: {field} is no list of {form}") from None
+        raise UserError(f"{error_prefix}: record {record.identity}: {field} is no list of {form}") from None
     roles = ("user", "assistant")
     return [{"role": roles[position % 2], "content": text} for position, text in enumerate(texts)]
 
 
-def _worded(key: str, value: Any, recipe: TaskRecipe, record: Record, where: str) -> str | None:
+def _wording_of(key: str, value: object, recipe: TaskRecipe, record: Record, error_prefix: str) -> str | None:
+    """Return the word that stands for a label, None if records with this label are discarded."""
     name = value if isinstance(value, str) else orjson.dumps(value).decode()
     if name not in recipe.wording[key]:
         raise UserError(
-            f"{where}: record {record.identity}: wording.{key} has no word for {value!r:.60}; add it, "
+            f"{error_prefix}: record {record.identity}: wording.{key} has no word for {value!r:.60}; add it, "
             "or null to discard such records"
         )
     return recipe.wording[key][name]
 
 
-def _options(record: Record, options: Options, where: str) -> Fields:
+def _options(record: Record, options: Options, error_prefix: str) -> Fields:
+    """Return the options of a question, and letter and text of the right one."""
     if len(options.of) == 1:
-        texts = need(record, options.of[0], where)
+        texts = need(record, options.of[0], error_prefix)
     else:
-        texts = [need(record, key, where) for key in options.of]
-    answer = need(record, options.answer, where)
+        texts = [need(record, key, error_prefix) for key in options.of]
+    answer = need(record, options.answer, error_prefix)
     letters = list(ascii_uppercase[: len(texts)])
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(texts):
-        right = answer
-    elif answer in letters:  # before the texts: an option may read "C" itself
-        right = letters.index(answer)
+        right_index = answer
+    elif answer in letters:  # before the texts: the text of an option may be "C"
+        right_index = letters.index(answer)
     elif answer in texts:
-        right = texts.index(answer)
+        right_index = texts.index(answer)
     else:
         raise UserError(
-            f"{where}: record {record.identity}: {options.answer} {answer!r:.60} is none of its "
+            f"{error_prefix}: record {record.identity}: {options.answer} {answer!r:.60} is none of its "
             f"{len(texts)} options by position, text or letter"
         )
-    return {"options": list(texts), "letter": letters[right], "option": texts[right]}
+    return {"options": list(texts), "letter": letters[right_index], "option": texts[right_index]}
 
 
 @lru_cache(maxsize=256)  # one file serves many records
@@ -432,14 +450,16 @@ def _read(path: str) -> str:
     return Path(path).read_text(encoding="utf-8")
 
 
-def _beside(path: str, record: Record, where: str) -> str:
+def _beside(path: str, record: Record, error_prefix: str) -> str:
     try:
         return _read(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{where}: record {record.identity}: {path}: {error.__class__.__name__}") from None
+        raise UserError(
+            f"{error_prefix}: record {record.identity}: {path}: {error.__class__.__name__}"
+        ) from None
 
 
-def _wrap(value: Any, items: type[Items]) -> Any:
+def _wrap(value: Any, items: type[Items]) -> Any:  # Any: a value of whatever JSON
     if value is None:
         return Text()
     if isinstance(value, list):

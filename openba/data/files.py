@@ -1,8 +1,7 @@
-"""Local files that a source names: which they are, their state, and their records one by one.
+"""Find the local files of a source, identify their state, and read their records one by one.
 
-Owns paths, folders, globs and the messages about broken files and rows, which it tells to whoever reads and
-passes over. How a file is compressed and encoded is `openba.data.opening`'s; which field of a record is the
-text is `openba.data.sources`'s.
+Files and rows that cannot be read are passed to a handler and skipped. Compression and encodings are handled
+in `openba.data.opening`; which field of a record is the text is decided in `openba.data.sources`.
 """
 
 from __future__ import annotations
@@ -24,14 +23,15 @@ import pyarrow.parquet as pq
 
 from openba.config import CONFIGS
 from openba.data import opening
-from openba.data.quarantine import Bad, Tell
+from openba.data.quarantine import Unreadable, UnreadableHandler
 from openba.errors import UserError
 
 BATCH_ROWS = 1000
 _EMPTY = "the file is empty; remove it or write it again"
 
-_SMALL = 2**20
-"""Bytes up to which a file is identified by its contents."""
+# Size up to which a file is identified by its contents.
+_MAX_HASHED_BYTES = 2**20
+# Adapter -> endings of its files' names, in any case, possibly followed by one of `opening.SUFFIXES`.
 _SUFFIXES = {
     "parquet": (".parquet",),
     "jsonl": (".jsonl", ".json", ".ndjson"),
@@ -41,22 +41,27 @@ _SUFFIXES = {
     "csv": (".csv", ".tsv"),
     "warc": (".warc", ".wet"),
 }
-"""Names of an adapter's files end in one of these in any case, and maybe in one of `opening.SUFFIXES`."""
 _TAG = re.compile(r"O|[BI]-\S+")
 
-Fields = dict[str, Any]
-"""A record: name -> value."""
+Fields = dict[str, Any]  # Any: values of whatever JSON or Parquet
+"""Record: name -> value."""
 
 
 def find(path: str, adapter: str) -> list[tuple[str, Path]]:
-    """(name relative to the folder or the glob's fixed part, file), sorted by name.
+    """Return the files of a path, sorted by name.
 
-    A relative path starts at the working directory; one into `configs/` also finds shipped files.
+    Args:
+        path: file, folder or glob, relative to the working directory; `configs/` also finds shipped files.
+        adapter: decides which files of a folder count.
+
+    Returns:
+        (name relative to the folder or to the glob's fixed part, file) each.
 
     Raises:
-        UserError: nothing is there.
+        UserError: there is no such file.
     """
-    root, suffixes = _root(path), _suffixes(adapter)
+    root = _root(path)
+    suffixes = _suffixes(adapter)
     if root.is_dir():
         files = [(name, file) for name, file in below(root) if file.is_file() and _is_named(file, suffixes)]
     elif root.is_file():
@@ -68,20 +73,23 @@ def find(path: str, adapter: str) -> list[tuple[str, Path]]:
     else:
         raise UserError(f"path: {path}: no such file or folder")
     if not files:
-        wanted = " or ".join(f"*{suffix}" for suffix in _SUFFIXES[adapter])
-        raise UserError(f"path: {path}: no file there, wanted {wanted}; put it there or give another path")
+        wanted_suffixes = " or ".join(f"*{suffix}" for suffix in _SUFFIXES[adapter])
+        raise UserError(
+            f"path: {path}: no file there, wanted {wanted_suffixes}; put it there or give another path"
+        )
     return files
 
 
-def unread(path: str, adapter: str) -> list[Bad]:
-    """Return what `find` passes over in a folder, each with the reason; nothing for a file or a glob."""
-    root, suffixes = _root(path), _suffixes(adapter)
+def unread(path: str, adapter: str) -> list[Unreadable]:
+    """Return the files of a folder that `find` skips, each with the reason; none for a file or a glob."""
+    root = _root(path)
+    suffixes = _suffixes(adapter)
     if not root.is_dir():
         return []
-    wanted = ", ".join(_SUFFIXES[adapter])
-    reason = f"not read, since its name ends in none of {wanted}; name it in `path` to read it all the same"
+    wanted_suffixes = ", ".join(_SUFFIXES[adapter])
+    reason = f"not read, since its name ends in none of {wanted_suffixes}; give its name in `path` to read it"
     return [
-        Bad(str(file), None, reason if file.exists() else "a link that leads nowhere")
+        Unreadable(str(file), None, reason if file.exists() else "a link that leads nowhere")
         for _, file in below(root)
         if not (file.exists() and _is_named(file, suffixes))
     ]
@@ -89,7 +97,7 @@ def unread(path: str, adapter: str) -> list[Bad]:
 
 def _root(path: str) -> Path:
     root = Path(path).expanduser()
-    if path.startswith("configs/") and not root.exists():  # a shipped file, from wherever the command is run
+    if path.startswith("configs/") and not root.exists():  # a shipped file, in any working directory
         return CONFIGS.parent / path
     return root
 
@@ -107,109 +115,124 @@ def _is_named(file: Path, suffixes: tuple[str, ...]) -> bool:
 
 
 def below(folder: Path) -> list[tuple[str, Path]]:
-    """(relative name, file) of the files below a folder and the folders it links to, without hidden ones."""
+    """Return (relative name, file) of all files below a folder, following links, without hidden ones."""
     files: list[tuple[str, Path]] = []
-    walked: set[Path] = set()
-    for place, folders, names in os.walk(folder, followlinks=True):
-        real = Path(place).resolve()
-        if real in walked:  # a link to a folder above
+    visited: set[Path] = set()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        # Links are followed, so a folder may be reached twice or contain itself.
+        real_path = Path(parent).resolve()
+        if real_path in visited:  # a link to a folder above
             folders.clear()
             continue
-        walked.add(real)
+        visited.add(real_path)
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = [Path(place) / name for name in names if not name.startswith(".")]
+        paths = [Path(parent) / name for name in names if not name.startswith(".")]
         files += [(path.relative_to(folder).as_posix(), path) for path in paths]
     return sorted(files)
 
 
 def digest(files: list[tuple[str, Path]]) -> dict[str, Any]:
-    """Number of files and a digest of names and contents, of sizes and times of change for large files.
+    """Return the number of files and a digest of their names and states, as JSON values.
 
-    Contents, so that a checkout elsewhere is the same source; not of large ones, as terabytes of
-    text are not read to plan a run.
+    The state of a small file is its contents, so that a copy elsewhere is the same source. That of a large
+    one is its size and time of change, because terabytes of text cannot be read to plan a run.
     """
     state = hashlib.sha256()
     for name, path in files:
-        if not path.exists():  # a link that leads nowhere
+        if not path.exists():  # a dangling link
             continue
         status = path.stat()
-        small = status.st_size <= _SMALL
-        stamp = hashlib.sha256(path.read_bytes()).hexdigest() if small else str(status.st_mtime_ns)
+        is_hashed = status.st_size <= _MAX_HASHED_BYTES
+        stamp = hashlib.sha256(path.read_bytes()).hexdigest() if is_hashed else str(status.st_mtime_ns)
         state.update(f"{name}\0{status.st_size}\0{stamp}\n".encode())
     return {"files": len(files), "digest": state.hexdigest()[:16]}
 
 
-def text(path: Path, tell: Tell, encoding: str = "utf-8") -> str | None:
-    """Return a file's whole text without its byte order mark; None if it cannot be read, which is told."""
+def text(path: Path, on_unreadable: UnreadableHandler, encoding: str = "utf-8") -> str | None:
+    """Return the text of a file without byte order mark, None if it cannot be read."""
     try:
         with opening.Utf8Stream(path, encoding) as stream:
             content = stream.readall()
     except EOFError:
-        tell(Bad(str(path), None, f"broken {opening.compression(path)}, cut off; download or write it again"))
+        on_unreadable(
+            Unreadable(
+                str(path), None, f"broken {opening.compression(path)}, cut off; download or write it again"
+            )
+        )
         return None
     except opening.UnknownEncodingError as error:
-        tell(Bad(str(path), None, str(error)))
+        on_unreadable(Unreadable(str(path), None, str(error)))
         return None
     except opening.BROKEN as error:
-        tell(Bad(str(path), None, f"cannot be read ({one_line(error)}); download or write it again"))
+        on_unreadable(
+            Unreadable(str(path), None, f"cannot be read ({one_line(error)}); download or write it again")
+        )
         return None
-    _tell_replaced(path, stream, tell)
+    _report_replaced(path, stream, on_unreadable)
     try:
         if content:
             return content.decode("utf-8").removeprefix("\ufeff")
         reason = _EMPTY
     except UnicodeDecodeError as error:
         reason = _undecodable(error.start)
-    tell(Bad(str(path), None, reason))
+    on_unreadable(Unreadable(str(path), None, reason))
     return None
 
 
-def _tell_replaced(path: Path, stream: opening.Utf8Stream, tell: Tell) -> None:
+def _report_replaced(path: Path, stream: opening.Utf8Stream, on_unreadable: UnreadableHandler) -> None:
     if stream.replaced:
-        tell(Bad(str(path), None, f"{stream.replaced} places are not {stream.encoding}: U+FFFD stands there"))
+        on_unreadable(
+            Unreadable(
+                str(path), None, f"{stream.replaced} places are not {stream.encoding}: U+FFFD stands there"
+            )
+        )
 
 
-def json_lines(path: Path, tell: Tell, encoding: str = "utf-8") -> Iterator[tuple[int, Fields]]:
-    """(row, record) of a file of JSON lines, compressed or not; rows from 1, blank lines are passed over.
+def json_lines(
+    path: Path, on_unreadable: UnreadableHandler, encoding: str = "utf-8"
+) -> Iterator[tuple[int, Fields]]:
+    """Yield (row, record) of a file of JSON lines, compressed or not; rows from 1, blank lines are skipped.
 
-    Told: an empty file, one that is broken, a line that is not UTF-8 or no JSON object.
+    Unreadable are empty and corrupt files, and lines that are not UTF-8 or no JSON object.
     """
-    offset = 0
-    for row, line in enumerate(lines(path, tell, encoding), 1):
-        if line.strip():
-            fields = _parse(line, offset)
-            if isinstance(fields, str):
-                tell(Bad(str(path), row, fields))
+    byte_offset = 0
+    for row_number, line_bytes in enumerate(lines(path, on_unreadable, encoding), 1):
+        if line_bytes.strip():
+            record_fields = _parse(line_bytes, byte_offset)
+            if isinstance(record_fields, str):
+                on_unreadable(Unreadable(str(path), row_number, record_fields))
             else:
-                yield row, fields
-        offset += len(line)
+                yield row_number, record_fields
+        byte_offset += len(line_bytes)
 
 
-def tagged_sentences(path: Path, tell: Tell, encoding: str = "utf-8") -> Iterator[tuple[int, Fields]]:
-    """(row, `{"tokens": [...], "tags": [...]}`) of a file with a token and its BIO tag a line.
+def tagged_sentences(
+    path: Path, on_unreadable: UnreadableHandler, encoding: str = "utf-8"
+) -> Iterator[tuple[int, Fields]]:
+    """Yield (row, `{"tokens": [...], "tags": [...]}`) of a file with a token and its BIO tag per line.
 
-    Either may be first. A sentence ends at a blank line; its row is that of its first line. Told: an empty
-    file, a sentence with a line that is something else or not UTF-8.
+    Either may be first. A sentence ends at a blank line; its row is that of its first line. Unreadable are
+    empty files, and sentences with any other line or one that is not UTF-8.
     """
-    numbered = enumerate(lines(path, tell, encoding), 1)
-    for blank, group in groupby(numbered, key=lambda item: not item[1].strip()):
-        if not blank:
+    numbered = enumerate(lines(path, on_unreadable, encoding), 1)
+    for is_blank, group in groupby(numbered, key=lambda item: not item[1].strip()):
+        if not is_blank:
             rows = list(group)
-            sentence = _sentence([line for _, line in rows])
+            sentence = _sentence([line_bytes for _, line_bytes in rows])
             if isinstance(sentence, str):
-                tell(Bad(str(path), rows[0][0], sentence))
+                on_unreadable(Unreadable(str(path), rows[0][0], sentence))
             else:
                 yield rows[0][0], sentence
 
 
 def _sentence(lines: list[bytes]) -> Fields | str:
-    """The record of a sentence's lines, or what is wrong with them."""
+    """Return the record of a sentence's lines, or what is wrong with them."""
     try:
-        cells = [line.decode("utf-8-sig").split() for line in lines]
+        cells_of_lines = [line.decode("utf-8-sig").split() for line in lines]
     except UnicodeDecodeError:
         return "a line is not UTF-8; convert the file to UTF-8"
-    if all(len(line) == 2 for line in cells):
-        first, second = ([line[column] for line in cells] for column in (0, 1))
+    if all(len(cells) == 2 for cells in cells_of_lines):
+        first, second = ([cells[column] for cells in cells_of_lines] for column in (0, 1))
         for tokens, tags in ((first, second), (second, first)):
             if all(map(_TAG.fullmatch, tags)):
                 return {"tokens": tokens, "tags": tags}
@@ -217,94 +240,121 @@ def _sentence(lines: list[bytes]) -> Fields | str:
 
 
 def parquet_rows(
-    path: Path, tell: Tell, columns: Callable[[pa.Schema], str | None]
+    path: Path, on_unreadable: UnreadableHandler, columns: Callable[[pa.Schema], str | None]
 ) -> Iterator[tuple[int, Fields]]:
-    """(row, record) of a Parquet file, rows from 1.
+    """Yield (row, record) of a Parquet file, rows from 1.
 
-    Told: a file without a readable end, one in whose schema `columns` finds a fault, row groups that cannot
-    be read (their row is the first that is missing) and rows with a string that is not UTF-8.
+    Unreadable are files without a readable footer or with a fault in the schema, row groups that cannot be
+    read (recorded with the first missing row), and rows with a string that is not UTF-8.
+
+    Args:
+        path: the file.
+        on_unreadable: handler.
+        columns: returns the fault of a schema, None if it has none.
     """
     try:
         file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
-        empty = path.stat().st_size == 0
-        told = _EMPTY if empty else f"no readable Parquet ({one_line(error)}); write it again"
-        return tell(Bad(str(path), None, told))
+        is_empty = path.stat().st_size == 0
+        reason = _EMPTY if is_empty else f"no readable Parquet ({one_line(error)}); write it again"
+        return on_unreadable(Unreadable(str(path), None, reason))
     if fault := columns(file.schema_arrow):
-        return tell(Bad(str(path), None, fault))
-    row = 0
+        return on_unreadable(Unreadable(str(path), None, fault))
+    row_number = 0
     for group in range(file.num_row_groups):
-        end = row + file.metadata.row_group(group).num_rows
+        end = row_number + file.metadata.row_group(group).num_rows
         try:
             for batch in file.iter_batches(BATCH_ROWS, [group]):
-                yield from table_rows([batch], str(path), tell, row)
-                row += batch.num_rows
+                yield from table_rows([batch], str(path), on_unreadable, row_number)
+                row_number += batch.num_rows
         except (pa.ArrowException, OSError) as error:
-            told = (
-                f"row group {group} cannot be read to its end, row {end} ({one_line(error)}); write it again"
-            )
-            tell(Bad(str(path), row + 1, told))
-        row = end
+            reason = f"row group {group} cannot be read to its end, row {end} ({one_line(error)})"
+            on_unreadable(Unreadable(str(path), row_number + 1, f"{reason}; write it again"))
+        row_number = end
 
 
 def table_rows(
-    tables: Iterable[pa.Table | pa.RecordBatch], where: str, tell: Tell, row: int = 0
+    tables: Iterable[pa.Table | pa.RecordBatch],
+    where: str,
+    on_unreadable: UnreadableHandler,
+    row_number: int = 0,
 ) -> Iterator[tuple[int, Fields]]:
-    """(row, record) of consecutive Arrow tables after so many rows; a string that is not UTF-8 is told."""
+    """Yield (row, record) of consecutive Arrow tables; rows with a string that is not UTF-8 are unreadable.
+
+    Args:
+        tables: in order.
+        where: name for messages.
+        on_unreadable: handler.
+        row_number: number of rows before the first table.
+    """
     for table in tables:
-        for at in range(table.num_rows):
-            row += 1
+        for index in range(table.num_rows):
+            row_number += 1
             try:
-                yield row, table.slice(at, 1).to_pylist()[0]
+                yield row_number, table.slice(index, 1).to_pylist()[0]
             except UnicodeDecodeError as error:
-                tell(Bad(where, row, _undecodable(error.start)))
+                on_unreadable(Unreadable(where, row_number, _undecodable(error.start)))
 
 
 def one_line(error: Exception) -> str:
-    """A library's message, for a UserError."""
+    """Return a library's message as a line for a UserError."""
     return " ".join(str(error).split())[:200]
 
 
-def lines(path: Path, tell: Tell, encoding: str = "utf-8") -> Iterator[bytes]:
-    """Yield lines as UTF-8 bytes: text mode would also break at separators inside strings."""
+def lines(path: Path, on_unreadable: UnreadableHandler, encoding: str = "utf-8") -> Iterator[bytes]:
+    """Yield lines as UTF-8 bytes: text mode would also split at separators inside strings."""
     if path.stat().st_size == 0:
-        return tell(Bad(str(path), None, _EMPTY))
+        return on_unreadable(Unreadable(str(path), None, _EMPTY))
     if archive := opening.archive(path):
         forms = ", ".join(opening.SUFFIXES)
-        return tell(Bad(str(path), None, f"a {archive} archive; unpack it, or write it as one of {forms}"))
-    kind = opening.compression(path)
-    if kind is None and (named := opening.compression_by_name(path)):
-        return tell(Bad(str(path), None, f"broken {named} (it does not begin like one); write it again"))
-    if kind and (damage := opening.damage(path)):
-        return tell(Bad(str(path), None, f"broken {kind} ({damage}); download or write it again"))
-    row = 0
+        return on_unreadable(
+            Unreadable(str(path), None, f"a {archive} archive; unpack it, or write it as one of {forms}")
+        )
+    compression_kind = opening.compression(path)
+    if compression_kind is None and (named := opening.compression_by_name(path)):
+        return on_unreadable(
+            Unreadable(str(path), None, f"broken {named} (it does not begin like one); write it again")
+        )
+    if compression_kind and (damage := opening.damage(path)):
+        return on_unreadable(
+            Unreadable(str(path), None, f"broken {compression_kind} ({damage}); download or write it again")
+        )
+    row_number = 0
     try:
         stream = opening.Utf8Stream(path, encoding)
     except opening.UnknownEncodingError as error:
-        return tell(Bad(str(path), None, str(error)))
+        return on_unreadable(Unreadable(str(path), None, str(error)))
     with io.BufferedReader(stream) as file:
         try:
-            for row, line in enumerate(file, 1):  # noqa: B007 - the last row is told
-                yield line
+            for row_number, line_bytes in enumerate(file, 1):  # noqa: B007 - the message has the last row
+                yield line_bytes
         except EOFError:
-            tell(Bad(str(path), None, f"broken {kind}, cut off after row {row}; download or write it again"))
-    _tell_replaced(path, stream, tell)
+            on_unreadable(
+                Unreadable(
+                    str(path),
+                    None,
+                    f"broken {compression_kind}, cut off after row {row_number}; download or write it again",
+                )
+            )
+    _report_replaced(path, stream, on_unreadable)
 
 
-def _parse(line: bytes, offset: int) -> Fields | str:
-    """The record, or what is wrong with the line that begins at `offset` of its file."""
+def _parse(line_bytes: bytes, byte_offset: int) -> Fields | str:
+    """Return the record of the line at byte `byte_offset` of its file, or what is wrong with the line."""
     try:
-        fields = orjson.loads(line.removeprefix(codecs.BOM_UTF8) if offset == 0 else line)
+        record_fields = orjson.loads(
+            line_bytes.removeprefix(codecs.BOM_UTF8) if byte_offset == 0 else line_bytes
+        )
     except orjson.JSONDecodeError as error:
         try:
-            line.decode("utf-8")
+            line_bytes.decode("utf-8")
         except UnicodeDecodeError as undecodable:
-            return _undecodable(offset + undecodable.start)
+            return _undecodable(byte_offset + undecodable.start)
         return f"no valid JSON ({error}); one object a line is expected"
-    if not isinstance(fields, dict):
-        return f"a {type(fields).__name__}; one JSON object a line is expected"
-    return fields
+    if not isinstance(record_fields, dict):
+        return f"a {type(record_fields).__name__}; one JSON object a line is expected"
+    return record_fields
 
 
-def _undecodable(offset: int) -> str:
-    return f"byte {offset} is not UTF-8; convert it to UTF-8"
+def _undecodable(byte_offset: int) -> str:
+    return f"byte {byte_offset} is not UTF-8; convert it to UTF-8"

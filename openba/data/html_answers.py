@@ -1,16 +1,16 @@
-"""Answers that a dump of web pages holds as HTML, such as ShareGPT's, become Markdown again."""
+"""Convert answers that were scraped as HTML, such as ShareGPT's, back to Markdown."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
 
+from bs4 import Tag
 from markdownify import ATX, MarkdownConverter
 
 _BEGINS = re.compile(r"\s*<(?:div|p|ul|ol|pre|h[1-6]|table|blockquote|span|strong|em)\b[^>]*>", re.IGNORECASE)
 _ENDS = re.compile(r"</(?:div|p|ul|ol|pre|h[1-6]|table|blockquote|span|strong|em)>\s*$", re.IGNORECASE)
 _PAGE_OF_CHATGPT = re.compile(r'<div[^>]* class="[^"]*\bmarkdown\b', re.IGNORECASE)
-# Tags that rendered Markdown has not: an answer with them is code that was asked for.
+# Tags that rendered Markdown never has: an answer with them is code that was asked for.
 _CODE_TAGS = re.compile(
     r"<(?:!doctype|html|head|body|script|style|form|input|label|nav|header|footer|link|meta)\b", re.IGNORECASE
 )
@@ -18,15 +18,16 @@ _ASKS_FOR_HTML = re.compile(r"html|css|<\w+>|网页|網頁|标签|標籤", re.IG
 
 
 class _Converter(MarkdownConverter):
-    """Markdown of an answer: no escapes, code in fences with its language, no buttons ("Copy code")."""
+    """Converter that fences code with its language and drops buttons ("Copy code")."""
 
-    def convert_button(self, element: Any, text: str, parent_tags: Any) -> str:
-        """Leave out a button."""
+    def convert_button(self, element: Tag, text: str, parent_tags: set[str]) -> str:
+        """Drop a button."""
         return ""
 
-    def convert_pre(self, element: Any, text: str, parent_tags: Any) -> str:
-        """Write a code block; what stands beside the code (its language, a button) is no part of it."""
+    def convert_pre(self, element: Tag, text: str, parent_tags: set[str]) -> str:
+        """Write a code block, without the label and buttons around its code."""
         code = element.find("code")
+        # The language is in the class of the code element: language-python.
         classes = " ".join(code.get("class") or []) if code is not None else ""
         language = re.search(r"language-([\w+#-]+)", classes)
         content = (code if code is not None else element).get_text().strip("\n")
@@ -34,7 +35,7 @@ class _Converter(MarkdownConverter):
 
 
 def is_html_answer(text: str, question: str) -> bool:
-    """Whether an answer is a rendered page's HTML, not HTML code that the question asked for."""
+    """Return whether an answer is HTML of a rendered page, not HTML code that the question asked for."""
     if not (_BEGINS.match(text) and _ENDS.search(text)):
         return False
     if _PAGE_OF_CHATGPT.search(text):
@@ -43,7 +44,7 @@ def is_html_answer(text: str, question: str) -> bool:
 
 
 def text_of_html(text: str) -> str:
-    """Return the Markdown that was rendered as this HTML."""
+    """Return the Markdown of which the HTML was rendered."""
     converter = _Converter(
         heading_style=ATX, bullets="-", escape_asterisks=False, escape_underscores=False, escape_misc=False
     )

@@ -1,9 +1,7 @@
-"""Pairs of text become pairs of token ids: the form of a sample, the mix by shares, the store on disk.
+"""Step of an instruct recipe: tokenise pairs of text, mix them by shares, and store the samples on disk.
 
-Owns the release's multitask layout, what happens to samples that are too long, and how many
-samples each language group and sub-mixture gives. It does not render records (openba.data.tasks),
-pad or shift (the collator). Tokens pass through files; what stays in memory is some fifty bytes a
-sample.
+The layout of a sample is the release's multitask form. Padding and shifting are the collator's. Tokens are
+kept in files; about 50 bytes of memory are needed per sample.
 """
 
 from __future__ import annotations
@@ -13,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal, TypedDict
 
 import numpy as np
 import xxhash
@@ -26,85 +24,108 @@ from openba.tokenizer.tokenizer import Tokenizer
 
 SPLITS = ("train", "heldout")
 _BATCH = 2000  # rows tokenised at a time
+# Added before rounding down, since a sum of shares can be a little less than it should be.
+_ROUNDING = 1e-6
 
 
 class Pairs:
-    """One part of an instruct step's output, memory-mapped; samples in their final order."""
+    """Samples of one split of an instruct step's output, memory-mapped, in their final order."""
 
-    def __init__(self, folder: Path, split: Literal["train", "heldout"]) -> None:
+    def __init__(self, folder: Path, split_name: Literal["train", "heldout"]) -> None:
         self.names: tuple[str, ...] = tuple(json.loads((folder / "tasks.json").read_text(encoding="utf-8")))
-        self._tokens = {key: _map(folder / f"{split}_{key}.npy") for key in ("source", "target")}
-        self._offsets = {key: _map(folder / f"{split}_{key}_offsets.npy") for key in ("source", "target")}
-        self._task = _map(folder / f"{split}_task.npy")
+        self._tokens = {
+            side: _memory_map(folder / f"{split_name}_{side}.npy") for side in ("source", "target")
+        }
+        self._offsets = {
+            side: _memory_map(folder / f"{split_name}_{side}_offsets.npy") for side in ("source", "target")
+        }
+        self._task = _memory_map(folder / f"{split_name}_task.npy")
 
     def __len__(self) -> int:
         return len(self._task)
 
-    def source(self, index: int) -> np.ndarray:
-        """Encoder ids, int32: `<S> input <extra_id_0> </s>`."""
-        return self._slice("source", index)
+    def source(self, sample_index: int) -> np.ndarray:
+        """Return the encoder ids of a sample, int32 `[tokens]`: `<S> input <extra_id_0> </s>`."""
+        return self._slice("source", sample_index)
 
-    def target(self, index: int) -> np.ndarray:
-        """Decoder target ids, int32: `<extra_id_0> target </s>`; the input is this, shifted right."""
-        return self._slice("target", index)
+    def target(self, sample_index: int) -> np.ndarray:
+        """Return the target ids of a sample, int32 `[tokens]`: `<extra_id_0> target </s>`."""
+        return self._slice("target", sample_index)
 
     def lengths(self, indices: np.ndarray) -> np.ndarray:
-        """Encoder and target ids of samples `[B]`, int64 `[2, B]`."""
-        offsets = (self._offsets[key] for key in ("source", "target"))
-        return np.array([o[indices + 1] - o[indices] for o in offsets], np.int64)
+        """Return the number of encoder and target ids of samples, int64 `[2, samples]`."""
+        offsets_of_sides = (self._offsets[pair_side] for pair_side in ("source", "target"))
+        return np.array([offsets[indices + 1] - offsets[indices] for offsets in offsets_of_sides], np.int64)
 
-    def task(self, index: int) -> int:
-        """Position of the sample's task in `names`."""
-        return int(self._task[index])
+    def task(self, sample_index: int) -> int:
+        """Return the position of the sample's task in `names`."""
+        return int(self._task[sample_index])
 
-    def _slice(self, key: str, index: int) -> np.ndarray:
-        begin, end = self._offsets[key][index : index + 2]
-        return self._tokens[key][begin:end]
+    def _slice(self, pair_side: str, sample_index: int) -> np.ndarray:
+        begin, end = self._offsets[pair_side][sample_index : sample_index + 2]
+        return self._tokens[pair_side][begin:end]
 
 
 @dataclass
 class _Samples:
-    """All samples of one split that may be chosen, task after task; their ids lie in `files`."""
+    """Candidates for the samples of one split, task after task; their ids are in `files`."""
 
     files: dict[str, BinaryIO]
     """`source` and `target`: int32 ids, sample after sample."""
     lengths: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"source": [], "target": []})
     keys: dict[str, list[np.ndarray]] = field(default_factory=lambda: {"draw": [], "order": []})
-    """Hashes, uint64: `draw` decides which samples are taken, `order` their final order."""
+    """Hashes, uint64: `draw` decides which samples are chosen, `order` their final order."""
     task: list[np.ndarray] = field(default_factory=list)
     over_long: dict[str, int] = field(default_factory=dict)
 
-    def add(self, key: str, rows: list[np.ndarray]) -> None:
+    def add(self, pair_side: str, rows: list[np.ndarray]) -> None:
         """Append the ids of some samples."""
-        self.files[key].write(np.concatenate([np.empty(0, dtype=np.int32), *rows]).tobytes())
-        self.lengths[key].append(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)))
+        self.files[pair_side].write(np.concatenate([np.empty(0, dtype=np.int32), *rows]).tobytes())
+        self.lengths[pair_side].append(np.fromiter(map(len, rows), dtype=np.int64, count=len(rows)))
 
 
-def build(build: Build) -> dict[str, Any]:
-    """Step of an instruct recipe: inputs `tokenizer` and a `task-NAME` for each of its tasks.
+class SplitFacts(TypedDict):
+    """Facts of one split."""
+
+    samples: int
+    by_task: dict[str, int]
+    by_group: dict[str, int]
+    by_part: dict[str, int]
+    """`GROUP.PART` -> samples."""
+    shares: dict[str, float]
+    """Group -> share of the samples."""
+    over_long: dict[str, int]
+    """Task -> samples that were too long."""
+    mean_source: float
+    """Ids per sample."""
+    mean_target: float
+
+
+def build(build: Build) -> dict[str, SplitFacts]:
+    """Build the samples from the inputs `tokenizer` and `task-NAME` for each task; facts are per split.
 
     Writes, per split, flat int32 `SPLIT_source.npy` and `SPLIT_target.npy` with int64
     `*_offsets.npy`, and int32 `SPLIT_task.npy`; read them with `Pairs`.
-
-    Returns:
-        Facts per split: samples by task and by group, over-long samples by task, mean lengths, shares.
 
     Raises:
         UserError: no sample is left, or a language group with a share has none.
     """
     recipe: InstructRecipe = build.recipe
     tokenizer = Tokenizer.load(build.inputs["tokenizer"])
+    # `Pairs` gives the position of a sample's task in this list.
     (build.out / "tasks.json").write_text(json.dumps(list(recipe.tasks)), encoding="utf-8")
-    facts: dict[str, Any] = {}
-    for split in SPLITS:
-        scratch = {key: build.out / f"{split}_{key}.scratch" for key in ("source", "target")}
+    facts: dict[str, SplitFacts] = {}
+    for split_name in SPLITS:
+        scratch = {
+            pair_side: build.out / f"{split_name}_{pair_side}.scratch" for pair_side in ("source", "target")
+        }
         with scratch["source"].open("wb") as source, scratch["target"].open("wb") as target:
             samples = _Samples({"source": source, "target": target})
-            for index, name in enumerate(recipe.tasks):
-                path = build.inputs[f"task-{name}"] / f"{split}.parquet"
-                samples.over_long[name] = _tokenise(path, name, index, recipe, tokenizer, samples)
-        chosen = _choose(samples, recipe, split)
-        facts[split] = _write(build.out, split, scratch, samples, chosen, recipe)
+            for sample_index, name in enumerate(recipe.tasks):
+                task_path = build.inputs[f"task-{name}"] / f"{split_name}.parquet"
+                samples.over_long[name] = _tokenise(task_path, name, sample_index, recipe, tokenizer, samples)
+        chosen = _choose(samples, recipe, split_name)
+        facts[split_name] = _write(build.out, split_name, scratch, samples, chosen, recipe)
         for file in scratch.values():
             file.unlink()
     if not facts["train"]["samples"]:
@@ -116,18 +137,17 @@ def build(build: Build) -> dict[str, Any]:
 
 
 def encode_input(tokenizer: Tokenizer, text: str, turns: Sequence[int], length: int) -> list[int]:
-    """Encoder ids of one input, at most `length`: `<S> input <extra_id_0> </s>`.
+    """Return the encoder ids of one input, at most `length`: `<S> input <extra_id_0> </s>`.
 
-    If the input is too long, a conversation loses its oldest turns, whoever speaks; then what stands before
-    the turns, such as a system message; and last the beginning of the newest question. The end of a
-    conversation, where the question is, always stays (the release cuts it). Any other input loses its end,
-    as in the release.
+    A conversation that is too long loses its oldest turns, whoever speaks, then the text before the turns,
+    such as a system message, and last the beginning of the newest question. The end of a conversation, where
+    the question is, always stays (the release cuts it). Any other input loses its end, as in the release.
 
     Args:
         tokenizer: the tokenizer.
         text: the input.
         turns: character offsets in `text` of turns or of solved examples, the newest last; empty for others.
-        length: the most ids, special tokens included.
+        length: maximum number of ids, special tokens included.
     """
     return encode_fitting(tokenizer, text, turns, length)[0]
 
@@ -135,199 +155,238 @@ def encode_input(tokenizer: Tokenizer, text: str, turns: Sequence[int], length: 
 def encode_fitting(
     tokenizer: Tokenizer, text: str, turns: Sequence[int], length: int
 ) -> tuple[list[int], int, bool]:
-    """The same, with how many turns or examples were left out, and whether the last was cut."""
-    room = length - 3
-    left_out = _turns_to_leave_out(tokenizer, text, turns, room)
-    ids = tokenizer.encode(_without_oldest(text, turns, left_out))
-    fitting = ids[max(0, len(ids) - room) :] if turns else ids[:room]
-    return tokenizer.pieces.prompt(fitting), min(left_out, max(len(turns) - 1, 0)), len(ids) > room
+    """Return `encode_input`, the number of dropped turns or examples, and whether the rest was truncated."""
+    max_text_ids = length - 3
+    dropped = _turns_to_drop(tokenizer, text, turns, max_text_ids)
+    ids = tokenizer.encode(_without_oldest(text, turns, dropped))
+    fitting_ids = ids[max(0, len(ids) - max_text_ids) :] if turns else ids[:max_text_ids]
+    dropped_turns = min(dropped, max(len(turns) - 1, 0))
+    return tokenizer.pieces.prompt(fitting_ids), dropped_turns, len(ids) > max_text_ids
 
 
-def _fitting_ids(tokenizer: Tokenizer, text: str, turns: Sequence[int], room: int) -> list[int]:
-    """Ids of the text without as few of its oldest turns as `room` asks for; maybe still too many."""
-    return tokenizer.encode(_without_oldest(text, turns, _turns_to_leave_out(tokenizer, text, turns, room)))
+def _fitting_ids(tokenizer: Tokenizer, text: str, turns: Sequence[int], max_text_ids: int) -> list[int]:
+    """Return the ids of a text without as few of its oldest turns as necessary; possibly still too many."""
+    dropped = _turns_to_drop(tokenizer, text, turns, max_text_ids)
+    return tokenizer.encode(_without_oldest(text, turns, dropped))
 
 
 def _without_oldest(text: str, turns: Sequence[int], count: int) -> str:
-    """The text without its `count` oldest turns; with all of them left out, the last turn by itself."""
+    """Return the text without its `count` oldest turns; if that is all of them, the last turn alone."""
     if count == 0:
         return text
     return text[turns[-1] :] if count == len(turns) else text[: turns[0]] + text[turns[count] :]
 
 
-def _turns_to_leave_out(tokenizer: Tokenizer, text: str, turns: Sequence[int], room: int) -> int:
-    """How many of the oldest turns must go; all if what stands before them must go as well."""
-    # Fewer turns are never more tokens, so the first that fits is found by bisection.
+def _turns_to_drop(tokenizer: Tokenizer, text: str, turns: Sequence[int], max_text_ids: int) -> int:
+    """Return how many of the oldest turns must be dropped; all if the text before them must go as well."""
+    # Fewer turns are never more tokens, so bisection finds the smallest number that fits.
     return bisect.bisect_left(
         range(len(turns)),
         True,
-        key=lambda count: len(tokenizer.encode(_without_oldest(text, turns, count))) <= room,
+        key=lambda count: len(tokenizer.encode(_without_oldest(text, turns, count))) <= max_text_ids,
     )
 
 
 def _tokenise(
-    path: Path, name: str, index: int, recipe: InstructRecipe, tokenizer: Tokenizer, samples: _Samples
+    task_path: Path,
+    name: str,
+    sample_index: int,
+    recipe: InstructRecipe,
+    tokenizer: Tokenizer,
+    samples: _Samples,
 ) -> int:
-    """Add a task's samples that may be chosen; returns how many were too long."""
+    """Add a task's samples to the candidates; return how many were too long."""
     over_long = 0
-    head = np.array([tokenizer.mode("S")], dtype=np.int32)
-    start = np.array([tokenizer.sentinel(0)], dtype=np.int32)
+    mode = np.array([tokenizer.mode("S")], dtype=np.int32)
+    sentinel = np.array([tokenizer.sentinel(0)], dtype=np.int32)
     end = np.array([tokenizer.eos], dtype=np.int32)
-    tail = np.concatenate([start, end])
-    for batch in read_batches(path, _BATCH, ["id", "input", "turns", "target"]):
-        sources, targets = (tokenizer.encode_arrow(batch[key]) for key in ("input", "target"))
-        identifiers, turns = batch["id"].to_pylist(), batch["turns"].to_pylist()
-        kept: dict[str, list[np.ndarray]] = {"source": [], "target": []}
+    max_source_ids = recipe.encoder_length - 3
+    for batch in read_batches(task_path, _BATCH, ["id", "input", "turns", "target"]):
+        sources = tokenizer.encode_arrow(batch["input"])
+        targets = tokenizer.encode_arrow(batch["target"])
+        turns_of_rows = batch["turns"].to_pylist()
+        sample_ids: dict[str, list[np.ndarray]] = {"source": [], "target": []}
         keys: list[bytes] = []
-        for row, identifier in enumerate(identifiers):
-            source, target = sources.row(row), targets.row(row)
-            if turns[row] and len(source) > recipe.encoder_length - 3:
-                text = batch["input"][row].as_py()
-                fitted = _fitting_ids(tokenizer, text, turns[row], recipe.encoder_length - 3)
-                source = np.array(fitted, dtype=np.int32)
-            if len(source) + 3 > recipe.encoder_length or len(target) + 2 > recipe.decoder_length:
+        for row, identifier in enumerate(batch["id"].to_pylist()):
+            source = sources.row(row)
+            target = targets.row(row)
+            turns = turns_of_rows[row]
+            if turns and len(source) > max_source_ids:
+                fitting_ids = _fitting_ids(tokenizer, batch["input"][row].as_py(), turns, max_source_ids)
+                source = np.array(fitting_ids, dtype=np.int32)
+            if len(source) > max_source_ids or len(target) + 2 > recipe.decoder_length:
                 over_long += 1
                 if recipe.over_long == "drop":
                     continue
-            # As released: a source cut short keeps its closing tokens, a target cut short lacks its </s>.
-            room = recipe.encoder_length - 3
-            source = source[max(0, len(source) - room) :] if turns[row] else source[:room]
-            kept["source"].append(np.concatenate([head, source, tail]))
-            kept["target"].append(np.concatenate([start, target, end])[: recipe.decoder_length])
+            # As released: a truncated source keeps its closing tokens, a truncated target lacks its </s>.
+            source = source[max(0, len(source) - max_source_ids) :] if turns else source[:max_source_ids]
+            sample_ids["source"].append(np.concatenate([mode, source, sentinel, end]))
+            sample_ids["target"].append(np.concatenate([sentinel, target, end])[: recipe.decoder_length])
             keys.append(f"{name}/{identifier}".encode())
-        for key, rows in kept.items():
-            samples.add(key, rows)
+        for pair_side, rows in sample_ids.items():
+            samples.add(pair_side, rows)
         for purpose, seed in (("draw", recipe.seed), ("order", recipe.seed + 1)):
             hashes = [xxhash.xxh3_64_intdigest(key, seed) for key in keys]
             samples.keys[purpose].append(np.array(hashes, dtype=np.uint64))
-        samples.task.append(np.full(len(keys), index, dtype=np.int32))
+        samples.task.append(np.full(len(keys), sample_index, dtype=np.int32))
     return over_long
 
 
-def _choose(samples: _Samples, recipe: InstructRecipe, split: str) -> np.ndarray:
-    """Samples in final order: per group and part those of lowest hash, then shuffled by another hash."""
+def _choose(samples: _Samples, recipe: InstructRecipe, split_name: str) -> np.ndarray:
+    """Return the numbers of the chosen samples in final order, int64 `[samples]`.
+
+    Per group and part those of lowest hash are chosen, and ordered by another hash.
+    """
     task = np.concatenate([np.empty(0, dtype=np.int32), *samples.task])
     draw, order = (
-        np.concatenate([np.empty(0, dtype=np.uint64), *samples.keys[k]]) for k in ("draw", "order")
+        np.concatenate([np.empty(0, dtype=np.uint64), *samples.keys[purpose]])
+        for purpose in ("draw", "order")
     )
-    wanted = counts(np.bincount(task, minlength=len(recipe.tasks)).tolist(), recipe, split)
-    chosen = np.zeros(len(task), dtype=bool)
-    for tasks, count in wanted:
+    available = np.bincount(task, minlength=len(recipe.tasks)).tolist()
+    is_chosen = np.zeros(len(task), dtype=bool)
+    for tasks, count in counts(available, recipe, split_name):
         members = np.flatnonzero(np.isin(task, tasks))
-        chosen[members[draw[members].argsort(kind="stable")[:count]]] = True
-    taken = np.flatnonzero(chosen)
-    return taken[order[taken].argsort(kind="stable")]
+        is_chosen[members[draw[members].argsort(kind="stable")[:count]]] = True
+    chosen = np.flatnonzero(is_chosen)
+    return chosen[order[chosen].argsort(kind="stable")]
 
 
-def counts(available: Sequence[int], recipe: InstructRecipe, split: str) -> list[tuple[list[int], int]]:
-    """How many samples of which tasks together make the largest mix without repetition.
+def counts(available: Sequence[int], recipe: InstructRecipe, split_name: str) -> list[tuple[list[int], int]]:
+    """Return how many samples to take of which tasks for the largest mix without repetition.
 
     Args:
         available: samples of each task, in the recipe's order.
-        recipe: groups with their shares, and within a group its parts with their weights. A share is
-            met to one sample.
-        split: for messages.
+        recipe: groups with their shares, and within a group its parts with their weights. Shares are met to
+            within one sample.
+        split_name: for messages.
 
     Returns:
-        (positions of tasks, samples to take of them together).
+        (positions of tasks, number of samples to take of these tasks together) each.
 
     Raises:
         UserError: a group or part with a share has no sample, or a group with tasks has no share.
     """
     members: dict[str, dict[str, list[int]]] = {}
-    for position, (name, group) in enumerate(recipe.tasks.items()):
-        part = recipe.part_of.get(name, "") if group in recipe.parts else ""
-        members.setdefault(group, {}).setdefault(part, []).append(position)
-    have = {
-        group: {part: sum(available[at] for at in tasks) for part, tasks in parts.items()}
-        for group, parts in members.items()
-    }
-    weights = {group: dict(parts) for group, parts in recipe.parts.items() if group in have}
-    if split == "heldout":  # a small part may have nothing held out; training data without it is an error
-        weights = {g: {part: w for part, w in ws.items() if have[g].get(part)} for g, ws in weights.items()}
-        have = {g: {p: n for p, n in ps.items() if g not in weights or n} for g, ps in have.items()}
-    usable = {group: sum(parts.values()) for group, parts in have.items()}
-    for group, each in weights.items():
-        if have[group]:
-            usable[group] = int(_largest(have[group], each, f"parts.{group}: part", split))
-    total = usable
-    if (shares := recipe.shares) is not None:
-        largest = _largest(usable, shares, "shares: language group", split)
-        total = {
-            group: min(usable[group], int(largest * shares[group] / sum(shares.values()) + 1e-6))
-            for group in usable
+    for position, (name, group_name) in enumerate(recipe.tasks.items()):
+        part_name = recipe.part_of.get(name, "") if group_name in recipe.parts else ""
+        members.setdefault(group_name, {}).setdefault(part_name, []).append(position)
+    samples_of_part: dict[str, dict[str, int]] = {}
+    for group_name, parts in members.items():
+        part_counts = {
+            part_name: sum(available[task] for task in tasks) for part_name, tasks in parts.items()
         }
-    wanted = []
-    for group, parts in members.items():
-        shared = _split(total[group], weights[group], have[group]) if group in weights else {"": total[group]}
-        wanted += [(tasks, shared.get(part, 0)) for part, tasks in parts.items()]
-    return wanted
+        samples_of_part[group_name] = part_counts
+    weights = {
+        group_name: dict(parts) for group_name, parts in recipe.parts.items() if group_name in samples_of_part
+    }
+    if (
+        split_name == "heldout"
+    ):  # a small part may have nothing held out; training data without it is an error
+        for group_name in weights:
+            nonempty = {part_name: count for part_name, count in samples_of_part[group_name].items() if count}
+            samples_of_part[group_name] = nonempty
+            weights[group_name] = {
+                part_name: weight
+                for part_name, weight in weights[group_name].items()
+                if part_name in nonempty
+            }
+    usable = {group_name: sum(parts.values()) for group_name, parts in samples_of_part.items()}
+    for group_name, weights_of_parts in weights.items():
+        if samples_of_part[group_name]:
+            largest = _largest_total(
+                samples_of_part[group_name], weights_of_parts, f"parts.{group_name}: part", split_name
+            )
+            usable[group_name] = int(largest)
+    totals = usable
+    if (shares := recipe.shares) is not None:
+        largest = _largest_total(usable, shares, "shares: language group", split_name)
+        share_sum = sum(shares.values())
+        totals = {
+            group_name: min(usable[group_name], int(largest * shares[group_name] / share_sum + _ROUNDING))
+            for group_name in usable
+        }
+    counts_of_tasks = []
+    for group_name, parts in members.items():
+        by_part = {"": totals[group_name]}
+        if group_name in weights:
+            by_part = _apportion(totals[group_name], weights[group_name], samples_of_part[group_name])
+        counts_of_tasks += [(tasks, by_part.get(part_name, 0)) for part_name, tasks in parts.items()]
+    return counts_of_tasks
 
 
-def _largest(available: Mapping[str, int], shares: Mapping[str, float], what: str, split: str) -> float:
-    """Samples in all, in the ratio of the shares, as many as there are without repetition."""
-    if odd := sorted(available.keys() - shares.keys()):
-        raise UserError(f"{what} {odd[0]} has tasks but no share; give it one or drop its tasks")
+def _largest_total(
+    available: Mapping[str, int], shares: Mapping[str, float], label: str, split_name: str
+) -> float:
+    """Return the largest number of samples in the ratio of the shares, without repetition."""
+    if without_share := sorted(available.keys() - shares.keys()):
+        raise UserError(f"{label} {without_share[0]} has tasks but no share; give it one or drop its tasks")
     if empty := sorted(key for key in shares if shares[key] > 0 and not available.get(key)):
-        raise UserError(f"{what} {empty[0]} has no {split} sample; add a task of it or drop its share")
-    whole = sum(shares.values())
-    return min(available[key] * whole / share for key, share in shares.items() if share > 0) + 1e-6
+        raise UserError(f"{label} {empty[0]} has no {split_name} sample; add a task of it or drop its share")
+    share_sum = sum(shares.values())
+    return min(available[key] * share_sum / share for key, share in shares.items() if share > 0) + _ROUNDING
 
 
-def _split(total: int, shares: Mapping[str, float], available: Mapping[str, int]) -> dict[str, int]:
-    """The total in whole samples by share: rounded down, the rest to the largest remainders."""
-    whole = sum(shares.values())
-    exact = {key: total * shares[key] / whole for key in available}
-    floor = {key: min(available[key], int(value + 1e-6)) for key, value in exact.items()}
-    rest = total - sum(floor.values())
-    for key in sorted(exact, key=lambda key: floor[key] - exact[key]):
-        if rest > 0 and floor[key] < min(available[key], exact[key]):
-            floor[key] += 1
-            rest -= 1
-    return floor
+def _apportion(total: int, shares: Mapping[str, float], available: Mapping[str, int]) -> dict[str, int]:
+    """Divide a total by shares into integers: rounded down, the rest to the largest remainders."""
+    share_sum = sum(shares.values())
+    exact = {key: total * shares[key] / share_sum for key in available}
+    counts_by_key = {key: min(available[key], int(value + _ROUNDING)) for key, value in exact.items()}
+    remaining = total - sum(counts_by_key.values())
+    for key in sorted(exact, key=lambda key: counts_by_key[key] - exact[key]):
+        if remaining > 0 and counts_by_key[key] < min(available[key], exact[key]):
+            counts_by_key[key] += 1
+            remaining -= 1
+    return counts_by_key
 
 
 def _write(
     out: Path,
-    split: str,
+    split_name: str,
     scratch: dict[str, Path],
     samples: _Samples,
     chosen: np.ndarray,
     recipe: InstructRecipe,
-) -> dict[str, Any]:
-    """Write the chosen samples in their order; returns the facts."""
+) -> SplitFacts:
+    """Write the chosen samples in their order, and return the facts of the split."""
     task = np.concatenate([np.empty(0, dtype=np.int32), *samples.task])[chosen]
-    np.save(out / f"{split}_task.npy", task)
-    means = {}
-    for key, path in scratch.items():
-        lengths = np.concatenate([np.empty(0, dtype=np.int64), *samples.lengths[key]])
-        begins = np.concatenate([[0], np.cumsum(lengths)])[:-1][chosen]
-        lengths = lengths[chosen]
-        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-        np.save(out / f"{split}_{key}_offsets.npy", offsets)
-        _gather(path, out / f"{split}_{key}.npy", begins, offsets)
-        means[f"mean_{key}"] = round(float(offsets[-1]) / max(1, len(chosen)), 1)
+    np.save(out / f"{split_name}_task.npy", task)
+    mean_lengths = {}
+    for pair_side, task_path in scratch.items():
+        all_lengths = np.concatenate([np.empty(0, dtype=np.int64), *samples.lengths[pair_side]])
+        begins = np.concatenate([[0], np.cumsum(all_lengths)])[:-1][chosen]
+        offsets = np.concatenate([[0], np.cumsum(all_lengths[chosen])]).astype(np.int64)
+        np.save(out / f"{split_name}_{pair_side}_offsets.npy", offsets)
+        _gather(task_path, out / f"{split_name}_{pair_side}.npy", begins, offsets)
+        mean_lengths[pair_side] = round(float(offsets[-1]) / max(1, len(chosen)), 1)
     by_task = np.bincount(task, minlength=len(recipe.tasks)).tolist()
     by_group = dict.fromkeys(recipe.tasks.values(), 0)
     by_part: dict[str, int] = {}
-    for (name, group), count in zip(recipe.tasks.items(), by_task, strict=True):
-        by_group[group] += count
-        if group in recipe.parts:
-            part = f"{group}.{recipe.part_of[name]}"
-            by_part[part] = by_part.get(part, 0) + count
-    return {
-        "samples": len(chosen),
-        "by_task": dict(zip(recipe.tasks, by_task, strict=True)),
-        "by_group": by_group,
-        "by_part": by_part,
-        "shares": {group: round(count / max(1, len(chosen)), 4) for group, count in by_group.items()},
-        "over_long": samples.over_long,
-        **means,
-    }
+    for (name, group_name), count in zip(recipe.tasks.items(), by_task, strict=True):
+        by_group[group_name] += count
+        if group_name in recipe.parts:
+            part_name = f"{group_name}.{recipe.part_of[name]}"
+            by_part[part_name] = by_part.get(part_name, 0) + count
+    return SplitFacts(
+        samples=len(chosen),
+        by_task=dict(zip(recipe.tasks, by_task, strict=True)),
+        by_group=by_group,
+        by_part=by_part,
+        shares={group_name: round(count / max(1, len(chosen)), 4) for group_name, count in by_group.items()},
+        over_long=samples.over_long,
+        mean_source=mean_lengths["source"],
+        mean_target=mean_lengths["target"],
+    )
 
 
 def _gather(source: Path, target: Path, begins: np.ndarray, offsets: np.ndarray) -> None:
-    """Copy runs of int32 that begin at `begins` in one file to `offsets` in the other."""
+    """Copy runs of int32 ids from one file to another.
+
+    Args:
+        source: raw ids.
+        target: .npy file to write.
+        begins: start of each run in `source`, int64 `[runs]`.
+        offsets: bounds of the runs in `target`, int64 `[runs + 1]`.
+    """
     if not offsets[-1]:
         np.save(target, np.empty(0, dtype=np.int32))
         return
@@ -338,5 +397,5 @@ def _gather(source: Path, target: Path, begins: np.ndarray, offsets: np.ndarray)
     out.flush()
 
 
-def _map(path: Path) -> np.ndarray:
+def _memory_map(path: Path) -> np.ndarray:
     return np.load(path, mmap_mode="r")

@@ -1,9 +1,8 @@
-"""The mixture: token budgets a group and part, filled with documents that stand in one part only.
+"""Step `mixture`: fill token budgets per group and part with documents, each in one part only.
 
-Owns the plan (which documents, how often, where one is cut) and the order they are written in. The
-form on disk is `openba.data.store`'s, the corpus `openba.data.catalogue`'s. Held-out data, Stage I
-and Stage II share no text, whatever the ids of its copies and the filters of their sources: "ensure that
-there is no overlap between these data and the data from the previous stage" (paper section 3.3).
+A group is a source or a language, a part is Stage I, Stage II or held-out data. Parts share no text, whatever
+the ids of its copies: "ensure that there is no overlap between these data and the data from the previous
+stage" (paper section 3.3).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NoReturn, TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -26,33 +25,64 @@ from openba.errors import UserError
 from openba.recipes.data import HELDOUT, NGRAM, MixtureRecipe
 from openba.tokenizer.tokenizer import Tokenizer
 
+# Estimate for how many documents to tokenise next; if tokens are longer, another round follows.
 _BYTES_PER_TOKEN = 5
-"""What a round of tokenising counts on; where tokens are longer another one follows."""
 _CHUNK_TOKENS = 2**20
-_MOST_EPOCHS = 1000.0
+_MAX_EPOCHS = 1000.0
+# Part -> its range of documents, None if there are not enough.
+_Ranges = dict[str, tuple[int, int] | None]
 
 
 @dataclass
 class Part:
-    """What stands in one part: document numbers, tokens used of each, and how often it stood before."""
+    """Documents of one part, an array per group: numbers, tokens used of each, and earlier occurrences."""
 
     numbers: list[np.ndarray] = field(default_factory=list)
     tokens: list[np.ndarray] = field(default_factory=list)
     epochs: list[np.ndarray] = field(default_factory=list)
 
-    def add(self, numbers: np.ndarray, tokens: np.ndarray, budget: int) -> None:
-        """Repeat documents of `tokens` tokens until the budget is met; the last one is cut at it."""
-        times = -(-budget // int(tokens.sum())) if budget else 0
-        counts, epoch = np.tile(tokens, times), np.repeat(np.arange(times), len(tokens))
-        used = np.clip(budget - (np.cumsum(counts) - counts), 0, counts)
-        kept = used > 0
-        self.numbers.append(np.tile(numbers, times)[kept])
-        self.tokens.append(used[kept])
-        self.epochs.append(epoch[kept])
+    def add(self, document_numbers: np.ndarray, tokens: np.ndarray, budget: int) -> None:
+        """Add a group's documents, repeated until the budget is met; the last one is cut at it.
+
+        Args:
+            document_numbers: int64 `[documents]`.
+            tokens: of each document, int64 `[documents]`.
+            budget: tokens to add.
+        """
+        repetitions = -(-budget // int(tokens.sum())) if budget else 0
+        repeated_tokens = np.tile(tokens, repetitions)
+        epochs = np.repeat(np.arange(repetitions), len(tokens))
+        tokens_before = np.cumsum(repeated_tokens) - repeated_tokens
+        used_tokens = np.clip(budget - tokens_before, 0, repeated_tokens)
+        is_used = used_tokens > 0
+        self.numbers.append(np.tile(document_numbers, repetitions)[is_used])
+        self.tokens.append(used_tokens[is_used])
+        self.epochs.append(epochs[is_used])
 
 
-def build(build: Build) -> dict[str, Any]:
-    """Step `mixture`: fill each part's budget per group, document by document.
+class GroupFacts(TypedDict):
+    """Facts of one group of the mixture."""
+
+    tokens_found: int
+    documents_contaminated: int
+    documents_in_other_groups: int
+    epochs: float
+    tokens_cut: int
+
+
+class Facts(TypedDict):
+    """Facts that the step records in its manifest; maps are part -> group -> tokens."""
+
+    tokens: dict[str, dict[str, int]]
+    documents: dict[str, int]
+    repeated_tokens: dict[str, dict[str, int]]
+    texts_in_two_parts: int
+    shares_wanted: dict[str, float]
+    groups: dict[str, GroupFacts]
+
+
+def build(build: Build) -> Facts:
+    """Fill each part's budget per group, document by document, and write a token store per part.
 
     Raises:
         UserError: a group is short of its budget; the message has the numbers and the remedy.
@@ -64,9 +94,7 @@ def build(build: Build) -> dict[str, Any]:
     parts = {name: Part() for name in recipe.tokens}
     records = {key: folder for key, folder in build.inputs.items() if key.startswith("task-")}
     holder = Holder(Items.read(records, NGRAM)) if records else None
-    groups: dict[str, Any] = {}
-    for name in recipe.shares:
-        groups[name] = _fill(parts, name, recipe, catalogue, tokenizer, spool, holder)
+    groups = {name: _fill(parts, name, recipe, catalogue, tokenizer, spool, holder) for name in recipe.shares}
     for name, part in parts.items():
         _write(build.out / name, part, catalogue, recipe.seed)
     shutil.rmtree(spool, ignore_errors=True)
@@ -75,143 +103,170 @@ def build(build: Build) -> dict[str, Any]:
 
 def _fill(
     parts: dict[str, Part],
-    name: str,
+    group_name: str,
     recipe: MixtureRecipe,
     catalogue: Catalogue,
     tokenizer: Tokenizer,
     spool: Path,
     exclude: Exclude | None,
-) -> dict[str, Any]:
-    """Choose a group's documents for all parts; returns what the facts say of the group."""
-    budgets, most = recipe.budgets()[name], recipe.epochs.get(name, 1.0)
-    order, done, epochs = catalogue.ordered(name), 0, 1.0
-    # A copy of a text that another group has taken might come to stand in another part.
-    taken = np.concatenate([np.empty(0, np.int64), *(n for part in parts.values() for n in part.numbers)])
-    elsewhere = np.isin(catalogue.text[order], catalogue.text[taken])
-    copies, order = int(elsewhere.sum()), order[~elsewhere]
+) -> GroupFacts:
+    """Choose a group's documents for all parts and add them there."""
+    budgets = recipe.budgets()[group_name]
+    max_epochs = recipe.epochs.get(group_name, 1.0)
+    document_order = catalogue.ordered(group_name)
+    # A copy of a text that another group has used might end up in another part.
+    used_numbers = [
+        document_numbers for part_name in parts.values() for document_numbers in part_name.numbers
+    ]
+    used_texts = catalogue.text[np.concatenate([np.empty(0, np.int64), *used_numbers])]
+    is_used_elsewhere = np.isin(catalogue.text[document_order], used_texts)
+    document_order = document_order[~is_used_elsewhere]
+    tokenised_count = 0
+    epochs = 1.0
     while True:
-        known = order[:done][catalogue.tokens[order[:done]] > 0]
-        tokens, texts = catalogue.tokens[known], catalogue.text[known]
-        found = _ranges(tokens, texts, budgets, epochs)
-        if None not in found.values():
+        tokenised = document_order[:tokenised_count]
+        usable = tokenised[catalogue.tokens[tokenised] > 0]
+        tokens = catalogue.tokens[usable]
+        texts = catalogue.text[usable]
+        ranges = _ranges(tokens, texts, budgets, epochs)
+        if None not in ranges.values():
             break
-        if done < len(order):
-            wanted = sum(budgets.values()) - int(tokens.sum())
-            end = done + _documents_for(wanted, catalogue.bytes[order[done:]])
-            catalogue.tokenise(order[done:end], tokenizer, spool, exclude)
-            done = end
+        # Tokenise in rounds, so that no more documents are tokenised than the budgets need.
+        if tokenised_count < len(document_order):
+            missing = sum(budgets.values()) - int(tokens.sum())
+            end = tokenised_count + _documents_for(missing, catalogue.bytes[document_order[tokenised_count:]])
+            catalogue.tokenise(document_order[tokenised_count:end], tokenizer, spool, exclude)
+            tokenised_count = end
         else:
-            epochs = _epochs(tokens, texts, budgets)
-            if epochs > most:
-                _refuse(name, recipe, tokens, found, epochs)
-    cut = 0
-    for part, span in found.items():
-        if span is not None and budgets[part]:
-            used = tokens[slice(*span)].copy()
-            used[-1] -= used.sum() - _distinct(budgets, part, epochs)  # its rest is used nowhere
-            cut += int(tokens[span[1] - 1] - used[-1])
-            parts[part].add(known[slice(*span)], used, budgets[part])
-    dropped = int((catalogue.tokens[order[:done]] == 0).sum())
-    return {
-        "tokens_found": int(tokens.sum()),
-        "documents_contaminated": dropped,
-        "documents_in_other_groups": copies,
-        "epochs": round(epochs, 4),
-        "tokens_cut": cut,
-    }
+            epochs = _needed_epochs(tokens, texts, budgets)
+            if epochs > max_epochs:
+                _refuse(group_name, recipe, tokens, ranges, epochs)
+    tokens_cut = 0
+    for part_name, document_span in ranges.items():
+        if document_span is not None and budgets[part_name]:
+            used_tokens = tokens[slice(*document_span)].copy()
+            # The rest of the last document is not used in any part.
+            used_tokens[-1] -= used_tokens.sum() - _distinct_tokens(budgets, part_name, epochs)
+            tokens_cut += int(tokens[document_span[1] - 1] - used_tokens[-1])
+            parts[part_name].add(usable[slice(*document_span)], used_tokens, budgets[part_name])
+    return GroupFacts(
+        tokens_found=int(tokens.sum()),
+        documents_contaminated=int((catalogue.tokens[document_order[:tokenised_count]] == 0).sum()),
+        documents_in_other_groups=int(is_used_elsewhere.sum()),
+        epochs=round(epochs, 4),
+        tokens_cut=tokens_cut,
+    )
 
 
-def _distinct(budgets: dict[str, int], part: str, epochs: float) -> int:
-    return budgets[part] if part == HELDOUT else math.ceil(budgets[part] / epochs)
+def _distinct_tokens(budgets: dict[str, int], part_name: str, epochs: float) -> int:
+    """Return the tokens of a part without repetitions; held-out data is never repeated."""
+    return budgets[part_name] if part_name == HELDOUT else math.ceil(budgets[part_name] / epochs)
 
 
-def _ranges(
-    tokens: np.ndarray, texts: np.ndarray, budgets: dict[str, int], epochs: float
-) -> dict[str, tuple[int, int] | None]:
-    """Part -> documents begin..end-1 that hold its distinct tokens; None: there are not enough.
+def _ranges(tokens: np.ndarray, texts: np.ndarray, budgets: dict[str, int], epochs: float) -> _Ranges:
+    """Return for each part the documents begin..end-1 that hold its distinct tokens.
 
     Args:
         tokens: of each document.
-        texts: digest of each document's text; equal ones are neighbours. The next part begins at a new text.
+        texts: digest of each document's text; equal ones are neighbours. A part begins at a new text.
         budgets: tokens of each part.
         epochs: how often a part's documents are repeated.
     """
-    ends, begin = np.cumsum(tokens), 0
-    found: dict[str, tuple[int, int] | None] = {}
-    for part in budgets:
-        distinct = _distinct(budgets, part, epochs)
-        before = int(ends[begin - 1]) if begin else 0
-        end = int(np.searchsorted(ends, before + distinct)) + 1 if distinct else begin
-        found[part] = (begin, end) if end <= len(tokens) else None
+    tokens_through = np.cumsum(tokens)
+    begin = 0
+    ranges: _Ranges = {}
+    for part_name in budgets:
+        distinct_tokens = _distinct_tokens(budgets, part_name, epochs)
+        tokens_before = int(tokens_through[begin - 1]) if begin else 0
+        end = begin
+        if distinct_tokens:
+            end = int(np.searchsorted(tokens_through, tokens_before + distinct_tokens)) + 1
+        ranges[part_name] = (begin, end) if end <= len(tokens) else None
         begin = min(end, len(tokens))
         while 0 < begin < len(tokens) and texts[begin] == texts[begin - 1]:
             begin += 1
-    return found
+    return ranges
 
 
 def _documents_for(tokens: int, sizes: np.ndarray) -> int:
-    """How many documents to read next to find so many tokens."""
-    return min(len(sizes), int(np.searchsorted(np.cumsum(sizes), max(1, tokens) * _BYTES_PER_TOKEN)) + 1)
+    """Return how many documents probably hold so many tokens.
+
+    Args:
+        tokens: wanted.
+        sizes: UTF-8 bytes of the next documents, int64 `[documents]`.
+    """
+    wanted_bytes = max(1, tokens) * _BYTES_PER_TOKEN
+    return min(len(sizes), int(np.searchsorted(np.cumsum(sizes), wanted_bytes)) + 1)
 
 
-def _epochs(tokens: np.ndarray, texts: np.ndarray, budgets: dict[str, int]) -> float:
-    """Fewest epochs (in steps of 1 %) with which the documents suffice; infinite where none do."""
+def _needed_epochs(tokens: np.ndarray, texts: np.ndarray, budgets: dict[str, int]) -> float:
+    """Return the fewest epochs (in steps of 1 %) for which the documents suffice, infinity if none do."""
     epochs = 1.0
     while None in _ranges(tokens, texts, budgets, epochs).values():
         epochs *= 1.01
-        if epochs > _MOST_EPOCHS:
+        if epochs > _MAX_EPOCHS:
             return math.inf
     return epochs
 
 
 def _refuse(
-    name: str,
+    group_name: str,
     recipe: MixtureRecipe,
     tokens: np.ndarray,
-    found: dict[str, tuple[int, int] | None],
-    needed: float,
-) -> None:
-    budgets, have = recipe.budgets()[name], int(tokens.sum())
-    part = next(part for part, span in found.items() if span is None)
-    earlier = list(found)[: list(found).index(part)]
-    begin = max((span[1] for other in earlier if (span := found[other])), default=0)
-    short = budgets[part] - int(tokens[begin:].sum())
-    key = f"mixture.{HELDOUT}" if part == HELDOUT else f"mixture.parts.{part}"
-    remedy = f"add a source or lower {key}"
-    if math.isfinite(needed):
-        remedy += f", or allow repetition: mixture.epochs.{name}={math.ceil(needed * 10) / 10:g}"
+    ranges: _Ranges,
+    needed_epochs: float,
+) -> NoReturn:
+    budgets = recipe.budgets()[group_name]
+    part_name = next(part_name for part_name, document_span in ranges.items() if document_span is None)
+    part_names = list(ranges)
+    spans_before = [ranges[other] for other in part_names[: part_names.index(part_name)]]
+    begin = max((span[1] for span in spans_before if span), default=0)
+    missing = budgets[part_name] - int(tokens[begin:].sum())
+    recipe_key = f"mixture.{HELDOUT}" if part_name == HELDOUT else f"mixture.parts.{part_name}"
+    remedy = f"add a source or lower {recipe_key}"
+    if math.isfinite(needed_epochs):
+        remedy += f", or allow repetition: mixture.epochs.{group_name}={math.ceil(needed_epochs * 10) / 10:g}"
     raise UserError(
-        f"{key}: {name} is {short:,} tokens short of its {budgets[part]:,} "
-        f"({have:,} found for {sum(budgets.values()):,} in all parts); {remedy} "
+        f"{recipe_key}: {group_name} is {missing:,} tokens short of its {budgets[part_name]:,} "
+        f"({int(tokens.sum()):,} found for {sum(budgets.values()):,} in all parts); {remedy} "
         "(nothing is repeated silently)"
     )
 
 
 def _write(folder: Path, part: Part, catalogue: Catalogue, seed: int) -> None:
-    """Write a part in an order of its own, so that groups and repetitions stand all over it."""
+    """Write a part in pseudo-random order, so that groups and repetitions are spread over it."""
     empty = np.empty(0, np.int64)
-    numbers, tokens, epochs = (
+    document_numbers, tokens, epochs = (
         np.concatenate([empty, *rows]) for rows in (part.numbers, part.tokens, part.epochs)
     )
-    key = _mixed(catalogue.order["low"][numbers].astype(np.uint64), epochs.astype(np.uint64), seed)
-    order = np.argsort(key, kind="stable")
+    keys = _mix_keys(
+        catalogue.order["low"][document_numbers].astype(np.uint64), epochs.astype(np.uint64), seed
+    )
+    document_order = np.argsort(keys, kind="stable")
     with TokenWriter(folder) as writer:
-        for rows in _chunks(order, tokens):
-            ids = [catalogue.ids(int(n))[:t] for n, t in zip(numbers[rows], tokens[rows], strict=True)]
-            known = catalogue.documents.take(pa.array(numbers[rows])).combine_chunks()
-            columns = [known[key].combine_chunks().cast(pa.string()) for key in ("source", "id", "language")]
+        for rows in _chunks(document_order, tokens):
+            ids = [
+                catalogue.ids(int(number))[:token_count]
+                for number, token_count in zip(document_numbers[rows], tokens[rows], strict=True)
+            ]
+            table = catalogue.documents.take(pa.array(document_numbers[rows])).combine_chunks()
+            columns = [
+                table[column_name].combine_chunks().cast(pa.string())
+                for column_name in ("source", "id", "language")
+            ]
             columns += [pa.array(tokens[rows]), pa.array(epochs[rows].astype(np.int32))]
             writer.append(np.concatenate(ids), pa.RecordBatch.from_arrays(columns, schema=DOCUMENTS))
 
 
-def _chunks(order: np.ndarray, tokens: np.ndarray) -> Iterator[np.ndarray]:
-    """Rows in order, about `_CHUNK_TOKENS` a chunk."""
-    if len(order):
-        yield from np.split(order, np.flatnonzero(np.diff(np.cumsum(tokens[order]) // _CHUNK_TOKENS)) + 1)
+def _chunks(document_order: np.ndarray, tokens: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield rows in order, about `_CHUNK_TOKENS` tokens per chunk."""
+    if len(document_order):
+        chunk_numbers = np.cumsum(tokens[document_order]) // _CHUNK_TOKENS
+        yield from np.split(document_order, np.flatnonzero(np.diff(chunk_numbers)) + 1)
 
 
-def _mixed(keys: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
-    """Keys uint64 -> other keys uint64, by epoch and seed (the finaliser of SplitMix64)."""
+def _mix_keys(keys: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
+    """Return other keys, uint64 `[rows]`, by epoch and seed: the finaliser of SplitMix64."""
     with np.errstate(over="ignore"):
         keys = keys + (epochs * np.uint64(2**32) + np.uint64(seed + 1)) * np.uint64(0x9E3779B97F4A7C15)
         keys = (keys ^ (keys >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -220,24 +275,26 @@ def _mixed(keys: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _facts(
-    parts: dict[str, Part], groups: dict[str, Any], catalogue: Catalogue, recipe: MixtureRecipe
-) -> dict[str, Any]:
+    parts: dict[str, Part], groups: dict[str, GroupFacts], catalogue: Catalogue, recipe: MixtureRecipe
+) -> Facts:
     tokens: dict[str, dict[str, int]] = {name: dict.fromkeys(recipe.shares, 0) for name in parts}
-    repeated: dict[str, dict[str, int]] = {name: dict.fromkeys(recipe.shares, 0) for name in parts}
+    repeated_tokens: dict[str, dict[str, int]] = {name: dict.fromkeys(recipe.shares, 0) for name in parts}
     for name, part in parts.items():
-        for numbers, used, epochs in zip(part.numbers, part.tokens, part.epochs, strict=True):
-            if len(numbers):
-                group = catalogue.names[catalogue.group[numbers[0]]]
-                tokens[name][group] += int(used.sum())
-                repeated[name][group] += int(used[epochs > 0].sum())
+        for document_numbers, used_tokens, epochs in zip(part.numbers, part.tokens, part.epochs, strict=True):
+            if len(document_numbers):
+                group_name = catalogue.names[catalogue.group[document_numbers[0]]]
+                tokens[name][group_name] += int(used_tokens.sum())
+                repeated_tokens[name][group_name] += int(used_tokens[epochs > 0].sum())
     distinct = {name: np.unique(np.concatenate([[], *part.numbers])) for name, part in parts.items()}
-    texts = [np.unique(catalogue.text[numbers.astype(np.int64)]) for numbers in distinct.values()]
-    together = np.concatenate(texts)
-    return {
-        "tokens": tokens,
-        "documents": {name: len(numbers) for name, numbers in distinct.items()},
-        "repeated_tokens": repeated,
-        "texts_in_two_parts": len(together) - len(np.unique(together)),
-        "shares_wanted": {str(name): share for name, share in recipe.shares.items()},
-        "groups": groups,
-    }
+    texts_of_parts = [
+        np.unique(catalogue.text[document_numbers.astype(np.int64)]) for document_numbers in distinct.values()
+    ]
+    all_texts = np.concatenate(texts_of_parts)
+    return Facts(
+        tokens=tokens,
+        documents={name: len(document_numbers) for name, document_numbers in distinct.items()},
+        repeated_tokens=repeated_tokens,
+        texts_in_two_parts=len(all_texts) - len(np.unique(all_texts)),
+        shares_wanted={str(name): share for name, share in recipe.shares.items()},
+        groups=groups,
+    )

@@ -1,7 +1,7 @@
-"""Open local files of text: find how they are compressed and encoded, and read them as UTF-8.
+"""Open local files of text: detect compression and encoding, and read them as UTF-8.
 
-Compression is recognised by a file's first bytes, whatever its name says. Text in another encoding than
-UTF-8 is decoded with U+FFFD in place of what the encoding does not have, and that is counted.
+Compression is recognised by a file's first bytes, not by its name. Text in another encoding than UTF-8 is
+decoded with U+FFFD for invalid bytes, and these are counted.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ _MAGIC = {
 }
 _ARCHIVES = {b"PK\x03\x04": "zip", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar"}
 BROKEN = (gzip.BadGzipFile, zlib.error, lzma.LZMAError, pa.ArrowException, OSError)
-"""What reading a damaged file raises, beside EOFError for one that is cut off."""
+"""Errors that reading a corrupt file raises; a truncated one raises EOFError."""
 _CHUNK = 2**20
 _SAMPLE = 2**18
+# Encodings among which `auto` decides if a file is neither UTF-8 nor marked as UTF-16.
 _CANDIDATES = ["gb18030", "big5hkscs", "big5"]
-"""Encodings that `auto` tells apart once a file is neither UTF-8 nor marked as UTF-16."""
 _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
 
 class UnknownEncodingError(ValueError):
-    """No encoding that `auto` knows fits a file."""
+    """Raised if no encoding that `auto` knows fits a file."""
 
 
 def compression(path: Path) -> str | None:
@@ -56,28 +56,29 @@ def archive(path: Path) -> str | None:
 
 
 def decompressed(path: Path) -> io.BufferedReader:
-    """Open a file for reading what it holds, decompressed."""
-    kind = compression(path)
-    if kind == "gzip":
+    """Open a file for reading, decompressed."""
+    compression_kind = compression(path)
+    if compression_kind == "gzip":
         return cast(io.BufferedReader, gzip.open(path))
-    if kind == "bzip2":
+    if compression_kind == "bzip2":
         return cast(io.BufferedReader, bz2.open(path))
-    if kind == "xz":
+    if compression_kind == "xz":
         return cast(io.BufferedReader, lzma.open(path))
-    if kind in ("zstd", "lz4"):
-        return io.BufferedReader(_ArrowStream(path, kind))
+    if compression_kind in ("zstd", "lz4"):
+        return io.BufferedReader(_ArrowStream(path, compression_kind))
     return path.open("rb")
 
 
 def damage(path: Path) -> str | None:
-    """Return what is wrong with a compressed file beside its being cut off, which spares what comes before.
+    """Return the error of a corrupt compressed file; None if it is intact or merely truncated.
 
-    Of a file that fails its check sum no line can be trusted, and the sum stands at the end: hence a pass of
-    its own over the file, at some 300 MB/s of gzip, before the first line is used.
+    The lines of a truncated file are usable up to its end.
     """
+    # No line can be trusted if the check sum is wrong, and the sum is at the end: hence a pass over the file,
+    # at some 300 MB/s of gzip, before the first line is used.
     try:
-        with decompressed(path) as file:
-            while file.read(_CHUNK):
+        with decompressed(path) as opened_file:
+            while opened_file.read(_CHUNK):
                 pass
     except EOFError:
         return None
@@ -87,7 +88,7 @@ def damage(path: Path) -> str | None:
 
 
 class Utf8Stream(io.RawIOBase):
-    """A file's text as UTF-8 bytes, decompressed and decoded."""
+    """Text of a file as UTF-8 bytes, decompressed and decoded."""
 
     def __init__(self, path: Path, encoding: str) -> None:
         """Open a file.
@@ -101,9 +102,9 @@ class Utf8Stream(io.RawIOBase):
         """
         self.encoding = detect_encoding(path) if encoding == "auto" else encoding
         self.replaced = 0
-        """Places so far where bytes were not of the encoding and U+FFFD stands instead."""
+        """Number of U+FFFD so far, in place of bytes that are invalid in the encoding."""
         self._file = decompressed(path)
-        is_utf8 = self.encoding == "utf-8"  # handed on as it is: its readers name the row of a bad byte
+        is_utf8 = self.encoding == "utf-8"  # passed on unchanged: readers report the row of an invalid byte
         self._decoder = None if is_utf8 else codecs.getincrementaldecoder(self.encoding)(errors="replace")
         self._ready = b""
         self._is_at_end = False
@@ -115,23 +116,23 @@ class Utf8Stream(io.RawIOBase):
     def readinto(self, buffer: Any) -> int:
         """Fill a buffer with UTF-8; 0 at the end."""
         while not self._ready and not self._is_at_end:
-            # read1, since read discards what precedes the end of a file that is cut off.
-            chunk = self._file.read1(_CHUNK)
-            self._is_at_end = not chunk
-            self._ready = chunk if self._decoder is None else self._decoded(chunk)
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
+            # read1, because read discards the bytes before the end of a truncated file.
+            chunk_bytes = self._file.read1(_CHUNK)
+            self._is_at_end = not chunk_bytes
+            self._ready = chunk_bytes if self._decoder is None else self._decoded(chunk_bytes)
+        byte_count = min(len(buffer), len(self._ready))
+        buffer[:byte_count] = self._ready[:byte_count]
+        self._ready = self._ready[byte_count:]
+        return byte_count
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
         super().close()
 
-    def _decoded(self, chunk: bytes) -> bytes:
+    def _decoded(self, chunk_bytes: bytes) -> bytes:
         assert self._decoder is not None
-        text = self._decoder.decode(chunk, final=not chunk)
+        text = self._decoder.decode(chunk_bytes, final=not chunk_bytes)
         self.replaced += text.count("\ufffd")
         return text.encode("utf-8", "replace")
 
@@ -142,20 +143,20 @@ def detect_encoding(path: Path) -> str:
     Raises:
         UnknownEncodingError: none of UTF-8, UTF-16, GB18030 and Big5 fits.
     """
-    with decompressed(path) as file:
-        sample = file.read(_SAMPLE)
+    with decompressed(path) as opened_file:
+        sample = opened_file.read(_SAMPLE)
         for mark, encoding in _MARKS.items():
             if sample.startswith(mark):
                 return encoding
         decoder = codecs.getincrementaldecoder("utf-8")()
-        chunk = sample
+        chunk_bytes = sample
         try:
-            while chunk:
-                decoder.decode(chunk)
-                chunk = file.read(_CHUNK)
+            while chunk_bytes:
+                decoder.decode(chunk_bytes)
+                chunk_bytes = opened_file.read(_CHUNK)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError:
-            guess = charset_normalizer.from_bytes(chunk[:_SAMPLE], cp_isolation=_CANDIDATES).best()
+            guess = charset_normalizer.from_bytes(chunk_bytes[:_SAMPLE], cp_isolation=_CANDIDATES).best()
             if guess is None:
                 raise UnknownEncodingError(
                     "its encoding is none of UTF-8, UTF-16, GB18030 and Big5; convert it to UTF-8"
@@ -165,10 +166,10 @@ def detect_encoding(path: Path) -> str:
 
 
 class _ArrowStream(io.RawIOBase):
-    """A zstd or lz4 file, decompressed by Arrow, which reads one that is cut off as if it had ended there."""
+    """Zstd or lz4 file, decompressed by Arrow; a truncated one raises EOFError, as other formats do."""
 
-    def __init__(self, path: Path, kind: str) -> None:
-        self._stream = pa.input_stream(str(path), compression=kind)
+    def __init__(self, path: Path, compression_kind: str) -> None:
+        self._stream = pa.input_stream(str(path), compression=compression_kind)
 
     def readable(self) -> bool:
         """Return True."""
@@ -192,6 +193,8 @@ class _ArrowStream(io.RawIOBase):
 
 
 def _kind_of(path: Path, kinds: dict[bytes, str]) -> str | None:
-    with path.open("rb") as file:
-        head = file.read(6)
-    return next((kind for magic, kind in kinds.items() if head.startswith(magic)), None)
+    with path.open("rb") as opened_file:
+        first_bytes = opened_file.read(6)
+    return next(
+        (compression_kind for magic, compression_kind in kinds.items() if first_bytes.startswith(magic)), None
+    )

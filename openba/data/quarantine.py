@@ -1,14 +1,14 @@
-"""What of a source cannot be read: told with file, row and reason, counted, and set aside from the rest.
+"""Handlers for files and rows of a source that cannot be read.
 
-Owns the record `quarantine.parquet` and the two policies: to refuse (tasks, whose records are few and
-labelled) and to write down and go on (corpora). It holds no text; the files themselves stay where they are.
+There are two: refuse (labelled data, which is small), or record in `quarantine.parquet` and continue
+(corpora). The record has file, row and reason but no text; the files themselves are not touched.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn, TypedDict
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,16 +19,25 @@ QUARANTINE = "quarantine.parquet"
 SCHEMA = pa.schema(
     [
         ("file", pa.string()),
-        ("row", pa.int64()),  # from 1; null: the whole file, or the rest of it
+        ("row", pa.int64()),  # from 1; null: the entire file, or the rest of it
         ("reason", pa.string()),
     ]
 )
-_ROWS = 10_000
+_BATCH_ROWS = 10_000
+# Number of entries that the step's facts show.
 _SHOWN = 5
 
 
-class Bad(NamedTuple):
-    """A row, or a whole file if `row` is None, that cannot be read."""
+class QuarantineFacts(TypedDict):
+    """Summary of a quarantine in the facts of a step."""
+
+    files: int
+    rows: int
+    first: list[str]
+
+
+class Unreadable(NamedTuple):
+    """Row that cannot be read, or entire file if `row` is None."""
 
     file: str
     row: int | None
@@ -42,52 +51,55 @@ class Bad(NamedTuple):
         )
 
 
-Tell = Callable[[Bad], None]
+UnreadableHandler = Callable[[Unreadable], None]
+"""Called with everything that cannot be read; reading continues unless it raises."""
 
 
-def refuse(bad: Bad) -> NoReturn:
-    """Policy: the first one ends the reading.
+def refuse(unreadable: Unreadable) -> NoReturn:
+    """Handler that stops the reading.
 
     Raises:
         UserError: always.
     """
-    raise UserError(str(bad))
+    raise UserError(str(unreadable))
 
 
 class Quarantine:
-    """Policy: write down and go on. The file is made only if there is something to write down."""
+    """Handler that records and lets the reading continue. Without anything to record there is no file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._writer: pq.ParquetWriter | None = None
-        self._rows: list[dict[str, Any]] = []
-        self._files = self._of_rows = 0
+        self._rows: list[Unreadable] = []
+        self._file_count = 0
+        self._row_count = 0
         self._first: list[str] = []
 
-    def __call__(self, bad: Bad) -> None:
-        """Take down one."""
-        self._files += bad.row is None
-        self._of_rows += bad.row is not None
+    def __call__(self, unreadable: Unreadable) -> None:
+        """Record one."""
+        self._file_count += unreadable.row is None
+        self._row_count += unreadable.row is not None
         if len(self._first) < _SHOWN:
-            self._first.append(str(bad))
-        self._rows.append(bad._asdict())
-        if len(self._rows) == _ROWS:
+            self._first.append(str(unreadable))
+        self._rows.append(unreadable)
+        if len(self._rows) == _BATCH_ROWS:
             self._flush()
 
-    def close(self) -> dict[str, Any]:
-        """Finish the file; facts: `files` and `rows` set aside, and the `first` of them as text."""
+    def close(self) -> QuarantineFacts:
+        """Finish the file and return the number of files and rows recorded, and the first of them as text."""
         if self._rows:
             self._flush()
         if self._writer:
             self._writer.close()
-        return {"files": self._files, "rows": self._of_rows, "first": self._first}
+        return QuarantineFacts(files=self._file_count, rows=self._row_count, first=self._first)
 
     def summary(self) -> str:
-        """One line for a source of which nothing is left: how much was set aside, and the first of it."""
-        counts = f"{self._files} files and {self._of_rows} rows are set aside"
+        """Return a line for a source without readable documents: counts, and the first entry."""
+        counts = f"{self._file_count} files and {self._row_count} rows are set aside"
         return f"nothing in it can be read ({counts}); first: {self._first[0]}"
 
     def _flush(self) -> None:
+        # Opened with the first rows: without any there is no file.
         self._writer = self._writer or pq.ParquetWriter(self._path, SCHEMA, compression="zstd")
-        self._writer.write_table(pa.Table.from_pylist(self._rows, SCHEMA))
+        self._writer.write_table(pa.Table.from_pylist([row._asdict() for row in self._rows], SCHEMA))
         self._rows = []

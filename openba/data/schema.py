@@ -1,8 +1,4 @@
-"""The one form every source takes on disk: an Arrow schema and its Parquet writer.
-
-Owns column names, types and how the file is written and read. It knows nothing of where documents
-come from or of what is done to them.
-"""
+"""Schema of documents on disk, the same for all sources, with its Parquet writer and reader."""
 
 from __future__ import annotations
 
@@ -17,8 +13,8 @@ DOCUMENTS = "documents.parquet"
 """The file a source step writes."""
 
 GROUP_BYTES = 4 * 2**20
-"""Text of a row group, at least. Small ones cost: writer and every reader hold 5 to 9 KiB for each, and in
-half megabytes reading takes a quarter longer."""
+"""Minimum text of a row group. Writer and readers need 5 to 9 KiB of memory per row group, and with row
+groups of half a megabyte reading took a quarter longer."""
 
 SCHEMA = pa.schema(
     [
@@ -34,15 +30,21 @@ SCHEMA = pa.schema(
 def write_documents(
     path: Path, batches: Iterable[pa.RecordBatch], group_bytes: int = GROUP_BYTES
 ) -> tuple[int, int]:
-    """Write batches of `SCHEMA`, as many a row group as have so many bytes of text.
+    """Write batches of documents.
 
-    The same texts give the same bytes if a batch holds the same of them.
+    The file's bytes depend on the texts and on their division into batches, nothing else.
+
+    Args:
+        path: of the file.
+        batches: columns of `SCHEMA`.
+        group_bytes: minimum text of a row group.
 
     Returns:
-        Number of documents and of UTF-8 bytes of text.
+        Number of documents, and of UTF-8 bytes of text.
     """
-    documents = size = 0
-    # Statistics and dictionaries of text only cost space: no reader looks a text up by value.
+    documents = 0
+    size = 0
+    # Statistics and dictionaries of text only cost space: no reader searches for a text by value.
     with pq.ParquetWriter(
         path,
         SCHEMA,
@@ -51,37 +53,43 @@ def write_documents(
         use_dictionary=["language", "source"],
         write_page_checksum=True,  # a flipped bit is an error, not another text
     ) as writer:
-        for batch in _gathered(batches, group_bytes):
+        for batch in _gather(batches, group_bytes):
             writer.write_batch(batch)
             documents += batch.num_rows
             size += text_bytes(batch)
     return documents, size
 
 
-def _gathered(batches: Iterable[pa.RecordBatch], size: int) -> Iterator[pa.RecordBatch]:
-    held: list[pa.RecordBatch] = []
+def _gather(batches: Iterable[pa.RecordBatch], group_bytes: int) -> Iterator[pa.RecordBatch]:
+    """Concatenate batches until each has the minimum text of a row group."""
+    pending: list[pa.RecordBatch] = []
     total = 0
     for batch in batches:
         if batch.num_rows:
-            held.append(batch)
+            pending.append(batch)
             total += text_bytes(batch)
-        if held and total >= size:
-            yield pa.concat_batches(held)
-            held, total = [], 0
-    if held:
-        yield pa.concat_batches(held)
+        if pending and total >= group_bytes:
+            yield pa.concat_batches(pending)
+            pending = []
+            total = 0
+    if pending:
+        yield pa.concat_batches(pending)
 
 
 def read_batches(path: Path, rows: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
-    """Batches of at most so many rows, of all columns if none are named, row group by row group.
+    """Yield batches of at most so many rows, row group by row group.
 
-    A reader over all row groups of a file keeps memory for each: 208 MiB after 250 MB of text, 40 this way.
+    Args:
+        path: Parquet file.
+        rows: maximum per batch.
+        columns: names; none: all.
     """
     file = pq.ParquetFile(path)
+    # One reader over all row groups keeps memory for each: 208 MiB after 250 MB of text, 40 this way.
     for group in range(file.num_row_groups):
         yield from file.iter_batches(rows, [group], columns=columns)
 
 
 def text_bytes(batch: pa.RecordBatch) -> int:
-    """UTF-8 bytes of the batch's texts."""
+    """Return the UTF-8 bytes of the batch's texts."""
     return pc.sum(pc.binary_length(batch["text"])).as_py() or 0

@@ -1,16 +1,12 @@
-"""Token ids on disk: memory-mapped shards of one endless stream, with the documents that it is made of.
+"""Store of token ids: memory-mapped shards of one token stream, with a table of its documents.
 
-Owns the stored form, its streaming writer, numbered windows, and Parquet in and out. It does not
-choose documents (`openba.data.mixture`) and corrupts nothing (`openba.data.denoise`).
-
-    tokens-00000.npy, ...   int32, all shards of one size but the last; the stream runs on across them
-    offsets.npy             int64 [documents + 1], where each document begins; </s> ends each
-    documents.parquet       a row a document: source, id, language, tokens, epoch
+tokens-00000.npy, ...   int32, all shards of one size but the last; documents may span two of them
+offsets.npy             int64 [documents + 1], where each document begins; </s> ends each
+documents.parquet       one row per document: source, id, language, tokens, epoch
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -20,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.lib import format as npy
 
-from openba.data.schema import read_batches
 from openba.errors import UserError
 
 DOCUMENTS = pa.schema(
@@ -29,92 +24,93 @@ DOCUMENTS = pa.schema(
         pa.field("id", pa.string()),
         pa.field("language", pa.string()),
         pa.field("tokens", pa.int64()),  # </s> included
-        pa.field("epoch", pa.int32()),  # 0 the first time a document stands in the store
+        pa.field("epoch", pa.int32()),  # 0 for a document's first occurrence in the store
     ]
 )
-IDS = "input_ids"
-"""Column of the ids in Parquet; the name that `datasets` and trainers know."""
-_PARQUET = DOCUMENTS.append(pa.field(IDS, pa.large_list(pa.int32())))
-_SHARD_TOKENS = 2**28  # 1 GiB a file
-_BATCH_TOKENS = 2**20  # what an export holds in memory at a time
+_SHARD_TOKENS = 2**28  # 1 GiB per file
 
 
 class TokenStore:
-    """A folder of token shards, read in place."""
+    """Token shards of a folder, memory-mapped."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises: UserError: a file is missing, cut short, or not of this form."""
+        """Open a store.
+
+        Raises:
+            UserError: a file is missing, truncated, or not of this form.
+        """
         try:
-            self.offsets = _view(folder / "offsets.npy")
-            self.shards = [_view(path) for path in sorted(folder.glob("tokens-*.npy"))]
+            self.offsets = _memory_map(folder / "offsets.npy")
+            self.shards = [_memory_map(path) for path in sorted(folder.glob("tokens-*.npy"))]
         except (OSError, ValueError) as error:
             raise UserError(f"{folder}: not a readable token store ({error}); build it again") from None
         self.folder = folder
-        self.size = len(self.shards[0]) if self.shards else 1
-        found = sum(len(shard) for shard in self.shards)
-        if found != len(self) or any(len(shard) != self.size for shard in self.shards[:-1]):
+        self.shard_tokens = len(self.shards[0]) if self.shards else 1
+        token_count = sum(len(shard) for shard in self.shards)
+        has_odd_shard = any(len(shard) != self.shard_tokens for shard in self.shards[:-1])
+        if token_count != len(self) or has_odd_shard:
             raise UserError(
-                f"{folder}: {found:,} tokens in its shards, {len(self):,} in offsets.npy; build it again"
+                f"{folder}: {token_count:,} tokens in its shards, {len(self):,} in offsets.npy; "
+                "build it again"
             )
 
     def __len__(self) -> int:
-        """Tokens of all documents."""
+        """Return the number of tokens of all documents."""
         return int(self.offsets[-1])
 
     @cached_property
     def documents(self) -> pa.Table:
-        """The documents in order, as `DOCUMENTS`."""
+        """Table of the documents in order, columns of `DOCUMENTS`."""
         return pq.read_table(self.folder / "documents.parquet")
 
     def tokens(self, begin: int, end: int) -> np.ndarray:
-        """Tokens begin..end-1 of the stream, int32: a view where they lie in one shard."""
-        first, last = begin // self.size, max(begin, end - 1) // self.size
+        """Return tokens begin..end-1 of the stream, int32; a view if they lie in one shard, else a copy."""
+        size = self.shard_tokens
+        first_shard = begin // size
+        last_shard = min(max(begin, end - 1) // size, len(self.shards) - 1)
         parts = [
-            self.shards[k][max(0, begin - k * self.size) : end - k * self.size]
-            for k in range(first, min(last + 1, len(self.shards)))
+            self.shards[shard][max(0, begin - shard * size) : end - shard * size]
+            for shard in range(first_shard, last_shard + 1)
         ]
         return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, np.int32), *parts])
 
     def document(self, number: int) -> np.ndarray:
-        """Ids of a document, int32, </s> last."""
+        """Return the ids of a document, int32 `[tokens]`, </s> last."""
         return self.tokens(int(self.offsets[number]), int(self.offsets[number + 1]))
 
     def count(self, length: int) -> int:
-        """How many windows of `length` tokens the store holds."""
+        """Return the number of windows of `length` tokens in the store."""
         return len(self) // length
 
     def windows(self, numbers: np.ndarray, length: int) -> np.ndarray:
-        """Windows by number, int32 `[n, length]`: documents run on across their borders, as released."""
-        found = np.empty((len(numbers), length), np.int32)
-        for row, number in enumerate(numbers.tolist()):
-            found[row] = self.tokens(number * length, (number + 1) * length)
-        return found
+        """Return consecutive, non-overlapping windows of the stream by number.
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """The documents with their ids, about a million tokens a batch."""
-        begin = 0
-        while begin < len(self.offsets) - 1:
-            limit = self.offsets[begin] + _BATCH_TOKENS
-            end = max(begin + 1, int(np.searchsorted(self.offsets, limit, "right")) - 1)
-            offsets = self.offsets[begin : end + 1]
-            ids = pa.LargeListArray.from_arrays(
-                pa.array(offsets - offsets[0]), pa.array(self.tokens(int(offsets[0]), int(offsets[-1])))
-            )
-            rows = self.documents.slice(begin, end - begin).combine_chunks().to_batches()[0]
-            yield pa.RecordBatch.from_arrays([*rows.columns, ids], schema=_PARQUET)
-            begin = end
+        Windows ignore the borders of documents, as in the released model's data.
+
+        Args:
+            numbers: int64 `[windows]`.
+            length: tokens per window.
+
+        Returns:
+            int32 `[windows, length]`.
+        """
+        token_windows = np.empty((len(numbers), length), np.int32)
+        for row, number in enumerate(numbers.tolist()):
+            token_windows[row] = self.tokens(number * length, (number + 1) * length)
+        return token_windows
 
 
 class TokenWriter:
-    """Writes a store front to back; memory does not grow with it. Complete when closed without error."""
+    """Writer of a store. Memory does not grow with it; the store is complete once closed without error."""
 
     def __init__(self, folder: Path, shard_tokens: int = _SHARD_TOKENS) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.shard_tokens = folder, shard_tokens
-        self.written = 0
+        self.folder = folder
+        self.shard_tokens = shard_tokens
+        self.token_count = 0
         self._shard: _GrowingArray | None = None
         self._offsets = _GrowingArray(folder / "offsets.npy", np.dtype(np.int64))
-        self._offsets.append(np.zeros(1, np.int64))
+        self._offsets.append(np.zeros(1, np.int64))  # start of the first document
         self._documents = pq.ParquetWriter(folder / "documents.parquet", DOCUMENTS, compression="zstd")
 
     def __enter__(self) -> TokenWriter:
@@ -131,76 +127,42 @@ class TokenWriter:
         """Add documents.
 
         Args:
-            ids: int32, all of them in a row, </s> after each.
-            documents: their rows; `tokens` says where one ends.
+            ids: int32 `[tokens]`, the documents one after the other, </s> at the end of each.
+            documents: rows of `DOCUMENTS`; `tokens` gives the length of each document.
 
         Raises:
-            ValueError: the rows' tokens do not add up to the ids.
+            ValueError: the lengths do not add up to the number of ids.
         """
-        ends = self.written + np.cumsum(documents["tokens"].to_numpy())
-        if (ends[-1] if len(ends) else self.written) != self.written + len(ids):
-            raise ValueError(f"{len(ids)} ids for documents of {documents['tokens'].to_numpy().sum()} tokens")
-        self._offsets.append(ends.astype(np.int64))
+        document_tokens = documents["tokens"].to_numpy()
+        if document_tokens.sum() != len(ids):
+            raise ValueError(f"{len(ids)} ids for documents of {document_tokens.sum()} tokens")
+        document_ends = self.token_count + np.cumsum(document_tokens)
+        self._offsets.append(document_ends.astype(np.int64))
         self._documents.write_batch(documents)
         while len(ids):
-            number, used = divmod(self.written, self.shard_tokens)
-            if used == 0:
-                self._next_shard(number)
+            shard_number, shard_size = divmod(self.token_count, self.shard_tokens)
+            if shard_size == 0:
+                self._open_shard(shard_number)
             assert self._shard is not None
-            head = ids[: self.shard_tokens - used]
-            self._shard.append(head.astype(np.int32, copy=False))
-            self.written, ids = self.written + len(head), ids[len(head) :]
+            part = ids[: self.shard_tokens - shard_size]
+            self._shard.append(part.astype(np.int32, copy=False))
+            self.token_count += len(part)
+            ids = ids[len(part) :]
 
-    def _next_shard(self, number: int) -> None:
+    def _open_shard(self, number: int) -> None:
         if self._shard is not None:
             self._shard.close()
         self._shard = _GrowingArray(self.folder / f"tokens-{number:05}.npy", np.dtype(np.int32))
 
 
-def write_parquet(store: TokenStore, path: Path) -> None:
-    """Export a store: a row a document, its ids as a list in column `input_ids`."""
-    with pq.ParquetWriter(path, _PARQUET, compression="zstd") as writer:
-        for batch in store.batches():
-            writer.write_batch(batch)
-
-
-def read_parquet(path: Path, writer: TokenWriter) -> None:
-    """Add the documents of an exported file, or of any with a list of int32 in column `input_ids`.
-
-    Columns of `DOCUMENTS` that the file lacks are filled: the id with the row's number, the source
-    with the file's name.
-
-    Raises:
-        UserError: the column is not there, or a list or an id in it is null.
-    """
-    names = pq.read_schema(path).names
-    if IDS not in names:
-        raise UserError(f"{path}: no column {IDS!r}; there are {', '.join(names)}")
-    row = 0
-    for batch in read_batches(path, 10_000):
-        lists = batch[IDS].cast(pa.large_list(pa.int32()))
-        if lists.null_count or lists.flatten().null_count:
-            raise UserError(f"{path}: rows {row:,} to {row + len(batch):,}: a list or an id is null")
-        sizes, known = lists.value_lengths(), set(batch.schema.names)
-        filled = {
-            "source": pa.array([path.stem] * len(batch)),
-            "id": pa.array([str(row + i) for i in range(len(batch))]),
-            "language": pa.array([""] * len(batch)),
-            "epoch": pa.array(np.zeros(len(batch), np.int32)),
-        }
-        columns = {name: batch[name] if name in known else column for name, column in filled.items()}
-        columns["tokens"] = sizes
-        rows = [columns[field.name].cast(field.type) for field in DOCUMENTS]
-        writer.append(lists.flatten().to_numpy(), pa.RecordBatch.from_arrays(rows, schema=DOCUMENTS))
-        row += len(batch)
-
-
 class _GrowingArray:
-    """A one-dimensional .npy file that is appended to; its header is written again at the end."""
+    """One-dimensional .npy file that grows; its header is written again with the final length."""
 
     def __init__(self, path: Path, dtype: np.dtype) -> None:
-        self.file, self.dtype, self.length = path.open("wb"), dtype, 0
-        self._header()
+        self.file = path.open("wb")
+        self.dtype = dtype
+        self.length = 0
+        self._write_header()
 
     def append(self, values: np.ndarray) -> None:
         self.file.write(np.ascontiguousarray(values, self.dtype).data)
@@ -208,15 +170,15 @@ class _GrowingArray:
 
     def close(self) -> None:
         self.file.seek(0)
-        self._header()
+        self._write_header()
         self.file.close()
 
-    def _header(self) -> None:
+    def _write_header(self) -> None:
         # NumPy pads a header so that the first dimension can grow to 21 digits in place.
         shape = {"shape": (self.length,), "fortran_order": False, "descr": npy.dtype_to_descr(self.dtype)}
         npy.write_array_header_1_0(self.file, shape)
 
 
-def _view(path: Path) -> np.ndarray:
-    # A plain array over the map: numba and Arrow take no subclass.
+def _memory_map(path: Path) -> np.ndarray:
+    # A plain array: numba and Arrow do not accept numpy.memmap.
     return np.asarray(np.load(path, mmap_mode="r"))

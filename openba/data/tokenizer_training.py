@@ -1,8 +1,4 @@
-"""The tokenizer step: take the mT5 file, or train a small unigram model on the cleaned corpus.
-
-Owns the training settings and the facts of how well a tokenizer fits the corpus. It does not encode
-(openba.tokenizer.tokenizer).
-"""
+"""Step `tokenizer`: copy the mT5 file, or train a small unigram model on the cleaned corpus."""
 
 from __future__ import annotations
 
@@ -10,8 +6,9 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -27,10 +24,22 @@ from openba.tokenizer.pieces_openba import MODEL_FILE, WHITESPACE
 from openba.tokenizer.tokenizer import CONFIG_FILE, SWITCH, Tokenizer
 
 _BATCH = 1000
+_MAX_LINE_CHARACTERS = 2000
+_FIT_DOCUMENTS = 200
+_FIT_CHARACTERS = 5000
 
 
-def build(build: Build) -> dict[str, Any]:
-    """Step `tokenizer`: take the file or train on the cleaned corpus; facts say how well it fits."""
+class Facts(TypedDict):
+    """Facts that the step records in its manifest; maps are by language."""
+
+    vocab: int
+    characters_per_token: dict[str, float]
+    bytes_per_token: dict[str, float]
+    byte_or_unknown_share: dict[str, float]
+
+
+def build(build: Build) -> Facts:
+    """Copy the file or train on the cleaned corpus; the facts measure how well the tokenizer fits."""
     recipe: TokenizerRecipe = build.recipe
     target = build.out / MODEL_FILE
     if recipe.kind == "file":
@@ -46,7 +55,7 @@ def build(build: Build) -> dict[str, Any]:
         except RuntimeError as error:  # SentencePiece names the size that the text allows
             raise UserError(f"tokenizer.vocab_size: {recipe.vocab_size}: {error}") from None
     tokenizer = Tokenizer.load(build.out)
-    return {"vocab": tokenizer.size, **_fit(tokenizer, build.inputs["corpus"])}
+    return _measure_fit(tokenizer, build.inputs["corpus"])
 
 
 def _train(recipe: TokenizerRecipe, corpus: Path, target: Path) -> None:
@@ -66,32 +75,33 @@ def _train(recipe: TokenizerRecipe, corpus: Path, target: Path) -> None:
         unk_id=Tokenizer.unknown,
         bos_id=-1,
         character_coverage=0.9995,
-        num_threads=1,  # more threads change the order of float sums, and so the pieces
+        num_threads=1,  # more threads change the order of float sums, and thereby the pieces
         minloglevel=2,
     )
     target.write_bytes(model.getvalue())
 
 
 def _lines(corpus: Path, characters: int, seed: int) -> Iterator[str]:
-    """Lines of a random sample of documents: one third of the characters per language."""
+    """Yield lines of a random sample of documents, with equal numbers of characters per language."""
     sizes: dict[str, list[np.ndarray]] = {}
     for language, texts in _by_language(corpus):
-        without = pc.subtract(pc.utf8_length(texts), pc.count_substring(texts, "\n"))
-        sizes.setdefault(language, []).append(without.to_numpy())
-    wanted: dict[str, np.ndarray] = {}
+        character_counts = pc.subtract(pc.utf8_length(texts), pc.count_substring(texts, "\n"))
+        sizes.setdefault(language, []).append(character_counts.to_numpy())
+    sampled: dict[str, np.ndarray] = {}
     random = np.random.default_rng(seed)
     for language in sorted(sizes):
-        known = np.concatenate(sizes[language])
-        order = random.permutation(len(known))
-        enough = np.searchsorted(np.cumsum(known[order], dtype=np.int64), characters // len(sizes))
-        wanted[language] = order[: enough + 1]
-    for chosen in _texts_at(corpus, wanted):
-        left = characters // len(sizes)
-        for text in chosen:
+        language_sizes = np.concatenate(sizes[language])
+        order = random.permutation(len(language_sizes))
+        total_sizes = np.cumsum(language_sizes[order], dtype=np.int64)
+        last = np.searchsorted(total_sizes, characters // len(sizes))
+        sampled[language] = order[: last + 1]
+    for texts_of_language in _read_texts(corpus, sampled):
+        remaining = characters // len(sizes)
+        for text in texts_of_language:
             for line in text.split("\n"):
-                if line and left > 0:
-                    left -= len(line)
-                    yield line[:2000]
+                if line and remaining > 0:
+                    remaining -= len(line)
+                    yield line[:_MAX_LINE_CHARACTERS]
 
 
 def _by_language(corpus: Path) -> Iterator[tuple[str, pa.Array]]:
@@ -101,37 +111,60 @@ def _by_language(corpus: Path) -> Iterator[tuple[str, pa.Array]]:
                 yield language, batch["text"].filter(pc.equal(batch["language"], language))
 
 
-def _texts_at(corpus: Path, wanted: dict[str, np.ndarray]) -> Iterator[list[str]]:
-    """Per language its documents of these numbers, in their order: the corpus passes, only these are held."""
-    found: dict[str, dict[int, str]] = {language: {} for language in wanted}
-    begin = dict.fromkeys(wanted, 0)
-    among = {language: np.sort(numbers) for language, numbers in wanted.items()}
+def _read_texts(corpus: Path, numbers_of_language: dict[str, np.ndarray]) -> Iterator[list[str]]:
+    """Yield for each language its documents of the given numbers, in the given order, after one pass."""
+    # Only the sampled texts are held in memory.
+    texts_by_number: dict[str, dict[int, str]] = {language: {} for language in numbers_of_language}
+    begin = dict.fromkeys(numbers_of_language, 0)
+    sorted_numbers = {language: np.sort(numbers) for language, numbers in numbers_of_language.items()}
     for language, texts in _by_language(corpus):
-        first, last = np.searchsorted(among[language], [begin[language], begin[language] + len(texts)])
-        for number in among[language][first:last].tolist():
-            found[language][number] = texts[number - begin[language]].as_py()
+        limits = [begin[language], begin[language] + len(texts)]
+        first, last = np.searchsorted(sorted_numbers[language], limits)
+        for number in sorted_numbers[language][first:last].tolist():
+            texts_by_number[language][number] = texts[number - begin[language]].as_py()
         begin[language] += len(texts)
-    for language, numbers in wanted.items():
-        yield [found[language][number] for number in numbers.tolist()]
+    for language, numbers in numbers_of_language.items():
+        yield [texts_by_number[language][number] for number in numbers.tolist()]
 
 
-def _fit(tokenizer: Tokenizer, corpus: Path) -> dict[str, Any]:
-    """Characters and bytes per token and share of unknown or byte pieces, on the head of each source."""
+@dataclass
+class _FitCounts:
+    """Counts of one language over the beginnings of its sources' first documents."""
+
+    characters: int = 0
+    bytes: int = 0
+    tokens: int = 0
+    byte_or_unknown: int = 0
+
+
+def _measure_fit(tokenizer: Tokenizer, corpus: Path) -> Facts:
+    """Return characters and bytes per token and the share of byte or unknown pieces, by language."""
     pieces = tokenizer.pieces.model
-    odd_ids = [tokenizer.unknown, *(i for i in range(tokenizer.base) if pieces.is_byte(i))]
-    counts: dict[str, np.ndarray] = {}
+    fallback_ids = [tokenizer.unknown, *(piece for piece in range(tokenizer.base) if pieces.is_byte(piece))]
+    counts: dict[str, _FitCounts] = {}
     for path in corpus_files(corpus):
         if ".part-" in path.name and not path.name.endswith(".part-00000.parquet"):
             continue
-        for batch in read_batches(path, 200, ["text", "language"]):
-            heads = pc.utf8_slice_codeunits(batch["text"], 0, 5000)
-            ids = tokenizer.encode_arrow(heads).ids
-            sizes = [pc.sum(count(heads)).as_py() for count in (pc.utf8_length, pc.binary_length)]
-            row = [*sizes, len(ids), np.isin(ids, odd_ids).sum()]
-            counts.setdefault(batch["language"][0].as_py(), np.zeros(4, dtype=np.int64))[:] += row
-            break
-    names = {"characters_per_token": (0, 3), "bytes_per_token": (1, 3)}
-    return {
-        name: {k: round(int(row[column]) / max(1, int(row[2])), digits) for k, row in counts.items()}
-        for name, (column, digits) in (names | {"byte_or_unknown_share": (3, 4)}).items()
-    }
+        batch = next(read_batches(path, _FIT_DOCUMENTS, ["text", "language"]), None)
+        if batch is None:
+            continue
+        beginnings = pc.utf8_slice_codeunits(batch["text"], 0, _FIT_CHARACTERS)
+        ids = tokenizer.encode_arrow(beginnings).ids
+        of_language = counts.setdefault(batch["language"][0].as_py(), _FitCounts())
+        of_language.characters += pc.sum(pc.utf8_length(beginnings)).as_py()
+        of_language.bytes += pc.sum(pc.binary_length(beginnings)).as_py()
+        of_language.tokens += len(ids)
+        of_language.byte_or_unknown += int(np.isin(ids, fallback_ids).sum())
+
+    def per_token(name: str, digits: int) -> dict[str, float]:
+        return {
+            language: round(getattr(of_language, name) / max(1, of_language.tokens), digits)
+            for language, of_language in counts.items()
+        }
+
+    return Facts(
+        vocab=tokenizer.size,
+        characters_per_token=per_token("characters", 3),
+        bytes_per_token=per_token("bytes", 3),
+        byte_or_unknown_share=per_token("byte_or_unknown", 4),
+    )

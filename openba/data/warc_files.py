@@ -1,7 +1,7 @@
-"""Web pages of WARC archives, and the plain text of WET archives, as Common Crawl publishes them.
+"""Read web pages of WARC archives, and the plain text of WET archives, as Common Crawl publishes them.
 
-warcio reads the archives, one gzip member a record; bs4 finds a page's encoding by its headers and contents.
-Requests, metadata and everything that is neither HTML nor plain text are passed over: they are no documents.
+warcio reads the archives, one gzip member per record; bs4 finds a page's encoding by its headers and content.
+Requests, metadata and everything that is neither HTML nor plain text are skipped.
 """
 
 from __future__ import annotations
@@ -10,18 +10,20 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from openba.data import files, opening
-from openba.data.quarantine import Bad, Tell
+from openba.data.quarantine import Unreadable, UnreadableHandler
 from openba.errors import UserError
 
 _DOCUMENTS = ("response", "resource", "conversion")
 _HTML = ("text/html", "application/xhtml+xml")
 
 
-def records(path: Path, tell: Tell, encoding: str = "utf-8") -> Iterator[tuple[int, files.Fields]]:
+def records(
+    path: Path, on_unreadable: UnreadableHandler, encoding: str = "utf-8"
+) -> Iterator[tuple[int, files.Fields]]:
     """Yield (row, record) of an archive, rows counted from 1 over all of its records.
 
     A record has `url`, `date`, `content_type` and `text`, a page's HTML or plain text. Each page states its
-    own encoding, so `encoding` is not used. Told: an archive that is damaged, from the record on that is.
+    own encoding, so `encoding` is not used. An archive is unreadable from its first damaged record on.
 
     Raises:
         UserError: warcio is not installed.
@@ -31,21 +33,21 @@ def records(path: Path, tell: Tell, encoding: str = "utf-8") -> Iterator[tuple[i
         from warcio.exceptions import ArchiveLoadFailed
     except ImportError:
         raise UserError("adapter warc: warcio is not installed; run pip install 'openba[web]'") from None
-    row = 0
+    row_number = 0
     reason = ""
-    # warcio takes gzip apart itself, since every record is a member of its own.
+    # warcio decompresses gzip itself, since every record is a separate member.
     is_gzip = opening.compression(path) in (None, "gzip")
     try:
         reason = "" if _is_complete(path) else "cut off"
-        with path.open("rb") if is_gzip else opening.decompressed(path) as file:
-            for row, record in enumerate(ArchiveIterator(file), 1):
+        with path.open("rb") if is_gzip else opening.decompressed(path) as archive_file:
+            for row_number, record in enumerate(ArchiveIterator(archive_file), 1):
                 content_type = _content_type(record)
                 payload = record.content_stream().read()
                 if record.raw_stream.limit > 0:  # bytes that its header states and the file lacks
                     break
                 if record.rec_type in _DOCUMENTS and content_type in (*_HTML, "text/plain"):
                     yield (
-                        row,
+                        row_number,
                         {
                             "url": record.rec_headers.get_header("WARC-Target-URI") or "",
                             "date": record.rec_headers.get_header("WARC-Date") or "",
@@ -56,23 +58,27 @@ def records(path: Path, tell: Tell, encoding: str = "utf-8") -> Iterator[tuple[i
     except (ArchiveLoadFailed, EOFError, *opening.BROKEN) as error:
         reason = files.one_line(error)
     if reason:
-        tell(Bad(str(path), row, f"the archive is damaged from here on ({reason}); download it again"))
+        on_unreadable(
+            Unreadable(
+                str(path), row_number, f"the archive is damaged from here on ({reason}); download it again"
+            )
+        )
 
 
 def _is_complete(path: Path) -> bool:
-    """Return whether an archive ends as records end; warcio takes one that is cut off for a shorter one."""
-    end = b""
+    """Return whether an archive ends with the end of a record; warcio does not notice a truncated one."""
+    last_bytes = b""
     try:
-        with opening.decompressed(path) as file:
-            while chunk := file.read(2**20):
-                end = (end + chunk)[-4:]
+        with opening.decompressed(path) as archive_file:
+            while chunk := archive_file.read(2**20):
+                last_bytes = (last_bytes + chunk)[-4:]
     except EOFError:
         return False
-    return end == b"\r\n\r\n"
+    return last_bytes == b"\r\n\r\n"
 
 
 def _header(record: object) -> str:
-    """Return the content type of a record as it stands: HTTP's for a response, else the record's."""
+    """Return the content type of a record: HTTP's for a response, else the record's own."""
     headers = getattr(record, "http_headers", None) or getattr(record, "rec_headers", None)
     return (headers.get_header("Content-Type") if headers else None) or ""
 

@@ -23,7 +23,7 @@ import torch
 import yaml
 
 from openba.artifacts import Build
-from openba.data import tasks
+from openba.data import labelled
 from openba.data.instruct import encode_input
 from openba.errors import UserError
 from openba.evaluate.items import AnsweredItem, HeldOutRecord
@@ -279,7 +279,7 @@ def export(out: Path, benchmarks: dict[str, BenchmarkRecipe]) -> tuple[list[Path
 
 def _export_benchmark(out: Path, name: str, benchmark: BenchmarkRecipe) -> Path:
     with tempfile.TemporaryDirectory() as folder:
-        tasks.build(Build(Path(folder), TaskStep(name=name, task=benchmark.task), {}))
+        labelled.build(Build(Path(folder), TaskStep(name=name, task=benchmark.task), {}))
         records: list[HeldOutRecord] = (
             pq.read_table(Path(folder) / "heldout.parquet").slice(0, benchmark.items).to_pylist()
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, Config, ConfigError, load
-from openba.data import tasks
+from openba.data import labelled
 from openba.data.sources import task_files, task_state
 from openba.errors import UserError
 from openba.evaluate.results import RESULTS, BenchmarkResult
@@ -148,7 +148,7 @@ def _prepare(
     work_folder.mkdir(parents=True, exist_ok=True)
     if not (work_folder / "done").exists():
         # The marker is written after the records, so that an interrupted rendering starts again.
-        tasks.build(Build(work_folder, TaskStep(name=name, task=benchmark.task), {}))
+        labelled.build(Build(work_folder, TaskStep(name=name, task=benchmark.task), {}))
         (work_folder / "done").touch()
     return BenchmarkEvaluation(name, step, work_folder, work_folder)
 

@@ -1,1 +1,1 @@
-"""Text to token ids and back, for the package and for transformers: one layout of ids, one set of files."""
+"""Tokenizer of the package and of transformers, with one layout of ids and one set of files."""

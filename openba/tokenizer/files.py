@@ -1,7 +1,8 @@
-"""A tokenizer's files in an exported folder, so that transformers loads it there without openba.
+"""Write a tokenizer's files into an exported folder, so that transformers loads it there without openba.
 
-Owns `spiece.model`, `tokenizer_config.json`, `chat_template.jinja` and the copies of the two modules that
-read them. Imports no transformers: training workers export models, and the import takes seconds.
+The files are `spiece.model`, `tokenizer_config.json`, `chat_template.jinja` and copies of the two modules
+that read them. transformers is not imported here: training workers export models, and its import takes
+seconds.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def write_tokenizer_files(folder: Path, tokenizer: Tokenizer, model_max_length: 
     }
     if model_max_length is not None:
         config["model_max_length"] = model_max_length
+    # A tokenizer may have been loaded from this very folder.
     if tokenizer.path.resolve() != (folder / MODEL_FILE).resolve():
         shutil.copyfile(tokenizer.path, folder / MODEL_FILE)
     for name in MODULES:

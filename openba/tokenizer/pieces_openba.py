@@ -1,13 +1,12 @@
-"""The ids of text: SentencePiece pieces, the release's appended tokens, and our whitespace tokens.
+"""Layout of token ids, encoding, decoding and the chat template.
 
-Owns the layout of ids, encoding and decoding, and the chat template, for `openba.tokenizer.tokenizer` and
-for the transformers class beside it alike, so that the two cannot differ. An exported folder holds a
-copy of this file: it imports nothing of openba and nothing of transformers, and errors are ValueError.
+Both `openba.tokenizer.tokenizer` and the transformers class use this module, so the two cannot differ. An
+exported folder has a copy of this file: it imports neither openba nor transformers and raises ValueError.
 
-Layout: the model's pieces (0 pad, 1 </s>, 2 <unk>), <extra_id_99>..<extra_id_0>, <R> <S> <X>; with
-the mT5 file (250,100 pieces) <extra_id_0> = 250199 and <R> = 250200, the released ids. The tokens that
-make it lossless follow from 250203 on: white space and full-width forms. They are ours: the release
-recorded neither strings nor ids of its own.
+Layout: the SentencePiece model's pieces (0 pad, 1 </s>, 2 <unk>), <extra_id_99>..<extra_id_0>, <R> <S> <X>.
+With the mT5 file (250,100 pieces) <extra_id_0> = 250199 and <R> = 250200, the released ids. Tokens of white
+space and full-width forms, which make the tokenizer lossless, follow from 250203 on. They are openba's own:
+the release recorded neither strings nor ids of its whitespace tokens.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ SENTINELS = 100
 MODES = ("R", "S", "X")
 WHITESPACE = ("\n", "\t", "\u2581" * 2, "\u2581" * 4, "\u2581" * 8)
 """Newline, tab, and runs of spaces, so that code keeps its layout (paper section 6.2). A space is written
-as SentencePiece's U+2581: as a plain space such a piece is in the model, but never used."""
+as SentencePiece's U+2581; pieces with plain spaces are never used by SentencePiece."""
 FULL_WIDTH = ("\u3000", *map(chr, range(0xFF01, 0xFF5E)))
-"""The ideographic space and full-width ASCII up to U+FF5D. mT5's normalisation folds them, so no piece
-spells them; in bytes each takes three tokens, and Chinese 14 to 28 % more tokens (measured)."""
+"""The ideographic space and full-width ASCII up to U+FF5D. mT5's normalisation folds them, so they are in no
+piece. As bytes each takes three tokens, and Chinese text 14 to 28 % more tokens (measured)."""
 LOSSLESS = WHITESPACE + FULL_WIDTH
-"""What the switch appends, in the order of the ids."""
+"""Pieces appended for a lossless tokenizer, in the order of the ids."""
 
 CHAT_TEMPLATE = (
     "<S>{% for message in messages %}"
@@ -38,150 +37,163 @@ CHAT_TEMPLATE = (
     "{% else %}{{ raise_exception('role ' + message['role'] + ' is not one of system, user, assistant') }}"
     "{% endif %}{% endfor %}Assistant:<extra_id_0></s>"
 )
-"""The paper's form of a conversation (6.1), as `openba.data.tasks` writes it for training (contents
-without white space around them), in the wrapper of a prompt. It asks for the answer whether or not
-`add_generation_prompt` is set: an answer is the decoder's, never the encoder's."""
-PROMPT_START, PROMPT_END = "<S>", "<extra_id_0></s>"
+"""Conversation in the paper's form (section 6.1), equal to that of the training data, wrapped as a prompt. It
+ends with "Assistant:" whether or not `add_generation_prompt` is set, since the decoder writes the answer."""
+PROMPT_START = "<S>"
+PROMPT_END = "<extra_id_0></s>"
 
 _SPACE_SIGN = "\u2581"
 _SPACE_SIGN_BYTES = [3 + byte for byte in _SPACE_SIGN.encode()]
 
 
 class Pieces:
-    """A SentencePiece model with the appended blocks. `whitespace` switches the third block on."""
+    """SentencePiece model with the appended sentinels, modes and, if lossless, whitespace tokens."""
 
-    pad, eos, unknown = 0, 1, 2
+    pad = 0
+    eos = 1
+    unknown = 2
     _appended = SENTINELS + len(MODES)
 
     def __init__(self, model: bytes, whitespace: bool = False) -> None:
-        """Args: the bytes of a `.model` file; the switch.
+        """Read a model.
+
+        Args:
+            model: content of a `.model` file.
+            whitespace: append the whitespace tokens and do not normalise.
 
         Raises:
-            ValueError: not a SentencePiece model, another numbering than mT5's, or, with the switch, no byte
-            pieces or one of the tokens as a piece.
+            ValueError: not a SentencePiece model, another numbering than mT5's, or, with `whitespace`, no
+                byte pieces or one of the tokens as a piece.
         """
-        self.model = _loaded(model)
-        found = (self.model.pad_id(), self.model.eos_id(), self.model.unk_id())
-        if found != (self.pad, self.eos, self.unknown):
-            raise ValueError(f"pad, </s> and <unk> are pieces {found}, not (0, 1, 2) as in mT5's")
+        self.model = _load_model(model)
+        # The appended ids and the model's embedding rely on mT5's numbering.
+        special_ids = (self.model.pad_id(), self.model.eos_id(), self.model.unk_id())
+        if special_ids != (self.pad, self.eos, self.unknown):
+            raise ValueError(f"pad, </s> and <unk> are pieces {special_ids}, not (0, 1, 2) as in mT5's")
         self.base = self.model.get_piece_size()
         self.whitespace = whitespace
         self.size = self.base + self._appended + (len(LOSSLESS) if whitespace else 0)
         if whitespace:
+            # Without normalisation unknown characters are encoded as bytes, so these must exist.
             if self.base <= 258 or not (self.model.is_byte(3) and self.model.is_byte(258)):
                 raise ValueError("whitespace tokens need byte pieces at 3..258, as in mT5's")
             try:
-                self.model = _loaded(model + _code_fields())
+                # Loaded again with the fields appended: SentencePiece cannot change a loaded model.
+                self.model = _load_model(model + _lossless_fields())
             except ValueError as error:
                 raise ValueError(f"it takes no whitespace tokens: {error}; turn them off") from None
 
-    def sentinel(self, k: int) -> int:
-        """Id of <extra_id_k>, k in 0..99; the block is stored in falling order."""
-        if not 0 <= k < SENTINELS:
-            raise ValueError(f"sentinel {k} is not in 0..{SENTINELS - 1}")
-        return self.base + SENTINELS - 1 - k
+    def sentinel(self, number: int) -> int:
+        """Return the id of <extra_id_number>, number in 0..99; the block is stored in falling order."""
+        if not 0 <= number < SENTINELS:
+            raise ValueError(f"sentinel {number} is not in 0..{SENTINELS - 1}")
+        return self.base + SENTINELS - 1 - number
 
     def mode(self, name: str) -> int:
-        """Id of <R>, <S> or <X>."""
+        """Return the id of <R>, <S> or <X>."""
         return self.base + SENTINELS + MODES.index(name)
 
     def control_tokens(self) -> dict[str, int]:
-        """String -> id of every token that raw text never becomes."""
-        named = {"<pad>": self.pad, "</s>": self.eos, "<unk>": self.unknown}
-        sentinels = {f"<extra_id_{k}>": self.sentinel(k) for k in reversed(range(SENTINELS))}
-        return named | sentinels | {f"<{name}>": self.mode(name) for name in MODES}
+        """Return string -> id of all tokens that raw text never becomes."""
+        special_ids = {"<pad>": self.pad, "</s>": self.eos, "<unk>": self.unknown}
+        sentinels = {f"<extra_id_{number}>": self.sentinel(number) for number in reversed(range(SENTINELS))}
+        return special_ids | sentinels | {f"<{name}>": self.mode(name) for name in MODES}
 
     def encode(self, text: str) -> list[int]:
-        """Ids of raw text; no control token is added or recognised."""
+        """Return the ids of raw text; no control token is added or recognised."""
         if not self.whitespace:
             return self.model.encode(text)
-        # SentencePiece writes a space as U+2581 and would read that character back as a space.
-        first, *others = text.split(_SPACE_SIGN)
-        ids = self.model.encode(first)
-        for part in others:
-            ids += _SPACE_SIGN_BYTES + self.model.encode(part)
-        return [self._from_model(i) for i in ids]
+        # SentencePiece writes a space as U+2581 and would decode that character as a space.
+        first_part, *other_parts = text.split(_SPACE_SIGN)
+        model_ids = self.model.encode(first_part)
+        for part in other_parts:
+            model_ids += _SPACE_SIGN_BYTES + self.model.encode(part)
+        return [self._from_model(model_id) for model_id in model_ids]
 
     def encode_rows(self, rows: list[bytes]) -> list[np.ndarray]:
-        """Ids of many texts, each UTF-8, as int32 arrays: what `encode` gives."""
-        # One thread: callers share the cores out among processes.
+        """Return the ids of texts in UTF-8, int32 `[tokens]` each, equal to `encode`."""
+        # One thread: callers run a process per core.
         encoded = self.model.encode(rows, return_type="numpy", num_threads=1)
         if not self.whitespace:
             return encoded
-        sign = _SPACE_SIGN.encode()
+        # Only rows with the sign itself take the slow way over `encode`.
+        space_sign = _SPACE_SIGN.encode()
         return [
             np.array(self.encode(text.decode()), dtype=np.int32)
-            if sign in text
-            else np.where(ids >= self.base, ids + self._appended, ids)
-            for text, ids in zip(rows, encoded, strict=True)
+            if space_sign in text
+            else np.where(model_ids >= self.base, model_ids + self._appended, model_ids)
+            for text, model_ids in zip(rows, encoded, strict=True)
         ]
 
     def prompt(self, ids: Sequence[int]) -> list[int]:
-        """Encoder ids of an instruction, `<S> ids <extra_id_0> </s>`, as in the release."""
+        """Return the encoder ids of an instruction, `<S> ids <extra_id_0> </s>`, as in the release."""
         return [self.mode("S"), *ids, self.sentinel(0), self.eos]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text of the pieces; control tokens are left out.
+        """Return the text of ids without control tokens.
 
         Raises:
-            ValueError: an id is not in 0..size - 1; the message names it and its place.
+            ValueError: an id is not in 0..size - 1; the message has the id and its position.
         """
-        plain = self.checked(ids)
-        above = plain >= self.base + self._appended
-        text = above | (plain > self.unknown) & (plain < self.base)
-        return self.model.decode((plain - above * self._appended)[text].tolist())
+        token_ids = self.checked(ids)
+        is_appended_text = token_ids >= self.base + self._appended
+        is_text = is_appended_text | (token_ids > self.unknown) & (token_ids < self.base)
+        return self.model.decode((token_ids - is_appended_text * self._appended)[is_text].tolist())
 
     def show(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Text with the control tokens written out; same errors as `decode`."""
-        names = {i: token for token, i in self.control_tokens().items()}
-        shown: list[str] = []
-        run: list[int] = []
-        for i in [*self.checked(ids).tolist(), self.pad]:
-            if self.is_text(i):
-                run.append(i)
+        """Return the text of ids with control tokens written out; raises as `decode`."""
+        # The final pad ends the last run of text.
+        names = {token_id: token for token, token_id in self.control_tokens().items()}
+        parts: list[str] = []
+        text_run: list[int] = []
+        for token_id in [*self.checked(ids).tolist(), self.pad]:
+            if self.is_text(token_id):
+                text_run.append(token_id)
                 continue
-            # A run's leading space is dropped by decode where SentencePiece puts one before every text.
-            starts_with_space = run and shown and not self.whitespace and self.piece(run[0])[0] == _SPACE_SIGN
-            text = self.decode(run)
-            shown += [" " if starts_with_space and text[:1] != " " else "", text, names[i]]
-            run = []
-        return "".join(shown[:-1])
+            # `decode` drops the leading space of a run if SentencePiece adds one before every text.
+            drops_space = text_run and parts and not self.whitespace
+            starts_with_space = drops_space and self.piece(text_run[0])[0] == _SPACE_SIGN
+            text = self.decode(text_run)
+            parts += [" " if starts_with_space and text[:1] != " " else "", text, names[token_id]]
+            text_run = []
+        return "".join(parts[:-1])
 
     def checked(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The ids as int64, if each is in the vocabulary; else the error of `decode`."""
-        plain = np.asarray(ids, dtype=np.int64).reshape(-1)
-        outside = np.flatnonzero((plain < 0) | (plain >= self.size))
+        """Return the ids as int64 `[tokens]` if all are in the vocabulary; raises as `decode` otherwise."""
+        token_ids = np.asarray(ids, dtype=np.int64).reshape(-1)
+        outside = np.flatnonzero((token_ids < 0) | (token_ids >= self.size))
         if len(outside):
-            at = int(outside[0])
-            raise ValueError(f"id {plain[at]} at position {at} is not in 0..{self.size - 1}")
-        return plain
+            position = int(outside[0])
+            raise ValueError(f"id {token_ids[position]} at position {position} is not in 0..{self.size - 1}")
+        return token_ids
 
-    def is_text(self, i: int) -> bool:
-        """Whether the id stands for text: a piece of the model or a whitespace token."""
-        return self.unknown < i < self.base or i >= self.base + self._appended
+    def is_text(self, token_id: int) -> bool:
+        """Return whether an id is text: a piece of the model or a whitespace token."""
+        return self.unknown < token_id < self.base or token_id >= self.base + self._appended
 
-    def piece(self, i: int) -> str:
-        """The piece of an id that `is_text`, as SentencePiece writes it."""
-        return self.model.id_to_piece(self._to_model(i))
+    def piece(self, token_id: int) -> str:
+        """Return the piece of an id that is text, as SentencePiece writes it."""
+        return self.model.id_to_piece(self._to_model(token_id))
 
     def id(self, piece: str) -> int:
-        """Id of a piece; `unknown` for what is none."""
+        """Return the id of a piece, `unknown` if there is no such piece."""
         return self._from_model(self.model.piece_to_id(piece))
 
-    def _from_model(self, i: int) -> int:
-        return i if i < self.base else i + self._appended
+    def _from_model(self, model_id: int) -> int:
+        return model_id if model_id < self.base else model_id + self._appended
 
-    def _to_model(self, i: int) -> int:
-        return i if i < self.base else i - self._appended
+    def _to_model(self, token_id: int) -> int:
+        return token_id if token_id < self.base else token_id - self._appended
 
 
-def parse(text: str, tokens: dict[str, int]) -> list[str | int]:
-    """Raw text between control tokens, and the control tokens' ids, in order."""
+def split_control_tokens(text: str, tokens: dict[str, int]) -> list[str | int]:
+    """Return the raw text between control tokens and the control tokens' ids, in order."""
+    # A group in the pattern makes `split` return the control tokens too.
     pattern = re.compile("(" + "|".join(map(re.escape, tokens)) + ")")
     return [tokens.get(part, part) for part in pattern.split(text) if part]
 
 
-def _loaded(model: bytes) -> spm.SentencePieceProcessor:
+def _load_model(model: bytes) -> spm.SentencePieceProcessor:
     processor = spm.SentencePieceProcessor()
     try:
         if not model:
@@ -193,11 +205,11 @@ def _loaded(model: bytes) -> spm.SentencePieceProcessor:
     return processor
 
 
-def _code_fields() -> bytes:
-    """What makes a model lossless, in protobuf's wire format: the whitespace pieces, no normaliser.
+def _lossless_fields() -> bytes:
+    """Return protobuf fields that make a model lossless: whitespace pieces and no normaliser.
 
-    A protobuf message is merged with what follows it, so the bytes are simply appended; SentencePiece's
-    own message classes would need the protobuf package. Fields: ModelProto.pieces = 1 {piece = 1, score
+    Protobuf merges concatenated messages, so the bytes are appended to the model; SentencePiece's own message
+    classes would need the protobuf package. Fields: ModelProto.pieces = 1 {piece = 1, score
     = 2, type = 3: USER_DEFINED = 4}, normalizer_spec = 3 {name = 1, precompiled_charsmap = 2,
     add_dummy_prefix = 3, remove_extra_whitespaces = 4}.
     """

@@ -1,11 +1,11 @@
-"""`OpenBATokenizer`: the same ids for transformers, with the prompt's wrapper and the chat template.
+"""`OpenBATokenizer`: openba's tokenizer as a transformers class, with prompt form and chat template.
 
-Owns what transformers asks of a tokenizer. The ids are `pieces_openba`'s. An exported folder holds a copy
-of both files, so that `AutoTokenizer.from_pretrained(folder, trust_remote_code=True)` works without
-openba; hence no import of it. `openba.tokenizer.files` writes such a folder.
+Encoding itself is in `pieces_openba`. An exported folder has a copy of both files, so that
+`AutoTokenizer.from_pretrained(folder, trust_remote_code=True)` works without openba; hence nothing of openba
+is imported. `openba.tokenizer.files` writes such a folder.
 
-Raw text never becomes a control token: `split_special_tokens` is on by default, and off is asking for it.
-Tokens that a user adds are read in raw text, unless they are added as special tokens.
+Raw text never becomes a control token unless `split_special_tokens` is switched off. Tokens that a user adds
+are recognised in raw text, unless they are added as special tokens.
 """
 
 from __future__ import annotations
@@ -16,24 +16,27 @@ import shutil
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import AddedToken, BatchEncoding, PreTrainedTokenizer
-from transformers.tokenization_utils_base import LARGE_INTEGER
+from transformers.tokenization_utils_base import LARGE_INTEGER, EncodedInput, PreTokenizedInput, TextInput
 
 from .pieces_openba import CHAT_TEMPLATE, MODEL_FILE, PROMPT_END, PROMPT_START, Pieces
 
-_RAW = "\0"  # before a piece of text that is spelt like a control token
-_WRAPPER_TOKENS = 3
-"""`<S>`, `<extra_id_0>` and `</s>` around a prompt's text."""
+_RAW = "\0"  # prefix of a piece of text that is spelt like a control token
+_PROMPT_TOKENS = 3  # <S>, <extra_id_0> and </s> around a prompt's text
+Input = TextInput | PreTokenizedInput | EncodedInput
+Message = Mapping[str, str | list[dict[str, str]]]
+"""One turn: `role`, and `content` as text or as a list of text parts."""
 
 
 class OpenBATokenizer(PreTrainedTokenizer):
-    """The mT5 SentencePiece file, or one trained here, as a transformers tokenizer.
+    """transformers tokenizer of a SentencePiece file of mT5 or of openba.
 
-    `tokenizer(text)` appends `</s>`, as T5's does. `tokenizer(text, prompt=True)` gives what the encoder
-    reads, `<S> text <extra_id_0> </s>` (release), and cuts the text, not the wrapper, to `max_length`.
-    `apply_chat_template` gives the same for a conversation; no content can bring a control token in.
+    `tokenizer(text)` appends `</s>`, as T5's does. `tokenizer(text, prompt=True)` returns the encoder's
+    input, `<S> text <extra_id_0> </s>` (release), and truncates the text to `max_length`, not the tokens
+    around it.
+    `apply_chat_template` does the same for a conversation; no content can become a control token.
     """
 
     vocab_files_names = {"vocab_file": MODEL_FILE}
@@ -61,67 +64,79 @@ class OpenBATokenizer(PreTrainedTokenizer):
         except ValueError as error:
             raise ValueError(f"{vocab_file}: {error}; give the mT5 spiece.model or one of openba's") from None
         self.whitespace_tokens = whitespace_tokens
-        control = self.pieces.control_tokens()
-        self._added_tokens_decoder = {i: AddedToken(name, special=True) for name, i in control.items()}
-        named = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
-        kwargs = {**named, "split_special_tokens": True, "chat_template": CHAT_TEMPLATE} | kwargs
-        # A released or mT5 config names some of them, or none; all of them are special whatever it names.
-        given: Any = kwargs.pop("extra_special_tokens", None) or []
-        extra = [name for name in control if name not in named.values()]
-        kwargs["extra_special_tokens"] = [*extra, *(token for token in given if str(token) not in control)]
+        control_tokens = self.pieces.control_tokens()
+        # Set before the base class counts the vocabulary and looks up its named tokens.
+        self._added_tokens_decoder = {
+            token_id: AddedToken(name, special=True) for name, token_id in control_tokens.items()
+        }
+        named_tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+        defaults = {**named_tokens, "split_special_tokens": True, "chat_template": CHAT_TEMPLATE}
+        for name, value in defaults.items():
+            kwargs.setdefault(name, value)
+        # A config of the release or of mT5 names some of the control tokens or none; all of them are special.
+        user_tokens = kwargs.pop("extra_special_tokens", None) or []
+        extra_tokens = [name for name in control_tokens if name not in named_tokens.values()]
+        extra_tokens += [token for token in user_tokens if str(token) not in control_tokens]
+        kwargs["extra_special_tokens"] = extra_tokens
         super().__init__(whitespace_tokens=whitespace_tokens, special_tokens_pattern="eos", **kwargs)
 
     @property
     def vocab_size(self) -> int:
-        """Ids in use, control and whitespace tokens included; the model pads its embedding beyond."""
+        """Number of ids, control and whitespace tokens included; the model's embedding has more rows."""
         return self.pieces.size
 
     def get_vocab(self) -> dict[str, int]:
-        """Token -> id of everything."""
-        names = {i: token.content for i, token in self._added_tokens_decoder.items()}
-        return {names.get(i) or self._token(i): i for i in range(self.vocab_size)} | {
-            name: i for i, name in names.items() if i >= self.vocab_size
+        """Return token -> id for the entire vocabulary."""
+        names = {token_id: token.content for token_id, token in self._added_tokens_decoder.items()}
+        own_tokens = {
+            names.get(token_id) or self._token(token_id): token_id for token_id in range(self.vocab_size)
         }
+        user_tokens = {name: token_id for token_id, name in names.items() if token_id >= self.vocab_size}
+        return own_tokens | user_tokens
 
     def _update_total_vocab_size(self) -> None:
-        # transformers counts a dictionary of the whole vocabulary, 0.3 s for mT5's.
-        self.total_vocab_size = self.vocab_size + sum(
-            i >= self.vocab_size for i in self._added_tokens_decoder
-        )
+        # transformers would build a dictionary of the entire vocabulary to count it: 0.3 s for mT5's.
+        user_token_count = sum(token_id >= self.vocab_size for token_id in self._added_tokens_decoder)
+        self.total_vocab_size = self.vocab_size + user_token_count
 
-    def _add_tokens(self, new_tokens: Any, special_tokens: bool = False) -> int:
+    def _add_tokens(self, new_tokens: list[str] | list[AddedToken], special_tokens: bool = False) -> int:
+        # The base class adds the special tokens once more at its end, with nothing new: only update the trie.
         if new_tokens:
             return super()._add_tokens(new_tokens, special_tokens)
         self._update_trie()
         self._update_total_vocab_size()
         return 0
 
-    def tokenize(self, text: str, **kwargs: Any) -> list[str]:  # type: ignore[override]  # as slow tokenizers
+    def tokenize(self, text: str, **kwargs: bool) -> list[str]:  # type: ignore[override]  # as slow tokenizers
         """Return the tokens of raw text.
 
         With `split_special_tokens` control tokens in the text stay text, but tokens that the user added are
-        read; without it both are read.
+        recognised; without it both are.
         """
         if not kwargs.pop("split_special_tokens", self.split_special_tokens):
             return super().tokenize(text, split_special_tokens=False, **kwargs)
-        added = self._readable_added_tokens()
-        if not added:
+        user_tokens = self._plain_user_tokens()
+        if not user_tokens:
             return self._tokenize(text)
         tokens: list[str] = []
         position = 0
-        for match in re.finditer("|".join(map(_pattern, added)), text):
+        for match in re.finditer("|".join(map(_pattern, user_tokens)), text):
             tokens += self._tokenize(text[position : match.start()])
-            tokens.append(added[(match.lastindex or 1) - 1].content)
+            tokens.append(user_tokens[(match.lastindex or 1) - 1].content)
             position = match.end()
         return tokens + self._tokenize(text[position:])
 
-    def _readable_added_tokens(self) -> list[AddedToken]:
+    def _plain_user_tokens(self) -> list[AddedToken]:
         """Return the tokens that a user added as plain ones, the longest first."""
-        added = (token for index, token in self._added_tokens_decoder.items() if index >= self.vocab_size)
-        return sorted((token for token in added if not token.special), key=lambda token: -len(token.content))
+        user_tokens = [
+            token
+            for token_id, token in self._added_tokens_decoder.items()
+            if token_id >= self.vocab_size and not token.special
+        ]
+        return sorted(user_tokens, key=lambda token: -len(token.content))
 
-    def _tokenize(self, text: str, **kwargs: Any) -> list[str]:
-        return [self._token(i) for i in self.pieces.encode(text)]
+    def _tokenize(self, text: str, **kwargs: object) -> list[str]:
+        return [self._token(token_id) for token_id in self.pieces.encode(text)]
 
     def _convert_token_to_id(self, token: str) -> int:
         return self.pieces.id(token.removeprefix(_RAW))
@@ -134,29 +149,31 @@ class OpenBATokenizer(PreTrainedTokenizer):
         return _RAW + piece if piece in self._added_tokens_encoder and self.pieces.is_text(index) else piece
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
-        """Text of tokens; control tokens stand as they are written."""
-        ids: Any = self.convert_tokens_to_ids(tokens)
-        return self._decode(ids)
+        """Return the text of tokens, control tokens written out."""
+        return self._decode(self.convert_tokens_to_ids(tokens))
 
-    def _decode(  # type: ignore[override]  # cleaning up is asked for by no one here
-        self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: Any
+    def _decode(  # type: ignore[override]  # clean_up_tokenization_spaces is among the other arguments
+        self, token_ids: int | list[int], skip_special_tokens: bool = False, **kwargs: object
     ) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else list(token_ids)
-        text = self.pieces.decode if skip_special_tokens else self.pieces.show
-        shown = []
-        # Tokens that the user added stand between runs of ids that the pieces know.
-        for beyond, run in groupby(ids, lambda i: i >= self.vocab_size and i in self._added_tokens_decoder):
-            if not beyond:
-                shown.append(text(list(run)))
+        to_text = self.pieces.decode if skip_special_tokens else self.pieces.show
+        parts = []
+        # Tokens that the user added separate runs of ids that the pieces can decode.
+        for is_user_token, run in groupby(ids, self._is_user_token):
+            if not is_user_token:
+                parts.append(to_text(list(run)))
                 continue
-            added = [self._added_tokens_decoder[i] for i in run]
-            shown += [token.content for token in added if not (skip_special_tokens and token.special)]
-        return "".join(shown)
+            user_tokens = [self._added_tokens_decoder[token_id] for token_id in run]
+            parts += [token.content for token in user_tokens if not (skip_special_tokens and token.special)]
+        return "".join(parts)
 
-    def _encode_plus(  # type: ignore[override]  # the other arguments are handed on as they come
+    def _is_user_token(self, token_id: int) -> bool:
+        return token_id >= self.vocab_size and token_id in self._added_tokens_decoder
+
+    def _encode_plus(  # type: ignore[override]  # the other arguments are passed on unchanged
         self,
-        text: Any,
-        text_pair: Any = None,
+        text: Input,
+        text_pair: Input | None = None,
         add_special_tokens: bool = True,
         prompt: bool = False,
         rendered: bool = False,
@@ -170,33 +187,38 @@ class OpenBATokenizer(PreTrainedTokenizer):
         max_length = kwargs["max_length"] if is_truncated else None
         split = kwargs.get("split_special_tokens", self.split_special_tokens)
         texts = [text] if isinstance(text, str) else text
-        ids: Any = [self._prompt(each, split, rendered, max_length) for each in texts]
-        return super()._encode_plus(ids[0] if isinstance(text, str) else ids, None, False, **kwargs)
+        # transformers takes a batch of ids too, which its signature lacks.
+        ids = [self._prompt(str(each), split, rendered, max_length) for each in texts]
+        batch = ids[0] if isinstance(text, str) else cast(list[int], ids)
+        return super()._encode_plus(batch, None, False, **kwargs)
 
     def _prompt(self, text: str, split: bool, rendered: bool, max_length: int | None) -> list[int]:
+        """Return the encoder ids of a text, or of a conversation that the chat template has rendered."""
         if rendered:
             if not (text.startswith(PROMPT_START) and text.endswith(PROMPT_END)):
                 raise ValueError(f"a chat template starts with {PROMPT_START} and ends with {PROMPT_END}")
-            text, split = text[len(PROMPT_START) : -len(PROMPT_END)], True
-        ids: Any = self.convert_tokens_to_ids(self.tokenize(text, split_special_tokens=split))
+            text = text[len(PROMPT_START) : -len(PROMPT_END)]
+            split = True
+        ids = cast(list[int], self.convert_tokens_to_ids(self.tokenize(text, split_special_tokens=split)))
         if max_length is not None:
-            text_length = max(0, max_length - _WRAPPER_TOKENS)
-            # Of a conversation the end stays, where the question is; of any other text the side that
-            # `truncation_side` does not cut.
+            text_length = max(0, max_length - _PROMPT_TOKENS)
+            # The end of a conversation stays, as the question is there; `truncation_side` is for other texts.
             is_cut_on_the_left = rendered or self.truncation_side == "left"
             ids = ids[max(0, len(ids) - text_length) :] if is_cut_on_the_left else ids[:text_length]
         return self.pieces.prompt(ids)
 
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:  # type: ignore[override]
-        """The encoder's side of a conversation, which asks for the assistant's next answer.
+    def apply_chat_template(  # type: ignore[override]  # the other arguments are passed on unchanged
+        self, conversation: Sequence[Message] | Sequence[Sequence[Message]], **kwargs: Any
+    ) -> str | list[int] | list[str] | list[list[int]] | BatchEncoding:
+        """Return the encoder's input for a conversation, which ends where the assistant's answer follows.
 
-        As transformers', with two differences: contents are plain text whatever they hold, and truncation
-        drops the oldest turns, whoever speaks, then a system message, then the beginning of what remains.
-        A content may be a list of text parts, which are joined.
+        Differs from transformers in two ways: contents are always plain text, and truncation drops the oldest
+        turns, whoever speaks, then a system message, then the beginning of what remains. A content may be a
+        list of text parts, which are joined.
 
         Raises:
             ValueError: a content has a part that is no text; `tools` or `documents` with the shipped
-                template, which has no place for them; truncation to a length that nothing states.
+                template, which does not use them; truncation without a length.
         """
         template = kwargs.get("chat_template")
         for name in ("tools", "documents"):
@@ -204,20 +226,21 @@ class OpenBATokenizer(PreTrainedTokenizer):
                 raise ValueError(
                     f"{name}: the chat template has no place for them; describe them in the system message"
                 )
-        kwargs["sanitize_control_tokens"] = False  # nothing in a content is read as a token anyway
+        kwargs["sanitize_control_tokens"] = False  # contents are never read as control tokens anyway
         kwargs["tokenizer_kwargs"] = {**(kwargs.get("tokenizer_kwargs") or {}), "rendered": True}
         is_batched = bool(conversation) and not isinstance(conversation[0], Mapping)
-        conversations = [
-            _with_joined_parts(each) for each in (conversation if is_batched else [conversation])
-        ]
+        batch = cast(Sequence[Sequence[Message]], conversation if is_batched else [conversation])
+        conversations = [_with_joined_parts(each) for each in batch]
         if kwargs.get("truncation") and kwargs.get("tokenize", True):
             kwargs["max_length"] = self._stated_length(kwargs.get("max_length"))
-            conversations = [self._newest(each, kwargs["max_length"], template) for each in conversations]
-        joined: Any = conversations if is_batched else conversations[0]
-        return super().apply_chat_template(joined, **kwargs)
+            conversations = [
+                self._drop_oldest(each, kwargs["max_length"], template) for each in conversations
+            ]
+        joined = conversations if is_batched else conversations[0]
+        return super().apply_chat_template(cast(list[dict[str, str]], joined), **kwargs)
 
     def _stated_length(self, max_length: int | None) -> int:
-        """Return the length to truncate to: the one that is asked for, or the model's.
+        """Return the length to truncate to: the given one, or the model's.
 
         Raises:
             ValueError: there is neither.
@@ -228,32 +251,32 @@ class OpenBATokenizer(PreTrainedTokenizer):
             raise ValueError("truncation: no length is stated; give max_length or set model_max_length")
         return self.model_max_length
 
-    def _newest(
-        self, messages: Sequence[Mapping[str, Any]], max_length: int, template: str | None
-    ) -> list[Mapping[str, Any]]:
-        """Drop as few of the oldest turns as it takes to fit `max_length` ids; the last turn always stays."""
+    def _drop_oldest(
+        self, messages: Sequence[Message], max_length: int, template: str | None
+    ) -> list[Message]:
+        """Drop as few of the oldest turns as necessary to fit `max_length`; the last turn always stays."""
         turns: list[int] = []
         for position, message in enumerate(messages):
             if message["role"] in ("user", "human") or (message["role"] != "system" and not turns):
                 turns.append(position)
 
-        def without(count: int) -> list[Mapping[str, Any]]:
+        def without(count: int) -> list[Message]:
             if count == 0:
                 return list(messages)
-            start = turns[-1] if count == len(turns) else turns[count]
-            return list(
-                messages[start:] if count == len(turns) else [*messages[: turns[0]], *messages[start:]]
-            )
+            if count == len(turns):
+                return list(messages[turns[-1] :])
+            return [*messages[: turns[0]], *messages[turns[count] :]]
 
         def fits(count: int) -> bool:
             ids = self.apply_chat_template(without(count), chat_template=template, return_dict=False)
-            return len(ids) <= max_length
+            return len(cast(list[int], ids)) <= max_length
 
         return without(bisect.bisect_left(range(len(turns)), True, key=fits))
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         """Copy the SentencePiece file into a folder."""
         target = Path(save_directory) / f"{filename_prefix + '-' if filename_prefix else ''}{MODEL_FILE}"
+        # Saving into the folder that the tokenizer was loaded from copies nothing.
         if target.resolve() != Path(self.vocab_file).resolve():
             shutil.copyfile(self.vocab_file, target)
         return (str(target),)
@@ -267,13 +290,13 @@ def _pattern(token: AddedToken) -> str:
     return f"{before}{edges[0]}({re.escape(token.content)}){edges[1]}{after}"
 
 
-def _with_joined_parts(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Return messages whose contents are strings: the text parts of a content are joined.
+def _with_joined_parts(messages: Sequence[Message]) -> list[Message]:
+    """Return messages with strings as contents: the text parts of a content are joined.
 
     Raises:
         ValueError: a part is no text; names the message.
     """
-    joined: list[Mapping[str, Any]] = []
+    joined: list[Message] = []
     for number, message in enumerate(messages):
         content = message["content"]
         if not isinstance(content, list):

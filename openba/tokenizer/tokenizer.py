@@ -1,8 +1,7 @@
-"""Text to token ids and back, from a tokenizer step's folder or an exported model's.
+"""Tokenizer read from the folder of a tokenizer step or of an exported model.
 
-Owns the form of a tokenizer on disk (`spiece.model`, and the switch of the whitespace tokens in
-`tokenizer_config.json`), columns of texts, and messages. The ids themselves are
-`openba.tokenizer.pieces_openba`'s; training a model of our own is `openba.data.tokenizer_training`.
+The folder has `spiece.model`, and in `tokenizer_config.json` the switch of the whitespace tokens. Encoding
+itself is in `openba.tokenizer.pieces_openba`, training a new model in `openba.data.tokenizer_training`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from openba.errors import UserError
-from openba.tokenizer.pieces_openba import MODEL_FILE, Pieces, parse
+from openba.tokenizer.pieces_openba import MODEL_FILE, Pieces, split_control_tokens
 
 CONFIG_FILE = "tokenizer_config.json"
 SWITCH = "whitespace_tokens"
@@ -27,28 +26,34 @@ Ids = Sequence[int] | np.ndarray
 
 @dataclass(frozen=True)
 class Encoded:
-    """Ids of a column of texts; row i has `ids[offsets[i] : offsets[i + 1]]`."""
+    """Token ids of a column of texts; row i has `ids[offsets[i] : offsets[i + 1]]`."""
 
     ids: np.ndarray
     """int32 `[tokens]`, the rows one after another."""
     offsets: np.ndarray
     """int64 `[rows + 1]`, from 0 to the number of tokens."""
 
-    def row(self, i: int) -> np.ndarray:
-        """Ids of row `i`, int32: a view."""
-        return self.ids[self.offsets[i] : self.offsets[i + 1]]
+    def row(self, number: int) -> np.ndarray:
+        """Return the ids of a row, int32 `[tokens]`, a view."""
+        return self.ids[self.offsets[number] : self.offsets[number + 1]]
 
 
 class Tokenizer:
-    """A SentencePiece model with the release's appended control tokens and our whitespace tokens.
+    """SentencePiece model with the release's appended control tokens and openba's whitespace tokens.
 
-    Raw text such as "<S>" or "</s>" never becomes a control token, unless `encode` is asked to.
+    Raw text such as "<S>" or "</s>" never becomes a control token, except in `encode` with `control_tokens`.
     """
 
-    pad, eos, unknown = Pieces.pad, Pieces.eos, Pieces.unknown
+    pad = Pieces.pad
+    eos = Pieces.eos
+    unknown = Pieces.unknown
 
     def __init__(self, path: Path, whitespace: bool = False) -> None:
-        """Args: the `.model` file; whether white space has tokens and text is kept byte for byte.
+        """Read a model.
+
+        Args:
+            path: `.model` file.
+            whitespace: white space has tokens and text is kept byte for byte.
 
         Raises:
             UserError: the file is not there, not a SentencePiece model, or numbered unlike mT5's.
@@ -58,32 +63,34 @@ class Tokenizer:
             self.pieces = Pieces(path.read_bytes(), whitespace)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: {error}; give the mT5 spiece.model or one trained here") from None
-        self.base, self.size = self.pieces.base, self.pieces.size
+        self.base = self.pieces.base
+        self.size = self.pieces.size
         self.whitespace = whitespace
-        self.sentinel, self.mode = self.pieces.sentinel, self.pieces.mode
-        self._tokens = self.pieces.control_tokens()
+        self.sentinel = self.pieces.sentinel
+        self.mode = self.pieces.mode
+        self._control_tokens = self.pieces.control_tokens()
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
-        """From a tokenizer step's directory, or an exported model's."""
-        return cls(folder / MODEL_FILE, _switch(folder / CONFIG_FILE))
+        """Read the tokenizer of a tokenizer step's folder or of an exported model's."""
+        return cls(folder / MODEL_FILE, _read_switch(folder / CONFIG_FILE))
 
     def encode(self, text: str, *, control_tokens: bool = False) -> list[int]:
-        """Ids of a text; nothing is added.
+        """Return the ids of a text, without adding any.
 
         Args:
             text: the text.
-            control_tokens: read "<S>", "</s>", "<extra_id_7>" and the like as what they name.
+            control_tokens: encode "<S>", "</s>", "<extra_id_7>" and the like as control tokens.
         """
         if not control_tokens:
             return self.pieces.encode(text)
         ids: list[int] = []
-        for part in parse(text, self._tokens):
+        for part in split_control_tokens(text, self._control_tokens):
             ids += [part] if isinstance(part, int) else self.pieces.encode(part)
         return ids
 
     def encode_arrow(self, column: pa.Array | pa.ChunkedArray) -> Encoded:
-        """Ids of a string column, as `encode` gives them for each row; no Python object per token.
+        """Return the ids of a string column, equal to `encode` of each row.
 
         Raises:
             UserError: a row is null.
@@ -91,6 +98,7 @@ class Tokenizer:
         if column.null_count:
             row = pa.compute.index(column.is_null(), True).as_py()
             raise UserError(f"row {row}: the text is null; drop the row or give it a text")
+        # As UTF-8 bytes: SentencePiece takes them without a Python string per row.
         chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
         rows: list[np.ndarray] = []
         for chunk in chunks:
@@ -100,31 +108,32 @@ class Tokenizer:
         return Encoded(np.concatenate([np.empty(0, dtype=np.int32), *rows]), offsets)
 
     def decode(self, ids: Ids) -> str:
-        """Text of the ids, control tokens left out. With whitespace tokens the inverse of `encode`.
+        """Return the text of ids without control tokens; with whitespace tokens the inverse of `encode`.
 
         Raises:
             UserError: an id is outside the vocabulary.
         """
-        return self._told(self.pieces.decode, ids)
+        return self._to_text(self.pieces.decode, ids)
 
     def show(self, ids: Ids) -> str:
-        """Text with the control tokens written out, for people; same error."""
-        return self._told(self.pieces.show, ids)
+        """Return the text of ids with control tokens written out, for people; raises as `decode`."""
+        return self._to_text(self.pieces.show, ids)
 
-    def _told(self, function: Callable[[Ids], str], ids: Ids) -> str:
+    def _to_text(self, convert: Callable[[Ids], str], ids: Ids) -> str:
         try:
-            return function(ids)
+            return convert(ids)
         except ValueError as error:
             raise UserError(f"{self.path}: {error}; are these ids another tokenizer's, or labels?") from None
 
 
-def _switch(path: Path) -> bool:
+def _read_switch(path: Path) -> bool:
+    """Return whether a tokenizer config switches the whitespace tokens on."""
     if not path.exists():
         return False
     try:
-        value = json.loads(path.read_text(encoding="utf-8")).get(SWITCH, False)
+        is_on = json.loads(path.read_text(encoding="utf-8")).get(SWITCH, False)
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a JSON object ({error}); rebuild the step that wrote it") from None
-    if not isinstance(value, bool):
-        raise UserError(f"{path}: {SWITCH}: {value!r} is neither true nor false")
-    return value
+    if not isinstance(is_on, bool):
+        raise UserError(f"{path}: {SWITCH}: {is_on!r} is neither true nor false")
+    return is_on

@@ -13,11 +13,11 @@ import pytest
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, Config, ConfigError, load
-from openba.data import instruct, tasks
+from openba.data import instruct, labelled
 from openba.data.instruct import Pairs, counts
+from openba.data.labelled import render
 from openba.data.pairs import Rendered
 from openba.data.sources import read
-from openba.data.tasks import render
 from openba.errors import UserError
 from openba.graph import Pipeline, find_pipeline
 from openba.recipes.data import InstructRecipe, TaskRecipe, TaskStep
@@ -321,7 +321,7 @@ def mixed(shared, tokenizer_folder, tmp_path_factory):
         recipe = recipe_of(name, f"source.path={shared / 'data' / REAL[name][0]}")
         inputs[f"task-{name}"] = root / name
         (root / name).mkdir()
-        tasks.build(Build(root / name, TaskStep(name=name, task=recipe), {}))
+        labelled.build(Build(root / name, TaskStep(name=name, task=recipe), {}))
         groups[name], parts[name] = recipe.source.language, recipe.part
     recipe = InstructRecipe(
         tasks=groups,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from selectolax.lexbor import LexborHTMLParser
 
-from openba.data.clean import characters, markup
 from openba.data.clean.edits import apply
+from openba.data.clean.markup import Markup
+from openba.data.clean.repeats import Repeats
+from openba.data.clean.unusual_characters import UnusualCharacters
 from openba.data.samples import READERS
-from tests.data.columns import edits_of
+from tests.data.batches import edits_of
 
 PAGES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "raw_zh_web_html" / "pages.jsonl"
 
@@ -42,7 +43,7 @@ PAGES = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "raw_zh
     ],
 )
 def test_markup_goes_and_entities_are_read_once(text: str, left: str) -> None:
-    assert apply(text, markup.find_html(text)) == left
+    assert apply(text, Markup().find_in_text(text)) == left
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def test_markup_goes_and_entities_are_read_once(text: str, left: str) -> None:
     ],
 )
 def test_what_is_no_markup_stays(text: str) -> None:
-    assert markup.find_html(text) == []
+    assert Markup().find_in_text(text) == []
 
 
 @pytest.mark.skipif(not PAGES.is_file(), reason="the shared pages are not on this machine")
@@ -74,7 +75,7 @@ def test_real_pages_keep_every_word_that_a_browser_engine_shows() -> None:
         tree = LexborHTMLParser(page)
         tree.strip_tags(["script", "style"])
         shown = {word for word in tree.root.text(separator="\n").split() if len(word) > 3}
-        ours = apply(page, markup.find_html(page))
+        ours = apply(page, Markup().find_in_text(page))
         together = "".join(ours.split())
         assert not [word for word in shown if word not in together]
         assert len(together) < 1.05 * len("".join(tree.root.text(separator="").split())), "nor much more"
@@ -83,7 +84,7 @@ def test_real_pages_keep_every_word_that_a_browser_engine_shows() -> None:
 
 def test_unusual_characters_go_and_line_ends_become_one() -> None:
     text = "你\x00好\u200b\ufeff啊\ue5e5\ufffd\r\n第二\x0c行\u2028三\r四\U000f0000\ufffe锟斤拷锟斤拷"
-    edits = edits_of(characters.find_unusual, text)
+    edits = edits_of(UnusualCharacters(), text)
     assert apply(text, edits) == "你好啊\n第二\n行\n三\n四"
     assert [edit.rule for edit in edits if edit.rule] == ["unusual_character"] * 4
 
@@ -96,7 +97,7 @@ def test_usual_text_stays() -> None:
         "🏴\U000e0067\U000e0062\U000e0065\U000e006e\U000e0067\U000e007f",
     )
     for text in ("\u3000首行缩进\t表格\xa0空格", "😀👍é中文，。！", "𠮷野家", *emoji):
-        assert edits_of(characters.find_unusual, text) == []
+        assert edits_of(UnusualCharacters(), text) == []
 
 
 def test_joiners_and_tags_outside_emoji_go() -> None:
@@ -106,15 +107,15 @@ def test_joiners_and_tags_outside_emoji_go() -> None:
         ("\u200d👨天\u200d", "👨天"),
         ("天\U000e0067地", "天地"),
     ):
-        assert apply(text, edits_of(characters.find_unusual, text)) == left
+        assert apply(text, edits_of(UnusualCharacters(), text)) == left
 
 
 @given(st.text(max_size=40))
 def test_a_second_pass_finds_nothing_unusual(text: str) -> None:
-    assert edits_of(characters.find_unusual, apply(text, edits_of(characters.find_unusual, text))) == []
+    assert edits_of(UnusualCharacters(), apply(text, edits_of(UnusualCharacters(), text))) == []
 
 
-REPEATS = partial(characters.find_repeats, instances=3, signs=10)
+REPEATS = Repeats(instances=3, signs=10)
 
 
 @settings(deadline=None)  # the first call compiles
@@ -131,7 +132,7 @@ def test_repeats_are_those_of_the_pattern(parts: list[str], instances: int) -> N
         (match.start() + instances * len(match[1]), match.end())
         for match in re.finditer(rf"(?s)(.{{1,8}}?)\1{{{instances},}}", text)
     ]
-    edits = edits_of(partial(characters.find_repeats, instances=instances, signs=instances), text)
+    edits = edits_of(Repeats(instances=instances, signs=instances), text)
     assert [(edit.start, edit.end) for edit in edits] == wanted
 
 
@@ -184,7 +185,7 @@ def test_the_longer_of_two_runs_never_becomes_the_shorter(unit: str, one: int, o
 
 
 def test_the_wording_of_the_paper_is_a_setting() -> None:
-    literal = partial(characters.find_repeats, instances=1, signs=1)
+    literal = Repeats(instances=1, signs=1)
     assert apply("太好了！！★★★★★", edits_of(literal, "太好了！！★★★★★")) == "太好了！★"
 
 
@@ -202,6 +203,6 @@ def test_repeats_in_real_reviews_only_shorten() -> None:
 def test_long_repetitions_take_linear_time(unit: str) -> None:
     text = unit * (400_000 // len(unit))
     started = time.process_time()
-    markup.find_html(text)
+    Markup().find_in_text(text)
     edits_of(REPEATS, text)
     assert time.process_time() - started < 5

@@ -17,12 +17,13 @@ from pydantic import TypeAdapter
 from openba.artifacts import Build
 from openba.config import load
 from openba.data import sources
-from openba.data.clean import corpus, passes, stages
+from openba.data.clean import corpus, passes
 from openba.data.clean.shards import Plan
+from openba.data.clean.stages import stages_before_paragraph_dedup
 from openba.data.schema import DOCUMENTS, SCHEMA, write_documents
 from openba.errors import UserError
 from openba.recipes.data import CleanRecipe, CorpusRecipe, SourceRecipe, SourceStep
-from tests.data.columns import texts_of
+from tests.data.batches import texts_of
 
 PAPER = load(Path(__file__).resolve().parents[2] / "configs" / "clean" / "paper.yaml", CleanRecipe)
 ONLY = dict.fromkeys(
@@ -44,14 +45,19 @@ def write_source(folder: Path, name: str, texts: list[str], group: int = 1000) -
 
 
 def clean(
-    folder: Path, texts: dict[str, list[str]], recipe: CleanRecipe = PAPER, group: int = 1000, **passed: bool
+    folder: Path,
+    texts: dict[str, list[str]],
+    recipe: CleanRecipe = PAPER,
+    group: int = 1000,
+    mapper: passes.Mapper | None = None,
+    **passed: bool,
 ) -> tuple[dict[str, dict[str, str]], list[dict[str, Any]], dict[str, Any]]:
     """Run the step: {source: {id: text}}, removals, facts."""
     inputs = {name: write_source(folder / "in", name, found, group) for name, found in texts.items()}
     out = folder / "out"
     out.mkdir()
     filtered = {name: recipe if passed.get(name, True) else None for name in texts}
-    facts = corpus.build(Build(out, CorpusRecipe(sources=filtered), inputs))
+    facts = corpus.build(Build(out, CorpusRecipe(sources=filtered), inputs), mapper)
     tables = {name: pq.read_table(out / f"{name}.parquet") for name in texts}
     kept = {n: dict(zip(t["id"].to_pylist(), t["text"].to_pylist(), strict=True)) for n, t in tables.items()}
     return kept, pq.read_table(out / "removed.parquet").to_pylist(), json.loads(json.dumps(facts))
@@ -131,8 +137,8 @@ def test_result_is_clean_by_its_own_rules(real: tuple[Path, Path, dict[str, Any]
     _, out, _ = real
     texts = pq.read_table(out / "reviews.parquet")["text"].to_pylist()
     assert len(set(texts)) == len(texts)
-    for stage in stages.on_characters(PAPER):
-        assert len(stage.find(texts_of(texts))) == 0, stage.name
+    for stage in stages_before_paragraph_dedup(PAPER):
+        assert len(stage.filter.find(texts_of(texts))) == 0, stage.name
 
 
 def test_batches_make_no_difference(tmp_path: Path) -> None:
@@ -341,7 +347,12 @@ def test_any_order_and_number_of_workers_give_the_same_bytes(
     recipe = CorpusRecipe(sources={"reviews": PAPER})
     outputs, facts = [], []
     with passes.Processes(2) as two, passes.Processes(7) as seven:
-        for name, mapper in {"one": passes.here, "shuffled": shuffled, "two": two, "seven": seven}.items():
+        for name, mapper in {
+            "one": passes.in_this_process,
+            "shuffled": shuffled,
+            "two": two,
+            "seven": seven,
+        }.items():
             (tmp_path / name).mkdir()
             build = Build(tmp_path / name, recipe, {"reviews": grouped / "reviews"})
             facts.append(corpus.build(build, mapper))

@@ -11,11 +11,11 @@ import xxhash
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openba.data.clean import columns, sentences
-from openba.data.clean.columns import Texts
+from openba.data.clean import edit_matrix, sentences
 from openba.data.clean.dedup import KEY, Windows, document_keys, find_copies, xxh64
+from openba.data.clean.text_arrays import Texts
 from openba.data.samples import READERS
-from tests.data.columns import texts_of
+from tests.data.batches import texts_of
 
 
 def by_brute_force(documents: Sequence[Sequence[str]], longest: int, enough: int) -> list[list[bool]]:
@@ -40,10 +40,10 @@ def search(texts: Sequence[str], longest: int, enough: int) -> tuple[Texts, np.n
     windows = Windows(batch, longest, enough)
     keys = np.empty(len(windows.spans), KEY)
     keys["high"], keys["low"] = windows.keys().T
-    keys["place"], keys["record"] = windows.spans[:, 0], np.arange(len(keys))
+    keys["position"], keys["record"] = windows.spans[:, 0], np.arange(len(keys))
     copies = find_copies(keys[np.random.default_rng(0).permutation(len(keys))])
     firsts = copies["first"].astype(np.int64)
-    rows = np.searchsorted(windows.first, firsts, side="right") - 1
+    rows = np.searchsorted(windows.first_sentences, firsts, side="right") - 1
     return batch, windows.edits(copies["record"].astype(np.int64), firsts, rows)
 
 
@@ -108,7 +108,7 @@ def test_a_run_seen_before_goes_and_names_its_survivor() -> None:
     text = f"{OTHER}\n{FIRST}\n{SECOND}\n{OTHER[:-2]}哦。"
     assert found([f"{FIRST}{SECOND}", text]) == [[], [(f"{FIRST}\n{SECOND}\n", 0)]]
     batch, edits = search([f"{FIRST}{SECOND}", text], 99, 20)
-    assert columns.apply(batch, edits).text(1) == f"{OTHER}\n{OTHER[:-2]}哦。"
+    assert edit_matrix.apply(batch, edits).text(1) == f"{OTHER}\n{OTHER[:-2]}哦。"
 
 
 def test_short_repeats_stay_alone_and_go_within_a_long_run() -> None:
@@ -131,4 +131,4 @@ def test_documents_are_compared_whole() -> None:
 @given(st.text(max_size=40), st.integers(0, 2**64 - 1))
 def test_hash_is_xxh64(text: str, seed: int) -> None:
     wanted = xxhash.xxh64_intdigest(text.encode("utf-32-le"), seed)
-    assert int(xxh64(texts_of([text]).codes, np.uint64(seed))) == wanted
+    assert int(xxh64(texts_of([text]).code_points, np.uint64(seed))) == wanted

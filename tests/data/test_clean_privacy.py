@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceNormalizer
 
-from openba.data.clean import privacy
-from openba.data.clean.columns import apply as apply_edits
+from openba.data.clean.edit_matrix import apply as apply_edits
 from openba.data.clean.edits import apply
+from openba.data.clean.privacy import Privacy, match_once
 from openba.data.samples import READERS
-from tests.data.columns import edits_of, texts_of
+from tests.data.batches import edits_of, texts_of
 
 REMOVED = [
     ("总机86-10-62345678转接", "总机转接"),
@@ -152,23 +152,23 @@ KEPT = [
 
 @pytest.mark.parametrize(("text", "left"), REMOVED)
 def test_private_values_go(text: str, left: str) -> None:
-    assert apply(text, edits_of(privacy.find, text)) == left.strip()
+    assert apply(text, edits_of(Privacy(), text)) == left.strip()
 
 
 @pytest.mark.parametrize("text", KEPT)
 def test_look_alikes_stay(text: str) -> None:
-    assert edits_of(privacy.find, text) == []
+    assert edits_of(Privacy(), text) == []
 
 
 def test_spans_are_of_the_value_alone() -> None:
     text = "客服电话：4001001666。"
-    (edit,) = edits_of(privacy.find, text)
+    (edit,) = edits_of(Privacy(), text)
     assert (text[edit.start : edit.end], edit.rule) == ("4001001666", "phone")
 
 
 def without_private(text: str) -> str:
     """Remove what the pattern matches in the text as a whole, again and again until it matches nothing."""
-    while spans := list(privacy.spans(text)):
+    while spans := list(match_once(text)):
         for start, end, _ in reversed(spans):
             text = text[:start] + text[end:]
     return text
@@ -177,7 +177,7 @@ def without_private(text: str) -> str:
 def filtered(texts: list[str]) -> list[str]:
     """Return the texts after the filter, with the white space around them."""
     batch = texts_of([f"|{text}|" for text in texts])
-    after = apply_edits(batch, privacy.find(batch))
+    after = apply_edits(batch, Privacy().find(batch))
     return [after.text(row)[1:-1] for row in range(len(texts))]
 
 
@@ -212,7 +212,7 @@ def test_windows_give_what_the_pattern_gives_on_real_reviews() -> None:
 def test_neighbours_all_go_whatever_stands_between(values: list[str]) -> None:
     for between in (" ", "，", "或", "\n"):
         text = between.join(values)
-        assert apply(text, edits_of(privacy.find, text)).replace(between, "") == ""
+        assert apply(text, edits_of(Privacy(), text)).replace(between, "") == ""
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_neighbours_all_go_whatever_stands_between(values: list[str]) -> None:
 def test_long_repetitions_take_linear_time(unit: str) -> None:
     text = unit * (400_000 // len(unit))
     started = time.process_time()
-    edits_of(privacy.find, text)
+    edits_of(Privacy(), text)
     assert time.process_time() - started < 5
 
 
@@ -273,12 +273,12 @@ def planted_texts(draw: st.DrawFn) -> str:
 @given(st.lists(st.one_of(planted_texts(), st.text(max_size=20)), min_size=1, max_size=6))
 def test_nothing_private_is_left_to_the_filter_or_to_a_tokenizer(texts: list[str]) -> None:
     after = filtered(texts)
-    assert len(privacy.find(texts_of(after))) == 0
+    assert len(Privacy().find(texts_of(after))) == 0
     for remove_spaces in (True, False):
         normalizer = SentencePieceNormalizer(
             rule_name="nmt_nfkc", remove_extra_whitespaces=remove_spaces, escape_whitespaces=False
         )
         decoded = [normalizer.normalize(text) for text in after]
         batch = texts_of(decoded)
-        left = [(after[edit[0]], batch.text(edit[0])) for edit in privacy.find(batch).tolist()]
+        left = [(after[edit[0]], batch.text(edit[0])) for edit in Privacy().find(batch).tolist()]
         assert not left

@@ -48,7 +48,10 @@ def test_a_run_counts_up_and_the_next_one_goes_on_from_there(
     assert seen[-1].done == seen[-1].total == before[0].total
     assert before[-1].done < before[-1].total
     assert seen[5].done in (before[-1].done, before[-1].done + 1)
-    assert next(at.stage for at in seen if at.stage != "join") in ("scan", "copies-scan")
+    assert next(at.stage for at in seen if at.stage != "finish") in (
+        "hash_documents",
+        "copies-hash_documents",
+    )
     assert seen[-1].seconds_left == 0
     assert 0 < seen[-2].bytes_per_second < 1e9
     assert progress.read(build.out) is None
@@ -68,13 +71,21 @@ def test_the_console_shows_shards_speed_and_time_left(
     monkeypatch.setattr("tasks.progress._SECONDS_BETWEEN_LINES", 0.0)
     plan = Plan(tmp_path / "shards" / "0", (), {}, 1, bytes=40_000_000)
     plan.folder.mkdir(parents=True)
-    progress.begin(plan, {"scan": (4, 4), "copies-scan": (1, 1), "first": (4, 4), "second": (4, 4)})
+    progress.begin(
+        plan,
+        {
+            "hash_documents": (4, 4),
+            "copies-hash_documents": (1, 1),
+            "filter_characters": (4, 4),
+            "filter_sentences": (4, 4),
+        },
+    )
     for number in range(3):
-        plan.file("scan", number, "json").write_text("{}")
+        plan.file("hash_documents", number, "json").write_text("{}")
     view = ProgressView(1)
     view.start("clean", None)
     view.advance("clean", tmp_path)
     view.close()
     line = capsys.readouterr().out
-    assert "clean 3/12  shards (scan)" in line
+    assert "clean 3/12  shards (hash_documents)" in line
     assert "MB/s  ETA" in line

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from openba.data.clean import stages
+from openba.data.clean.batch import Batch
 from openba.data.clean.replay import CLOSE, OPEN, replay
+from openba.data.clean.stages import stages_after_paragraph_dedup, stages_before_paragraph_dedup
 from openba.data.schema import SCHEMA
 from openba.recipes.data import CleanRecipe
 
@@ -16,7 +17,8 @@ RUN = "今天天气非常好，我们一起去公园散步吧。"
 def shown(text: str, recipe: CleanRecipe) -> tuple[list[str], list[dict[str, object]]]:
     """Run the filters that look at texts alone, and replay what they removed."""
     columns = {"id": ["1"], "text": [text], "language": ["zh"], "source": ["s"], "extra": ["{}"]}
-    batch = stages.run(recipe, "s", pa.RecordBatch.from_pydict(columns, schema=SCHEMA))
+    batch = Batch("s", pa.RecordBatch.from_pydict(columns, schema=SCHEMA))
+    batch.run([*stages_before_paragraph_dedup(recipe), *stages_after_paragraph_dedup(recipe)])
     rows = [row for part in batch.removed for row in part.to_pylist()]
     return [" ".join(pieces) for pieces in replay(text, recipe, rows)], rows
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-from functools import partial
 
 import pytest
 from hypothesis import given
@@ -12,10 +11,11 @@ from hypothesis import strategies as st
 
 from openba.data.clean import sentences
 from openba.data.clean.edits import apply
+from openba.data.clean.short_sentences import ShortSentences
 from openba.data.samples import READERS
-from tests.data.columns import edits_of, texts_of
+from tests.data.batches import edits_of, texts_of
 
-TEN_WORDS = partial(sentences.find_short, minimum=10)
+TEN_WORDS = ShortSentences(minimum=10)
 
 
 def pieces(text: str) -> list[str]:
@@ -115,7 +115,8 @@ def test_long_repetitions_take_linear_time(unit: str) -> None:
     ],
 )
 def test_words(text: str, count: int) -> None:
-    assert sentences.words(texts_of(["前", text])).tolist() == [1, count]
+    assert edits_of(ShortSentences(minimum=count), text) == []
+    assert edits_of(ShortSentences(minimum=count + 1), text) != []
 
 
 def test_short_sentences_go_and_paragraphs_stay_apart() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
-from openba.data import contamination, mixture, tasks
+from openba.data import contamination, labelled, mixture
 from openba.data.contamination import Holder, Items
 from openba.data.matching import Units
 from openba.data.pairs import ASKED, ASKED_FILE
@@ -185,7 +185,7 @@ def test_prompt_words_letters_and_examples_are_no_part_of_a_question(shared: Pat
         [f"task.source.path={shared / 'data' / 'eval_cmmlu' / '*.jsonl'}"],
     )
     (tmp_path / "cmmlu").mkdir()
-    tasks.build(Build(tmp_path / "cmmlu", TaskStep(name="cmmlu", task=recipe.task), {}))
+    labelled.build(Build(tmp_path / "cmmlu", TaskStep(name="cmmlu", task=recipe.task), {}))
     prompts = pq.read_table(tmp_path / "cmmlu" / "heldout.parquet").slice(0, 300).to_pylist()
     examples = [row["input"][: row["turns"][-1]] for row in prompts]
     asked = [row["input"][row["turns"][-1] :] for row in prompts]

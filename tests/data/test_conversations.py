@@ -17,9 +17,9 @@ from openba.config import CONFIGS, load
 from openba.data.conversations import clean, find_messages, history
 from openba.data.html_answers import is_html_answer, text_of_html
 from openba.data.instruct import encode_fitting
+from openba.data.labelled import render
 from openba.data.pairs import Rendered
 from openba.data.sources import read
-from openba.data.tasks import render
 from openba.recipes.data import TaskRecipe
 from openba.tokenizer.tokenizer import Tokenizer
 

@@ -13,7 +13,7 @@ import pytest
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
-from openba.data import tasks
+from openba.data import labelled
 from openba.errors import UserError
 from openba.recipes.data import TaskStep
 from openba.recipes.evaluate import BenchmarkRecipe
@@ -28,7 +28,7 @@ def rendered(name: str, path: Path, out: Path, *more: str) -> list[dict[str, Any
         [f"task.source.path={path}", *more],
     )
     out.mkdir()
-    tasks.build(Build(out, TaskStep(name=name, task=recipe.task), {}))
+    labelled.build(Build(out, TaskStep(name=name, task=recipe.task), {}))
     return pq.read_table(out / "heldout.parquet").to_pylist()
 
 

@@ -14,9 +14,9 @@ from openba.config import CONFIGS, load
 from openba.data.entities import entities_of_spans, entities_of_tags, format_entities, parse_entities
 from openba.data.identity import states_identity
 from openba.data.instruct import encode_input
+from openba.data.labelled import render
 from openba.data.pairs import Rendered
 from openba.data.sources import read
-from openba.data.tasks import render
 from openba.evaluate.metrics import score
 from openba.recipes.data import TaskRecipe
 from openba.tokenizer.tokenizer import Tokenizer

@@ -12,7 +12,7 @@ import xxhash
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
-from openba.data import instruct, sources, tasks, tokenizer_training
+from openba.data import instruct, labelled, sources, tokenizer_training
 from openba.data.instruct import Pairs, encode_input
 from openba.errors import UserError
 from openba.recipes.data import InstructRecipe, SourceStep, TaskRecipe, TaskStep, TokenizerRecipe
@@ -34,7 +34,7 @@ def inputs(tmp_path_factory):
         source.mkdir()
         task.mkdir()
         sources.build(Build(source, SourceStep(name=name, source=recipe.source), {}))
-        tasks.build(Build(task, TaskStep(name=name, task=recipe), {}))
+        labelled.build(Build(task, TaskStep(name=name, task=recipe), {}))
         (source / "documents.parquet").rename(root / "corpus" / f"{name}.parquet")
         built[f"task-{name}"] = task
     (root / "tokenizer").mkdir()
@@ -243,9 +243,9 @@ def test_an_empty_held_out_part_can_be_read(inputs, tmp_path, make):
     folder = tmp_path / "identity"
     folder.mkdir()
     pq.write_table(
-        pa.Table.from_pylist(rows(inputs, "chat-zh", "train"), tasks.SCHEMA), folder / "train.parquet"
+        pa.Table.from_pylist(rows(inputs, "chat-zh", "train"), labelled.SCHEMA), folder / "train.parquet"
     )
-    pq.write_table(tasks.SCHEMA.empty_table(), folder / "heldout.parquet")
+    pq.write_table(labelled.SCHEMA.empty_table(), folder / "heldout.parquet")
     (tmp_path / "out2").mkdir()
     recipe = InstructRecipe(tasks={"own": "zh"}, encoder_length=64, decoder_length=64)
     instruct.build(Build(tmp_path / "out2", recipe, {"tokenizer": inputs["tokenizer"], "task-own": folder}))

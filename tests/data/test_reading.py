@@ -21,7 +21,7 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from openba.data import opening, sources
-from openba.data.quarantine import Bad
+from openba.data.quarantine import Unreadable
 from openba.recipes.data import SourceRecipe
 
 SIMPLIFIED = "房间很干净，服务也不错，下次还会再来。\n价格便宜，早餐丰富，离地铁站很近。\n"
@@ -34,9 +34,9 @@ PAGE = (
 )
 
 
-def read(**fields: Any) -> tuple[list[dict[str, Any]], list[Bad]]:
+def read(**fields: Any) -> tuple[list[dict[str, Any]], list[Unreadable]]:
     recipe: Any = TypeAdapter(SourceRecipe).validate_python({"language": "zh", "licence": "test", **fields})
-    told: list[Bad] = []
+    told: list[Unreadable] = []
     batches = list(sources.read("s", recipe, told.append))
     rows = pa.Table.from_batches(batches).to_pylist() if batches else []
     return [{**row, "extra": json.loads(row["extra"])} for row in rows], told
@@ -140,7 +140,7 @@ def test_csv_keeps_quoted_lines_and_names_bad_rows(tmp_path: Path) -> None:
     rows, told = read(adapter="csv", path=str(tmp_path), text_field="body", encoding="gb18030")
     assert [row["text"] for row in rows] == ['first\nline, "quoted"', "x" * 200_000]
     assert [row["extra"] for row in rows] == [{"title": "一"}, {"title": "三"}]
-    assert [(bad.row, bad.reason) for bad in told] == [(3, "1 fields, the head has 2")]
+    assert [(bad.row, bad.reason) for bad in told] == [(3, "1 fields, the header has 2")]
     (tmp_path / "b.tsv").write_text("body\tn\n文\t1\n", encoding="utf-8-sig")
     assert read(adapter="csv", path=str(tmp_path / "b.tsv"), text_field="body")[0][0]["text"] == "文"
 

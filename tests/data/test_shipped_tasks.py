@@ -16,9 +16,9 @@ import pytest
 from benchmarks.quality import shipped
 from openba.config import CONFIGS, load
 from openba.data.fields import names_in
+from openba.data.labelled import render
+from openba.data.labelled_checks import CONTROL
 from openba.data.sources import read
-from openba.data.task_checks import CONTROL
-from openba.data.tasks import render
 from openba.errors import UserError
 from openba.recipes.data import TaskRecipe
 from openba.recipes.evaluate import BenchmarkRecipe

@@ -1,4 +1,4 @@
-"""The token store: one stream over shards, every window by number, Parquet that others read."""
+"""The token store: one stream over shards, every window by number."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from datasets import load_dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openba.data.store import DOCUMENTS, TokenStore, TokenWriter, read_parquet, write_parquet
+from openba.data.store import DOCUMENTS, TokenStore, TokenWriter
 from openba.errors import UserError
 
 
@@ -87,54 +85,3 @@ def test_a_cut_or_lost_file_is_told(tmp_path: Path) -> None:
 def test_rows_that_do_not_add_up_are_refused(tmp_path: Path) -> None:
     with TokenWriter(tmp_path) as writer, pytest.raises(ValueError, match="9 ids for documents of 10"):
         writer.append(np.arange(9, dtype=np.int32), rows([5, 5]))
-
-
-def test_parquet_there_and_back_is_the_same_store(mixture_folder: Path, tmp_path: Path) -> None:
-    store = TokenStore(mixture_folder / "stage1")
-    write_parquet(store, tmp_path / "out.parquet")
-    with TokenWriter(tmp_path / "again") as writer:
-        read_parquet(tmp_path / "out.parquet", writer)
-    again = TokenStore(tmp_path / "again")
-    assert again.documents.equals(store.documents)
-    np.testing.assert_array_equal(again.tokens(0, len(again)), store.tokens(0, len(store)))
-
-
-def test_exported_parquet_loads_with_datasets(mixture_folder: Path, tmp_path: Path) -> None:
-    store = TokenStore(mixture_folder / "heldout")
-    write_parquet(store, tmp_path / "heldout.parquet")
-    loaded = load_dataset(
-        "parquet",
-        data_files=str(tmp_path / "heldout.parquet"),
-        split="train",
-        cache_dir=str(tmp_path / "cache"),
-    )
-    assert loaded["id"] == store.documents["id"].to_pylist()
-    assert loaded[3]["input_ids"] == store.document(3).tolist()
-
-
-def test_exported_parquet_loads_with_duckdb(mixture_folder: Path, tmp_path: Path) -> None:
-    duckdb = pytest.importorskip("duckdb")
-    store = TokenStore(mixture_folder / "heldout")
-    write_parquet(store, tmp_path / "heldout.parquet")
-    query = f"SELECT count(*), sum(tokens), sum(len(input_ids)) FROM '{tmp_path / 'heldout.parquet'}'"
-    assert duckdb.sql(query).fetchall()[0] == (store.documents.num_rows, len(store), len(store))
-
-
-def test_foreign_parquet_needs_only_the_ids(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"input_ids": [[5, 6, 1], [7, 1]]}), tmp_path / "mine.parquet")
-    with TokenWriter(tmp_path / "store") as writer:
-        read_parquet(tmp_path / "mine.parquet", writer)
-    store = TokenStore(tmp_path / "store")
-    assert store.document(1).tolist() == [7, 1]
-    assert store.documents.select(["source", "id"]).to_pylist()[1] == {"source": "mine", "id": "1"}
-
-
-@pytest.mark.parametrize("bad", [[[5, None]], [[5], None]])
-def test_broken_parquet_is_refused_with_its_name(tmp_path: Path, bad: list[list[int | None] | None]) -> None:
-    pq.write_table(pa.table({"input_ids": bad}), tmp_path / "bad.parquet")
-    pq.write_table(pa.table({"ids": [[1]]}), tmp_path / "other.parquet")
-    with TokenWriter(tmp_path / "store") as writer:
-        with pytest.raises(UserError, match=r"bad\.parquet: rows 0 to \d: a list or an id is null"):
-            read_parquet(tmp_path / "bad.parquet", writer)
-        with pytest.raises(UserError, match=r"other\.parquet: no column 'input_ids'; there are ids"):
-            read_parquet(tmp_path / "other.parquet", writer)

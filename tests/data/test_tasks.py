@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, Config, load
-from openba.data import sources, tasks
+from openba.data import labelled, sources
 from openba.data.conversations import history
 from openba.data.entities import format_entities, parse_entities
-from openba.data.tasks import render
+from openba.data.labelled import render
 from openba.errors import UserError
 from openba.recipes.data import SourceStep, TaskRecipe, TaskStep
 from openba.recipes.evaluate import BenchmarkRecipe
@@ -55,9 +55,9 @@ def records(tmp_path_factory):
 @pytest.fixture(scope="session")
 def rendered(records):
     """Each shipped task rendered once."""
-    known: dict[str, tasks.Rendered] = {}
+    known: dict[str, labelled.Rendered] = {}
 
-    def get(name: str) -> tasks.Rendered:
+    def get(name: str) -> labelled.Rendered:
         if name not in known:
             recipe = recipe_of(name)
             known[name] = render(recipe, pq.read_table(records(recipe) / "documents.parquet"), name)
@@ -218,7 +218,7 @@ def test_step_writes_the_same_bytes_twice(records, tmp_path):
     for attempt in ("one", "two"):
         (tmp_path / attempt).mkdir()
         step = TaskStep(name="chat-zh", task=recipe)
-        facts = tasks.build(Build(tmp_path / attempt, step, {}))
+        facts = labelled.build(Build(tmp_path / attempt, step, {}))
         written.append(
             [(tmp_path / attempt / f"{split}.parquet").read_bytes() for split in ("train", "heldout")]
         )

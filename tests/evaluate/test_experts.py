@@ -12,7 +12,7 @@ import torch
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
-from openba.data import tasks
+from openba.data import labelled
 from openba.data.instruct import encode_input
 from openba.evaluate import run
 from openba.evaluate.run import score_benchmark
@@ -41,7 +41,7 @@ def benchmark(name: str, *overrides: str) -> BenchmarkRecipe:
 
 def rendered(name: str, recipe: BenchmarkRecipe, folder: Path) -> list[dict[str, Any]]:
     folder.mkdir(exist_ok=True)
-    tasks.build(Build(folder, TaskStep(name=name, task=recipe.task), {}))
+    labelled.build(Build(folder, TaskStep(name=name, task=recipe.task), {}))
     return pq.read_table(folder / "heldout.parquet").slice(0, recipe.items).to_pylist()
 
 

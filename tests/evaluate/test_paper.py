@@ -13,7 +13,7 @@ import pytest
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
-from openba.data import tasks
+from openba.data import labelled
 from openba.data.instruct import encode_fitting
 from openba.errors import UserError
 from openba.evaluate.grouping import CategoryScore, average_groups
@@ -82,7 +82,7 @@ def rendered(benchmark: BenchmarkRecipe, folder: Path, name: str = "x") -> list[
     import pyarrow.parquet as pq
 
     folder.mkdir(exist_ok=True)
-    tasks.build(Build(folder, TaskStep(name=name, task=benchmark.task), {}))
+    labelled.build(Build(folder, TaskStep(name=name, task=benchmark.task), {}))
     return pq.read_table(folder / "heldout.parquet").to_pylist()
 
 

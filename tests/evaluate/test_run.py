@@ -15,7 +15,7 @@ import torch
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
-from openba.data import tasks
+from openba.data import labelled
 from openba.data.instruct import encode_input
 from openba.errors import UserError
 from openba.evaluate import answering, run, shards, suite
@@ -55,7 +55,7 @@ def inputs(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     save_model(root / "stage" / "model", model.state_dict(), model.architecture, tokenizer)
     for name in OVERRIDES:
         (root / name).mkdir()
-        tasks.build(Build(root / name, TaskStep(name=name, task=benchmark(name).task), {}))
+        labelled.build(Build(root / name, TaskStep(name=name, task=benchmark(name).task), {}))
     return {"model": root / "stage", **{f"task-{name}": root / name for name in OVERRIDES}}
 
 
@@ -126,7 +126,7 @@ def test_only_held_out_records_are_asked_and_twice_alike(inputs: dict[str, Path]
 def test_a_task_that_holds_nothing_out_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
     name, everything = "translate-zh-en", benchmark("translate-zh-en", "task.heldout=0")
     (tmp_path / "task").mkdir()
-    tasks.build(Build(tmp_path / "task", TaskStep(name=name, task=everything.task), {}))
+    labelled.build(Build(tmp_path / "task", TaskStep(name=name, task=everything.task), {}))
     with pytest.raises(UserError) as error:
         evaluate({**inputs, f"task-{name}": tmp_path / "task"}, tmp_path / "out", **{name: everything})
     assert f"benchmark {name}: its task has no held-out record; raise task.heldout" in str(error.value)

@@ -9,8 +9,8 @@ from typing import Any
 import openai
 import pytest
 
+from openba.data.conversations import history
 from openba.data.instruct import encode_input
-from openba.data.tasks import history
 from openba.model.generate import continuation_losses, generate, start_tokens
 from openba.model.model import OpenBAModel
 from openba.serve.openai_responses import token_bytes

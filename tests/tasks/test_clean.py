@@ -70,7 +70,7 @@ def test_ray_gives_the_bytes_of_one_process(
         on_ray(partial(killed_once, task, tmp_path / "marker"), plan, numbers)
 
     outputs = []
-    for name, mapper in {"one": passes.here, "ray": first_worker_killed}.items():
+    for name, mapper in {"one": passes.in_this_process, "ray": first_worker_killed}.items():
         (tmp_path / name).mkdir()
         recipe = CorpusRecipe(sources={"reviews": CleanRecipe()})
         facts = corpus_build(Build(tmp_path / name, recipe, {"reviews": reviews}), mapper)

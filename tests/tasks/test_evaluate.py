@@ -14,7 +14,7 @@ import torch
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
-from openba.data import tasks as data_tasks
+from openba.data import labelled
 from openba.errors import UserError
 from openba.evaluate import run, shards
 from openba.graph import EVALUATE, Pipeline, find_pipeline
@@ -58,7 +58,7 @@ def inputs(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     save_model(root / "stage" / "model", model.state_dict(), model.architecture, tokenizer)
     for name, recipe in benchmarks().items():
         (root / name).mkdir()
-        data_tasks.build(Build(root / name, TaskStep(name=name, task=recipe.task), {}))
+        labelled.build(Build(root / name, TaskStep(name=name, task=recipe.task), {}))
     return {"model": root / "stage", **{f"task-{name}": root / name for name in CHOSEN}}
 
 

@@ -18,7 +18,7 @@ from transformers import AddedToken
 
 from openba.artifacts import Build
 from openba.config import load
-from openba.data import instruct, sources, tasks
+from openba.data import instruct, labelled, sources
 from openba.data.conversations import clean, history
 from openba.data.instruct import Pairs, encode_input
 from openba.graph import CONFIGS
@@ -157,7 +157,7 @@ def test_the_template_gives_the_pairs_the_chat_expert_trains_on(small: Pair, tmp
         (tmp_path / name).mkdir()
     write_tokenizer_files(tmp_path / "tokenizer", ours)
     sources.build(Build(tmp_path / "source", SourceStep(name="chat-en", source=recipe.source), {}))
-    tasks.build(Build(tmp_path / "task", TaskStep(name="chat-en", task=recipe), {}))
+    labelled.build(Build(tmp_path / "task", TaskStep(name="chat-en", task=recipe), {}))
     mix = InstructRecipe(tasks={"chat-en": "en"}, encoder_length=1024, decoder_length=256)
     inputs = {"tokenizer": tmp_path / "tokenizer", "task-chat-en": tmp_path / "task"}
     instruct.build(Build(tmp_path / "pairs", mix, inputs))

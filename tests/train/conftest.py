@@ -14,7 +14,7 @@ from torch import Tensor
 
 from openba.artifacts import Build
 from openba.config import CONFIGS, load
-from openba.data import instruct, tasks
+from openba.data import instruct, labelled
 from openba.recipes.data import InstructRecipe, TaskRecipe, TaskStep
 from openba.train.checkpoint import MARKER
 from openba.train.log import read_rows
@@ -75,7 +75,7 @@ def pairs(root: Path, tokenizer_folder: Path) -> Path:
     recipe = load(CONFIGS / "task" / "bbc-topic.yaml", TaskRecipe, ["source.limit=60"])
     for folder in ("task", "pairs"):
         (root / folder).mkdir()
-    tasks.build(Build(root / "task", TaskStep(name="bbc-topic", task=recipe), {}))
+    labelled.build(Build(root / "task", TaskStep(name="bbc-topic", task=recipe), {}))
     mix = InstructRecipe(tasks={"bbc-topic": "en"}, encoder_length=192, decoder_length=32)
     instruct.build(
         Build(root / "pairs", mix, {"tokenizer": tokenizer_folder, "task-bbc-topic": root / "task"})

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openba.artifacts import Build
-from openba.data import instruct, tasks
+from openba.data import instruct, labelled
 from openba.data.instruct import Pairs
 from openba.model.model import OpenBAModel
 from openba.recipes.data import InstructRecipe, TaskRecipe, TaskStep
@@ -84,7 +84,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, tokenizer: Tokenizer, tokeni
             }
         )
         (out := root / f"task-{name}").mkdir()
-        tasks.build(Build(out, TaskStep(name=name, task=recipe), {}))
+        labelled.build(Build(out, TaskStep(name=name, task=recipe), {}))
         inputs[f"task-{name}"] = out
     (out := root / "data").mkdir()
     mix = InstructRecipe(

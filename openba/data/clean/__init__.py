@@ -1,5 +1,4 @@
-"""The paper's filters (section 3.1.1): privacy, page markup, odd characters, repeats, duplicates, language.
+"""Cleaning of text by the paper's filters (section 3.1.1) and filters of the user's own.
 
-Each module has functions from one text to `Edit`s, spans to take out with the rule that says so;
-`corpus` is the step that runs them over all sources and records what went and why.
+`corpus` is the step; `filter` says what a filter is, `stages` in which order filters run.
 """

@@ -1,6 +1,6 @@
-"""Edits: spans of a text, what stands there afterwards and the rule that says so.
+"""Edits of one text: spans to remove, the rule that applies and the replacement.
 
-Owns how a filter says what it does, so that every filter is lineage, counter and example at once.
+Every filter describes its work as edits, so removals can be counted, recorded and shown alike.
 """
 
 from __future__ import annotations
@@ -15,22 +15,16 @@ class Edit(NamedTuple):
     start: int
     end: int
     rule: str
-    """Why it goes; empty for a rewriting that loses nothing, such as a decoded entity: not recorded."""
+    """Reason for the removal; empty for a rewriting that loses nothing, such as a decoded entity. Rewritings
+    are not recorded."""
     replacement: str = ""
-    survivor: str = ""
-    """`source/id` of the document whose copy stays, for duplicates."""
 
 
 def apply(text: str, edits: Sequence[Edit]) -> str:
-    """The text after edits that are in order and do not overlap, without white space around it."""
+    """Return the text after edits in order and without overlap, without white space around it."""
     parts: list[str] = []
-    at = 0
+    position = 0
     for edit in edits:
-        parts += text[at : edit.start], edit.replacement
-        at = edit.end
-    return "".join([*parts, text[at:]]).strip()
-
-
-def whole(text: str, rule: str, survivor: str = "") -> list[Edit]:
-    """The edit that removes a document."""
-    return [Edit(0, len(text), rule, "", survivor)]
+        parts += text[position : edit.start], edit.replacement
+        position = edit.end
+    return "".join([*parts, text[position:]]).strip()

@@ -1,7 +1,7 @@
 """Page markup (paper section 3.1.1: "remove unusual characters and HTML tags").
 
-Owns what a tag, a comment and an entity are. Only texts with a candidate meet these patterns: markup that is
-left in extracted text is rare. Whole pages go at some 5 MB/s; extract those before.
+Only texts with a candidate are matched against the patterns, as markup is rare in extracted text. Entire
+pages pass at some 5 MB/s; extract their text before.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import re
 import numpy as np
 from numba import njit
 
-from openba.data.clean.columns import RULE_CODE, Texts
+from openba.data.clean.edit_matrix import from_edits
 from openba.data.clean.edits import Edit
+from openba.data.clean.filter import Filter
+from openba.data.clean.text_arrays import Texts
 
 _ELEMENTS = frozenset(
     """
@@ -44,9 +46,10 @@ _BARE_ATTRIBUTES = frozenset(
 )
 _VALUED = re.compile(r"""[\w:.@-]++\s*+=\s*+(?:"[^"]*+"|'[^']*+'|[^\s"'<>`=]++)?+""")
 _CLOSED = re.compile(r"</([A-Za-z][A-Za-z0-9:-]*)")
+# Signs of a program or style sheet, which a sentence between such tags lacks.
 _IS_SCRIPT = re.compile(r"[{};=]|\w\(|//|/\*")
-"""What scripts and style sheets are made of, and a sentence between their tags is not."""
-_CDATA_START, _CDATA_END = "<![CDATA[", "]]>"
+_CDATA_START = "<![CDATA["
+_CDATA_END = "]]>"
 _MARKUP = re.compile(
     rf"""(?P<comment><!--)|<!\[CDATA\[|\]\]>|<[!?][A-Za-z][^<>]*+>
     |<(?P<close>/?)(?P<name>[A-Za-z][A-Za-z0-9:-]*+)
@@ -56,109 +59,117 @@ _MARKUP = re.compile(
 )
 
 
-def find(texts: Texts) -> np.ndarray:
-    """Edits of a batch, see `find_html`."""
-    rows = []
-    for row in np.flatnonzero(_candidates(texts.codes, texts.offsets)).tolist():
-        start = int(texts.offsets[row])
-        for edit in find_html(texts.text(row)):
-            first, second = [*map(ord, edit.replacement), 0, 0][:2]
-            span = (row, start + edit.start, start + edit.end)
-            rows.append((*span, RULE_CODE[edit.rule], first, second, -1))
-    return np.array(rows, np.int64).reshape(-1, 7)
+class Markup(Filter):
+    """Remove tags, comments, scripts and style sheets; decode entities once.
 
-
-@njit(cache=True, nogil=True)
-def _candidates(codes: np.ndarray, offsets: np.ndarray) -> np.ndarray:
-    """Which texts have something that begins like a tag or an entity."""
-    found = np.zeros(len(offsets) - 1, np.bool_)
-    for row in range(len(found)):
-        hits = np.uint32(0)
-        for code in codes[offsets[row] : offsets[row + 1]]:
-            hits += np.uint32((code == 60) | (code == 38))
-        if hits == 0:
-            continue
-        for at in range(offsets[row], offsets[row + 1] - 1):
-            code = codes[at]
-            if code != 60 and code != 38:
-                continue
-            after = codes[at + 1]
-            letter = 65 <= after <= 90 or 97 <= after <= 122
-            sign = after == 35 if code == 38 else after == 47 or after == 33 or after == 63
-            if letter or sign:
-                found[row] = True
-                break
-    return found
-
-
-def find_html(text: str) -> list[Edit]:
-    """Return edits of tags, comments, scripts and style sheets; entities are decoded once.
-
-    The text of a CDATA section stays, and is looked at like other text. What stands between `<script>` and
+    The text of a CDATA section stays, and is searched like other text. What stands between `<script>` and
     `</script>` without attributes or any sign of a program is a text about them and stays, tags included.
     A tag is a known element, or any name with a value, a colon, a hyphen or a closing tag; so "a < b",
     "a<b and c>d" and "List<String>" stay. A tag that begins or ends a block leaves a line break.
     """
-    edits: list[Edit] = []
-    closed = {name.lower() for name in _CLOSED.findall(text)}
-    unclosed: set[str] = set()  # each missing end is looked for once, or many beginnings cost quadratic time
-    at = 0
-    in_cdata = False
-    last_cdata_end = text.rfind(_CDATA_END)
-    while match := _MARKUP.search(text, at):
-        edit: Edit | None
-        if match[0] == _CDATA_END:
-            edit = Edit(*match.span(), "tag") if in_cdata else None  # else code, as in x[y[0]]>1
-            in_cdata = False
-        elif match[0] == _CDATA_START:
-            in_cdata = match.end() <= last_cdata_end
-            edit = Edit(*match.span(), "tag") if in_cdata else None
-        else:
-            edit = _entity(match) if match["entity"] else _markup(text, match, closed, unclosed)
-        at = edit.end if edit else match.end()
-        edits += [edit] if edit and edit.start < edit.end else []
-    return edits
+
+    name = "html"
+    rules = ("comment", "script", "style", "tag")
+
+    def find(self, texts: Texts) -> np.ndarray:
+        """Return the edits of a batch; see `Filter.find`."""
+        rows = np.flatnonzero(_has_candidate(texts.code_points, texts.offsets)).tolist()
+        return from_edits(texts, ((row, self.find_in_text(texts.text(row))) for row in rows), self.rules)
+
+    def find_in_text(self, text: str) -> list[Edit]:
+        """Return the edits of one text."""
+        edits: list[Edit] = []
+        closed_names = {name.lower() for name in _CLOSED.findall(text)}
+        missing_ends: set[str] = (
+            set()
+        )  # each missing end is searched once, or many openings cost quadratic time
+        position = 0
+        in_cdata = False
+        last_cdata_end = text.rfind(_CDATA_END)
+        while match := _MARKUP.search(text, position):
+            edit: Edit | None
+            if match[0] == _CDATA_END:
+                edit = Edit(*match.span(), "tag") if in_cdata else None  # else code, as in x[y[0]]>1
+                in_cdata = False
+            elif match[0] == _CDATA_START:
+                in_cdata = match.end() <= last_cdata_end
+                edit = Edit(*match.span(), "tag") if in_cdata else None
+            else:
+                edit = _entity(match) if match["entity"] else _markup(text, match, closed_names, missing_ends)
+            position = edit.end if edit else match.end()
+            edits += [edit] if edit and edit.start < edit.end else []
+        return edits
+
+
+@njit(cache=True, nogil=True)
+def _has_candidate(code_points: np.ndarray, text_offsets: np.ndarray) -> np.ndarray:
+    """Return a boolean array of the texts with something that begins like a tag or an entity."""
+    has_candidate = np.zeros(len(text_offsets) - 1, np.bool_)
+    for row in range(len(has_candidate)):
+        # Counting without a branch first: most texts have neither "<" nor "&".
+        hit_count = np.uint32(0)
+        for code_point in code_points[text_offsets[row] : text_offsets[row + 1]]:
+            hit_count += np.uint32((code_point == 60) | (code_point == 38))
+        if hit_count == 0:
+            continue
+        for position in range(text_offsets[row], text_offsets[row + 1] - 1):
+            code_point = code_points[position]
+            if code_point != 60 and code_point != 38:
+                continue
+            next_code_point = code_points[position + 1]
+            is_letter = 65 <= next_code_point <= 90 or 97 <= next_code_point <= 122
+            if code_point == 38:
+                is_sign = next_code_point == 35  # &#
+            else:
+                is_sign = next_code_point == 47 or next_code_point == 33 or next_code_point == 63  # </ <! <?
+            if is_letter or is_sign:
+                has_candidate[row] = True
+                break
+    return has_candidate
 
 
 def _entity(match: re.Match[str]) -> Edit | None:
-    known = match["entity"][1] == "#" or match["entity"][1:] in html.entities.html5
+    is_defined = match["entity"][1] == "#" or match["entity"][1:] in html.entities.html5
     decoded = html.unescape(match["entity"]).replace("\xa0", " ")
-    return Edit(*match.span(), "", decoded) if known else None
+    return Edit(*match.span(), "", decoded) if is_defined else None
 
 
-def _markup(text: str, match: re.Match[str], closed: set[str], unclosed: set[str]) -> Edit | None:
+def _markup(text: str, match: re.Match[str], closed_names: set[str], missing_ends: set[str]) -> Edit | None:
     if match["comment"]:
-        return _through("-->", "comment", text, match, unclosed)
+        return _through("-->", "comment", text, match, missing_ends)
     name = (match["name"] or "").lower()
     if name in ("script", "style") and not match["close"] and not match["self"]:
-        element = _through(f"</{name}", name, text, match, unclosed)
+        element = _through(f"</{name}", name, text, match, missing_ends)
         if element is None:
             return Edit(*match.span(), "tag")
         inside = text[match.end() : text.rindex("<", match.end(), element.end)]
         is_mention = inside.strip() and not match["attributes"] and not _IS_SCRIPT.search(inside)
-        return (
-            Edit(element.end, element.end, "") if is_mention else element
-        )  # empty: the search goes on there
-    if name and not _is_tag(name, match, closed):
+        # The empty edit of a mention makes the search continue behind it.
+        return Edit(element.end, element.end, "") if is_mention else element
+    if name and not _is_tag(name, match, closed_names):
         return None
     return Edit(*match.span(), "tag", "\n" if name in _BLOCKS else "")
 
 
-def _through(end: str, rule: str, text: str, match: re.Match[str], unclosed: set[str]) -> Edit | None:
-    """From the match to the end of what it opens; None if that never comes."""
-    if end in unclosed:
+def _through(
+    closing_text: str, rule: str, text: str, match: re.Match[str], missing_ends: set[str]
+) -> Edit | None:
+    """Return the edit from the match to the end of the element it opens; None if that is never closed."""
+    if closing_text in missing_ends:
         return None
-    pattern = re.compile(rf"{end}\s*>" if end[0] == "<" else re.escape(end), re.IGNORECASE)
+    pattern = re.compile(
+        rf"{closing_text}\s*>" if closing_text[0] == "<" else re.escape(closing_text), re.IGNORECASE
+    )
     closing = pattern.search(text, match.end())
     if closing is None:
-        unclosed.add(end)
+        missing_ends.add(closing_text)
         return None
     return Edit(match.start(), closing.end(), rule)
 
 
-def _is_tag(name: str, match: re.Match[str], closed: set[str]) -> bool:
+def _is_tag(name: str, match: re.Match[str], closed_names: set[str]) -> bool:
     attributes = match["attributes"]
     if name not in _ELEMENTS:
-        return bool(name in closed or "=" in attributes or match["self"] or ":" in name or "-" in name)
+        return bool(name in closed_names or "=" in attributes or match["self"] or ":" in name or "-" in name)
     bare = _VALUED.sub(" ", attributes).split()
     return all(word.lower() in _BARE_ATTRIBUTES for word in bare)

@@ -1,10 +1,12 @@
-"""The passes over the shards of a corpus, and how their tasks are run on this machine.
+"""Passes over the shards of a corpus, and how their tasks run on this machine.
 
-Owns what one task does to its shard and the order of the passes: `scan` gives keys of raw documents; `first`
-takes copies out, filters characters and gives keys of sentence runs; `second` takes repeated runs out, drops
-short sentences and other languages, and gives keys of what is left; `join` takes the last copies out and
-writes Parquet. Between two passes the keys are searched by partition. Each task is a function of the
-plan and a number, so any machine that sees the folder can do it, in any order, once or twice.
+    hash_documents     keys of the raw documents
+    filter_characters  remove copies, filter characters; keys of sentence runs
+    filter_sentences   remove repeated runs, short sentences and other languages; keys of what remains
+    finish             remove the last copies and write Parquet
+
+Between two passes the keys are searched by partition. Each task is a function of the plan and a number, so
+any machine that sees the folder can do it, in any order, once or twice.
 """
 
 from __future__ import annotations
@@ -15,219 +17,250 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, CancelledError, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from openba.data.clean import columns, dedup, progress, shards, stages
-from openba.data.clean.shards import Outcome, Places, Plan
-from openba.data.clean.stages import DOCUMENT_DEDUP, DOCUMENT_DEDUP_AGAIN, PARAGRAPH_DEDUP, Batch
+from openba.data.clean import dedup, edit_matrix, progress, shards
+from openba.data.clean.batch import Batch
+from openba.data.clean.shards import DocumentNames, Plan, TaskOutput, TaskRecord
+from openba.data.clean.stages import (
+    DOCUMENT_DEDUP,
+    DOCUMENT_DEDUP_AGAIN,
+    PARAGRAPH_DEDUP,
+    stage_names,
+    stages_after_paragraph_dedup,
+    stages_before_paragraph_dedup,
+)
 from openba.data.schema import SCHEMA, write_documents
+from openba.durable import replace_file
 from openba.errors import UserError
 from openba.recipes.data import CleanRecipe
 
 Task = Callable[[Plan, int], None]
 Mapper = Callable[[Task, Plan, Sequence[int]], None]
-"""Does a task for each number: in this process, in several, or on a cluster."""
+"""Runs a task for each number: in this process, in several, or on a cluster."""
 ATTEMPTS = 3
-"""How often a task is begun whose process dies."""
+"""How often a task is started whose process is killed."""
+SHARD_PASSES = ("hash_documents", "filter_characters", "filter_sentences", "finish")
 
 
 def run(plan: Plan, mapper: Mapper) -> None:
-    """All passes; what is done already is not done again."""
-    raw = [s.number for s in plan.shards if plan.recipes[s.source].document_dedup]
-    looked_into = [s.number for s in plan.shards if not _copies_only(plan.recipes[s.source])]
+    """Run all passes; tasks that are done are skipped."""
+    deduplicated = [shard.number for shard in plan.shards if plan.recipes[shard.source].document_dedup]
+    filtered = [shard.number for shard in plan.shards if not _only_deduplicates(plan.recipes[shard.source])]
     partitions = range(plan.partitions)
     order: list[tuple[str, Task, Sequence[int]]] = [
-        ("scan", scan, raw),
-        ("copies-scan", search_scan, partitions),
-        ("first", first, looked_into),
-        ("copies-first", search_first, partitions),
-        ("second", second, looked_into),
-        ("copies-second", search_second, partitions),
-        ("join", join, [shard.number for shard in plan.shards]),
+        ("hash_documents", hash_documents, deduplicated),
+        ("copies-hash_documents", search_hash_documents, partitions),
+        ("filter_characters", filter_characters, filtered),
+        ("copies-filter_characters", search_filter_characters, partitions),
+        ("filter_sentences", filter_sentences, filtered),
+        ("copies-filter_sentences", search_filter_sentences, partitions),
+        ("finish", finish, [shard.number for shard in plan.shards]),
     ]
-    left = [[n for n in numbers if plan.done(name, n) is None] for name, _, numbers in order]
-    told = zip(order, left, strict=True)
-    progress.begin(plan, {name: (len(numbers), len(to_do)) for (name, _, numbers), to_do in told})
-    for (_, task, _), numbers in zip(order, left, strict=True):
-        if numbers:
-            mapper(task, plan, numbers)
+    remaining = {
+        name: [task_number for task_number in task_numbers if plan.record(name, task_number) is None]
+        for name, _, task_numbers in order
+    }
+    progress.begin(plan, {name: (len(task_numbers), len(remaining[name])) for name, _, task_numbers in order})
+    for name, task, _ in order:
+        if remaining[name]:
+            mapper(task, plan, remaining[name])
 
 
-def _copies_only(recipe: CleanRecipe) -> bool:
-    """Whether nothing looks into a document: then `join` does all that is left after the search."""
-    return stages.names(recipe) == [DOCUMENT_DEDUP]
+def _only_deduplicates(clean_recipe: CleanRecipe) -> bool:
+    """Return whether documents are only compared as they are; then `finish` does all after the search."""
+    return stage_names(clean_recipe) == [DOCUMENT_DEDUP]
 
 
-def scan(plan: Plan, number: int) -> None:
-    """Task: keys of a shard's documents as they came."""
-    shard = plan.shards[number]
-    recipe = plan.recipes[shard.source]
-    out = Outcome(plan, "scan", shard)
-    sound = True
-    for work in _documents(plan, number, recipe, out):
-        sound &= not work.removed
-        _add_documents(out, work.rest)
-    out.write(sound=sound)
+def hash_documents(plan: Plan, shard_number: int) -> None:
+    """Write the keys of a shard's raw documents."""
+    shard = plan.shards[shard_number]
+    task_output = TaskOutput(plan, "hash_documents", shard)
+    all_valid = True
+    for clean_batch in _raw_batches(plan, shard_number, task_output):
+        all_valid &= not clean_batch.removed
+        _add_document_keys(task_output, clean_batch.columns)
+    task_output.write(TaskRecord(all_valid=all_valid))
 
 
-def first(plan: Plan, number: int) -> None:
-    """Task: copies out, the filters on characters, keys of sentence runs."""
-    shard = plan.shards[number]
-    recipe = plan.recipes[shard.source]
-    out, batches = Outcome(plan, "first", shard), []
-    found = _Copies(plan, "scan", number) if recipe.document_dedup else None
-    for work in _documents(plan, number, recipe, out, checked=_is_sound(plan, number)):
-        if found:
-            found.remove_documents(work, DOCUMENT_DEDUP)
-        work.run(stages.on_characters(recipe))
-        if recipe.paragraph_dedup:
-            windows = _windows(work, recipe)
-            out.add_keys(
-                windows.keys(), windows.spans[:, 0], work.rest["id"], windows.first[:-1], len(windows.ends)
+def filter_characters(plan: Plan, shard_number: int) -> None:
+    """Remove copies, run the filters before the paragraph deduplication, and write keys of sentence runs."""
+    shard = plan.shards[shard_number]
+    clean_recipe = plan.recipes[shard.source]
+    task_output = TaskOutput(plan, "filter_characters", shard)
+    stages = stages_before_paragraph_dedup(clean_recipe)
+    shard_copies = _Copies(plan, "hash_documents", shard_number) if clean_recipe.document_dedup else None
+    cleaned = []
+    for batch in _raw_batches(plan, shard_number, task_output, is_valid=_all_valid(plan, shard_number)):
+        if shard_copies:
+            shard_copies.remove_documents(batch, DOCUMENT_DEDUP)
+        batch.run(stages)
+        if clean_recipe.paragraph_dedup:
+            windows = _windows(batch, clean_recipe)
+            task_output.add_keys(
+                hashes=windows.keys(),
+                positions=windows.spans[:, 0],
+                ids=batch.columns["id"],
+                first_positions=windows.first_sentences[:-1],
+                position_count=len(windows.sentence_ends),
             )
-        out.add(work)
-        batches.append(work.batch())
-    _write(out, batches, unreadable=out.unreadable)
+        task_output.add(batch)
+        cleaned.append(batch.documents())
+    _write_documents(task_output, cleaned, TaskRecord(unreadable=task_output.unreadable))
 
 
-def second(plan: Plan, number: int) -> None:
-    """Task: repeated runs out, short sentences and other languages out, keys of what is left."""
-    shard = plan.shards[number]
-    recipe = plan.recipes[shard.source]
-    out, batches = Outcome(plan, "second", shard), []
-    found = _Copies(plan, "first", number) if recipe.paragraph_dedup else None
-    for batch in shards.read(plan.file("first", number, "arrow")):
-        work = Batch(shard.source, batch, out.examples, checked=True)
-        if found:
-            found.remove_sentences(work, _windows(work, recipe))
-        work.run(stages.on_documents(recipe))
-        out.add(work)
-        batches.append(work.batch())
-        if DOCUMENT_DEDUP_AGAIN in stages.names(recipe):
-            _add_documents(out, batches[-1])
-    _write(out, batches)
+def filter_sentences(plan: Plan, shard_number: int) -> None:
+    """Remove repeated runs, run the filters after the paragraph deduplication, and write document keys."""
+    shard = plan.shards[shard_number]
+    clean_recipe = plan.recipes[shard.source]
+    task_output = TaskOutput(plan, "filter_sentences", shard)
+    stages = stages_after_paragraph_dedup(clean_recipe)
+    is_deduplicated_again = DOCUMENT_DEDUP_AGAIN in stage_names(clean_recipe)
+    shard_copies = _Copies(plan, "filter_characters", shard_number) if clean_recipe.paragraph_dedup else None
+    cleaned = []
+    for documents in shards.read_pieces(plan.file("filter_characters", shard_number, "arrow")):
+        batch = Batch(shard.source, documents, task_output.examples, is_valid_utf8=True)
+        if shard_copies:
+            shard_copies.remove_sentences(batch, _windows(batch, clean_recipe))
+        batch.run(stages)
+        task_output.add(batch)
+        cleaned.append(batch.documents())
+        if is_deduplicated_again:
+            _add_document_keys(task_output, cleaned[-1])
+    _write_documents(task_output, cleaned, TaskRecord())
 
 
-def join(plan: Plan, number: int) -> None:
-    """Task: the last copies out, the shard's documents as Parquet."""
-    out = Outcome(plan, "join", plan.shards[number])
-    documents = 0
+def finish(plan: Plan, shard_number: int) -> None:
+    """Remove the last copies and write the shard's documents as Parquet."""
+    task_output = TaskOutput(plan, "finish", plan.shards[shard_number])
+    document_count = 0
 
     def write(path: Path) -> None:
-        nonlocal documents
-        documents, _ = write_documents(path, _last(plan, number, out))
+        nonlocal document_count
+        document_count, _ = write_documents(path, _final_batches(plan, shard_number, task_output))
 
-    shards.whole(plan.file("join", number, "parquet"), write)
-    out.write(unreadable=out.unreadable, documents=documents)
+    replace_file(plan.file("finish", shard_number, "parquet"), write)
+    task_output.write(TaskRecord(unreadable=task_output.unreadable, documents=document_count))
 
 
-def _last(plan: Plan, number: int, out: Outcome) -> Iterator[pa.RecordBatch]:
-    source = plan.shards[number].source
-    recipe = plan.recipes[source]
-    direct, again = _copies_only(recipe), DOCUMENT_DEDUP_AGAIN in stages.names(recipe)
-    found = _Copies(plan, "scan" if direct else "second", number) if direct or again else None
-    if direct:
-        works = _documents(plan, number, recipe, out, checked=_is_sound(plan, number))
+def _final_batches(plan: Plan, shard_number: int, task_output: TaskOutput) -> Iterator[pa.RecordBatch]:
+    source = plan.shards[shard_number].source
+    clean_recipe = plan.recipes[source]
+    shard_copies = None
+    stage = DOCUMENT_DEDUP_AGAIN
+    batches: Iterator[Batch]
+    if _only_deduplicates(clean_recipe):
+        stage = DOCUMENT_DEDUP
+        shard_copies = _Copies(plan, "hash_documents", shard_number)
+        batches = _raw_batches(plan, shard_number, task_output, is_valid=_all_valid(plan, shard_number))
     else:
-        batches = shards.read(plan.file("second", number, "arrow"))
-        works = (Batch(source, batch, out.examples, checked=True) for batch in batches)
-    for work in works:
-        if found:
-            found.remove_documents(work, DOCUMENT_DEDUP if direct else DOCUMENT_DEDUP_AGAIN)
-            out.add(work)
-        yield work.batch()
+        if DOCUMENT_DEDUP_AGAIN in stage_names(clean_recipe):
+            shard_copies = _Copies(plan, "filter_sentences", shard_number)
+        pieces = shards.read_pieces(plan.file("filter_sentences", shard_number, "arrow"))
+        batches = (Batch(source, piece, task_output.examples, is_valid_utf8=True) for piece in pieces)
+    for batch in batches:
+        if shard_copies:
+            shard_copies.remove_documents(batch, stage)
+            task_output.add(batch)
+        yield batch.documents()
 
 
 class _Copies:
-    """A shard's copies, handed out batch by batch."""
+    """Copies among a shard's keys, applied to its batches in order."""
 
-    def __init__(self, plan: Plan, task: str, number: int) -> None:
-        self._records, self._firsts = shards.copies_of(plan, task, number)
-        self._places = Places(plan, task)
-        self._documents = self._places.documents(self._firsts)
-        self._names = self._places.names(self._documents)
-        self._at = 0
+    def __init__(self, plan: Plan, task: str, shard_number: int) -> None:
+        self._keys, self._first_positions = shards.copies_of_shard(plan, task, shard_number)
+        self._document_names = DocumentNames(plan, task)
+        self._documents = self._document_names.documents(self._first_positions)
+        self._names = self._document_names.names(self._documents)
+        self._key_count = 0
 
-    def _next(self, count: int) -> tuple[np.ndarray, slice]:
-        """Positions in the batch of the copies among the next `count` keys."""
-        start, end = np.searchsorted(self._records, [self._at, self._at + count])
-        positions = self._records[start:end] - self._at
-        self._at += count
-        return positions, slice(start, end)
+    def _next(self, key_count: int) -> tuple[np.ndarray, slice]:
+        """Return which of the next batch's keys are copies, and the slice of this shard's copies."""
+        start, end = np.searchsorted(self._keys, [self._key_count, self._key_count + key_count])
+        keys_in_batch = self._keys[start:end] - self._key_count
+        self._key_count += key_count
+        return keys_in_batch, slice(start, end)
 
-    def remove_documents(self, work: Batch, stage: str) -> None:
-        rows, mine = self._next(work.rows)
-        work.remove(stage, rows, "duplicate_document", self._names[mine])
+    def remove_documents(self, batch: Batch, stage: str) -> None:
+        rows, shard_copies = self._next(batch.row_count)
+        batch.remove_documents(stage, rows, dedup.DOCUMENT_RULE, self._names[shard_copies])
 
-    def remove_sentences(self, work: Batch, windows: dedup.Windows) -> None:
-        numbers, mine = self._next(len(windows.spans))
-        edits = windows.edits(numbers, self._firsts[mine], self._documents[mine])
-        survivors = edits[:, columns.SURVIVOR]
-        work.apply(PARAGRAPH_DEDUP, edits, self._places.names(survivors))
+    def remove_sentences(self, batch: Batch, windows: dedup.Windows) -> None:
+        window_numbers, shard_copies = self._next(len(windows.spans))
+        edits = windows.edits(
+            window_numbers, self._first_positions[shard_copies], self._documents[shard_copies]
+        )
+        survivors = self._document_names.names(edits[:, edit_matrix.SURVIVOR])
+        batch.apply(PARAGRAPH_DEDUP, edits, dedup.SENTENCE_RULES, survivors)
 
 
-def _documents(
-    plan: Plan, number: int, recipe: CleanRecipe, out: Outcome, checked: bool = False
+def _raw_batches(
+    plan: Plan, shard_number: int, task_output: TaskOutput, is_valid: bool = False
 ) -> Iterator[Batch]:
-    shard = plan.shards[number]
-    order = stages.names(recipe)
-    for batch in shards.read_shard(shard, out.unreadable.append):
-        work = Batch(shard.source, batch, out.examples, checked)
-        if not checked:
-            work.drop_blank(order[0])
-        yield work
+    """Yield a shard's documents as the source gave them, without blank ones and texts that are not UTF-8."""
+    shard = plan.shards[shard_number]
+    first_stage = stage_names(plan.recipes[shard.source])[0]
+    for documents in shards.read_shard(shard, task_output.unreadable.append):
+        batch = Batch(shard.source, documents, task_output.examples, is_valid)
+        if not is_valid:
+            batch.remove_blank(first_stage)
+        yield batch
 
 
-def _is_sound(plan: Plan, number: int) -> bool:
-    """Whether the scan found every text UTF-8 and none blank: looking again would cost a tenth of a pass."""
-    return bool((plan.done("scan", number) or {}).get("sound"))
+def _all_valid(plan: Plan, shard_number: int) -> bool:
+    """Return whether `hash_documents` found all texts valid; validating again costs a tenth of a pass."""
+    return bool((plan.record("hash_documents", shard_number) or {}).get("all_valid"))
 
 
-def _add_documents(out: Outcome, batch: pa.RecordBatch) -> None:
-    rows = np.arange(len(batch))
-    out.add_keys(dedup.document_keys(batch["text"]), rows, batch["id"], rows, len(batch))
+def _add_document_keys(task_output: TaskOutput, documents: pa.RecordBatch) -> None:
+    rows = np.arange(len(documents))
+    hashes = dedup.document_keys(documents["text"])
+    task_output.add_keys(hashes, rows, documents["id"], rows, len(documents))
 
 
-def _windows(work: Batch, recipe: CleanRecipe) -> dedup.Windows:
+def _windows(batch: Batch, clean_recipe: CleanRecipe) -> dedup.Windows:
     return dedup.Windows(
-        work.texts, recipe.max_sentences, recipe.min_repeat_characters, recipe.literal_sentences
+        batch.texts,
+        clean_recipe.max_sentences,
+        clean_recipe.min_repeat_characters,
+        clean_recipe.literal_sentences,
     )
 
 
-def _write(out: Outcome, batches: list[pa.RecordBatch], **more: Any) -> None:
-    path = out.plan.file(out.task, out.shard.number, "arrow")
-    shards.whole(path, lambda partial: shards.write_arrow(partial, SCHEMA, batches))
-    out.write(**more)
+def _write_documents(task_output: TaskOutput, batches: list[pa.RecordBatch], record: TaskRecord) -> None:
+    path = task_output.plan.file(task_output.task, task_output.shard.number, "arrow")
+    replace_file(path, lambda partial: shards.write_arrow(partial, SCHEMA, batches))
+    task_output.write(record)
 
 
-def search_scan(plan: Plan, number: int) -> None:
-    """Task: copies among raw documents, by partition of keys."""
-    shards.find_copies(plan, "scan", number)
+def search_hash_documents(plan: Plan, partition: int) -> None:
+    """Find copies among the raw documents of a partition."""
+    shards.find_copies(plan, "hash_documents", partition)
 
 
-def search_first(plan: Plan, number: int) -> None:
-    """Task: repeated sentence runs, by partition of keys."""
-    shards.find_copies(plan, "first", number)
+def search_filter_characters(plan: Plan, partition: int) -> None:
+    """Find repeated sentence runs of a partition."""
+    shards.find_copies(plan, "filter_characters", partition)
 
 
-def search_second(plan: Plan, number: int) -> None:
-    """Task: copies among cleaned documents, by partition of keys."""
-    shards.find_copies(plan, "second", number)
+def search_filter_sentences(plan: Plan, partition: int) -> None:
+    """Find copies among the cleaned documents of a partition."""
+    shards.find_copies(plan, "filter_sentences", partition)
 
 
-def here(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
-    """Mapper: one after the other in this process."""
-    for number in numbers:
-        task(plan, number)
+def in_this_process(task: Task, plan: Plan, task_numbers: Sequence[int]) -> None:
+    """Mapper: run one after the other in this process."""
+    for task_number in task_numbers:
+        task(plan, task_number)
 
 
 class Processes:
-    """Mapper: in so many processes, which live through all passes, as starting them takes seconds.
+    """Mapper: run in several processes, which live through all passes, as starting them takes seconds.
 
-    A killed one costs what was being done, which is tried again.
+    Tasks whose process is killed are tried again.
     """
 
     def __init__(self, workers: int) -> None:
@@ -242,24 +275,29 @@ class Processes:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
 
-    def __call__(self, task: Task, plan: Plan, numbers: Sequence[int]) -> None:
-        """Raises: UserError: a process was killed at every attempt; otherwise what a task raised."""
-        left = list(numbers)
+    def __call__(self, task: Task, plan: Plan, task_numbers: Sequence[int]) -> None:
+        """Run a task for each number.
+
+        Raises:
+            UserError: a process was killed at every attempt. Otherwise what a task raised.
+        """
+        remaining = list(task_numbers)
         for _ in range(ATTEMPTS):
+            # Spawned, not forked: Arrow and numba have threads that a fork would leave in an undefined state.
             context = multiprocessing.get_context("spawn")
             self._pool = self._pool or ProcessPoolExecutor(self._workers, context)
-            futures = {number: self._pool.submit(task, plan, number) for number in left}
+            futures = {task_number: self._pool.submit(task, plan, task_number) for task_number in remaining}
             wait(futures.values(), return_when=FIRST_EXCEPTION)
             if any(future.exception() for future in futures.values() if future.done()):
-                self.__exit__()  # ends what is not begun, waits for what is
-            left = [number for number, future in futures.items() if not _finished(future)]
-            if not left:
+                self.__exit__()  # cancels tasks that have not started, waits for the others
+            remaining = [task_number for task_number, future in futures.items() if not _is_finished(future)]
+            if not remaining:
                 return
-        raise UserError(killed(plan, task, left))
+        raise UserError(killed(plan, task, remaining))
 
 
-def _finished(future: Future[None]) -> bool:
-    """False if its process died or it was not begun; raises what the task raised."""
+def _is_finished(future: Future[None]) -> bool:
+    """Return False if the process died or the task was not started; raise what the task raised."""
     try:
         future.result()
     except (BrokenProcessPool, CancelledError):
@@ -267,16 +305,21 @@ def _finished(future: Future[None]) -> bool:
     return True
 
 
-def killed(plan: Plan, task: Task, numbers: Sequence[int]) -> str:
-    """The line for a user whose workers die at this task; names what is not done yet."""
+def killed(plan: Plan, task: Task, task_numbers: Sequence[int]) -> str:
+    """Return the line for a user whose worker processes are killed, with the first tasks not done."""
     name = getattr(task, "__name__", "").replace("search_", "copies-")
-    left = [number for number in numbers if plan.done(name, number) is None]
-    of_shards = name in ("scan", "first", "second", "join")
-    told = ", ".join(f"{plan.shards[n].source} ({n})" if of_shards else str(n) for n in left[:3])
-    part = "shard" if of_shards else "partition"
-    return f"cleaning: a process was killed {ATTEMPTS} times at {part} {told}; is there enough memory?"
+    remaining = [task_number for task_number in task_numbers if plan.record(name, task_number) is None]
+    if name in SHARD_PASSES:
+        part = "shard"
+        shown = ", ".join(
+            f"{plan.shards[task_number].source} ({task_number})" for task_number in remaining[:3]
+        )
+    else:
+        part = "partition"
+        shown = ", ".join(map(str, remaining[:3]))
+    return f"cleaning: a process was killed {ATTEMPTS} times at {part} {shown}; is there enough memory?"
 
 
-def cores() -> int:
-    """Cores of this machine."""
+def cpu_count() -> int:
+    """Return the number of this machine's CPU cores."""
     return os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""The privacy filter: spans of phone numbers, e-mail addresses and links (paper section 3.1.1).
+"""Filter of phone numbers, e-mail addresses and links (paper section 3.1.1).
 
-Owns the search. What counts as one is in `private_patterns`, matched on the folded view of `folding`, which
-is what tokenizers read. The search is a fixed point: in what its edits leave it finds nothing.
+The patterns are in `private_patterns` and are matched against the normalised text of `folding`, which is what
+tokenizers read. Texts are searched until nothing more is found, so cleaning twice changes nothing.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from openba.data.clean.columns import HAN, RULE_CODE, Texts, classes, grown
-from openba.data.clean.folding import fold, plain_codes, table_of
+from openba.data.clean.edit_matrix import COLUMNS, grow
+from openba.data.clean.filter import Filter
+from openba.data.clean.folding import bits_of_folded, fold, folded_ascii
 from openba.data.clean.private_patterns import (
     LINK_CHARACTERS,
     LINK_ONLY,
@@ -24,23 +25,34 @@ from openba.data.clean.private_patterns import (
     PHONE_ONLY,
     PRIVATE,
 )
+from openba.data.clean.text_arrays import HAN, Texts, character_classes
 
-RULES = ("link", "email", "phone")
+# Characters of context on both sides of a window: more than any pattern looks back or ahead. Patterns of
+# numbers that begin with a plus sign look farther.
+_CONTEXT_BEFORE = 16
+_CONTEXT_AFTER = 12
+_CONTEXT_AFTER_PLUS = 64
 
-_BEHIND, _AHEAD, _AHEAD_OF_PLUS = 16, 12, 64
-"""Characters of context before and behind a window: more than any rule looks back or ahead. Numbers that
-begin with a plus sign look farther."""
+# Bits of a character, by what it can be part of.
+_IN_LINK = 1
+_IN_PHONE = 2
+_IS_DIGIT = 4
+_IN_ADDRESS = 8
+_IS_ANCHOR = 16
+_IN_PHONE_WORD = 32
+_IS_HAN = 64
+_IS_SEVERAL = 128  # folds to several characters
 
-# What can stand in a link or an address, and in a phone number or the word before one.
-_IN_LINK, _IN_PHONE, _IS_DIGIT, _IN_ADDRESS, _IS_ANCHOR, _IN_WORD, _IS_HAN, _IS_SEVERAL = (
-    1, 2, 4, 8, 16, 32, 64, 128,
-)  # fmt: skip
-_PLUS = 4
-_BY_SORT = (PRIVATE, LINK_ONLY, PHONE_ONLY, PRIVATE)
+# Bits of a window: which patterns can match in it.
+_LINK_WINDOW = 1
+_PHONE_WINDOW = 2
+_PLUS_WINDOW = 4
+_PATTERN_OF_WINDOW = (PRIVATE, LINK_ONLY, PHONE_ONLY, PRIVATE)
+_SEVERAL = 1  # entry of the folded table for characters that vanish or fold to several ASCII characters
 
 
 class _Span(NamedTuple):
-    """What a rule found in a batch: row, absolute positions, code of the rule."""
+    """Match of a rule in a batch: row, positions in the batch, number of the rule in an edit matrix."""
 
     row: int
     start: int
@@ -48,92 +60,111 @@ class _Span(NamedTuple):
     rule: int
 
 
-def find(texts: Texts, among: np.ndarray | None = None) -> np.ndarray:
-    """Return edits of what has to go; each rule is one of `RULES`.
+class Privacy(Filter):
+    """Remove links, e-mail addresses and phone numbers.
 
-    A kernel marks windows that could hold something: the characters around @, //, www. and .com, and runs
-    of what phone numbers are made of with ten digits, or seven after a word that says so. Only they are
-    folded and meet the long pattern, and every match lies in one of them, so the result is that of the
-    pattern over the folded text. A window of one sort that touches none of the other meets its half of the
-    pattern. Texts in which something was found are searched again without it, until nothing is found.
-
-    Args:
-        texts: the batch.
-        among: bool `[texts]`, true for the texts to look at; none: all.
+    A kernel marks windows that could hold one: the characters around @, //, www. and .com, and runs of
+    phone characters with ten digits, or with seven after a word such as 电话. Only windows are folded and
+    matched. Every match lies in a window, so the result is that of the pattern over the entire folded text.
+    A window of one sort that touches none of the other is matched against its half of the pattern only.
+    Texts with matches are searched again without them, until nothing is found.
     """
-    rows = np.ones(len(texts.offsets) - 1, np.bool_) if among is None else among
-    spans = _search(texts, rows)
-    latest = spans
-    while latest:
-        latest = _search_without(texts, spans, sorted({span.row for span in latest}))
-        spans = _merge(spans, latest)
-    edits = [(*span, 0, 0, -1) for span in spans]
-    return np.array(edits, np.int64).reshape(-1, 7)
+
+    name = "privacy"
+    rules = ("link", "email", "phone")
+
+    def find(self, texts: Texts, is_selected: np.ndarray | None = None) -> np.ndarray:
+        """Return the edits of a batch; see `Filter.find`.
+
+        Args:
+            texts: the batch.
+            is_selected: bool `[texts]`, true for the texts to search; none: all.
+        """
+        rows = np.ones(len(texts.offsets) - 1, np.bool_) if is_selected is None else is_selected
+        spans = _search(texts, rows)
+        latest_spans = spans
+        while latest_spans:
+            changed_rows = sorted({span.row for span in latest_spans})
+            latest_spans = _search_without(texts, spans, changed_rows)
+            spans = _merge(spans, latest_spans)
+        edits = [(*span, 0, 0, -1) for span in spans]
+        return np.array(edits, np.int64).reshape(-1, COLUMNS)
+
+
+_RULE_NUMBERS = {rule: number for number, rule in enumerate(Privacy.rules, 1)}
 
 
 def _search(texts: Texts, rows: np.ndarray) -> list[_Span]:
-    """Search the texts once."""
-    found: list[_Span] = []
-    code_bytes = texts.codes.data.cast("B")
-    begins = texts.offsets.tolist()
-    windows = _windows(texts.codes, texts.offsets, rows, _table(), _plain())
-    for row, start, end, sort in windows.tolist():
-        first = max(begins[row], start - _BEHIND)
-        last = min(begins[row + 1], end + (_AHEAD_OF_PLUS if sort & _PLUS else _AHEAD))
-        window, _ = utf_32_le_decode(code_bytes[4 * first : 4 * last])
-        for begin, stop, rule in _matches(_BY_SORT[sort & 3], window, start - first):
-            if first + stop > end:
+    """Search the texts once; `rows` is a boolean array `[texts]`."""
+    spans: list[_Span] = []
+    raw_bytes = texts.code_points.data.cast("B")
+    text_offsets = texts.offsets.tolist()
+    windows = _windows(texts.code_points, texts.offsets, rows, _bit_table(), _folded_table())
+    for row, start, text_end, sort in windows.tolist():
+        context_after = _CONTEXT_AFTER_PLUS if sort & _PLUS_WINDOW else _CONTEXT_AFTER
+        context_start = max(text_offsets[row], start - _CONTEXT_BEFORE)
+        context_end = min(text_offsets[row + 1], text_end + context_after)
+        window, _ = utf_32_le_decode(raw_bytes[4 * context_start : 4 * context_end])
+        pattern = _PATTERN_OF_WINDOW[sort & (_LINK_WINDOW | _PHONE_WINDOW)]
+        for match_start, match_end, rule in _matches(pattern, window, start - context_start):
+            if context_start + match_end > text_end:
                 break
-            found.append(_Span(row, first + begin, first + stop, RULE_CODE[rule]))
-    return found
+            number = _RULE_NUMBERS[rule]
+            spans.append(_Span(row, context_start + match_start, context_start + match_end, number))
+    return spans
 
 
 def _search_without(texts: Texts, spans: list[_Span], rows: list[int]) -> list[_Span]:
-    """Search some of the texts without the spans; the positions are those of the texts with them."""
-    by_row: dict[int, list[_Span]] = {row: [] for row in rows}
+    """Search some rows with the spans cut out; return positions in the texts without that cut."""
+    spans_of_row: dict[int, list[_Span]] = {row: [] for row in rows}
     for span in spans:
-        if span.row in by_row:
-            by_row[span.row].append(span)
+        if span.row in spans_of_row:
+            spans_of_row[span.row].append(span)
     positions = []
-    for row, removed in by_row.items():
-        begin, end = texts.offsets[row : row + 2].tolist()
-        stays = np.ones(end - begin, np.bool_)
-        for span in removed:
-            stays[span.start - begin : span.end - begin] = False
-        positions.append(np.flatnonzero(stays) + begin)
-    offsets = np.concatenate(([0], np.cumsum([len(part) for part in positions])))
-    original = np.concatenate(positions)
-    shorter = Texts(texts.codes[original], offsets)
+    for row, removed_spans in spans_of_row.items():
+        text_start, text_end = texts.offsets[row : row + 2].tolist()
+        is_remaining = np.ones(text_end - text_start, np.bool_)
+        for span in removed_spans:
+            is_remaining[span.start - text_start : span.end - text_start] = False
+        positions.append(np.flatnonzero(is_remaining) + text_start)
+    cut_offsets = np.concatenate(([0], np.cumsum([len(part) for part in positions])))
+    original_positions = np.concatenate(positions)
+    cut_texts = Texts(texts.code_points[original_positions], cut_offsets)
     return [
-        _Span(rows[span.row], int(original[span.start]), int(original[span.end - 1]) + 1, span.rule)
-        for span in _search(shorter, np.ones(len(rows), np.bool_))
+        _Span(
+            rows[span.row],
+            int(original_positions[span.start]),
+            int(original_positions[span.end - 1]) + 1,
+            span.rule,
+        )
+        for span in _search(cut_texts, np.ones(len(rows), np.bool_))
     ]
 
 
-def _merge(spans: list[_Span], later: list[_Span]) -> list[_Span]:
-    """Return both in order; a later span takes in the earlier ones that lie in it."""
+def _merge(spans: list[_Span], later_spans: list[_Span]) -> list[_Span]:
+    """Return both in order; a later span replaces the earlier ones inside it."""
     merged: list[_Span] = []
-    for span in sorted({*spans, *later}, key=lambda span: (span.start, -span.end)):
+    for span in sorted({*spans, *later_spans}, key=lambda span: (span.start, -span.end)):
         if not merged or span.start >= merged[-1].end:
             merged.append(span)
     return merged
 
 
-def spans(text: str) -> Iterator[tuple[int, int, str]]:
-    """Yield start, end and rule of what the pattern finds in one text, searched once and as a whole."""
+def match_once(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield start, end and rule of the pattern's matches in one text: the reference for `find`."""
     return _matches(PRIVATE, text, 0)
 
 
 def _matches(pattern: re.Pattern[str], text: str, start: int) -> Iterator[tuple[int, int, str]]:
-    view = fold(text)
-    for match in pattern.finditer(view.text, view.position(start)):
+    folded = fold(text)
+    for match in pattern.finditer(folded.text, folded.position(start)):
         rule = match.lastgroup or ""  # exactly one of the four groups takes part in a match
-        begin, stop = view.span(*match.span(rule))
-        yield begin, stop, "phone" if rule == "local" else rule
+        match_start, match_end = folded.span(*match.span(rule))
+        yield match_start, match_end, "phone" if rule == "local" else rule
 
 
 @cache
-def _table() -> np.ndarray:
+def _bit_table() -> np.ndarray:
     bits: dict[str, int] = {"": _IN_LINK | _IN_PHONE | _IN_ADDRESS}
     letters = "abcdefghijklmnopqrstuvwxyz"
     for characters, bit in (
@@ -142,206 +173,256 @@ def _table() -> np.ndarray:
         ("0123456789", _IS_DIGIT),
         (letters + letters.upper() + "0123456789._%+-", _IN_ADDRESS),
         ("@/.", _IS_ANCHOR),
-        ("话线真机电eElLxX", _IN_WORD),  # one stands in every word that says so
+        ("话线真机电eElLxX", _IN_PHONE_WORD),  # every such word has one of these
     ):
         for character in characters:
             bits[character] = bits.get(character, 0) | bit
-    table = table_of(bits)
-    table[(classes() & HAN) > 0] |= _IS_HAN
-    table[_plain() == _SEVERAL] |= _IS_SEVERAL
-    return table
-
-
-_SEVERAL = 1
+    bit_table = bits_of_folded(bits)
+    bit_table[(character_classes() & HAN) > 0] |= _IS_HAN
+    bit_table[_folded_table() == _SEVERAL] |= _IS_SEVERAL
+    return bit_table
 
 
 @cache
-def _plain() -> np.ndarray:
-    return plain_codes(_SEVERAL)
+def _folded_table() -> np.ndarray:
+    return folded_ascii(_SEVERAL)
 
 
 @njit(cache=True, nogil=True)
-def _plain_at(codes: np.ndarray, at: int, begin: int, end: int, plain: np.ndarray) -> int:
+def _folded_at(
+    code_points: np.ndarray, position: int, text_start: int, text_end: int, folded_table: np.ndarray
+) -> int:
     """Return the folded ASCII character at a position, in lower case; 0 outside the text and for others."""
-    return plain[codes[at]] if begin <= at < end else 0
+    return folded_table[code_points[position]] if text_start <= position < text_end else 0
 
 
 @njit(cache=True, nogil=True)
-def _is_ellipsis(code: int) -> bool:
-    return code == 0x2026 or code == 0x2025
+def _is_ellipsis(code_point: int) -> bool:
+    return code_point == 0x2026 or code_point == 0x2025
 
 
 @njit(cache=True, nogil=True)
-def _ends_name(code: int) -> bool:
-    """Whether a domain name may end before this folded character."""
-    return not (48 <= code <= 57 or 97 <= code <= 122 or code == 45)
+def _ends_name(code_point: int) -> bool:
+    """Return whether a domain name may end before this folded character."""
+    return not (48 <= code_point <= 57 or 97 <= code_point <= 122 or code_point == 45)
 
 
 @njit(cache=True, nogil=True)
-def _anchor(codes: np.ndarray, begin: int, at: int, end: int, table: np.ndarray, plain: np.ndarray) -> bool:
-    """Whether a link or an address could stand around the @, / or full stop at a position.
+def _may_be_link(
+    code_points: np.ndarray,
+    text_start: int,
+    position: int,
+    text_end: int,
+    bit_table: np.ndarray,
+    folded_table: np.ndarray,
+) -> bool:
+    """Return whether the @, / or full stop at a position could be part of a link or an address.
 
-    Where characters beside it vanish or fold to several, the answer is yes: the pattern decides.
+    True where characters beside it vanish or fold to several: there the pattern has to decide.
     """
-    code = plain[codes[at]]
-    before = _plain_at(codes, at - 1, begin, end, plain)
-    second = _plain_at(codes, at - 2, begin, end, plain)
-    if _is_ellipsis(codes[at]):  # folds to full stops; frequent in Chinese
-        return before == 119 or (before == 1 and not _is_ellipsis(codes[at - 1]))
-    if before == 1 or code == 1 or _plain_at(codes, at + 1, begin, end, plain) == 1:
+    folded = folded_table[code_points[position]]
+    previous = _folded_at(code_points, position - 1, text_start, text_end, folded_table)
+    second_previous = _folded_at(code_points, position - 2, text_start, text_end, folded_table)
+    if _is_ellipsis(code_points[position]):  # folds to full stops; frequent in Chinese
+        return previous == 119 or (previous == _SEVERAL and not _is_ellipsis(code_points[position - 1]))  # w
+    if (
+        previous == _SEVERAL
+        or folded == _SEVERAL
+        or _folded_at(code_points, position + 1, text_start, text_end, folded_table) == _SEVERAL
+    ):
         return True
-    if code == 64:  # @
-        outside = at == begin or at + 1 >= end
-        return not outside and table[codes[at - 1]] & 8 != 0 and table[codes[at + 1]] & 72 != 0
-    if code == 47:  # /
-        if _plain_at(codes, at + 1, begin, end, plain) != 47:
+    if folded == 64:  # @
+        if position == text_start or position + 1 >= text_end:
             return False
-        if before == 58 or codes[at - 1] == 0xFF1A:
-            before = second
-        return before == 112 or before == 115 or before == 1
-    if before == 119 and (second == 119 or second == 1):
+        in_host = _IN_ADDRESS | _IS_HAN
+        return (
+            bit_table[code_points[position - 1]] & _IN_ADDRESS != 0
+            and bit_table[code_points[position + 1]] & in_host != 0
+        )
+    if folded == 47:  # /
+        if _folded_at(code_points, position + 1, text_start, text_end, folded_table) != 47:
+            return False
+        if previous == 58 or code_points[position - 1] == 0xFF1A:  # : and ：
+            previous = second_previous
+        return previous == 112 or previous == 115 or previous == _SEVERAL  # http, https
+    if previous == 119 and (second_previous == 119 or second_previous == _SEVERAL):  # www.
         return True
-    return _names_domain(codes, at, end, plain)
+    return _names_domain(code_points, position, text_end, folded_table)
 
 
 @njit(cache=True, nogil=True)
-def _names_domain(codes: np.ndarray, at: int, end: int, plain: np.ndarray) -> bool:
-    """Whether what follows the full stop at a position could be a top-level domain that the pattern knows."""
-    letters = 0
+def _names_domain(code_points: np.ndarray, position: int, text_end: int, folded_table: np.ndarray) -> bool:
+    """Return whether a top-level domain that the pattern knows could follow the full stop at a position."""
+    letter_count = 0
     first = second = third = fourth = 0
-    stop = at + 1
-    while stop < end and letters < 8:
-        code = plain[codes[stop]]
-        if code == 1:
+    stop = position + 1
+    while stop < text_end and letter_count < 8:
+        folded = folded_table[code_points[stop]]
+        if folded == _SEVERAL:
             return True
-        if not 97 <= code <= 122:
+        if not 97 <= folded <= 122:
             break
-        letters += 1
-        if letters == 1:
-            first = code
-        elif letters == 2:
-            second = code
-        elif letters == 3:
-            third = code
-        elif letters == 4:
-            fourth = code
+        letter_count += 1
+        if letter_count == 1:
+            first = folded
+        elif letter_count == 2:
+            second = folded
+        elif letter_count == 3:
+            third = folded
+        elif letter_count == 4:
+            fourth = folded
         stop += 1
-    if letters < 2:
+    if letter_count < 2:
         return False
-    after = plain[codes[stop]] if stop < end else 0
-    if after == 47 and letters <= 6:  # bit.ly/x
+    folded_after = folded_table[code_points[stop]] if stop < text_end else 0
+    if folded_after == 47 and letter_count <= 6:  # bit.ly/x
         return True
     pair = first * 256 + second
-    if letters == 2:
-        if after == 45:
+    if letter_count == 2:
+        if folded_after == 45:
             return pair == 0x786E  # xn--
-        if after == 46:
+        if folded_after == 46:
             return pair == 0x636F or pair == 0x6163 or pair == 0x636E  # co.uk, ac.jp, cn.
-        known = pair == 0x636E or pair == 0x7476 or pair == 0x686B or pair == 0x7477  # cn, tv, hk, tw
-        return known and _ends_name(after)
-    if not _ends_name(after):
+        is_known = pair == 0x636E or pair == 0x7476 or pair == 0x686B or pair == 0x7477  # cn, tv, hk, tw
+        return is_known and _ends_name(folded_after)
+    if not _ends_name(folded_after):
         return False
-    if letters == 3:
+    if letter_count == 3:
         return (
             (pair == 0x636F and third == 109) or (pair == 0x6F72 and third == 103)  # com, org
             or (pair == 0x6564 and third == 117) or (pair == 0x676F and third == 118)  # edu, gov
             or (pair == 0x6E65 and third == 116)  # net
         )  # fmt: skip
-    return letters == 4 and pair == 0x696E and third == 102 and fourth == 111  # info
+    return letter_count == 4 and pair == 0x696E and third == 102 and fourth == 111  # info
 
 
 @njit(cache=True, nogil=True)
 def _windows(
-    codes: np.ndarray, offsets: np.ndarray, among: np.ndarray, table: np.ndarray, plain: np.ndarray
+    code_points: np.ndarray,
+    text_offsets: np.ndarray,
+    is_selected: np.ndarray,
+    bit_table: np.ndarray,
+    folded_table: np.ndarray,
 ) -> np.ndarray:
-    """Return (row, start, end, sort) of disjoint windows in order; sort: 1 link, 2 phone, 4 with a plus."""
+    """Return (row, start, end, sort) of disjoint windows in order; sort: bits `_LINK_WINDOW` and so on."""
     windows = np.empty((64, 4), np.int64)
-    n = 0
-    for row in range(len(among)):
-        if not among[row]:
+    window_count = 0
+    for row in range(len(is_selected)):
+        if not is_selected[row]:
             continue
-        begin, end = offsets[row], offsets[row + 1]
-        at, link, phone = begin, begin, begin  # all windows before `link` and `phone` are there
+        text_start = text_offsets[row]
+        text_end = text_offsets[row + 1]
+        position = text_start
+        link_window_end = (
+            text_start  # end of the last link window: nothing before it has to be looked at again
+        )
+        phone_window_end = text_start
         while True:
-            at += _to_digit_or_anchor(codes[at:end], table)
-            if at >= end:
+            position += _to_digit_or_anchor(code_points[position:text_end], bit_table)
+            if position >= text_end:
                 break
-            kind = table[codes[at]]
-            if kind & 16 and at >= link and _anchor(codes, begin, at, end, table, plain):
-                start, link = _run(codes, begin, at, end, 1, table)
-                link = _through_chinese(codes, link, end, table, plain)
-                windows, n = _add_window(windows, n, row, start, link, 1)
-            if kind & 4 and at >= phone:
-                start, phone = _run(codes, begin, at, end, 2, table)
-                sort = _phone_sort(codes[start:phone], table, plain)
+            kind = bit_table[code_points[position]]
+            if (
+                kind & _IS_ANCHOR
+                and position >= link_window_end
+                and _may_be_link(code_points, text_start, position, text_end, bit_table, folded_table)
+            ):
+                start, link_window_end = _run(
+                    code_points, text_start, position, text_end, _IN_LINK, bit_table
+                )
+                link_window_end = _end_of_chinese_host(
+                    code_points, link_window_end, text_end, bit_table, folded_table
+                )
+                windows, window_count = _add_window(
+                    windows, window_count, row, start, link_window_end, _LINK_WINDOW
+                )
+            if kind & _IS_DIGIT and position >= phone_window_end:
+                start, phone_window_end = _run(
+                    code_points, text_start, position, text_end, _IN_PHONE, bit_table
+                )
+                sort = _phone_sort(code_points[start:phone_window_end], bit_table, folded_table)
                 if sort:
-                    windows, n = _add_window(windows, n, row, start, phone, sort)
-            at += 1
-    return windows[:n]
+                    windows, window_count = _add_window(
+                        windows, window_count, row, start, phone_window_end, sort
+                    )
+            position += 1
+    return windows[:window_count]
 
 
 @njit(cache=True, nogil=True)
-def _to_digit_or_anchor(codes: np.ndarray, table: np.ndarray) -> int:
-    """Return how many characters stand before the first that a window is looked for around."""
+def _to_digit_or_anchor(code_points: np.ndarray, bit_table: np.ndarray) -> int:
+    """Return the number of characters before the first digit or anchor."""
     count = 0
-    for code in codes:
-        if table[code] & 20:
+    for code_point in code_points:
+        if bit_table[code_point] & (_IS_DIGIT | _IS_ANCHOR):
             break
         count += 1
     return count
 
 
 @njit(cache=True, nogil=True)
-def _run(codes: np.ndarray, begin: int, at: int, end: int, bit: int, table: np.ndarray) -> tuple[int, int]:
+def _run(
+    code_points: np.ndarray, text_start: int, position: int, text_end: int, bit: int, bit_table: np.ndarray
+) -> tuple[int, int]:
     """Return start and end of the run of characters with this bit around a position."""
-    start, stop = at, at + 1
-    while start > begin and table[codes[start - 1]] & bit:
+    start = position
+    stop = position + 1
+    while start > text_start and bit_table[code_points[start - 1]] & bit:
         start -= 1
-    while stop < end and table[codes[stop]] & bit:
+    while stop < text_end and bit_table[code_points[stop]] & bit:
         stop += 1
     return start, stop
 
 
 @njit(cache=True, nogil=True)
-def _through_chinese(codes: np.ndarray, stop: int, end: int, table: np.ndarray, plain: np.ndarray) -> int:
+def _end_of_chinese_host(
+    code_points: np.ndarray, stop: int, text_end: int, bit_table: np.ndarray, folded_table: np.ndarray
+) -> int:
     """Return the end of a link's window, moved behind a Chinese host where one could begin."""
-    if stop >= end or not table[codes[stop]] & 64:
+    if stop >= text_end or not bit_table[code_points[stop]] & _IS_HAN:
         return stop
-    last = plain[codes[stop - 1]]
-    if last == 46 or last == 47 or last == 64 or (last == 1 and not _is_ellipsis(codes[stop - 1])):
-        while stop < end and table[codes[stop]] & 65:
+    last = folded_table[code_points[stop - 1]]
+    several = last == _SEVERAL and not _is_ellipsis(code_points[stop - 1])
+    if last == 46 or last == 47 or last == 64 or several:  # . / @
+        while stop < text_end and bit_table[code_points[stop]] & (_IS_HAN | _IN_LINK):
             stop += 1
     return stop
 
 
 @njit(cache=True, nogil=True)
-def _phone_sort(codes: np.ndarray, table: np.ndarray, plain: np.ndarray) -> int:
-    """Return 2 for ten digits, or seven and perhaps a word as 电话; 6 if one follows a plus sign; else 0.
+def _phone_sort(code_points: np.ndarray, bit_table: np.ndarray, folded_table: np.ndarray) -> int:
+    """Return the bits of a window of phone characters, 0 if no pattern can match in it.
 
-    No rule takes fewer than ten digits but those that need such a word, and that behind a plus sign.
+    A match has ten digits, or seven after a word such as 电话, or follows a plus sign.
     """
-    digits, plus, said = 0, False, False
-    for code in codes:
-        kind = table[code]
-        if kind & 4:
-            digits += 2 if kind & 128 else 1  # no character folds to three digits
-            if plus:
-                return 6
-        said |= kind & 32 != 0
-        if not kind & 128:
-            plus = plain[code] == 43
-    return 2 if digits >= 10 or (said and digits >= 7) else 0
+    digit_count = 0
+    follows_plus = False
+    has_phone_word = False
+    for code_point in code_points:
+        kind = bit_table[code_point]
+        if kind & _IS_DIGIT:
+            digit_count += 2 if kind & _IS_SEVERAL else 1  # no character folds to three digits
+            if follows_plus:
+                return _PHONE_WINDOW | _PLUS_WINDOW
+        has_phone_word |= kind & _IN_PHONE_WORD != 0
+        if not kind & _IS_SEVERAL:
+            follows_plus = folded_table[code_point] == 43
+    return _PHONE_WINDOW if digit_count >= 10 or (has_phone_word and digit_count >= 7) else 0
 
 
 @njit(cache=True, nogil=True)
 def _add_window(
-    windows: np.ndarray, n: int, row: int, start: int, end: int, sort: int
+    windows: np.ndarray, window_count: int, row: int, start: int, text_end: int, sort: int
 ) -> tuple[np.ndarray, int]:
-    """Add a window; those that touch become one, so that matches in both meet as in the text."""
-    while n > 0 and windows[n - 1, 0] == row and windows[n - 1, 2] >= start:
-        start, end = min(start, windows[n - 1, 1]), max(end, windows[n - 1, 2])
-        sort |= windows[n - 1, 3]
-        n -= 1
-    windows = grown(windows, n)
-    windows[n, 0], windows[n, 1], windows[n, 2], windows[n, 3] = row, start, end, sort
-    return windows, n + 1
+    """Add a window; windows that touch are merged, so that matches compete as they do in the entire text."""
+    while window_count > 0 and windows[window_count - 1, 0] == row and windows[window_count - 1, 2] >= start:
+        start = min(start, windows[window_count - 1, 1])
+        text_end = max(text_end, windows[window_count - 1, 2])
+        sort |= windows[window_count - 1, 3]
+        window_count -= 1
+    windows = grow(windows, window_count)
+    windows[window_count, 0] = row
+    windows[window_count, 1] = start
+    windows[window_count, 2] = text_end
+    windows[window_count, 3] = sort
+    return windows, window_count + 1

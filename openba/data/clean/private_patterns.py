@@ -1,9 +1,9 @@
 """Patterns of phone numbers, e-mail addresses and web links in folded text (`folding.fold`).
 
-Owns what counts as one. Phones: Chinese mobile, landline and service numbers with or without +86, North
-American and international forms, and bare local numbers after a word such as 电话. Dates, amounts, identity
-cards and ISBNs are none, nor are 110 and 95588. Links: with a scheme or www, hosts of well-known top-level
-domains, and shorter forms such as bit.ly/x; stock symbols and names in code are none.
+Phones: Chinese mobile, landline and service numbers with or without +86, North American and international
+forms, and bare local numbers after a word such as 电话; not dates, amounts, identity cards and ISBNs, nor 110
+and 95588. Links: with a scheme or www, hosts of well-known top-level domains, and short forms such as
+bit.ly/x; not stock symbols and names in code.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _IN_CODE = (
     "conf|cfg|args|opt|opts|options|params|props|state|row|record|df|pd|os|java|javax|microsoft|std|app|player|"
     "err|error|ex|exc|exception|msg|message|file|image|video|device|client|server|session|conn|socket|package"
 )
+# Domains that count only with a path. Those that are English words, such as .to, are in the next line.
 _SHORT_DOMAINS = (
     "ly|gl|gd|gy|io|co|me|gg|fm|im|la|cc|tv|us|uk|de|jp|fr|eu|ru|ca|au|nl|sg|kr|xyz|vip|club|online|mobi|biz|"
     "asia|ltd|top|site|shop|app|dev|ai|mp|ws|pw|cx"
 )
-"""Only with a path behind them. Those that are English words, such as .to, are in the next line only."""
 _SHORTENERS = r"(?:amzn\.to|youtu\.be|s\.id|spoti\.fi|nyti\.ms|redd\.it|db\.tt)"
 _LINK = rf"""
     (?:https?|ftps?)[:：]?//(?:{_CHINESE_HOST}{_TAIL}|{_URL})
@@ -69,7 +69,8 @@ _REQUIRED_GAP = f"(?:[ ]|[ ]?{_DASH}{{1,10}}[ ]?|[)）][ ]?)"
 _CHINA = f"[(（]?(?:[+]|00)?86[)）]?{_GAP}"
 _AREA3 = f"(?:10|2{_D})"  # 010, 02x: eight digits follow, formerly seven
 _AREA4 = f"[3-9]{_D}{{2}}"
-_LOCAL7, _LOCAL8 = f"{_D}{{3}}{_GAP}{_D}{{4}}", f"{_D}{{4}}{_GAP}{_D}{{4}}"
+_LOCAL7 = f"{_D}{{3}}{_GAP}{_D}{{4}}"
+_LOCAL8 = f"{_D}{{4}}{_GAP}{_D}{{4}}"
 _EXTENSION = (
     rf"(?:(?:{_DASH}|[ ]?(?:转|轉|分机|ext[.]?|[#])[ ]?[:：]?){_D}{{1,6}})?"
     f"(?:[ ]?[/、][ ]?{_D}{{7,8}}(?!{_D}))*"  # 010-62345678/62345679
@@ -100,24 +101,25 @@ _PHONE = rf"""
   | (?<![0-9A-Za-z/-])(?<![0-9][.])(?:1[-. ])?
         (?:[(（][2-9][0-9]{{2}}[)）][ ]?|[2-9][0-9]{{2}}[-.])[0-9]{{3}}[-.][0-9]{{4}}{_AFTER}
 """
-# A bare local number is a phone number only where a word says so.
-_SAID_TO_BE = rf"""
+# A bare local number is a phone number only after a word such as 电话.
+_PHONE_AFTER_WORD = rf"""
     (?:电话|热线|传真|座机|致电|(?<![A-Za-z])(?:telephone|tel|fax|phone))(?:号码|号)?[ :：.是为]{{0,3}}
     (?!0)(?P<local>(?:{_LOCAL8}|{_LOCAL7}|[48]00{_D}{{7}})(?:[ ]?[/、,，][ ]?{_D}{{7,8}}(?!{_D}))*)
     {_AFTER}(?!年|{_GAP}{_D})
 """
-_LINKS, _PHONES = f"(?P<link>{_LINK})|(?P<email>{_EMAIL})", f"(?P<phone>{_PHONE})|{_SAID_TO_BE}"
+_LINKS = f"(?P<link>{_LINK})|(?P<email>{_EMAIL})"
+_PHONES = f"(?P<phone>{_PHONE})|{_PHONE_AFTER_WORD}"
 PRIVATE, LINK_ONLY, PHONE_ONLY = (
     re.compile(pattern, re.VERBOSE | re.IGNORECASE | re.ASCII)
     for pattern in (f"{_LINKS}|{_PHONES}", _LINKS, _PHONES)
 )
-"""Groups `link`, `email`, `phone` and `local` (a number after a word that says what it is): one a match."""
+"""Each match has one of the groups `link`, `email`, `phone` and `local` (a number after a word like 电话)."""
 
 PHONE_CHARACTERS = (
     "extlphonfaEXTLPHONFA0123456789+()（）-\u2010\u2012\u2013\u2014\u2015\u2212.,，/、:：#转轉分机"
     "电话热线传真座致号码是为 "
 )
-"""What a phone number, the word before one and what lies between them are made of."""
+"""Characters of phone numbers, of the word before one and of what stands between the two."""
 # No link and no address holds a quotation mark, a bracket of a tag or the like.
 LINK_CHARACTERS = "".join(sorted({*map(chr, range(0x21, 0x7F))} - {*"\"'<>\\^`{|}"})) + "：（）"
-"""What a link or an address is made of, Chinese hosts apart."""
+"""Characters of links and addresses, except for Chinese hosts."""

@@ -1,7 +1,6 @@
-"""How far a cleaning is, read from the files that its tasks leave.
+"""Progress of a cleaning, read from the files that its tasks write.
 
-Owns one small file a run and the estimate made from it. The tasks themselves report nothing: a task is done
-when its JSON file is there, whichever machine has written it.
+A task is done when its JSON file exists, whichever machine has written it; tasks report nothing themselves.
 """
 
 from __future__ import annotations
@@ -11,67 +10,80 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
+
+from openba.durable import write_text
 
 if TYPE_CHECKING:  # the console imports this module, and the filters take seconds to load
     from openba.data.clean.shards import Plan
 
-_BEGUN = "begun.run"
-_WEIGHTS = {"scan": 0.06, "first": 0.34, "second": 0.52, "join": 0.08}
-"""Shares of the processor time: medians of four runs over the text of `benchmarks.corpora`. The searches
-between the passes took 2 % together and count as nothing."""
+_BEGUN_FILE = "begun.run"
+# Shares of the processor time: medians of four runs over the text of `benchmarks.corpora`. The searches
+# between the passes took 2 % together and have no weight.
+_WEIGHTS = {"hash_documents": 0.06, "filter_characters": 0.34, "filter_sentences": 0.52, "finish": 0.08}
 
 
 class Progress(NamedTuple):
-    """Of one run of the step; of what a run before did only `done` and `total` speak."""
+    """Progress of the current run. Work done by earlier runs counts only in `done` and `total`."""
 
     stage: str
-    """The pass that is going on."""
+    """Current pass."""
     done: int
-    """Tasks on shards, over all passes."""
+    """Finished tasks on shards, over all passes."""
     total: int
     bytes_per_second: float
-    """Text through all passes; 0 before anything is done."""
+    """Text through all passes; 0 before any task is finished."""
     seconds_left: float | None
 
 
+class _Begun(TypedDict):
+    """Content of the file that a run writes at its start."""
+
+    passes: dict[str, tuple[int, int]]
+    """Number of tasks, and of those to do in this run, by pass in order."""
+    bytes: int
+    begun: float
+
+
 def begin(plan: Plan, passes: dict[str, tuple[int, int]]) -> None:
-    """Say what a run has before it: tasks in all and tasks to do, by pass in order."""
-    told = {"passes": passes, "bytes": plan.bytes, "begun": time.time()}
-    path = plan.folder / _BEGUN
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(told))
-    partial.replace(path)
+    """Record the start of a run.
+
+    Args:
+        plan: of the cleaning.
+        passes: pass -> number of tasks, and of those to do in this run; in order.
+    """
+    begun = _Begun(passes=passes, bytes=plan.bytes, begun=time.time())
+    write_text(plan.folder / _BEGUN_FILE, json.dumps(begun))
 
 
 def read(out: Path) -> Progress | None:
-    """The progress of the step that writes to `out`; None if it is not at work on shards."""
-    for path in out.glob(f"shards/*/{_BEGUN}"):
+    """Return the progress of the step that writes to `out`, None if it is not working on shards."""
+    for path in out.glob(f"shards/*/{_BEGUN_FILE}"):
         try:
-            told = json.loads(path.read_text())
-            done = Counter(
-                name.rsplit("-", 1)[0] for name in os.listdir(path.parent) if name.endswith(".json")
-            )
+            begun: _Begun = json.loads(path.read_text())
+            done_names = [name for name in os.listdir(path.parent) if name.endswith(".json")]
         except FileNotFoundError:  # the step has just ended
             continue
-        return _estimate(told, done, time.time() - told["begun"])
+        done = Counter(name.rsplit("-", 1)[0] for name in done_names)
+        return _estimate(begun, done, time.time() - begun["begun"])
     return None
 
 
-def _estimate(told: dict[str, Any], done: Counter[str], seconds: float) -> Progress:
-    passes: dict[str, tuple[int, int]] = told["passes"]
-    of_shards = {name: numbers for name, numbers in passes.items() if name in _WEIGHTS}
-    worked = to_do = 0.0
-    for name, (total, left) in of_shards.items():
+def _estimate(begun: _Begun, done: Counter[str], seconds: float) -> Progress:
+    passes = begun["passes"]
+    shard_passes = {name: counts for name, counts in passes.items() if name in _WEIGHTS}
+    done_weight = 0.0
+    remaining_weight = 0.0
+    for name, (total, to_do) in shard_passes.items():
         if total:
-            worked += _WEIGHTS[name] * (done[name] - (total - left)) / total
-            to_do += _WEIGHTS[name] * (total - done[name]) / total
-    whole = sum(_WEIGHTS[name] for name, (total, _) in of_shards.items() if total) or 1.0
-    going = next((name for name, (total, _) in passes.items() if done[name] < total), "report")
+            done_weight += _WEIGHTS[name] * (done[name] - (total - to_do)) / total
+            remaining_weight += _WEIGHTS[name] * (total - done[name]) / total
+    total_weight = sum(_WEIGHTS[name] for name, (total, _) in shard_passes.items() if total) or 1.0
+    done_share = done_weight / total_weight
     return Progress(
-        going,
-        sum(done[name] for name in of_shards),
-        sum(total for total, _ in of_shards.values()),
-        told["bytes"] * worked / whole / seconds if seconds > 0 else 0.0,
-        seconds * to_do / worked if worked > 0 else None,
+        stage=next((name for name, (total, _) in passes.items() if done[name] < total), "report"),
+        done=sum(done[name] for name in shard_passes),
+        total=sum(total for total, _ in shard_passes.values()),
+        bytes_per_second=begun["bytes"] * done_share / seconds if seconds > 0 else 0.0,
+        seconds_left=seconds * remaining_weight / done_weight if done_weight > 0 else None,
     )

@@ -1,13 +1,11 @@
-"""Sentences of Chinese and English text, and the filter that removes the short ones.
-
-Owns where a sentence ends and what counts as a word. It knows nothing of duplicates.
+"""Split Chinese and English text into sentences.
 
 A sentence ends after Chinese full stops; after ! and ? before a Han character, the end, or white space that
 no lower-case letter follows; after a full stop between Han characters in text that has no Chinese ones, or
 behind a Han character; after an English full stop if a capital, a digit or Han follows, but not after
-abbreviations, initials and the number of a list item; and at a line feed, unless the line goes on (`lines`).
-It does not end within quotation marks and brackets of one line, nor behind them where the text goes on: in
-`“对。”他说。` there is one sentence. White space belongs to the sentence before it.
+abbreviations, initials and the number of a list item; and at a line feed, unless the line continues
+(`lines`). It does not end within quotation marks and brackets of one line, nor behind them where the text
+continues: `“对。”他说。` is one sentence. White space belongs to the sentence before it.
 """
 
 from __future__ import annotations
@@ -15,393 +13,448 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from openba.data.clean.columns import CLOSED_BY, RULE_CODE, Texts, classes, grown, put
-from openba.data.clean.lines import fence_end, goes_on, is_among, is_wrapped, widest_line, word_key
+from openba.data.clean.lines import (
+    continues,
+    fence_end,
+    is_among,
+    is_wrapped,
+    widest_line,
+    word_key,
+    word_keys,
+)
+from openba.data.clean.text_arrays import (
+    CLOSED_BY,
+    CLOSING,
+    HAN,
+    OPENING,
+    SPACE,
+    STOP,
+    WORD,
+    Texts,
+    character_classes,
+)
 
-_SHORT = RULE_CODE["short_sentence"]
+# Characters between two marks of a pair; marks farther apart count as unpaired.
 _LONGEST_ENCLOSED = 200
-"""Characters between marks that belong together; marks farther apart are looked at as if they stood alone."""
 _OPENING = np.array([ord(mark) for mark in CLOSED_BY], np.uint32)
 _CLOSING = np.array([ord(mark) for mark in CLOSED_BY.values()], np.uint32)
 
 
-def _keys(words: str) -> np.ndarray:
-    return np.array([int.from_bytes(word.encode(), "big") for word in words.split()], np.int64)
-
-
-_TITLES = _keys("mr mrs ms dr prof st mt gen col lt sgt capt maj rev hon gov sen rep pres messrs jr sr")
-"""With a capital; no sentence ends behind them."""
-_ABBREVIATIONS = _keys(
+# Abbreviations if written with a capital.
+_TITLES = word_keys("mr mrs ms dr prof st mt gen col lt sgt capt maj rev hon gov sen rep pres messrs jr sr")
+_ABBREVIATIONS = word_keys(
     "vs cf viz al etc approx dept univ inc ltd corp co bros assn ave blvd esp incl resp fig figs eq eqs sec "
     "secs vol vols ref refs nos pp ed eds trans thm lem prop def"
 )
-_BEFORE_NUMBERS = _keys(
+_BEFORE_NUMBERS = word_keys(
     "no p v c n ch art tab app ex ver jan feb mar apr jun jul aug sep sept oct nov dec step par"
 )
 
 
 def split(texts: Texts, literal: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return (ends, first): absolute ends of all sentences, and per text the number of its first one.
-
-    `first` has a last entry, the number of all sentences. The last end of a text is the text's.
+    """Split all texts of a batch.
 
     Args:
         texts: the batch.
         literal: end a sentence at every stop and every line feed.
+
+    Returns:
+        End of each sentence, a position in the batch, int64 `[sentences]`; the last one of a text is its end.
+        Number of the first sentence of each text, int64 `[texts + 1]`; the last entry counts all sentences.
     """
-    return _split(texts.codes, texts.offsets, classes(), literal)
-
-
-def words(texts: Texts) -> np.ndarray:
-    """Return the words per text: a Han character is one; so is a run of other letters or digits."""
-    bounds = zip(texts.offsets[:-1], texts.offsets[1:], strict=True)
-    enough = len(texts.codes)
-    return np.array([_words(texts.codes, start, end, enough, classes()) for start, end in bounds], np.int64)
-
-
-def find_short(texts: Texts, minimum: int, literal: bool = False) -> np.ndarray:
-    """Return edits: sentences with fewer words than the minimum; neighbours are one edit.
-
-    Args: see `split`.
-    """
-    ends, first = split(texts, literal)
-    return _find_short(texts.codes, texts.offsets, ends, first, minimum, classes())
+    return _split(texts.code_points, texts.offsets, character_classes(), literal)
 
 
 @njit(cache=True, nogil=True, inline="always")
-def _full_stop(code: int) -> bool:
-    return code == 0x3002 or code == 0xFF01 or code == 0xFF1F or code == 0xFF61
+def _is_full_stop(code_point: int) -> bool:
+    """Return whether it is one of 。！？｡."""
+    return code_point == 0x3002 or code_point == 0xFF01 or code_point == 0xFF1F or code_point == 0xFF61
 
 
 @njit(cache=True, nogil=True)
-def _spaces(codes: np.ndarray, at: int, end: int, table: np.ndarray) -> int:
-    while at < end and table[codes[at]] & 1:
-        at += 1
-    return at
+def _skip_spaces(code_points: np.ndarray, position: int, text_end: int, class_table: np.ndarray) -> int:
+    while position < text_end and class_table[code_points[position]] & SPACE:
+        position += 1
+    return position
 
 
 @njit(cache=True, nogil=True)
-def _is_latin(code: int) -> bool:
-    return 48 <= code <= 57 or 65 <= code <= 90 or 97 <= code <= 122
+def _is_latin(code_point: int) -> bool:
+    return 48 <= code_point <= 57 or 65 <= code_point <= 90 or 97 <= code_point <= 122
 
 
 @njit(cache=True, nogil=True)
-def _begins_sentence(codes: np.ndarray, at: int, end: int, table: np.ndarray) -> bool:
-    """Whether a capital, a digit or Han stands at a position, if need be behind an opening mark."""
-    if at < end and table[codes[at]] & 64:
-        at += 1
-    return at < end and (65 <= codes[at] <= 90 or 48 <= codes[at] <= 57 or table[codes[at]] & 4 != 0)
+def _begins_sentence(code_points: np.ndarray, position: int, text_end: int, class_table: np.ndarray) -> bool:
+    """Return whether a capital, a digit or Han stands here, possibly behind an opening mark."""
+    if position < text_end and class_table[code_points[position]] & OPENING:
+        position += 1
+    return position < text_end and (
+        65 <= code_points[position] <= 90
+        or 48 <= code_points[position] <= 57
+        or class_table[code_points[position]] & HAN != 0
+    )
 
 
 @njit(cache=True, nogil=True)
-def _is_abbreviation(codes: np.ndarray, begin: int, at: int, after: int, end: int) -> bool:
-    """Whether the full stop at a position belongs to the word before it, or to the number of a list item.
+def _is_abbreviation(
+    code_points: np.ndarray, text_start: int, position: int, after: int, text_end: int
+) -> bool:
+    """Return whether the full stop at `position` belongs to the word before it or to a list item's number.
 
-    Args: `after` is the first position behind it and the white space.
+    Args:
+        code_points: code points of the batch.
+        text_start: where the text begins.
+        position: the full stop.
+        after: first position behind it and the white space.
+        text_end: where the text ends.
     """
-    first = at
-    while first > begin and at - first < 10 and _is_latin(codes[first - 1]):
-        first -= 1
-    if first == at:
+    word_start = position
+    while word_start > text_start and position - word_start < 10 and _is_latin(code_points[word_start - 1]):
+        word_start -= 1
+    if word_start == position:
         return False
-    number = after < end and (48 <= codes[after] <= 57 or codes[after] == 40)
-    capital = 65 <= codes[first] <= 90
-    if at - first == 1 and not 48 <= codes[first] <= 57:
-        behind_stop = first > begin and codes[first - 1] == 46  # U.S., e.g.
-        if capital or behind_stop:
+    # Initials (J. Smith) and letters with stops between them (U.S., e.g.).
+    before_number = after < text_end and (48 <= code_points[after] <= 57 or code_points[after] == 40)
+    is_capital = 65 <= code_points[word_start] <= 90
+    if position - word_start == 1 and not 48 <= code_points[word_start] <= 57:
+        follows_stop = word_start > text_start and code_points[word_start - 1] == 46  # U.S., e.g.
+        if is_capital or follows_stop:
             return True
-    key = word_key(codes, first, at)
-    if is_among(key, _ABBREVIATIONS) or (capital and is_among(key, _TITLES)):
+    word_number = word_key(code_points, word_start, position)
+    if is_among(word_number, _ABBREVIATIONS) or (is_capital and is_among(word_number, _TITLES)):
         return True
-    if number and is_among(key, _BEFORE_NUMBERS):
+    if before_number and is_among(word_number, _BEFORE_NUMBERS):
         return True
-    if at - first > 3:
+    # A number of up to three digits at the start of a line: "1. Open the settings".
+    if position - word_start > 3:
         return False
-    for place in range(first, at):
-        if not 48 <= codes[place] <= 57:
+    for digit_position in range(word_start, position):
+        if not 48 <= code_points[digit_position] <= 57:
             return False
-    while first > begin and codes[first - 1] != 10 and (codes[first - 1] == 32 or codes[first - 1] == 0x3000):
-        first -= 1
-    return first == begin or codes[first - 1] == 10
+    while (
+        word_start > text_start
+        and code_points[word_start - 1] != 10
+        and (code_points[word_start - 1] == 32 or code_points[word_start - 1] == 0x3000)
+    ):
+        word_start -= 1
+    return word_start == text_start or code_points[word_start - 1] == 10
 
 
 @njit(cache=True, nogil=True)
-def _uses_ascii_stops(codes: np.ndarray, begin: int, end: int, table: np.ndarray) -> bool:
-    """Whether Chinese sentences of a text end with ".", which else stands within names: 乔治.布什."""
-    stops = between = 0
-    for at in range(begin, end):
-        if codes[at] == 0x3002:
+def _uses_ascii_stops(
+    code_points: np.ndarray, text_start: int, text_end: int, class_table: np.ndarray
+) -> bool:
+    """Return whether Chinese sentences of a text end with ".", which otherwise joins names: 乔治.布什."""
+    ending_stops = joining_stops = 0
+    for position in range(text_start, text_end):
+        if code_points[position] == 0x3002:
             return False
-        if codes[at] == 46 and at > begin and table[codes[at - 1]] & 4:
-            stops += at + 1 == end or table[codes[at + 1]] & 1 != 0
-            between += at + 1 < end and table[codes[at + 1]] & 4 != 0
-    return stops > 0 or between > 1
+        if (
+            code_points[position] == 46
+            and position > text_start
+            and class_table[code_points[position - 1]] & HAN
+        ):
+            ending_stops += position + 1 == text_end or class_table[code_points[position + 1]] & SPACE != 0
+            joining_stops += position + 1 < text_end and class_table[code_points[position + 1]] & HAN != 0
+    return ending_stops > 0 or joining_stops > 1
 
 
 @njit(cache=True, nogil=True)
-def _joins(code: int) -> bool:
-    """Whether a character cannot begin a sentence, so that a stop before it is none: 3！=6, Yahoo！、谷歌."""
+def _cannot_begin(code_point: int) -> bool:
+    """Return whether it cannot begin a sentence, so a stop before it ends none: 3！=6, Yahoo！、谷歌."""
     return (
-        code == 0x3D or code == 0xFF1D or code == 0x3001 or code == 0xFF0C or code == 0x2C
-        or code == 0xFF1B or code == 0x3B or code == 0xFF1A or code == 0xD7 or code == 0xF7
+        code_point == 0x3D or code_point == 0xFF1D or code_point == 0x3001 or code_point == 0xFF0C
+        or code_point == 0x2C or code_point == 0xFF1B or code_point == 0x3B or code_point == 0xFF1A
+        or code_point == 0xD7 or code_point == 0xF7
     )  # fmt: skip
 
 
 @njit(cache=True, nogil=True)
-def _quotes(code: int) -> bool:
-    """Whether a character is a quotation mark, opening or closing."""
-    return code == 34 or 0x2018 <= code <= 0x201D or 0x300C <= code <= 0x300F
+def _is_quotation_mark(code_point: int) -> bool:
+    """Return whether it is an opening or closing quotation mark."""
+    return code_point == 34 or 0x2018 <= code_point <= 0x201D or 0x300C <= code_point <= 0x300F
 
 
 @njit(cache=True, nogil=True)
-def _goes_on_behind(codes: np.ndarray, stop: int, mark: int, end: int, table: np.ndarray) -> bool:
-    """Whether a sentence goes on behind a closing mark with a stop before it, as in `“对。”他说。`."""
-    if stop >= end or codes[stop] == 10:
+def _continues_behind(
+    code_points: np.ndarray, stop: int, mark: int, text_end: int, class_table: np.ndarray
+) -> bool:
+    """Return whether a sentence continues behind a closing mark with a stop before it: `“对。”他说。`."""
+    if stop >= text_end or code_points[stop] == 10:
         return False
-    after = _spaces(codes, stop, end, table)
-    if after == end or codes[after - 1] == 10 or (_quotes(codes[stop - 1]) and _quotes(codes[after])):
+    after = _skip_spaces(code_points, stop, text_end, class_table)
+    if after == text_end or code_points[after - 1] == 10:
         return False
-    return not (mark == 46 and after > stop and _begins_sentence(codes, after, end, table))
+    if _is_quotation_mark(code_points[stop - 1]) and _is_quotation_mark(code_points[after]):
+        return False
+    return not (mark == 46 and after > stop and _begins_sentence(code_points, after, text_end, class_table))
 
 
 @njit(cache=True, nogil=True)
-def _closing(codes: np.ndarray, at: int, end: int) -> int:
-    """Return where the mark is closed that opens at a position, in the same line; -1 if it is not."""
-    opening = codes[at]
-    closing = opening
-    for number in range(len(_OPENING)):
-        if _OPENING[number] == opening:
-            closing = _CLOSING[number]
+def _closing_position(code_points: np.ndarray, position: int, text_end: int) -> int:
+    """Return the position of the mark that closes the one at `position` in the same line, else -1."""
+    opening_mark = code_points[position]
+    closing_mark = opening_mark
+    for pair in range(len(_OPENING)):
+        if _OPENING[pair] == opening_mark:
+            closing_mark = _CLOSING[pair]
     depth = 0
-    for place in range(at + 1, min(end, at + _LONGEST_ENCLOSED)):
-        code = codes[place]
-        if code == 10:
+    for candidate in range(position + 1, min(text_end, position + _LONGEST_ENCLOSED)):
+        code_point = code_points[candidate]
+        if code_point == 10:
             return -1
-        if code == closing:
+        if code_point == closing_mark:
             if depth == 0:
-                return place
+                return candidate
             depth -= 1
-        elif code == opening:
+        elif code_point == opening_mark:
             depth += 1
     return -1
 
 
 @njit(cache=True, nogil=True)
-def _closed(codes: np.ndarray, at: int, end: int, table: np.ndarray) -> int:
-    """Return the position behind closing marks; a straight quotation mark may open something instead."""
-    while at < end and table[codes[at]] & 8:
-        if codes[at] == 34 and _closing(codes, at, end) > 0:
+def _skip_closing(code_points: np.ndarray, position: int, text_end: int, class_table: np.ndarray) -> int:
+    """Return the position behind closing marks; a straight quotation mark that opens a pair is none."""
+    while position < text_end and class_table[code_points[position]] & CLOSING:
+        if code_points[position] == 34 and _closing_position(code_points, position, text_end) > 0:
             break
-        at += 1
-    return at
+        position += 1
+    return position
 
 
 @njit(cache=True, nogil=True)
-def _stop(
-    codes: np.ndarray, begin: int, at: int, end: int, ascii_stops: bool, table: np.ndarray, literal: bool
+def _sentence_end(
+    code_points: np.ndarray,
+    text_start: int,
+    position: int,
+    text_end: int,
+    ascii_stops: bool,
+    class_table: np.ndarray,
+    literal: bool,
 ) -> int:
-    """Return the end of the sentence that ends with the stop at a position, without the white space; else -1.
+    """Return the end, without white space, of the sentence that the stop at `position` ends, else -1.
 
-    Line feeds are not looked at here. With a negative result the search goes on behind the stop.
+    Line feeds are handled by the caller. After -1 the search continues behind the stop.
     """
-    code = codes[at]
-    last = at
-    if _full_stop(code):
-        while last + 1 < end and _full_stop(codes[last + 1]):
-            last += 1
-        stop = _closed(codes, last + 1, end, table)
-        if not literal and stop == last + 1 and stop < end and _joins(codes[stop]):
+    code_point = code_points[position]
+    last_mark = position
+    # Chinese stops end a sentence, unless it continues behind a closing mark.
+    if _is_full_stop(code_point):
+        while last_mark + 1 < text_end and _is_full_stop(code_points[last_mark + 1]):
+            last_mark += 1
+        stop = _skip_closing(code_points, last_mark + 1, text_end, class_table)
+        if not literal and stop == last_mark + 1 and stop < text_end and _cannot_begin(code_points[stop]):
             return -1
-        behind = stop > last + 1 and not literal
-        return -1 if behind and _goes_on_behind(codes, stop, codes[last], end, table) else stop
-    if code == 33 or code == 63:
-        while last + 1 < end and (codes[last + 1] == 33 or codes[last + 1] == 63):
-            last += 1
-        stop = _closed(codes, last + 1, end, table)
-        if stop == end:
+        is_behind_closing = stop > last_mark + 1 and not literal
+        return (
+            -1
+            if is_behind_closing
+            and _continues_behind(code_points, stop, code_points[last_mark], text_end, class_table)
+            else stop
+        )
+    # ! and ?
+    if code_point == 33 or code_point == 63:
+        while last_mark + 1 < text_end and (
+            code_points[last_mark + 1] == 33 or code_points[last_mark + 1] == 63
+        ):
+            last_mark += 1
+        stop = _skip_closing(code_points, last_mark + 1, text_end, class_table)
+        if stop == text_end:
             return stop
-        if not table[codes[stop]] & 5:
+        if not class_table[code_points[stop]] & (SPACE | HAN):
             return -1
         if literal:
             return stop
-        if stop > last + 1:
-            return -1 if _goes_on_behind(codes, stop, code, end, table) else stop
-        after = _spaces(codes, stop, end, table)
-        name = after == stop and stop < end and at > begin and _is_latin(codes[at - 1])  # Yahoo!奇摩
-        if after + 1 < end and table[codes[after]] & 64:
+        if stop > last_mark + 1:
+            return -1 if _continues_behind(code_points, stop, code_point, text_end, class_table) else stop
+        after = _skip_spaces(code_points, stop, text_end, class_table)
+        is_in_name = (
+            after == stop
+            and stop < text_end
+            and position > text_start
+            and _is_latin(code_points[position - 1])
+        )  # Yahoo!奇摩
+        if after + 1 < text_end and class_table[code_points[after]] & OPENING:
             after += 1
-        lower = after < end and 97 <= codes[after] <= 122
-        return -1 if name or lower else stop
-    if at > begin and table[codes[at - 1]] & 4:
-        stop = _closed(codes, at + 1, end, table)
-        if stop > at + 1 and not literal:
-            return -1 if _goes_on_behind(codes, stop, 0x3002, end, table) else stop
-        if stop == end or not (table[codes[stop]] & 2 or codes[stop] == 46):
+        is_lower_case = after < text_end and 97 <= code_points[after] <= 122
+        return -1 if is_in_name or is_lower_case else stop
+    # An ASCII full stop behind Han: the end of a sentence, or within a name (乔治.布什).
+    if position > text_start and class_table[code_points[position - 1]] & HAN:
+        stop = _skip_closing(code_points, position + 1, text_end, class_table)
+        if stop > position + 1 and not literal:
+            return -1 if _continues_behind(code_points, stop, 0x3002, text_end, class_table) else stop
+        if stop == text_end or not (class_table[code_points[stop]] & WORD or code_points[stop] == 46):
             return stop
-        if stop > at + 1:
+        if stop > position + 1:
             return stop - 1
-        if table[codes[stop]] & 4:
+        if class_table[code_points[stop]] & HAN:
             return stop if ascii_stops or literal else -1
-    stop = _closed(codes, at + 1, end, table)
-    after = _spaces(codes, stop, end, table)
-    if after == end:
+    # An English full stop.
+    stop = _skip_closing(code_points, position + 1, text_end, class_table)
+    after = _skip_spaces(code_points, stop, text_end, class_table)
+    if after == text_end:
         return stop
-    if after == stop or not _begins_sentence(codes, after, end, table):
+    if after == stop or not _begins_sentence(code_points, after, text_end, class_table):
         return -1
-    return -1 if _is_abbreviation(codes, begin, at, after, end) and stop == at + 1 else stop
+    return (
+        -1
+        if _is_abbreviation(code_points, text_start, position, after, text_end) and stop == position + 1
+        else stop
+    )
 
 
 @njit(cache=True, nogil=True)
-def _to_mark(codes: np.ndarray, table: np.ndarray) -> int:
-    """Return how many characters stand before the first that may end a sentence or opens something."""
+def _distance_to_mark(code_points: np.ndarray, class_table: np.ndarray) -> int:
+    """Return the number of characters before the first stop or opening mark."""
     count = 0
-    for code in codes:
-        if table[code] & 192:
+    for code_point in code_points:
+        if class_table[code_point] & (OPENING | STOP):
             break
         count += 1
     return count
 
 
 @njit(cache=True, nogil=True)
-def _behind_enclosed(codes: np.ndarray, closing: int, end: int, table: np.ndarray) -> int:
-    """Return the end of the sentence whose stop is the last character between two marks, -1 if it goes on."""
-    mark = codes[closing - 1]
-    if not table[mark] & 128:
+def _sentence_end_behind_pair(
+    code_points: np.ndarray, closing: int, text_end: int, class_table: np.ndarray
+) -> int:
+    """Return the end of the sentence whose stop is the last character between two marks, else -1."""
+    mark = code_points[closing - 1]
+    if not class_table[mark] & STOP:
         return -1
-    stop = _closed(codes, closing + 1, end, table)
-    return -1 if _goes_on_behind(codes, stop, mark, end, table) else stop
+    stop = _skip_closing(code_points, closing + 1, text_end, class_table)
+    return -1 if _continues_behind(code_points, stop, mark, text_end, class_table) else stop
+
+
+@njit(cache=True, nogil=True)
+def _append_end(sentence_ends: np.ndarray, sentence_count: int, position: int) -> tuple[np.ndarray, int]:
+    """Add a sentence's end to an array with `sentence_count` used entries; return it and the new count."""
+    if sentence_count + 1 >= len(sentence_ends):
+        sentence_ends = np.concatenate((sentence_ends, np.empty(len(sentence_ends), np.int64)))
+    sentence_ends[sentence_count] = position
+    return sentence_ends, sentence_count + 1
+
+
+@njit(cache=True, nogil=True)
+def _line_start(code_points: np.ndarray, line_start: int, search_start: int, position: int) -> int:
+    """Return where the line of `position` begins: behind the last line feed after `search_start`, if any."""
+    for candidate in range(position, search_start, -1):
+        if code_points[candidate - 1] == 10:
+            return candidate
+    return line_start
+
+
+@njit(cache=True, nogil=True)
+def _line_continues(
+    code_points: np.ndarray,
+    text_start: int,
+    line_start: int,
+    position: int,
+    text_end: int,
+    widest_columns: int,
+    class_table: np.ndarray,
+) -> tuple[bool, int]:
+    """Return whether the line that ends at `position` continues, and the columns of the widest line.
+
+    The columns are -1 until a decision needs them.
+    """
+    decision = continues(code_points, text_start, line_start, position, text_end, class_table)
+    if decision < 0:
+        if widest_columns < 0:
+            widest_columns = widest_line(code_points, text_start, text_end)
+        decision = is_wrapped(code_points, line_start, position, text_end, widest_columns, class_table)
+    return decision == 1, widest_columns
 
 
 @njit(cache=True, nogil=True)
 def _split(
-    codes: np.ndarray, offsets: np.ndarray, table: np.ndarray, literal: bool
+    code_points: np.ndarray, text_offsets: np.ndarray, class_table: np.ndarray, literal: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    ends = np.empty(len(codes) // 16 + 64, np.int64)
-    first = np.zeros(len(offsets), np.int64)
-    n = 0
-    for row in range(len(offsets) - 1):
-        begin, end = offsets[row], offsets[row + 1]
-        at, last, line, fenced = begin, -1, begin, -1
-        widest = ascii_stops = -1  # not known yet
+    sentence_ends = np.empty(len(code_points) // 16 + 64, np.int64)  # grows if sentences are shorter
+    first_sentences = np.zeros(len(text_offsets), np.int64)
+    sentence_count = 0
+    for row in range(len(text_offsets) - 1):
+        text_start = text_offsets[row]
+        text_end = text_offsets[row + 1]
+        position = text_start
+        last_end = -1
+        line_start = text_start
+        fence_stop = -1
+        widest_columns = ascii_stops = -1  # computed when first needed
         while True:
-            at += _to_mark(codes[at:end], table)
-            if at >= end:
+            position += _distance_to_mark(code_points[position:text_end], class_table)
+            if position >= text_end:
                 break
-            stop = -1
-            code = codes[at]
-            if code == 10:
+            sentence_end = -1
+            code_point = code_points[position]
+            if code_point == 10:
                 if literal:
-                    stop = at + 1
+                    sentence_end = position + 1
                 else:
-                    if fenced < at:
-                        fenced = fence_end(codes, line, at, end)
-                    joined = 1 if fenced > at else goes_on(codes, begin, line, at, end, table)
-                    if joined < 0:
-                        if widest < 0:
-                            widest = widest_line(codes, begin, end)
-                        joined = is_wrapped(codes, line, at, end, widest, table)
-                    if joined == 0:
-                        stop = at + 1
-                line = at + 1
-            elif table[code] & 64:
-                closing = -1 if literal else _closing(codes, at, end)
-                if closing > at:
-                    at = closing
-                    stop = _behind_enclosed(codes, closing, end, table)
+                    if fence_stop < position:
+                        fence_stop = fence_end(code_points, line_start, position, text_end)
+                    is_continued = fence_stop > position
+                    if not is_continued:
+                        is_continued, widest_columns = _line_continues(
+                            code_points,
+                            text_start,
+                            line_start,
+                            position,
+                            text_end,
+                            widest_columns,
+                            class_table,
+                        )
+                    if not is_continued:
+                        sentence_end = position + 1
+                line_start = position + 1
+            elif class_table[code_point] & OPENING:
+                closing_position = -1 if literal else _closing_position(code_points, position, text_end)
+                if closing_position > position:
+                    position = closing_position
+                    sentence_end = _sentence_end_behind_pair(
+                        code_points, closing_position, text_end, class_table
+                    )
             else:
-                if code == 46 and ascii_stops < 0 and at > begin and table[codes[at - 1]] & 4:
-                    ascii_stops = 1 if _uses_ascii_stops(codes, begin, end, table) else 0
-                stop = _stop(codes, begin, at, end, ascii_stops == 1, table, literal)
-            if stop > at and code != 10 and not literal:  # at the end of a line the line decides
-                following = stop  # the line feed that may stand there
-                while following < end and codes[following] != 10 and table[codes[following]] & 1:
-                    following += 1
-                if following < end and codes[following] == 10:
-                    at = following
+                if (
+                    code_point == 46
+                    and ascii_stops < 0
+                    and position > text_start
+                    and class_table[code_points[position - 1]] & HAN
+                ):
+                    ascii_stops = int(_uses_ascii_stops(code_points, text_start, text_end, class_table))
+                sentence_end = _sentence_end(
+                    code_points, text_start, position, text_end, ascii_stops == 1, class_table, literal
+                )
+            # A stop at the end of a line: the rules of lines decide.
+            if sentence_end > position and code_point != 10 and not literal:
+                line_end_position = sentence_end
+                while (
+                    line_end_position < text_end
+                    and code_points[line_end_position] != 10
+                    and class_table[code_points[line_end_position]] & SPACE
+                ):
+                    line_end_position += 1
+                if line_end_position < text_end and code_points[line_end_position] == 10:
+                    position = line_end_position
                     continue
-            if stop < 0:
-                at += 1
+            if sentence_end < 0:
+                position += 1
                 continue
-            at = last = _spaces(codes, stop, end, table)
-            for place in range(at, stop, -1):
-                if codes[place - 1] == 10:
-                    line = place
-                    break
-            if n + 1 >= len(ends):
-                ends = np.concatenate((ends, np.empty(len(ends), np.int64)))
-            ends[n] = at
-            n += 1
-        if last != end:
-            if n + 1 >= len(ends):
-                ends = np.concatenate((ends, np.empty(len(ends), np.int64)))
-            ends[n] = end
-            n += 1
-        first[row + 1] = n
-    return ends[:n].copy(), first
+            position = last_end = _skip_spaces(code_points, sentence_end, text_end, class_table)
+            line_start = _line_start(code_points, line_start, sentence_end, position)
+            sentence_ends, sentence_count = _append_end(sentence_ends, sentence_count, position)
+        if last_end != text_end:
+            sentence_ends, sentence_count = _append_end(sentence_ends, sentence_count, text_end)
+        first_sentences[row + 1] = sentence_count
+    return sentence_ends[:sentence_count].copy(), first_sentences
 
 
 @njit(cache=True, nogil=True)
-def _words(codes: np.ndarray, start: int, end: int, enough: int, table: np.ndarray) -> int:
-    """Words from start to end, counted as far as `enough`."""
-    count, at = 0, start
-    while at < end and count < enough:
-        kind = table[codes[at]]
-        code = codes[at]
-        if kind & 4:
-            count += 1
-            at += 1
-        elif kind & 2 and code != 95:
-            count += 1
-            at += 1
-            while at < end:
-                code = codes[at]
-                joins = code == 46 or code == 44 or code == 39 or code == 0x2019 or code == 45
-                if joins and at + 1 < end and table[codes[at + 1]] & 6 == 2 and codes[at + 1] != 95:
-                    at += 2
-                elif table[code] & 6 == 2 and code != 95:
-                    at += 1
-                else:
-                    break
-        else:
-            at += 1
-    return count
-
-
-@njit(cache=True, nogil=True)
-def line_break(codes: np.ndarray, begin: int, start: int, end: int) -> int:
-    """A line feed to put in the place of whole sentences if they part two lines, else 0."""
-    if start == begin or codes[start - 1] == 10:
+def line_break(code_points: np.ndarray, text_start: int, start: int, text_end: int) -> int:
+    """Return the line feed that has to replace removed sentences if they separate two lines, else 0."""
+    if start == text_start or code_points[start - 1] == 10:
         return 0
-    for at in range(start, end):
-        if codes[at] == 10:
+    for position in range(start, text_end):
+        if code_points[position] == 10:
             return 10
     return 0
-
-
-@njit(cache=True, nogil=True)
-def _find_short(
-    codes: np.ndarray,
-    offsets: np.ndarray,
-    ends: np.ndarray,
-    first: np.ndarray,
-    minimum: int,
-    table: np.ndarray,
-) -> np.ndarray:
-    edits = np.empty((64, 7), np.int64)
-    n = 0
-    for row in range(len(offsets) - 1):
-        start, joined = offsets[row], -1
-        for sentence in range(first[row], first[row + 1] + 1):
-            last = sentence == first[row + 1]
-            short = not last and _words(codes, start, ends[sentence], minimum, table) < minimum
-            if short and joined < 0:
-                joined = start
-            if not short and joined >= 0:
-                edits = grown(edits, n)
-                mark = line_break(codes, offsets[row], joined, start)
-                put(edits, n, row, joined, start, _SHORT, mark, 0, -1)
-                n += 1
-                joined = -1
-            if not last:
-                start = ends[sentence]
-    return edits[:n]

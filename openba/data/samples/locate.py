@@ -5,13 +5,17 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
+from pydantic import JsonValue
+
 from openba.errors import UserError
 
 INSTALL = "pip install 'openba[sample]'"
+Record = tuple[str, str, dict[str, JsonValue]]
+"""Id, text and other fields of a record."""
 
 
 def package_folder(module: str, below: str) -> Path:
-    """The folder `below` in a top-level package.
+    """Return the folder `below` in a top-level package.
 
     Raises:
         UserError: the package is not installed, or this version of it has no such folder.

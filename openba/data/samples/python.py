@@ -1,6 +1,6 @@
-"""Text of the running Python: standard library source, documented functions, language reference.
+"""Read text of the running Python: standard library source, documented functions, language reference.
 
-Owns what of the standard library counts. Source is parsed, never imported.
+Source is parsed, never imported.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ import sysconfig
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-Record = tuple[str, str, dict[str, Any]]
+from openba.data.samples.locate import Record
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
-_LEFT_OUT = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "pydoc_data"}
+_SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "pydoc_data"}
 _GENERATED = ("_sysconfigdata", "config-")  # how this interpreter was built: paths and flags
-_CODE_LINES = 12
-_DOCSTRING_CHARACTERS = 200
+_MAX_CODE_LINES = 12
+_MAX_DOCSTRING_CHARACTERS = 200
 
 
 def stdlib_code() -> Iterator[Record]:
-    """Modules of the standard library, tests left out; id is the path below the library."""
+    """Yield the modules of the standard library without tests; id is the path below the library."""
     for name, source in _modules():
         if source.strip():
             yield name, source, {}
 
 
 def stdlib_functions() -> Iterator[Record]:
-    """Functions and methods with a docstring, source as it stands; id `path:line`.
+    """Yield the source of functions and methods with a docstring; id `path:line`.
 
     extra: `{"name", "qualified_name", "module", "signature", "docstring", "code"}`: the docstring's first
     paragraph (at most 200 characters) and the code without its docstring (at most 12 lines).
@@ -39,20 +39,26 @@ def stdlib_functions() -> Iterator[Record]:
         module = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for name, node in _functions(ast.parse(source), module):
             summary = " ".join((ast.get_docstring(node) or "").partition("\n\n")[0].split())
-            code = _without_docstring(node, lines) if 0 < len(summary) <= _DOCSTRING_CHARACTERS else None
-            if code and code.count("\n") < _CODE_LINES:
-                text = _outdented(lines[node.lineno - 1 : node.end_lineno], node)
-                fields = {
-                    "name": node.name,
-                    "qualified_name": name,
-                    "module": module.partition(".")[0],
-                    "signature": _signature(node),
-                }
-                yield f"{path}:{node.lineno}", text, {**fields, "docstring": summary, "code": code}
+            has_summary = 0 < len(summary) <= _MAX_DOCSTRING_CHARACTERS
+            code = _without_docstring(node, lines) if has_summary else None
+            if code and code.count("\n") < _MAX_CODE_LINES:
+                text = _dedent(lines[node.lineno - 1 : node.end_lineno], node)
+                yield (
+                    f"{path}:{node.lineno}",
+                    text,
+                    {
+                        "name": node.name,
+                        "qualified_name": name,
+                        "module": module.partition(".")[0],
+                        "signature": _signature(node),
+                        "docstring": summary,
+                        "code": code,
+                    },
+                )
 
 
 def language_reference() -> Iterator[Record]:
-    """Topics of Python's language reference in English, as `help()` shows them."""
+    """Yield the topics of Python's language reference in English, as `help()` shows them."""
     from pydoc_data.topics import topics  # 0.7 MB that only this reader needs
 
     for name, text in sorted(topics.items()):
@@ -60,17 +66,18 @@ def language_reference() -> Iterator[Record]:
 
 
 def _modules() -> Iterator[tuple[str, str]]:
-    """Relative path and source of every module."""
+    """Yield relative path and source of every module."""
     root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.rglob("*.py")):
         parts = path.relative_to(root).parts
-        if not _LEFT_OUT.intersection(parts) and not any(part.startswith(_GENERATED) for part in parts):
-            with tokenize.open(path) as file:  # honours the file's coding line
+        is_generated = any(part.startswith(_GENERATED) for part in parts)
+        if not _SKIPPED_FOLDERS.intersection(parts) and not is_generated:
+            with tokenize.open(path) as file:  # respects the file's coding line
                 yield "/".join(parts), file.read()
 
 
 def _functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Function]]:
-    """Functions in and below a node with their qualified names, in order of the source."""
+    """Yield the functions in and below a node with their qualified names, in order of the source."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, Function | ast.ClassDef):
             name = f"{prefix}.{child.name}"
@@ -82,18 +89,18 @@ def _functions(node: ast.AST, prefix: str) -> Iterator[tuple[str, Function]]:
 
 
 def _without_docstring(node: Function, lines: list[str]) -> str | None:
-    """The dedented code; None if the docstring is all there is or shares a line with code."""
+    """Return the dedented code, None if there is only a docstring or it shares a line with code."""
     docstring, *rest = node.body
     if not rest or docstring.lineno == node.lineno or rest[0].lineno == docstring.end_lineno:
         return None
     body = lines[docstring.end_lineno : node.end_lineno]
     while not body[0].strip():
         del body[0]
-    return _outdented(lines[node.lineno - 1 : docstring.lineno - 1] + body, node)
+    return _dedent(lines[node.lineno - 1 : docstring.lineno - 1] + body, node)
 
 
-def _outdented(lines: list[str], node: Function) -> str:
-    # Not textwrap.dedent: a string's lines may stand further left than the function.
+def _dedent(lines: list[str], node: Function) -> str:
+    # Not textwrap.dedent: the lines of a string may be indented less than the function.
     return "".join(line.removeprefix(" " * node.col_offset) for line in lines).rstrip()
 
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
 import pyarrow as pa
 
-from openba.data.clean.columns import Texts, decode
+from openba.data.clean.edit_matrix import as_edits
 from openba.data.clean.edits import Edit
-from openba.data.clean.stages import as_edits
-
-Find = Callable[[Texts], np.ndarray]
+from openba.data.clean.filter import Filter
+from openba.data.clean.text_arrays import Texts, decode
 
 
 def texts_of(texts: Sequence[str]) -> Texts:
@@ -21,8 +19,8 @@ def texts_of(texts: Sequence[str]) -> Texts:
     return found
 
 
-def edits_of(find: Find, text: str) -> list[Edit]:
-    """What a filter finds in one text that stands between others."""
+def edits_of(chosen: Filter, text: str) -> list[Edit]:
+    """Return what a filter finds in one text that stands between others."""
     texts = texts_of(["前", text, "后"])
-    edits = find(texts)
-    return as_edits(texts, edits[edits[:, 0] == 1])
+    edits = chosen.find(texts)
+    return as_edits(texts, edits[edits[:, 0] == 1], chosen.rules)

@@ -7,7 +7,7 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openba.data.clean import columns
+from openba.data.clean import text_arrays
 
 PARTS = st.one_of(
     st.binary(max_size=6),
@@ -37,23 +37,27 @@ def read(text: bytes) -> str | None:
 @given(TEXTS)
 def test_decoding_is_pythons(texts: list[bytes]) -> None:
     array, wanted = array_of(texts), [read(text) for text in texts]
-    decoded, bad = columns.decode(array)
-    assert bad.tolist() == columns.invalid(array).tolist() == [text is None for text in wanted]
+    decoded, bad = text_arrays.decode(array)
+    assert bad.tolist() == text_arrays.find_invalid(array).tolist() == [text is None for text in wanted]
     assert [decoded.text(row) for row in range(len(texts))] == [text or "" for text in wanted]
-    assert columns.encode(decoded).to_pylist() == [text or "" for text in wanted]
-    assert list(columns.utf8(decoded)) == [(text or "").encode() for text in wanted]
+    assert text_arrays.encode(decoded).to_pylist() == [text or "" for text in wanted]
+    assert list(text_arrays.iterate_utf8(decoded)) == [(text or "").encode() for text in wanted]
 
 
 @settings(deadline=None)  # the first call compiles
 @given(st.lists(st.text(alphabet=" \u3000\xa0\nx中é🙂\u2003", max_size=3), max_size=8))
 def test_blank_is_what_python_strips_to_nothing(texts: list[str]) -> None:
-    assert columns.blank(pa.array(texts, pa.large_string())).tolist() == [not text.strip() for text in texts]
+    assert text_arrays.find_blank(pa.array(texts, pa.large_string())).tolist() == [
+        not text.strip() for text in texts
+    ]
 
 
 @settings(deadline=None)  # the first call compiles
 @given(st.lists(st.text(max_size=5), max_size=6), st.data())
 def test_sizes_are_bytes(texts: list[str], data: st.DataObject) -> None:
-    decoded, _ = columns.decode(pa.array(texts, pa.large_string()))
+    decoded, _ = text_arrays.decode(pa.array(texts, pa.large_string()))
     rows = data.draw(st.lists(st.integers(0, len(texts) - 1), unique=True)) if texts else []
-    assert columns.size(decoded) == sum(len(text.encode()) for text in texts)
-    assert columns.size_of(decoded, np.array(rows, np.int64)) == sum(len(texts[row].encode()) for row in rows)
+    assert text_arrays.utf8_size(decoded) == sum(len(text.encode()) for text in texts)
+    assert text_arrays.utf8_size_of(decoded, np.array(rows, np.int64)) == sum(
+        len(texts[row].encode()) for row in rows
+    )

@@ -1,7 +1,6 @@
-"""Checks over all pairs of a task: inputs that are all the same, empty fields, control text in targets.
+"""Check all pairs of labelled data: inputs that are all equal, empty fields, control text in targets.
 
-Owns what makes a task degenerate although each of its pairs is well-formed. It renders nothing and
-discards nothing (`openba.data.tasks`).
+These make a data set useless although each of its pairs is well-formed.
 """
 
 from __future__ import annotations
@@ -18,21 +17,22 @@ from openba.data.fields import Record, names_in
 from openba.errors import UserError
 from openba.recipes.data import TaskRecipe
 
-_FEWEST_RECORDS = 20
-"""Different records of a template below which nothing is said: a handful may well be alike."""
-_REFUSED = 0.01
-"""Different inputs of a template, as a share of its different records, up to which a task is refused."""
-_WARNED = 0.9
-"""The same share below which a warning is given."""
+# Different records of a template below which inputs are not checked: a few records may be alike.
+_MIN_RECORDS = 20
+# Distinct inputs of a template per distinct record, up to which the data is refused, and below which there is
+# a warning.
+_REFUSED_SHARE = 0.01
+_WARNED_SHARE = 0.9
 CONTROL = re.compile(r"<\|\w+\|>|</s>\s*$|<extra_id_\d+>|<(?:pad|unk|eo[a-z])>")
-"""Control text of tokenizers and chat formats, which a model would learn to write out."""
+"""Control text of tokenizers and chat formats, which a model would learn to write."""
 
 
-class TaskChecks:
-    """Collects what the checks need while a task is rendered: 17 bytes a pair."""
+class LabelledChecks:
+    """Collector of what the checks need while pairs are rendered: 17 bytes per pair."""
 
     def __init__(self, recipe: TaskRecipe, where: str) -> None:
-        self.recipe, self.where = recipe, where
+        self.recipe = recipe
+        self.where = where
         self._inputs = array("Q")
         self._contents = array("Q")
         self._templates = array("B")
@@ -48,19 +48,20 @@ class TaskChecks:
         }
 
     def add_record(self, record: Record) -> None:
-        """Note what a record holds and which fields of the templates are filled in; its pairs follow."""
+        """Register a record before its pairs: its content, and which fields of the templates are filled."""
         self._records += 1
         fields = {name: value for name, value in record.fields.items() if name != "id"}
+        # Without the id, which differs in otherwise equal records.
         self._content = xxhash.xxh3_64_intdigest(orjson.dumps(fields, default=str))
         if self._empty:
             self._empty -= {name for name in self._empty if str(record.fields.get(name, "")).strip()}
 
     def add_pair(self, template: int, asks: int, source: str, target: str) -> None:
-        """Note one pair.
+        """Register a pair.
 
         Args:
             template: its number.
-            asks: digest of what is asked, in a conversation of its history: it stands for the content there.
+            asks: digest of the question; of a conversation's history, which is then the content to compare.
             source: the input without solved examples.
             target: the target.
         """
@@ -72,7 +73,7 @@ class TaskChecks:
             self._control[control[0].strip()] += 1
 
     def warnings(self) -> list[str]:
-        """Return one line for each thing that is probably a mistake.
+        """Return one line for each probable mistake.
 
         Raises:
             UserError: a template gives nearly all records the same input.
@@ -96,15 +97,17 @@ class TaskChecks:
         templates = np.array(self._templates, np.uint8)
         lines = []
         for template in np.unique(templates).tolist():
-            drawn = templates == template
-            records, distinct = len(np.unique(contents[drawn])), len(np.unique(inputs[drawn]))
-            if records < _FEWEST_RECORDS or distinct >= _WARNED * records:
+            is_of_template = templates == template
+            record_count = len(np.unique(contents[is_of_template]))
+            input_count = len(np.unique(inputs[is_of_template]))
+            if record_count < _MIN_RECORDS or input_count >= _WARNED_SHARE * record_count:
                 continue
             line = (
-                f"{self.where}: template {self.recipe.templates[template].input!r:.80} makes {distinct:,} "
-                f"different inputs of {records:,} different records, such as {self._example[template]!r:.80}"
+                f"{self.where}: template {self.recipe.templates[template].input!r:.80} makes {input_count:,} "
+                f"different inputs of {record_count:,} different records, "
+                f"such as {self._example[template]!r:.80}"
             )
-            if distinct <= max(1, _REFUSED * records):
+            if input_count <= max(1, _REFUSED_SHARE * record_count):
                 raise UserError(f"{line}; name the field that differs from record to record")
             lines.append(line)
         return lines

@@ -1,9 +1,8 @@
-"""Labelled records become pairs of input and target text, as their task's YAML declares.
+"""Step `task-NAME`: render labelled records to pairs of input and target text, as their YAML declares.
 
-Owns templates, conversation turns, and which pairs are held out or discarded by themselves. It
-does not tokenise (openba.data.instruct), read source formats (openba.data.sources) or interpret
-a record's fields (openba.data.fields); openba.data.pairs has what follows from all pairs
-together. Records and pairs pass in Arrow batches by way of files.
+Templates, conversation turns, the held-out split and discarding of single pairs are here. Source formats are
+read in `openba.data.sources`, fields are interpreted in `openba.data.fields`, and `openba.data.pairs` does
+what depends on all pairs. Records and pairs are passed in Arrow batches through files.
 """
 
 from __future__ import annotations
@@ -11,11 +10,11 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import orjson
 import pyarrow as pa
@@ -26,6 +25,7 @@ from openba.artifacts import Build
 from openba.data.conversations import clean, history, is_answer
 from openba.data.fields import Fields, Record, Text, derive, expand, kinds_of, need, parse, refuse_clashes
 from openba.data.identity import states_identity
+from openba.data.labelled_checks import LabelledChecks
 from openba.data.pairs import (
     ANSWER,
     ASKED,
@@ -37,6 +37,7 @@ from openba.data.pairs import (
     Pool,
     Rendered,
     Seen,
+    Split,
     digest,
     spill,
 )
@@ -45,14 +46,14 @@ from openba.data.questions import answers_of, question_of
 from openba.data.schema import SCHEMA as DOCUMENTS
 from openba.data.simple_talk import content_words
 from openba.data.sources import read, unread_files
-from openba.data.task_checks import TaskChecks
 from openba.errors import UserError
 from openba.recipes.data import TaskRecipe, TaskStep, Turn
 
-_NAMED = 5
-"""Broken records named in the facts; all are counted."""
-_POOL = 1000
-"""Training records of a category that few-shot examples are drawn from: those of lowest hash."""
+_SHOWN_BROKEN = 5  # broken records that the facts quote; all are counted
+# Training records of a category from which few-shot examples are drawn: those of lowest hash.
+_POOL_RECORDS = 1000
+_SAMPLES = 2
+_SAMPLE_CHARACTERS = 1000
 
 
 @dataclass(frozen=True)
@@ -65,101 +66,121 @@ class _Pair:
     category: str
     references: Sequence[str]
     template: int
-    at: int
+    insert_at: int
+    """Position in `input` where solved examples are inserted; -1: none."""
     asks: int
-    """Digest of what is asked, whichever template words it."""
+    """Digest of the question, the same for all templates."""
     examples: tuple[str, ...]
-    """The record as solved example, one for each few-shot template."""
+    """The record as a solved example, one per few-shot template."""
     question: Sequence[str]
     answers: Sequence[str]
 
 
-def build(build: Build) -> dict[str, Any]:
-    """Step `task-NAME`: read the task's source; write train.parquet, heldout.parquet and asked.parquet.
+class Facts(TypedDict):
+    """Facts that the step records in its manifest."""
 
-    Returns:
-        Facts: counts of records and pairs, training pairs by form, pairs discarded by rule, turns of
-        conversations changed by kind, two samples.
+    records: int
+    train: int
+    heldout: int
+    forms: Mapping[str, int]
+    """Training pairs by form."""
+    discarded: Mapping[str, int]
+    """Pairs by rule."""
+    cleaned: Mapping[str, int]
+    """Turns of conversations by change."""
+    broken: list[str]
+    warnings: list[str]
+    samples: list[dict[str, str]]
+
+
+def build(build: Build) -> Facts:
+    """Read the source; write train.parquet, heldout.parquet and asked.parquet.
 
     Raises:
         UserError: see `render`.
     """
     step: TaskStep = build.recipe
-    scratch = build.out / "documents.arrow", build.out / "pairs.arrow"
+    documents_file = build.out / "documents.arrow"
+    pairs_file = build.out / "pairs.arrow"
     unreadable: list[str] = []
-    tell = refuse if step.task.broken == "refuse" else lambda bad: unreadable.append(str(bad))
-    documents = spill(read(step.name, step.task.source, tell), scratch[0], DOCUMENTS)
-    rendered = render(step.task, documents, step.name, scratch[1])
+    on_unreadable = refuse if step.task.broken == "refuse" else lambda entry: unreadable.append(str(entry))
+    documents = spill(read(step.name, step.task.source, on_unreadable), documents_file, DOCUMENTS)
+    rendered = render(step.task, documents, step.name, pairs_file)
     if unreadable and not documents.num_rows:
         raise UserError(f"task {step.name}: no record can be read; first: {unreadable[0]}")
     if unreadable:
-        rendered.broken = [*unreadable, *rendered.broken][:_NAMED]
+        rendered.broken = [*unreadable, *rendered.broken][:_SHOWN_BROKEN]
         rendered.discarded = Counter(rendered.discarded) + Counter(broken=len(unreadable))
     samples: list[dict[str, str]] = []
-    counts = {}
-    told = {"discarded": rendered.discarded, "broken": rendered.broken}
-    schema = SCHEMA.with_metadata({key: orjson.dumps(value) for key, value in told.items()})
-    for split in ("train", "heldout"):
-        counts[split] = 0
+    counts: dict[Split, int] = {"train": 0, "heldout": 0}
+    # In the files' metadata, so that evaluations can report them without the step's manifest.
+    metadata = {"discarded": rendered.discarded, "broken": rendered.broken}
+    schema = SCHEMA.with_metadata({key: orjson.dumps(value) for key, value in metadata.items()})
+    for split in counts:
         with pq.ParquetWriter(build.out / f"{split}.parquet", schema, compression="zstd") as writer:
             for batch in rendered.batches(split):
                 counts[split] += batch.num_rows
-                samples += batch.slice(0, 2 - len(samples)).select(["input", "target"]).to_pylist()
+                samples += batch.slice(0, _SAMPLES - len(samples)).select(["input", "target"]).to_pylist()
                 writer.write_batch(batch.cast(schema))
     with pq.ParquetWriter(build.out / ASKED_FILE, ASKED, compression="zstd") as writer:
         for batch in rendered.asked():
             writer.write_batch(batch)
-    facts = {
-        "records": documents.num_rows,
-        **counts,
-        "forms": rendered.forms(),
-        "discarded": rendered.discarded,
-        "cleaned": rendered.cleaned,
-        "broken": rendered.broken,
-        "warnings": [*map(str, unread_files(step.task.source)), *rendered.warnings],
-        "samples": [{key: text[:1000] for key, text in sample.items()} for sample in samples[:2]],
-    }
-    for path in scratch:
-        path.unlink()
+    facts = Facts(
+        records=documents.num_rows,
+        train=counts["train"],
+        heldout=counts["heldout"],
+        forms=rendered.forms(),
+        discarded=rendered.discarded,
+        cleaned=rendered.cleaned,
+        broken=rendered.broken,
+        warnings=[*map(str, unread_files(step.task.source)), *rendered.warnings],
+        samples=[
+            {name: text[:_SAMPLE_CHARACTERS] for name, text in sample.items()}
+            for sample in samples[:_SAMPLES]
+        ],
+    )
+    documents_file.unlink()
+    pairs_file.unlink()
     return facts
 
 
 def render(
     recipe: TaskRecipe, documents: pa.Table, name: str = "task", scratch: Path | None = None
 ) -> Rendered:
-    """Render every record through the task's templates and split by the hash of the record's id.
+    """Render every record with the templates, and split the pairs by the hash of the record's id.
 
     Args:
-        recipe: the task.
+        recipe: of the labelled data.
         documents: columns id, text, language, source, extra (a JSON object as string).
-        name: the task's name, for messages.
-        scratch: a file for the pairs on their way; without it they are kept in memory.
+        name: for messages.
+        scratch: file for the pairs before they are sorted; none: in memory.
 
     Returns:
-        Training pairs in the order of the records (repetitions at the end), held-out pairs in the
-        order of their ids' hashes, so that the first n are a fixed random sample. Discarded are
-        records that a wording calls unlabelled or that no template serves, pairs without text, those
-        that miss `require`, repetitions of an earlier pair, and training pairs that ask what a
-        held-out pair asks (the paper checks that by hand, section 4.1). A test set keeps its repetitions
-        and its empty answers, so that a score stands on all of it.
+        Training pairs in the order of the records (repetitions at the end), and held-out pairs in the order
+        of their ids' hashes, so that the first n are a fixed random sample. Discarded are records without a
+        label or without a template for them, pairs without text or that do not match `require`, repetitions
+        of an earlier pair, and training pairs with the question of a held-out pair (the paper checks that by
+        hand, section 4.1). A test set keeps its repetitions and its empty answers, so that scores are over
+        all of it.
 
     Raises:
-        UserError: a template names a field that a record lacks, a label has no wording, or a target
-            is not one of the choices, and the recipe does not count such records; or a template gives
-            nearly all records the same input.
+        UserError: a template names a field that a record lacks, a label has no wording, or a target is not
+            one of the choices, unless the recipe counts such records; or a template gives nearly all records
+            the same input.
     """
     where = f"{name} ({path})" if (path := getattr(recipe.source, "path", None)) else name
-    seen, discarded = Seen(), Counter[str]()
+    seen = Seen()
+    discarded = Counter[str]()
     pool: Pool = {}
     broken: list[str] = []
     cleaned: Counter[str] = Counter()
-    checks = TaskChecks(recipe, where)
+    checks = LabelledChecks(recipe, where)
     records = _records(recipe, documents, where, discarded, broken, cleaned)
     batches = _pair_batches(recipe, records, where, seen, discarded, pool, broken, checks)
     pairs = spill(batches, scratch, SPILLED)
     rendered = Rendered(recipe, pairs, seen, pool, name)
     rendered.warnings = checks.warnings()
-    rendered.broken = broken[:_NAMED]
+    rendered.broken = broken[:_SHOWN_BROKEN]
     rendered.discarded = dict(discarded + Counter(rendered.discarded))
     rendered.cleaned = dict(cleaned)
     return rendered
@@ -173,26 +194,26 @@ def _pair_batches(
     discarded: Counter[str],
     pool: Pool,
     broken: list[str],
-    checks: TaskChecks,
+    checks: LabelledChecks,
 ) -> Iterator[pa.RecordBatch]:
-    """Yield all pairs; fill `seen` with a row for each and `pool` with the candidates for examples."""
+    """Yield all pairs; add a row for each to `seen`, and candidates for solved examples to `pool`."""
     batch: list[_Pair] = []
     for outer, record in records:
-        found: list[tuple[_Pair, bool, int]] = []
-        with _leaving_out(recipe, discarded, broken):
-            found = list(_ruled(recipe, outer, record, where, discarded))
+        pairs_of_record: list[tuple[_Pair, bool, int]] = []
+        with _skip_broken(recipe, discarded, broken):
+            pairs_of_record = list(_pairs_with_rules(recipe, outer, record, where, discarded))
         checks.add_record(record)
-        for pair, heldout, rule in found:
+        for pair, heldout, rule in pairs_of_record:
             checks.add_pair(pair.template, pair.asks, pair.input, pair.target)
             if pair.examples and not heldout and not rule:
-                # A heap of the lowest hashes, so negated.
-                first = any(turn.shots_from == "first" for turn in recipe.templates)
-                rank = len(seen.asks) if first else digest(f"pool {recipe.seed}", pair.id)
+                takes_first = any(turn.shots_from == "first" for turn in recipe.templates)
+                rank = len(seen.asks) if takes_first else digest(f"pool {recipe.seed}", pair.id)
+                # Negated: a heap whose smallest entry has the highest rank keeps the lowest ranks.
                 entry = (-rank, len(seen.asks), pair.examples)
                 heap = pool.setdefault(pair.category, [])
-                (heapq.heappush if len(heap) < _POOL else heapq.heappushpop)(heap, entry)
+                (heapq.heappush if len(heap) < _POOL_RECORDS else heapq.heappushpop)(heap, entry)
             seen.asks.append(pair.asks)
-            seen.whole.append(xxhash.xxh3_64_intdigest(pair.target.encode(), pair.asks))
+            seen.pair_digests.append(xxhash.xxh3_64_intdigest(pair.target.encode(), pair.asks))
             seen.order.append(digest("order", pair.id))
             seen.heldout.append(heldout)
             seen.rule.append(rule)
@@ -203,18 +224,18 @@ def _pair_batches(
     yield _batch(batch)
 
 
-def _ruled(
+def _pairs_with_rules(
     recipe: TaskRecipe, outer: Record, record: Record, where: str, discarded: Counter[str]
 ) -> Iterator[tuple[_Pair, bool, int]]:
-    """A record's pairs, whether they are held out, and the rule that discards each by itself."""
+    """Yield a record's pairs, whether each is held out, and the number of the rule that discards it."""
     heldout = bool(_is_heldout(recipe, outer, where))
     for pair in _pairs(recipe, record, where, discarded):
-        yield pair, heldout, RULES.index(_discard(recipe, pair, heldout, where))
+        yield pair, heldout, RULES.index(_discard_rule(recipe, pair, heldout, where))
 
 
 @contextmanager
-def _leaving_out(recipe: TaskRecipe, discarded: Counter[str], broken: list[str]) -> Iterator[None]:
-    """What is wrong with a record ends the step, or is counted and named, as the recipe says."""
+def _skip_broken(recipe: TaskRecipe, discarded: Counter[str], broken: list[str]) -> Iterator[None]:
+    """Let errors of a record end the step, or count and collect them, as the recipe says."""
     try:
         yield
     except UserError as error:
@@ -237,41 +258,41 @@ def _records(
     broken: list[str],
     cleaned: Counter[str],
 ) -> Iterator[tuple[Record, Record]]:
-    """Yield (the source's record, the record with all fields that templates may name) for those in use.
+    """Yield (record of the source, record with all fields that templates may name) for those in use.
 
-    Counts what is changed of conversations.
+    Counts the changes of conversations in `cleaned`.
     """
-    last = None
+    limit = None
     if recipe.limit is not None and documents.num_rows > recipe.limit:
-        last = sorted(digest("limit", i.as_py()) for i in documents["id"])[recipe.limit]
+        limit = sorted(digest("limit", identifier.as_py()) for identifier in documents["id"])[recipe.limit]
 
-    def raw() -> Iterator[Record]:
+    def source_records() -> Iterator[Record]:
         for batch in documents.to_batches(max_chunksize=BATCH):
             for row in batch.to_pylist():
-                if last is None or digest("limit", row["id"]) < last:
+                if limit is None or digest("limit", row["id"]) < limit:
                     yield parse(row, recipe)
 
     labels = ""
     if any("{labels}" in turn.input for turn in recipe.templates):
-        kinds: set[str] = set()
-        for record in raw():
-            with _leaving_out(recipe, Counter(), []):  # told below, where it is left out
-                kinds |= kinds_of(record, recipe, where)
-        labels = ", ".join(sorted(kinds))
-    for outer in raw():
+        entity_types: set[str] = set()
+        for record in source_records():
+            with _skip_broken(recipe, Counter(), []):  # counted below, where the record is skipped
+                entity_types |= kinds_of(record, recipe, where)
+        labels = ", ".join(sorted(entity_types))
+    for outer in source_records():
         is_used = False
-        with _leaving_out(recipe, discarded, broken):
+        with _skip_broken(recipe, discarded, broken):
             is_used = _is_heldout(recipe, outer, where) is not None
             if not is_used:  # such as a split whose answers are not public
                 discarded["other_part"] += 1
         if not is_used:
             continue
         elements: list[Record] = []
-        with _leaving_out(recipe, discarded, broken):
+        with _skip_broken(recipe, discarded, broken):
             elements = list(expand(outer, recipe, where))
         for record in elements:
             fields = None
-            with _leaving_out(recipe, discarded, broken):
+            with _skip_broken(recipe, discarded, broken):
                 if (fields := derive(record, recipe, labels, where)) is None:
                     discarded["unlabelled"] += 1
             if fields is None:
@@ -279,14 +300,14 @@ def _records(
             if recipe.conversation and "messages" in fields:
                 fields["messages"], changes = clean(fields["messages"])
                 cleaned.update(changes)
-            if (rule := _unwanted(recipe, fields)) is not None:
+            if (rule := _rule_for_conversation(recipe, fields)) is not None:
                 discarded[rule] += 1
             else:
                 yield outer, Record(record.identity, fields)
 
 
-def _unwanted(recipe: TaskRecipe, fields: Fields) -> str | None:
-    """The rule that drops a conversation whole, with all its turns (paper section 6.1)."""
+def _rule_for_conversation(recipe: TaskRecipe, fields: Fields) -> str | None:
+    """Return the rule that drops an entire conversation (paper section 6.1), None if none does."""
     messages = fields.get("messages", [])
     if messages and content_words(message["content"] for message in messages) < recipe.min_words:
         return "too_simple"
@@ -299,24 +320,26 @@ def _unwanted(recipe: TaskRecipe, fields: Fields) -> str | None:
 
 
 def _is_heldout(recipe: TaskRecipe, record: Record, where: str) -> bool | None:
-    """Whether a source's record is evaluated on; None if its data set's division leaves it out."""
+    """Return whether a record is held out; None if it is in neither part of the data set's own division."""
     if (partition := recipe.partition) is None:
         return digest("heldout", record.identity) < recipe.heldout * 2**64
     part = _fill(partition.by, Record(record.identity, record.named()), where)
-    return True if part in partition.heldout else False if part in partition.train else None
+    if part in partition.heldout:
+        return True
+    return False if part in partition.train else None
 
 
 def _pairs(recipe: TaskRecipe, record: Record, where: str, discarded: Counter[str]) -> Iterator[_Pair]:
-    """One pair of the record, or one for each answer of its conversation; none if no template serves it."""
-    serving = [
+    """Yield one pair, or one for each answer of a conversation; none if no template suits the record."""
+    suitable = [
         index
         for index, turn in enumerate(recipe.templates)
         if turn.rationale is None or str(need(record, turn.rationale, where)).strip()
     ]
-    if not serving:
+    if not suitable:
         discarded["no_rationale"] += 1
         return
-    template = serving[digest("template", record.identity) % len(serving)]
+    template = suitable[digest("template", record.identity) % len(suitable)]
     if not recipe.conversation:
         asks = _fill(recipe.templates[0].input.replace("{examples}", ""), record, where)
         yield _pair(recipe, template, record, (), asks, where)
@@ -326,8 +349,8 @@ def _pairs(recipe: TaskRecipe, record: Record, where: str, discarded: Counter[st
             f"{where}: record {record.identity}: no messages or conversations, so no `conversation: true`"
         )
     turn = recipe.templates[template]
-    before, found, _ = turn.input.partition("{history}")
-    if not found:
+    before, separator, _ = turn.input.partition("{history}")
+    if not separator:
         raise UserError(f"{where}: template {turn.input!r}: a conversation's input needs {{history}}")
     start = len(_fill(before, record, where))
     messages = record.fields["messages"]
@@ -351,11 +374,11 @@ def _pair(
     recipe: TaskRecipe, template: int, record: Record, turns: tuple[int, ...], asks: str, where: str
 ) -> _Pair:
     turn = recipe.templates[template]
-    before, few, after = turn.input.partition("{examples}")
+    before, examples_field, after = turn.input.partition("{examples}")
     head = _fill(before, record, where)
-    source = (head + _fill(after, record, where)) if few else head
+    source = (head + _fill(after, record, where)) if examples_field else head
     if turn.starts is not None:
-        turns = tuple(found.start() for found in re.finditer(turn.starts, source, re.MULTILINE))
+        turns = tuple(match.start() for match in re.finditer(turn.starts, source, re.MULTILINE))
     return _Pair(
         id=record.identity,
         input=source.rstrip(),
@@ -365,16 +388,20 @@ def _pair(
         category=_fill(recipe.category, record, where) if recipe.category is not None else "",
         references=_references(recipe, turn, record, where),
         template=template,
-        at=len(head) if few else -1,
+        insert_at=len(head) if examples_field else -1,
         asks=xxhash.xxh3_64_intdigest(asks.encode()),
-        examples=tuple(_fill(t.example, record, where) for t in recipe.templates if t.example is not None),
+        examples=tuple(
+            _fill(few_shot.example, record, where)
+            for few_shot in recipe.templates
+            if few_shot.example is not None
+        ),
         question=question_of(recipe, turn, record),
         answers=answers_of(recipe, turn, record),
     )
 
 
 def _choices(recipe: TaskRecipe, turn: Turn, record: Record, where: str) -> Sequence[str]:
-    """The task's choices, or what the target would be for each option of the record."""
+    """Return the recipe's choices, or the target for each option of the record."""
     if recipe.options is None or turn.rationale is not None:
         return recipe.choices
     lettered = zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", record.fields["options"], strict=False)
@@ -403,7 +430,7 @@ def _fill(template: str, record: Record, where: str) -> str:
     """Fill the braces of a template.
 
     Raises:
-        UserError: the record lacks a field, or has it in another form than the template wants.
+        UserError: the record lacks a field, or the field does not suit the template.
     """
     try:
         return template.format_map(record.fields)
@@ -416,9 +443,9 @@ def _fill(template: str, record: Record, where: str) -> str:
         raise UserError(f"{where}: template {template!r}: record {record.identity}: {error}") from None
 
 
-def _discard(recipe: TaskRecipe, pair: _Pair, heldout: bool, where: str) -> str:
-    """The rule that discards the pair by itself; empty if none does."""
-    # In a test set, that there is nothing to find is an answer too.
+def _discard_rule(recipe: TaskRecipe, pair: _Pair, heldout: bool, where: str) -> str:
+    """Return the rule that discards the pair, empty if none does."""
+    # In a test set an empty answer is valid: there is nothing to find.
     if not pair.input.strip() or not (pair.target.strip() or (heldout and recipe.is_test_set)):
         return "empty"
     if recipe.require is not None and not re.search(recipe.require, pair.target):
