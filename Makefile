@@ -20,7 +20,7 @@ check: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/pytest tests/test_architecture.py
+	$(BIN)/pytest tests/test_architecture.py tests/test_house.py
 
 # The documentation as a site in .site; its configuration reference is made from the recipe types.
 docs: $(VENV)/.installed
