@@ -25,7 +25,8 @@ from openba.data.clean import corpus, dedup, edit_matrix, passes, privacy, shard
 from openba.data.clean.batch import split_batch
 from openba.data.clean.text_arrays import Texts
 from openba.data.schema import DOCUMENTS
-from openba.recipes.data import CleanRecipe, CorpusRecipe
+from openba.recipes.clean import CleanRecipe
+from openba.recipes.data import CorpusRecipe
 
 _MB = 1e6
 _ROUNDS = 5

@@ -8,7 +8,8 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from openba.artifacts import Recipe
 from openba.json_types import JsonObject
-from openba.recipes.data import CleanRecipe, MixtureRecipe, SourceRecipe, TaskRecipe, TokenizerRecipe
+from openba.recipes.clean import CleanRecipe
+from openba.recipes.data import MixtureRecipe, SourceRecipe, TaskRecipe, TokenizerRecipe
 from openba.recipes.evaluate import BenchmarkRecipe, Metric
 from openba.recipes.model import ModelRecipe
 from openba.recipes.numbers import Layers, NonNegative, Positive, PositiveSteps, Seed, Share

@@ -22,7 +22,8 @@ from openba.data.clean.shards import Plan
 from openba.data.clean.stages import stages_before_paragraph_dedup
 from openba.data.schema import DOCUMENTS, SCHEMA, write_documents
 from openba.errors import UserError
-from openba.recipes.data import CleanRecipe, CorpusRecipe, SourceRecipe, SourceStep
+from openba.recipes.clean import CleanRecipe
+from openba.recipes.data import CorpusRecipe, SourceRecipe, SourceStep
 from tests.data.batches import texts_of
 
 PAPER = load(Path(__file__).resolve().parents[2] / "configs" / "clean" / "paper.yaml", CleanRecipe)

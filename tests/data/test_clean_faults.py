@@ -26,7 +26,8 @@ from openba.data.schema import DOCUMENTS, write_documents
 from openba.durable import replace_file
 from openba.errors import UserError
 from openba.graph import CORPUS
-from openba.recipes.data import CleanRecipe, CorpusRecipe, FileSource, SourceStep
+from openba.recipes.clean import CleanRecipe
+from openba.recipes.data import CorpusRecipe, FileSource, SourceStep
 from tests.data.test_clean_corpus import write_source
 
 ROOT = Path(__file__).resolve().parents[2]

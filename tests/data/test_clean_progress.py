@@ -11,7 +11,8 @@ from openba.data.clean import corpus as step
 from openba.data.clean import passes, progress
 from openba.data.clean.shards import Plan
 from openba.data.schema import DOCUMENTS, write_documents
-from openba.recipes.data import CleanRecipe, CorpusRecipe
+from openba.recipes.clean import CleanRecipe
+from openba.recipes.data import CorpusRecipe
 from tasks.progress import ProgressView
 
 

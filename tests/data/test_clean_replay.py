@@ -9,7 +9,7 @@ from openba.data.clean.batch import Batch
 from openba.data.clean.replay import CLOSE, OPEN, replay
 from openba.data.clean.stages import stages_after_paragraph_dedup, stages_before_paragraph_dedup
 from openba.data.schema import SCHEMA
-from openba.recipes.data import CleanRecipe
+from openba.recipes.clean import CleanRecipe
 
 RUN = "今天天气非常好，我们一起去公园散步吧。"
 

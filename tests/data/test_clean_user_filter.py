@@ -16,7 +16,8 @@ from openba.data.clean import passes
 from openba.data.clean.filter import load_filter
 from openba.errors import UserError
 from openba.graph import CORPUS
-from openba.recipes.data import CleanRecipe, CorpusRecipe, FilterRecipe
+from openba.recipes.clean import CleanRecipe, FilterRecipe
+from openba.recipes.data import CorpusRecipe
 from tests.data.test_clean_corpus import LONG, ONLY, clean
 
 MODULE = '''

@@ -18,7 +18,8 @@ from openba.data.clean.shards import Plan
 from openba.data.schema import DOCUMENTS, write_documents
 from openba.errors import UserError
 from openba.graph import CORPUS, Pipeline, find_pipeline
-from openba.recipes.data import CleanRecipe, CorpusRecipe
+from openba.recipes.clean import CleanRecipe
+from openba.recipes.data import CorpusRecipe
 from tasks.clean import on_ray
 from tasks.places import kind_of
 

@@ -26,7 +26,8 @@ from openba.data.clean.shards import Plan, Shard
 from openba.data.clean.stages import INPUT, UNFILTERED, order_of_stages, stage_names
 from openba.data.schema import DOCUMENTS
 from openba.errors import UserError
-from openba.recipes.data import CleanRecipe, CorpusRecipe
+from openba.recipes.clean import CleanRecipe
+from openba.recipes.data import CorpusRecipe
 
 REMOVED = "removed"
 SHARD_BYTES = 32 * 2**20

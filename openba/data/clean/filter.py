@@ -23,7 +23,7 @@ from openba.data.clean.edit_matrix import from_edits
 from openba.data.clean.edits import Edit
 from openba.data.clean.text_arrays import Texts
 from openba.errors import UserError
-from openba.recipes.data import FilterRecipe
+from openba.recipes.clean import FilterRecipe
 
 
 class Filter(ABC):

@@ -16,7 +16,7 @@ from numba import njit
 from openba.data.clean.edit_matrix import remove_rows
 from openba.data.clean.filter import Filter
 from openba.data.clean.text_arrays import LETTER, Texts, character_classes, iterate_utf8
-from openba.recipes.data import CleanRecipe
+from openba.recipes.clean import CleanRecipe
 
 # Share of Han characters in common use below which CLD2's "Chinese" is not believed. CLD2 calls a quarter of
 # random Han text Chinese; that has 0.42 on average, while 99.9 % of real reviews have 0.98 and more.

@@ -35,7 +35,7 @@ from openba.data.clean.stages import (
 from openba.data.schema import SCHEMA, write_documents
 from openba.durable import replace_file
 from openba.errors import UserError
-from openba.recipes.data import CleanRecipe
+from openba.recipes.clean import CleanRecipe
 
 Task = Callable[[Plan, int], None]
 Mapper = Callable[[Task, Plan, Sequence[int]], None]

@@ -11,7 +11,7 @@ from numba import njit
 from openba.data.clean.edit_matrix import COLUMNS, append
 from openba.data.clean.filter import Filter
 from openba.data.clean.text_arrays import DIGIT, LETTER, Texts, character_classes
-from openba.recipes.data import CleanRecipe
+from openba.recipes.clean import CleanRecipe
 
 _LONGEST_UNIT = 8
 _BLOCK = 256  # characters that are first tested for any repetition at all

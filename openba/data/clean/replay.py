@@ -19,7 +19,7 @@ from openba.data.clean.privacy import Privacy
 from openba.data.clean.removals import Removal
 from openba.data.clean.repeats import Repeats
 from openba.data.clean.stages import stage_names, stages_after_paragraph_dedup, stages_before_paragraph_dedup
-from openba.recipes.data import CleanRecipe
+from openba.recipes.clean import CleanRecipe
 
 OPEN = "⟦"
 """Mark before a removed span."""

@@ -22,7 +22,7 @@ from openba.data.clean.batch import REMOVED_SCHEMA, Batch, StageCounts, add_coun
 from openba.data.clean.examples import Example, add_examples
 from openba.data.schema import SCHEMA
 from openba.durable import replace_file
-from openba.recipes.data import CleanRecipe
+from openba.recipes.clean import CleanRecipe
 
 PIECE_BYTES = 2**21
 """Text that passes the stages at a time, small enough for the processor's cache."""

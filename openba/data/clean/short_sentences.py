@@ -9,7 +9,7 @@ from openba.data.clean.edit_matrix import COLUMNS, append
 from openba.data.clean.filter import Filter
 from openba.data.clean.sentences import line_break, split
 from openba.data.clean.text_arrays import HAN, WORD, Texts, character_classes
-from openba.recipes.data import CleanRecipe
+from openba.recipes.clean import CleanRecipe
 
 
 class ShortSentences(Filter):

@@ -13,7 +13,7 @@ from openba.data.clean.repeats import Repeats
 from openba.data.clean.short_sentences import ShortSentences
 from openba.data.clean.unusual_characters import UnusualCharacters
 from openba.errors import UserError
-from openba.recipes.data import CleanRecipe
+from openba.recipes.clean import CleanRecipe
 
 DOCUMENT_DEDUP = "document_dedup"
 PARAGRAPH_DEDUP = "paragraph_dedup"
