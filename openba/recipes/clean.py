@@ -1,4 +1,4 @@
-"""Recipe of the cleaning: the paper's filters, and filters of the user's own."""
+"""Recipe of the cleaning: the paper's filters, near duplicates, and filters of the user's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 from pydantic import JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from openba.artifacts import Recipe
-from openba.recipes.numbers import Count, CountOrNone
+from openba.recipes.numbers import Count, CountOrNone, PositiveShare
 
 
 class FilterRecipe(Recipe):
@@ -71,12 +71,20 @@ class CleanRecipe(Recipe):
     """Sentences with fewer words go; for Chinese one Han character counts as a word. 0 keeps all."""
     languages: tuple[Literal["zh", "en"], ...] = ("zh", "en")
     """Keep documents that CLD2 is sure are in one of these; empty keeps all."""
+    near_dedup: bool = False
+    """Remove documents that are nearly the same as an earlier one that stays (not in the paper)."""
+    near_similarity: PositiveShare = 0.8
+    """Least Jaccard similarity of two documents' shingles for the later one to be removed."""
+    near_units: Count = 5
+    """Units per shingle: Han characters and words."""
     filters: tuple[FilterRecipe, ...] = ()
     """Filters of your own, run after `min_words` in this order; see `openba/data/clean/filter.py`."""
 
     @model_serializer(mode="wrap")
-    def _without_empty_filters(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Recipes are hashed as they are serialised: one without own filters has the fingerprint that it had
-        # before there were any.
-        values = serialize(self)
-        return values if self.filters else {key: value for key, value in values.items() if key != "filters"}
+    def _without_what_is_off(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Recipes are hashed as they are serialised: one that uses neither own filters nor the search for near
+        # duplicates has the fingerprint that it had before there were any.
+        omitted = set() if self.filters else {"filters"}
+        if not self.near_dedup:
+            omitted |= {"near_dedup", "near_similarity", "near_units"}
+        return {key: value for key, value in serialize(self).items() if key not in omitted}

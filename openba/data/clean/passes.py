@@ -3,7 +3,8 @@
     hash_documents     keys of the raw documents
     filter_characters  remove copies, filter characters; keys of sentence runs
     filter_sentences   remove repeated runs, short sentences and other languages; keys of what remains
-    finish             remove the last copies and write Parquet
+    near_*             find near duplicates (`near_passes`)
+    finish             remove the last copies and near duplicates, and write Parquet
 
 Between two passes the keys are searched by partition. Each task is a function of the plan and a number, so
 any machine that sees the folder can do it, in any order, once or twice.
@@ -23,10 +24,19 @@ import pyarrow as pa
 
 from openba.data.clean import dedup, edit_matrix, progress, shards
 from openba.data.clean.batch import Batch
+from openba.data.clean.near_passes import RULE as NEAR_RULE
+from openba.data.clean.near_passes import (
+    Signatures,
+    near_candidates,
+    near_confirm,
+    near_decide,
+    near_duplicates_of_shard,
+)
 from openba.data.clean.shards import DocumentNames, Plan, TaskOutput, TaskRecord
 from openba.data.clean.stages import (
     DOCUMENT_DEDUP,
     DOCUMENT_DEDUP_AGAIN,
+    NEAR_DEDUP,
     PARAGRAPH_DEDUP,
     stage_names,
     stages_after_paragraph_dedup,
@@ -42,13 +52,14 @@ Mapper = Callable[[Task, Plan, Sequence[int]], None]
 """Runs a task for each number: in this process, in several, or on a cluster."""
 ATTEMPTS = 3
 """How often a task is started whose process is killed."""
-SHARD_PASSES = ("hash_documents", "filter_characters", "filter_sentences", "finish")
+SHARD_PASSES = ("hash_documents", "filter_characters", "filter_sentences", "near_confirm", "finish")
 
 
 def run(plan: Plan, mapper: Mapper) -> None:
     """Run all passes; tasks that are done are skipped."""
     deduplicated = [shard.number for shard in plan.shards if plan.recipes[shard.source].document_dedup]
     filtered = [shard.number for shard in plan.shards if not _only_deduplicates(plan.recipes[shard.source])]
+    compared = [shard.number for shard in plan.shards if plan.recipes[shard.source].near_dedup]
     partitions = range(plan.partitions)
     order: list[tuple[str, Task, Sequence[int]]] = [
         ("hash_documents", hash_documents, deduplicated),
@@ -57,6 +68,9 @@ def run(plan: Plan, mapper: Mapper) -> None:
         ("copies-filter_characters", search_filter_characters, partitions),
         ("filter_sentences", filter_sentences, filtered),
         ("copies-filter_sentences", search_filter_sentences, partitions),
+        ("near_candidates", near_candidates, partitions if compared else ()),
+        ("near_confirm", near_confirm, compared),
+        ("near_decide", near_decide, range(1) if compared else ()),
         ("finish", finish, [shard.number for shard in plan.shards]),
     ]
     remaining = {
@@ -117,7 +131,8 @@ def filter_sentences(plan: Plan, shard_number: int) -> None:
     clean_recipe = plan.recipes[shard.source]
     task_output = TaskOutput(plan, "filter_sentences", shard)
     stages = stages_after_paragraph_dedup(clean_recipe)
-    is_deduplicated_again = DOCUMENT_DEDUP_AGAIN in stage_names(clean_recipe)
+    needs_names = clean_recipe.near_dedup or DOCUMENT_DEDUP_AGAIN in stage_names(clean_recipe)
+    signatures = Signatures(plan, shard_number, clean_recipe.near_units) if clean_recipe.near_dedup else None
     shard_copies = _Copies(plan, "filter_characters", shard_number) if clean_recipe.paragraph_dedup else None
     cleaned = []
     for documents in shards.read_pieces(plan.file("filter_characters", shard_number, "arrow")):
@@ -127,8 +142,12 @@ def filter_sentences(plan: Plan, shard_number: int) -> None:
         batch.run(stages)
         task_output.add(batch)
         cleaned.append(batch.documents())
-        if is_deduplicated_again:
+        if needs_names:
             _add_document_keys(task_output, cleaned[-1])
+        if signatures:
+            signatures.add(batch.texts)
+    if signatures:
+        signatures.write()
     _write_documents(task_output, cleaned, TaskRecord())
 
 
@@ -160,9 +179,13 @@ def _final_batches(plan: Plan, shard_number: int, task_output: TaskOutput) -> It
             shard_copies = _Copies(plan, "filter_sentences", shard_number)
         pieces = shards.read_pieces(plan.file("filter_sentences", shard_number, "arrow"))
         batches = (Batch(source, piece, task_output.examples, is_valid_utf8=True) for piece in pieces)
+    near_copies = _NearCopies(plan, shard_number) if clean_recipe.near_dedup else None
     for batch in batches:
-        if shard_copies:
-            shard_copies.remove_documents(batch, stage)
+        document_count = batch.row_count
+        copied_rows = shard_copies.remove_documents(batch, stage) if shard_copies else np.empty(0, np.int64)
+        if near_copies:
+            near_copies.remove_documents(batch, document_count, copied_rows)
+        if shard_copies or near_copies:
             task_output.add(batch)
         yield batch.documents()
 
@@ -184,9 +207,11 @@ class _Copies:
         self._key_count += key_count
         return keys_in_batch, slice(start, end)
 
-    def remove_documents(self, batch: Batch, stage: str) -> None:
+    def remove_documents(self, batch: Batch, stage: str) -> np.ndarray:
+        """Remove copies; return the rows that they had, int64 `[removed]`."""
         rows, shard_copies = self._next(batch.row_count)
         batch.remove_documents(stage, rows, dedup.DOCUMENT_RULE, self._names[shard_copies])
+        return rows
 
     def remove_sentences(self, batch: Batch, windows: dedup.Windows) -> None:
         window_numbers, shard_copies = self._next(len(windows.spans))
@@ -195,6 +220,33 @@ class _Copies:
         )
         survivors = self._document_names.names(edits[:, edit_matrix.SURVIVOR])
         batch.apply(PARAGRAPH_DEDUP, edits, dedup.SENTENCE_RULES, survivors)
+
+
+class _NearCopies:
+    """Near duplicates among a shard's documents, removed from its batches in order."""
+
+    def __init__(self, plan: Plan, shard_number: int) -> None:
+        self._documents, survivors = near_duplicates_of_shard(plan, shard_number)
+        self._names = DocumentNames(plan, "filter_sentences").names(survivors)
+        self._document_count = 0
+
+    def remove_documents(self, batch: Batch, document_count: int, copied_rows: np.ndarray) -> None:
+        """Remove near duplicates.
+
+        Args:
+            batch: documents from which exact copies are removed already.
+            document_count: documents of the batch before that.
+            copied_rows: rows that the copies had.
+        """
+        limits = [self._document_count, self._document_count + document_count]
+        start, end = np.searchsorted(self._documents, limits)
+        rows = self._documents[start:end] - self._document_count
+        self._document_count += document_count
+        is_present = ~np.isin(rows, copied_rows)
+        remaining_rows = np.delete(np.arange(document_count), copied_rows)
+        present_rows = np.searchsorted(remaining_rows, rows[is_present])
+        names = self._names.slice(start, end - start).filter(pa.array(is_present))
+        batch.remove_documents(NEAR_DEDUP, present_rows, NEAR_RULE, names)
 
 
 def _raw_batches(

@@ -20,7 +20,13 @@ if TYPE_CHECKING:  # the console imports this module, and the filters take secon
 _BEGUN_FILE = "begun.run"
 # Shares of the processor time: medians of four runs over the text of `benchmarks.corpora`. The searches
 # between the passes took 2 % together and have no weight.
-_WEIGHTS = {"hash_documents": 0.06, "filter_characters": 0.34, "filter_sentences": 0.52, "finish": 0.08}
+_WEIGHTS = {
+    "hash_documents": 0.06,
+    "filter_characters": 0.34,
+    "filter_sentences": 0.52,
+    "near_confirm": 0.02,
+    "finish": 0.08,
+}
 
 
 class Progress(NamedTuple):

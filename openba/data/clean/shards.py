@@ -27,8 +27,8 @@ from openba.recipes.clean import CleanRecipe
 PIECE_BYTES = 2**21
 """Text that passes the stages at a time, small enough for the processor's cache."""
 # A position is shard << 32 | number within the shard.
-_SHARD_BITS = 32
-_IN_SHARD = 2**_SHARD_BITS - 1
+SHARD_BITS = 32
+IN_SHARD = 2**SHARD_BITS - 1
 _ROWS = 1024
 _LARGEST_READ_AT_ONCE = 64 * 2**20  # bytes of a row group
 # Columns that every pass reads. A broken column that only one pass reads would shift the positions.
@@ -122,7 +122,7 @@ class TaskOutput:
             position_count: positions in the batch.
         """
         keys = np.empty(len(hashes), dedup.KEY)
-        shard_start = self.shard.number << _SHARD_BITS
+        shard_start = self.shard.number << SHARD_BITS
         first_key = shard_start + self._key_count
         keys["high"] = hashes[:, 0]
         keys["low"] = hashes[:, 1]
@@ -142,7 +142,7 @@ class TaskOutput:
 
         if self._ids:
             keys, bounds = dedup.partition(np.concatenate(self._keys), self.plan.partitions)
-            replace_file(path_of("keys.npy"), lambda path: _save(path, keys))
+            replace_file(path_of("keys.npy"), lambda path: save_array(path, keys))
             ids = pa.chunked_array(self._ids, pa.string())
             table = pa.table({"id": ids, "first": np.concatenate(self._first_positions)})
             replace_file(
@@ -172,19 +172,19 @@ class DocumentNames:
     def documents(self, positions: np.ndarray) -> np.ndarray:
         """Return the positions of the documents in which positions of sentences lie, int64."""
         documents = np.empty(len(positions), np.int64)
-        for shard in np.unique(positions >> _SHARD_BITS).tolist():
-            in_shard = positions >> _SHARD_BITS == shard
+        for shard in np.unique(positions >> SHARD_BITS).tolist():
+            in_shard = positions >> SHARD_BITS == shard
             first_positions = self._ids(shard)[1]
-            following = np.searchsorted(first_positions, positions[in_shard] & _IN_SHARD, side="right")
-            documents[in_shard] = (shard << _SHARD_BITS) + following - 1
+            following = np.searchsorted(first_positions, positions[in_shard] & IN_SHARD, side="right")
+            documents[in_shard] = (shard << SHARD_BITS) + following - 1
         return documents
 
     def names(self, documents: np.ndarray) -> pa.Array:
         """Return `source/id` of documents given by position."""
         names = np.empty(len(documents), object)
-        for shard in np.unique(documents >> _SHARD_BITS).tolist():
-            in_shard = documents >> _SHARD_BITS == shard
-            ids = self._ids(shard)[0].take(pa.array(documents[in_shard] & _IN_SHARD)).to_pylist()
+        for shard in np.unique(documents >> SHARD_BITS).tolist():
+            in_shard = documents >> SHARD_BITS == shard
+            ids = self._ids(shard)[0].take(pa.array(documents[in_shard] & IN_SHARD)).to_pylist()
             names[in_shard] = [f"{self._sources[shard]}/{identifier}" for identifier in ids]
         return pa.array(names, pa.string())
 
@@ -207,7 +207,7 @@ def find_copies(plan: Plan, task_name: str, partition: int) -> None:
             keys = np.load(plan.file(task_name, shard.number, "keys.npy"), mmap_mode="r")
             parts.append(keys[start:end])
     copies = dedup.find_copies(np.concatenate(parts)) if parts else np.empty(0, dedup.COPY)
-    replace_file(plan.file(f"copies-{task_name}", partition, "npy"), lambda path: _save(path, copies))
+    replace_file(plan.file(f"copies-{task_name}", partition, "npy"), lambda path: save_array(path, copies))
     replace_file(plan.file(f"copies-{task_name}", partition, "json"), lambda path: path.write_text("{}"))
 
 
@@ -218,14 +218,14 @@ def copies_of_shard(plan: Plan, task_name: str, shard: int) -> tuple[np.ndarray,
         Numbers of the keys within the shard, ascending, and positions, both int64 `[copies]`.
     """
     parts = []
-    limits = np.array([shard << _SHARD_BITS, (shard + 1) << _SHARD_BITS], np.uint64)
+    limits = np.array([shard << SHARD_BITS, (shard + 1) << SHARD_BITS], np.uint64)
     for partition in range(plan.partitions):
         copies = np.load(plan.file(f"copies-{task_name}", partition, "npy"), mmap_mode="r")
         start, end = np.searchsorted(copies["record"], limits)
         parts.append(np.array(copies[start:end]))
     copies = np.concatenate(parts)
     copies = copies[np.argsort(copies["record"])]
-    return (copies["record"] & np.uint64(_IN_SHARD)).astype(np.int64), copies["first"].astype(np.int64)
+    return (copies["record"] & np.uint64(IN_SHARD)).astype(np.int64), copies["first"].astype(np.int64)
 
 
 def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
@@ -271,7 +271,7 @@ def read_shard(shard: Shard, report_unreadable: Callable[[str], None]) -> Iterat
             report_unreadable(f"row group {group}: {' '.join(str(error).split())[:120]}")
 
 
-def _save(path: Path, array: np.ndarray) -> None:
+def save_array(path: Path, array: np.ndarray) -> None:
     """Write an array as `np.save` does, but with the system's error if the disk is full."""
     with path.open("wb") as array_file:
         array_format = np.lib.format

@@ -1,4 +1,4 @@
-"""Order of the filters that a recipe switches on, and of the three deduplications between them."""
+"""Order of the filters that a recipe switches on, and of the deduplications between them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from openba.recipes.clean import CleanRecipe
 DOCUMENT_DEDUP = "document_dedup"
 PARAGRAPH_DEDUP = "paragraph_dedup"
 DOCUMENT_DEDUP_AGAIN = "document_dedup_again"
+NEAR_DEDUP = "near_dedup"
 INPUT = "input"
 """Stage under which texts that are not UTF-8 and row groups that cannot be read are recorded."""
 UNFILTERED = "unfiltered"
@@ -97,16 +98,18 @@ def stage_names(clean_recipe: CleanRecipe) -> list[str]:
     names_after = [stage.name for stage in stages_after_paragraph_dedup(clean_recipe)]
     paragraph_dedup = [PARAGRAPH_DEDUP] if clean_recipe.paragraph_dedup else []
     names_between = [*names_before, *paragraph_dedup, *names_after]
+    near_dedup = [NEAR_DEDUP] if clean_recipe.near_dedup else []
     if not clean_recipe.document_dedup:
-        return names_between
-    return [DOCUMENT_DEDUP, *names_between, *([DOCUMENT_DEDUP_AGAIN] if names_between else [])]
+        return [*names_between, *near_dedup]
+    again = [DOCUMENT_DEDUP_AGAIN] if names_between else []
+    return [DOCUMENT_DEDUP, *names_between, *again, *near_dedup]
 
 
 def order_of_stages(recipes: Iterable[CleanRecipe]) -> list[str]:
     """Return the names of all stages of several recipes, in the order of the chain."""
     recipes = list(recipes)
     user_filters = [user_filter for recipe in recipes for user_filter in recipe.filters]
-    chain = stage_names(CleanRecipe(filters=tuple(user_filters)))
+    chain = stage_names(CleanRecipe(filters=tuple(user_filters), near_dedup=True))
     used = {name for recipe in recipes for name in stage_names(recipe)}
     return [name for name in dict.fromkeys(chain) if name in used]
 
@@ -118,8 +121,8 @@ def _load_user_filters(clean_recipe: CleanRecipe) -> list[Stage]:
         UserError: two have one name, or one has the name of another stage.
     """
     stages: list[Stage] = []
-    names = {DOCUMENT_DEDUP, PARAGRAPH_DEDUP, DOCUMENT_DEDUP_AGAIN, *_PRIVACY_REPEATS, INPUT, UNFILTERED}
-    names |= {shipped.name for shipped in _SHIPPED}
+    names = {DOCUMENT_DEDUP, PARAGRAPH_DEDUP, DOCUMENT_DEDUP_AGAIN, NEAR_DEDUP, *_PRIVACY_REPEATS}
+    names |= {INPUT, UNFILTERED, *(shipped.name for shipped in _SHIPPED)}
     for user_filter in map(load_filter, clean_recipe.filters):
         if user_filter.name in names:
             raise UserError(f"clean.filters: two stages are called {user_filter.name!r}; rename the filter")

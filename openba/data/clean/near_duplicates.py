@@ -1,0 +1,276 @@
+"""Near-duplicate documents: MinHash finds candidates, the exact Jaccard similarity decides.
+
+A document is the set of its shingles: runs of consecutive units, where a unit is one Han character or one
+word in lower case, without punctuation. Chinese is thus compared by characters, English by words. Two
+documents are near duplicates if the Jaccard similarity of their sets reaches a threshold. MinHash (Broder,
+"On the resemblance and containment of documents", 1997) gives each document `BANDS` keys of `ROWS` minima;
+documents with a common key are candidates, and of those only pairs whose sets really are as similar count.
+
+Decisions depend on the order of the documents alone: a document is removed if it is similar to an earlier one
+that stays, and the earliest of these is its survivor. Every removed document is therefore at least as similar
+to its survivor as the threshold says, however long a chain of similar documents is.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+
+from openba.data.clean.dedup import xxh64
+from openba.data.clean.text_arrays import HAN, WORD, Texts, character_classes
+
+BANDS = 9
+ROWS = 5
+"""9 bands of 5 rows find a pair of similarity 0.8 with probability 1 - (1 - 0.8^5)^9 = 97.2 %, of 0.9 with
+99.97 % and of 0.5 with 25 %; the exact comparison refuses those below the threshold."""
+_PREDECESSORS = 8
+"""Within a group of equal keys a document is compared with the first and with so many before it. All pairs of
+a page that occurs a million times in a corpus would be 5 * 10^11."""
+_SEED = np.uint64(0x9E3779B97F4A7C15)
+_MULTIPLIER = np.uint64(0xC2B2AE3D27D4EB4F)
+_LOWER_CASE_LETTERS = 0x250  # Latin; Greek and Cyrillic keep their case, which costs no false pair
+
+
+class ShingleSets(NamedTuple):
+    """Shingles of each document of a batch, as sorted hashes without repeats."""
+
+    hashes: np.ndarray
+    """uint32 `[shingles]`, the documents one after another. Two different shingles of one pair of documents
+    share a hash with probability 2^-32, which moves a similarity by less than rounding does."""
+    offsets: np.ndarray
+    """int64 `[documents + 1]`."""
+
+    def of(self, row: int) -> np.ndarray:
+        """Return the hashes of one document as a view."""
+        return self.hashes[self.offsets[row] : self.offsets[row + 1]]
+
+
+def shingle_sets(texts: Texts, units: int) -> ShingleSets:
+    """Return the shingles of a batch of texts.
+
+    A text with fewer units than a shingle has one shingle of all its units. A text without units has none and
+    is no duplicate of anything.
+
+    Args:
+        texts: the batch.
+        units: units per shingle. Sets of different `units` share no hash but by chance.
+    """
+    return ShingleSets(
+        *_shingle_sets(texts.code_points, texts.offsets, character_classes(), _lower_case(), units)
+    )
+
+
+def band_keys(sets: ShingleSets) -> tuple[np.ndarray, np.ndarray]:
+    """Return the keys by which candidates are found.
+
+    Returns:
+        Keys, uint64 `[keys, 2]`, and the row of each key's document, int64 `[keys]`; `BANDS` keys for each
+        document that has shingles.
+    """
+    # A fixed seed: keys of different runs and machines must agree.
+    factors = np.random.default_rng(20231002).integers(1, 2**63, BANDS * ROWS, np.uint64) | np.uint64(1)
+    keys = _band_keys(sets.hashes, sets.offsets, factors, BANDS, ROWS)
+    rows = np.flatnonzero(np.diff(sets.offsets))
+    return keys[rows].reshape(-1, 2), np.repeat(rows, BANDS)
+
+
+def candidate_pairs(keys: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Return pairs of documents that have a key in common.
+
+    Args:
+        keys: uint64 `[keys, 2]`.
+        documents: int64 `[keys]`, the position of each key's document.
+
+    Returns:
+        int64 `[pairs, 2]`, without repeats, the earlier document of each pair first.
+    """
+    order = np.lexsort((documents, keys[:, 1], keys[:, 0]))
+    pairs = _pairs_of_equal_keys(keys[order], documents[order])
+    return np.unique(pairs, axis=0) if len(pairs) else pairs
+
+
+def are_similar(first: ShingleSets, second: ShingleSets, rows: np.ndarray, threshold: float) -> np.ndarray:
+    """Return whether the Jaccard similarity of pairs reaches the threshold, bool `[pairs]`.
+
+    Args:
+        first: sets of the first documents.
+        second: sets of the second documents.
+        rows: int64 `[pairs, 2]`, rows in `first` and `second`.
+        threshold: from 0 to 1.
+    """
+    return _are_similar(first.hashes, first.offsets, second.hashes, second.offsets, rows, threshold)
+
+
+def jaccard(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the size of the intersection over that of the union of two sorted sets of hashes."""
+    shared = _count_shared(first, second)
+    return shared / max(len(first) + len(second) - shared, 1)
+
+
+def choose_survivors(pairs: np.ndarray) -> np.ndarray:
+    """Return which documents are removed and which stay in their stead.
+
+    Args:
+        pairs: similar documents, int64 `[pairs, 2]`, the earlier one first.
+
+    Returns:
+        int64 `[removed, 2]`: removed document and survivor, in the order of the removed documents.
+    """
+    removed: dict[int, int] = {}
+    order = np.lexsort((pairs[:, 0], pairs[:, 1]))
+    for earlier, later in pairs[order].tolist():
+        if later not in removed and earlier not in removed:
+            removed[later] = earlier
+    return np.array(list(removed.items()), np.int64).reshape(-1, 2)
+
+
+@cache
+def _lower_case() -> np.ndarray:
+    """Return the lower case of every code point, uint32."""
+    table = np.arange(0x110000, dtype=np.uint32)
+    for code_point in range(_LOWER_CASE_LETTERS):
+        lowered = chr(code_point).lower()
+        if len(lowered) == 1:
+            table[code_point] = ord(lowered)
+    return table
+
+
+@njit(cache=True, nogil=True)
+def _shingle_sets(
+    code_points: np.ndarray, offsets: np.ndarray, classes: np.ndarray, lower_case: np.ndarray, units: int
+) -> tuple[np.ndarray, np.ndarray]:
+    hashes = np.empty(len(code_points), np.uint32)  # a unit has at least one character
+    set_offsets = np.zeros(len(offsets), np.int64)
+    count = 0
+    for row in range(len(offsets) - 1):
+        unit_hashes = _unit_hashes(code_points[offsets[row] : offsets[row + 1]], classes, lower_case)
+        length = min(units, len(unit_hashes))
+        start = count
+        if length > 0:
+            for first in range(len(unit_hashes) - length + 1):
+                mixed = _SEED + np.uint64(units)
+                for unit in range(first, first + length):
+                    mixed = (mixed ^ unit_hashes[unit]) * _MULTIPLIER
+                    mixed ^= mixed >> np.uint64(29)
+                hashes[count] = np.uint32(mixed >> np.uint64(32))
+                count += 1
+        distinct = np.unique(hashes[start:count])
+        hashes[start : start + len(distinct)] = distinct
+        count = start + len(distinct)
+        set_offsets[row + 1] = count
+    return hashes[:count].copy(), set_offsets
+
+
+@njit(cache=True, nogil=True)
+def _unit_hashes(text: np.ndarray, classes: np.ndarray, lower_case: np.ndarray) -> np.ndarray:
+    """Return a hash of each Han character and of each word between them, in order."""
+    hashes = np.empty(len(text), np.uint64)
+    word = np.empty(len(text), np.uint32)
+    count = 0
+    word_length = 0
+    for position in range(len(text) + 1):
+        character_class = classes[text[position]] if position < len(text) else np.uint8(0)
+        is_han = character_class & HAN != 0
+        if character_class & WORD and not is_han:
+            word[word_length] = lower_case[text[position]]
+            word_length += 1
+            continue
+        if word_length > 0:
+            hashes[count] = xxh64(word[:word_length], _SEED)
+            count += 1
+            word_length = 0
+        if is_han:
+            word[0] = text[position]
+            hashes[count] = xxh64(word[:1], _SEED)
+            count += 1
+    return hashes[:count]
+
+
+@njit(cache=True, nogil=True)
+def _band_keys(
+    hashes: np.ndarray, offsets: np.ndarray, factors: np.ndarray, bands: int, rows: int
+) -> np.ndarray:
+    keys = np.zeros((len(offsets) - 1, bands, 2), np.uint64)
+    minima = np.empty(bands * rows, np.uint64)
+    for document in range(len(offsets) - 1):
+        minima[:] = np.uint64(0xFFFFFFFFFFFFFFFF)
+        for position in range(offsets[document], offsets[document + 1]):
+            spread = (np.uint64(hashes[position]) + _SEED) * _MULTIPLIER
+            spread ^= spread >> np.uint64(29)
+            for function in range(len(factors)):
+                permuted = spread * factors[function]
+                permuted ^= permuted >> np.uint64(32)
+                minima[function] = min(minima[function], permuted)
+        for band in range(bands):
+            for half in range(2):
+                mixed = _SEED + np.uint64(2 * band + half)
+                for row in range(rows):
+                    mixed = (mixed ^ minima[band * rows + row]) * _MULTIPLIER
+                    mixed ^= mixed >> np.uint64(31)
+                keys[document, band, half] = mixed
+    return keys
+
+
+@njit(cache=True, nogil=True)
+def _pairs_of_equal_keys(keys: np.ndarray, documents: np.ndarray) -> np.ndarray:
+    """Return pairs within runs of equal keys; the keys are sorted, and within a run the documents."""
+    pairs = np.empty((64, 2), np.int64)
+    count = 0
+    start = 0
+    for index in range(len(keys)):
+        if keys[index, 0] != keys[start, 0] or keys[index, 1] != keys[start, 1]:
+            start = index
+        nearest = max(start, index - _PREDECESSORS)
+        if count + _PREDECESSORS + 1 > len(pairs):
+            grown = np.empty((2 * len(pairs), 2), np.int64)
+            grown[:count] = pairs[:count]
+            pairs = grown
+        for other in range(nearest, index):
+            if documents[other] != documents[index]:
+                pairs[count, 0] = documents[other]
+                pairs[count, 1] = documents[index]
+                count += 1
+        if nearest > start and documents[start] != documents[index]:
+            pairs[count, 0] = documents[start]
+            pairs[count, 1] = documents[index]
+            count += 1
+    return pairs[:count].copy()
+
+
+@njit(cache=True, nogil=True)
+def _are_similar(
+    first_hashes: np.ndarray,
+    first_offsets: np.ndarray,
+    second_hashes: np.ndarray,
+    second_offsets: np.ndarray,
+    rows: np.ndarray,
+    threshold: float,
+) -> np.ndarray:
+    similar = np.empty(len(rows), np.bool_)
+    for pair in range(len(rows)):
+        first = first_hashes[first_offsets[rows[pair, 0]] : first_offsets[rows[pair, 0] + 1]]
+        second = second_hashes[second_offsets[rows[pair, 1]] : second_offsets[rows[pair, 1] + 1]]
+        shared = _count_shared(first, second)
+        similar[pair] = shared >= threshold * (len(first) + len(second) - shared)
+    return similar
+
+
+@njit(cache=True, nogil=True)
+def _count_shared(first: np.ndarray, second: np.ndarray) -> int:
+    """Return how many hashes two sorted sets have in common."""
+    first_index = 0
+    second_index = 0
+    shared = 0
+    while first_index < len(first) and second_index < len(second):
+        if first[first_index] == second[second_index]:
+            shared += 1
+            first_index += 1
+            second_index += 1
+        elif first[first_index] < second[second_index]:
+            first_index += 1
+        else:
+            second_index += 1
+    return shared
