@@ -96,7 +96,7 @@ for d in range(256):
 def solve(x): return 3""",
     "responses before the calls": """
 import json, os, struct
-for d in range(3, 64):
+for d in range(3, 1024):
     for value in range(99, 0, -1):
         m = json.dumps({'value': value}).encode()
         try: os.write(d, struct.pack('>I', len(m)) + m)
@@ -104,19 +104,19 @@ for d in range(3, 64):
 def solve(x): return 3""",
     "a message of endless length": """
 import os
-for d in range(3, 64):
+for d in range(3, 1024):
     try: os.write(d, b'\\xff' * 9)
     except OSError: pass
 def solve(x): return 4""",
     "a message that is no JSON": """
 import os
-for d in range(3, 64):
+for d in range(3, 1024):
     try: os.write(d, b'\\0\\0\\0\\4@@@@')
     except OSError: pass
 def solve(x): return 4""",
     "a message nested beyond the stack": """
 import os
-for d in range(3, 64):
+for d in range(3, 1024):
     try: os.write(d, b'\\0\\0\\x4e\\x20' + b'[' * 20000)
     except OSError: pass
 def solve(x): return 4""",
@@ -224,7 +224,7 @@ REACHES = {
     "other personalities": "libc.personality(0x0040000) >= 0",
     "signals to others": "os.kill(1, 9) or os.path.exists('/x')",
     "the parent's processes": "[n for n in range(2, 400) if n != os.getpid() and not os.kill(n, 0)]",
-    "a word for the tests": "[d for d in range(3, 64) if not os.fstat(d).st_mode & 0o010000]",
+    "a word for the tests": "[d for d in range(3, 1024) if not os.fstat(d).st_mode & 0o010000]",
 }
 
 _PROBES = """

@@ -127,4 +127,4 @@ def test_doctor_sees_the_automations_against_dead_workers(left: Left) -> None:
 def test_doctor_sees_that_places_outlive_the_server(left: Left) -> None:
     _, before, _, after = left.checks
     assert (before.ok, after.ok) == (True, True)
-    assert "filesystem" in after.found
+    assert "filesystem" in after.observed

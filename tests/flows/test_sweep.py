@@ -33,7 +33,7 @@ def openba(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def swept(folder: Path) -> subprocess.CompletedProcess[str]:
-    settings = f"stage1.optim.lr={','.join(RATES)}"
+    settings = f"stages.stage1.optim.lr={','.join(RATES)}"
     return openba(folder, "sweep", "small.yaml", "--set", settings, "--until", "stage1")
 
 
@@ -42,17 +42,20 @@ def test_every_trial_is_trained_and_the_lowest_loss_comes_first(
 ) -> None:
     assert swept.returncode == 0, swept.stderr
     rows = json.loads((folder / "home" / "sweeps" / "small" / "stage1" / "sweep.json").read_text())
-    assert {row["values"]["stage1.optim.lr"] for row in rows} == set(RATES)
+    assert {row["values"]["stages.stage1.optim.lr"] for row in rows} == set(RATES)
     losses = [row["loss"] for row in rows]
     assert losses == sorted(losses)
     assert all(row["standard_error"] > 0 and row["seconds"] > 0 for row in rows)
-    assert f"best: stage1.optim.lr={rows[0]['values']['stage1.optim.lr']}: held-out loss" in swept.stdout
+    assert (
+        f"best: stages.stage1.optim.lr={rows[0]['values']['stages.stage1.optim.lr']}: held-out loss"
+        in swept.stdout
+    )
     picture = (folder / "home" / "sweeps" / "small" / "stage1" / "sweep.svg").read_text()
-    assert all(f"stage1.optim.lr={rate}" in picture for rate in RATES)
+    assert all(f"stages.stage1.optim.lr={rate}" in picture for rate in RATES)
 
 
 def test_a_run_with_a_trials_setting_reuses_it(folder: Path, swept: subprocess.CompletedProcess[str]) -> None:
-    planned = openba(folder, "plan", "small.yaml", "--set", f"stage1.optim.lr={RATES[1]}", "--json")
+    planned = openba(folder, "plan", "small.yaml", "--set", f"stages.stage1.optim.lr={RATES[1]}", "--json")
     states = {step["name"]: step["state"] for step in json.loads(planned.stdout)["steps"]}
     assert states["stage1"] == "hit"
     assert states["stage2"] == "miss"
@@ -60,10 +63,17 @@ def test_a_run_with_a_trials_setting_reuses_it(folder: Path, swept: subprocess.C
 
 def test_a_trial_that_fails_leaves_the_others_their_rows(folder: Path) -> None:
     """The second trial's batch cannot be shared out by two workers; the first trains all the same."""
-    failing = ["--set", "stage1.seed=9", "--set", "stage1.skip_loss_above=10000,0.001", "--until", "stage1"]
+    failing = [
+        "--set",
+        "stages.stage1.seed=9",
+        "--set",
+        "stages.stage1.skip_loss_above=10000,0.001",
+        "--until",
+        "stage1",
+    ]
     done = openba(folder, "sweep", "small.yaml", *failing)
     assert done.returncode != 0
     rows = json.loads((folder / "home" / "sweeps" / "small" / "stage1" / "sweep.json").read_text())
-    reached = {row["values"]["stage1.skip_loss_above"]: row["loss"] for row in rows}
+    reached = {row["values"]["stages.stage1.skip_loss_above"]: row["loss"] for row in rows}
     assert reached["10000"] is not None
     assert reached["0.001"] is None

@@ -142,7 +142,9 @@ def test_clear_while_an_answer_comes_drops_all_of_it(slow: sync_api.Page, proxy:
 
 @pytest.mark.parametrize("cut", ["broken", "polite"])
 def test_an_answer_that_was_cut_looks_cut(slow: sync_api.Page, proxy: SlowProxy, cut: Any) -> None:
-    proxy.cut, proxy.cut_after, proxy.delay = cut, 6, 0.0
+    proxy.cut = cut
+    proxy.cut_after = 6
+    proxy.delay = 0.05  # the browser must have read the first events when the reset of the connection comes
     ask(slow, LONG)
     done(slow)
     sync_api.expect(slow.locator(".answer.incomplete .mark")).to_have_text("cut off")
