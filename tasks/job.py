@@ -39,6 +39,8 @@ ERROR = "error.json"
 STOPPED = "stopped.json"
 PROCESS = "process.json"
 _TRACEBACK = ".traceback"
+_COLLECTIVE_SECONDS = 4 * 3600
+"""Rank 0 may write 29 GB while the others wait for it; the watchdog ends a group that stands still."""
 _DETERMINISTIC = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, NotImplementedError,
     SyntaxError, TypeError, ValueError,
@@ -211,7 +213,7 @@ def _trainer(folder: Path, spec: JsonObject, name: str) -> Any:
     return TorchTrainer(
         _worker,
         train_loop_config={"folder": str(folder), "spec": spec},
-        torch_config=NodeTorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=600),
+        torch_config=NodeTorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=_COLLECTIVE_SECONDS),
         scaling_config=ScalingConfig(num_workers=train["workers"], use_gpu=on_gpu),
         run_config=RunConfig(
             name=name,

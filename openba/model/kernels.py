@@ -28,6 +28,10 @@ class Kernels(Protocol):
         """Compute what `torch.nn.functional.linear` computes."""
         ...
 
+    def add_product(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add `left @ right` to `total`, which is as precise or more, in place."""
+        ...
+
     def rms_norm(self, hidden_states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """See `functions.rms_norm`."""
         ...

@@ -53,11 +53,16 @@ def linear_cross_entropy(
     labels: Tensor,
     token_scores: Tensor | None = None,
     softmax: Softmax | None = None,
+    gradient_scale: float = 1.0,
 ) -> Tensor:
     """Sum over tokens of -log softmax(hidden_states @ weight.T + bias)[label].
 
     Logits are computed in the inputs' precision, softmax and loss in fp32, the weight's gradient is summed in
     fp32. The caller divides by its number of target tokens.
+
+    Gradients of logits are made in the forward pass, before the caller's factor on the loss is known. In half
+    precision what is narrowed then should have the size that it will have: fp16 flushes probabilities below
+    3e-8 to zero, and loss scaling comes too late for them.
 
     Args:
         hidden_states: `[tokens, hidden]`; may be empty, which gives 0.
@@ -67,6 +72,8 @@ def linear_cross_entropy(
         token_scores: fp32 `[2, tokens]` to be filled: each token's loss, and without gradients whether it is
             the likeliest (1 or 0), which costs a pass over the logits.
         softmax: None: `weight` has all words.
+        gradient_scale: Factor by which the caller will multiply the loss, the loss scale included. It does
+            not change the gradients but their precision.
 
     Returns:
         fp32 scalar (fp64 for fp64 inputs). It can be differentiated once.
@@ -74,8 +81,9 @@ def linear_cross_entropy(
     # Asked here: inside, `needs_input_grad` is true under `no_grad` too, and evaluation would pay for it.
     grad_enabled = torch.is_grad_enabled()
     return _LinearCrossEntropy.apply(
-        hidden_states, weight, bias, labels, grad_enabled, token_scores, softmax or _FullSoftmax()
-    )
+        hidden_states, weight, bias, labels, grad_enabled, token_scores, softmax or _FullSoftmax(),
+        gradient_scale,
+    )  # fmt: skip
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -89,15 +97,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_enabled: bool,
         token_scores: Tensor | None,
         softmax: Softmax,
+        gradient_scale: float,
     ) -> Tensor:
         linear = kernels_for(hidden_states.device).linear
         loss_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
         total_loss = torch.zeros((), dtype=loss_dtype, device=hidden_states.device)
         needs_gradient = grad_enabled and any(ctx.needs_input_grad)
         # Frozen parts cost a buffer that is never read; training freezes none.
-        gradients = _Gradients(hidden_states, weight, bias, loss_dtype) if needs_gradient else None
+        parts = slices(hidden_states.shape[0], weight.shape[0], hidden_states.device.type)
+        gradients = None
+        if needs_gradient:
+            gradients = _Gradients(hidden_states, weight, bias, loss_dtype, gradient_scale, len(parts))
         # Each slice of logits is consumed before the next exists: the peak is one slice.
-        for part in slices(hidden_states.shape[0], weight.shape[0], hidden_states.device.type):
+        for part in parts:
             project = partial(linear, hidden_states[part], weight, bias)
             token_losses, logit_gradient, is_likeliest = softmax(
                 project, labels[part], loss_dtype, needs_gradient
@@ -121,7 +133,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.gradients = None
         if gradients is None:
             raise RuntimeError("linear_cross_entropy: its gradients were used up by an earlier backward pass")
-        return *gradients.scaled(loss_scale), None, None, None, None
+        return *gradients.scaled(loss_scale), None, None, None, None, None
 
 
 class _FullSoftmax:
@@ -159,30 +171,62 @@ class _Gradients:
     """Sums of the three gradients over the slices."""
 
     def __init__(
-        self, hidden_states: Tensor, weight: Tensor, bias: Tensor | None, sum_dtype: torch.dtype
+        self,
+        hidden_states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        sum_dtype: torch.dtype,
+        scale: float,
+        slice_count: int,
     ) -> None:
         """Make room for gradients of `linear_cross_entropy`'s inputs; `sum_dtype` is the sums' precision."""
-        self.linear = kernels_for(hidden_states.device).linear
+        self.kernels = kernels_for(hidden_states.device)
         self.dtype = weight.dtype
+        self.scale = scale
         self.hidden = torch.empty_like(hidden_states)
-        self.weight = torch.zeros_like(weight, dtype=sum_dtype)
         self.bias = None if bias is None else torch.zeros_like(bias, dtype=sum_dtype)
+        # A single slice in half precision needs no sum in fp32: its product accumulates there itself. It
+        # waits for the backward pass, where the loss's factor goes into the small operand. The 15B model's
+        # weight then costs no byte but the product's own; summed and scaled in fp32, 26 bytes an element.
+        self.waits = slice_count == 1 and weight.dtype != sum_dtype
+        self.waiting_product: tuple[Tensor, Tensor] | None = None
+        self.weight = None if self.waits else torch.zeros_like(weight, dtype=sum_dtype)
 
     def add(self, part: slice, logit_gradient: Tensor, hidden_states: Tensor, weight: Tensor) -> None:
         """Add the tokens `part`, whose hidden states and d loss / d logits are given."""
+        scaled_gradient = self._scaled(logit_gradient)
         if self.bias is not None:
-            self.bias += logit_gradient.sum(0)
-        narrow_gradient = logit_gradient.to(hidden_states.dtype)
-        self.hidden[part] = self.linear(narrow_gradient, weight.T)
-        if narrow_gradient.dtype == self.weight.dtype:
-            # In place; torch's FLOP counter, which a test asks, does not know `addmm_`.
-            torch.addmm(self.weight, narrow_gradient.T, hidden_states, out=self.weight)
+            # The narrow one: to read the wide one again would cost twice the bytes.
+            self.bias += scaled_gradient.sum(0, dtype=self.bias.dtype)
+        self.hidden[part] = self.kernels.linear(scaled_gradient, weight.T)
+        if self.weight is None:
+            self.waiting_product = scaled_gradient, hidden_states
         else:
-            self.weight += narrow_gradient.T @ hidden_states
+            self.kernels.add_product(self.weight, scaled_gradient.T, hidden_states)
 
     def scaled(self, loss_scale: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return the gradients of hidden states, weight and bias, times `loss_scale`."""
-        # The caller's scale comes only now: the gradients were made before it was known.
-        bias_gradient = None if self.bias is None else self.bias.mul_(loss_scale).to(self.dtype)
-        weight_gradient = self.weight.mul_(loss_scale).to(self.dtype)
-        return self.hidden.mul_(loss_scale), weight_gradient, bias_gradient
+        # What the gradients do not have yet of the caller's factor: 1 in training in half precision, NaN for
+        # a step that is to be dropped.
+        rest = loss_scale if self.scale == 1.0 else loss_scale / self.scale
+        bias_gradient = None if self.bias is None else self.bias.mul_(rest).to(self.dtype)
+        if self.waiting_product is not None:
+            scaled_gradient, hidden_states = self.waiting_product
+            weight_gradient = scaled_gradient.T @ (hidden_states * rest)
+        elif self.weight is not None:
+            weight_gradient = self._narrowed(self.weight, rest)
+        else:
+            raise RuntimeError("linear_cross_entropy: the only slice of tokens was not computed")
+        return self.hidden.mul_(rest), weight_gradient, bias_gradient
+
+    def _scaled(self, logit_gradient: Tensor) -> Tensor:
+        """The gradient of logits times the scale, in the weight's precision; `logit_gradient` is used up."""
+        if logit_gradient.dtype == self.dtype and self.scale == 1.0:
+            return logit_gradient
+        return self._narrowed(logit_gradient, self.scale)
+
+    def _narrowed(self, wide: Tensor, factor: Tensor | float) -> Tensor:
+        """`wide` times a factor in the weight's precision, in one pass; `wide` is used up."""
+        is_narrow = wide.dtype == self.dtype
+        out = wide if is_narrow else torch.empty_like(wide, dtype=self.dtype)
+        return torch.mul(wide, factor, out=out)

@@ -44,6 +44,7 @@ class OpenBAModel(Seq2Seq):
         decoder_ids: Tensor,
         labels: Tensor,
         padded: bool = False,
+        gradient_scale: float = 1.0,
     ) -> Tensor:
         """Cross entropy summed over all labelled positions: an fp32 scalar.
 
@@ -53,6 +54,7 @@ class OpenBAModel(Seq2Seq):
             decoder_ids: int64 `[rows, target]`.
             labels: int64, the same shape, IGNORE where there is no loss.
             padded: Compute padding too, as other implementations do. For comparison: the loss is the same.
+            gradient_scale: What the caller will multiply the loss by, see `linear_cross_entropy`.
 
         Raises:
             ValueError: an id outside the vocabulary, more tokens than positions; names the row.
@@ -76,6 +78,7 @@ class OpenBAModel(Seq2Seq):
             self.lm_head.bias,
             flat_labels[labelled],
             self.token_scores,
+            gradient_scale=gradient_scale,
         )
 
     def hidden(

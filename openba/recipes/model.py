@@ -36,6 +36,10 @@ class ModelRecipe(Recipe):
     rope_base: Positive = 10_000.0
     norm_eps: Positive = 1e-5
     dropout: Decay = 0.0
+    """Of sublayers' outputs, and of attention probabilities unless `attention_dropout` says otherwise."""
+    attention_dropout: Annotated[Decay | None, Field(exclude_if=lambda share: share is None)] = None
+    """Of attention probabilities; none: `dropout`, as in the release. Recent recipes take 0, which attention
+    kernels without dropout need. A recipe that does not name it keeps its fingerprint."""
     init_std: Positive | None = None
     """Standard deviation of the initial weights; none: 1 / sqrt(d_model), which is near the release's 0.02
     at its own width only (docs/learning.md)."""
@@ -77,7 +81,7 @@ class ModelRecipe(Recipe):
             tie_word_embeddings=self.tie_embeddings,
             scale_embedding=self.scale_embedding,
             hidden_dropout=self.dropout,
-            attention_dropout=self.dropout,
+            attention_dropout=self.dropout if self.attention_dropout is None else self.attention_dropout,
             rope_theta=self.rope_base,
             max_seq_length=self.positions,
             decoder_max_seq_length=self.positions,

@@ -92,6 +92,10 @@ class TrainRuntime(Runtime):
     """Stage 0 is out: plain data parallelism in fp32 has no overflow path to skip a bad step with."""
     recompute: Recompute = "none"
     """What the backward pass computes again instead of keeping it (see `OpenBAModel.recompute`)."""
+    deterministic: bool = False
+    """Take only kernels that give the same bits each time. On a CPU all do; on CUDA a resumed run is then
+    bitwise the run that was not interrupted, and slower. Without it attention's gradients are sums in any
+    order: a resumed run differs in the last bits."""
     checkpoint_every: PositiveSteps
     keep_checkpoints: Count = 2
     max_failures: CountOrNone = 3

@@ -43,6 +43,8 @@ def deepspeed_config(recipe: TrainRecipe, runtime: TrainRuntime, data_workers: i
         "zero_optimization": {"stage": runtime.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
+        # It waits for the device twice a micro-batch, for a figure that `meter.py` has without waiting.
+        "timers": {"throughput": {"enabled": False}},
         # DeepSpeed's default is the precision of the weights: a sum over workers would be rounded to bf16.
         "communication_data_type": "fp32",
     }
@@ -81,7 +83,8 @@ class Engine:
         """Which batches this worker sees: those of a tensor-parallel group see the same."""
         # Before DeepSpeed wraps the model: its blocks read the setting in each forward pass.
         model.recompute(gang.recompute)
-        self.begin(accumulation_steps(recipe, gang, self.data_world))
+        self.is_half = recipe.precision != "fp32"
+        self.begin(accumulation_steps(recipe, gang, self.data_world), 1)
         self.zero_stage = gang.zero_stage
         self.micro_batch = gang.micro_batch
         """Samples of the greatest length whose tokens fill a micro-batch."""
@@ -91,6 +94,7 @@ class Engine:
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         self.optimizer = torch.optim.AdamW(
             _decay_groups(model, recipe.optim.weight_decay),
+            fused=self.device.type == "cuda",  # one pass over weights, moments and gradients
             lr=recipe.optim.lr,
             betas=(recipe.optim.beta1, recipe.optim.beta2),
             eps=recipe.optim.eps,
@@ -105,21 +109,28 @@ class Engine:
             dist_init_required=False,
         )
 
-    def begin(self, micro_batches: int) -> None:
-        """Set the micro-batches of the next optimiser steps, the same number on every worker."""
+    def begin(self, micro_batches: int, target_count: int) -> None:
+        """Set the micro-batches and target tokens of the next optimiser steps.
+
+        Args:
+            micro_batches: Of a step, the same number on every worker.
+            target_count: Target tokens of a step over all workers.
+        """
         self.accumulation = self._left = micro_batches
+        # DeepSpeed averages over workers, so their number is multiplied back.
+        self._loss_scale = self.data_world / max(1, target_count)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the micro-batch's loss, summed over its target tokens: a scalar with a gradient."""
         tensors = (batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
-        return self.engine(*(tensor.to(self.device) for tensor in tensors), padded=self.padded)
+        on_device = (tensor.to(self.device) for tensor in tensors)
+        return self.engine(*on_device, padded=self.padded, gradient_scale=self._gradient_scale())
 
-    def backward(self, loss: Tensor, target_count: int, is_usable: bool = True) -> None:
-        """Accumulate gradients of loss / `targets`.
+    def backward(self, loss: Tensor, is_usable: bool = True) -> None:
+        """Accumulate gradients of loss / `target_count`.
 
-        DeepSpeed averages over workers, so their number is multiplied back: the result is the
-        gradient of the mean over all target tokens of the step, whatever the number of workers
-        and micro-batches.
+        The result is the gradient of the mean over all target tokens of the step, whatever the number of
+        workers and micro-batches.
 
         `is_usable=False` poisons the gradients: their norm is then not finite on every worker, and
         DeepSpeed drops the whole step on all of them through its own overflow path.
@@ -128,8 +139,15 @@ class Engine:
         self._left -= 1
         self.engine.set_gradient_accumulation_boundary(self._left == 0)
         # NaN times the loss reaches every gradient, on every worker, whatever its own loss was.
-        loss_scale = self.data_world / target_count if is_usable else math.nan
+        loss_scale = self._loss_scale if is_usable else math.nan
         self.engine.backward(loss * loss_scale, scale_wrt_gas=False)
+
+    def _gradient_scale(self) -> float:
+        """Factor between the summed loss and what is differentiated; 1 in fp32, whose range needs none."""
+        if not self.is_half:
+            return 1.0
+        # BF16_Optimizer has no loss scale, ZeRO's optimisers have one that is 1 in bf16.
+        return self._loss_scale * float(getattr(self.engine.optimizer, "loss_scale", 1.0))
 
     def step(self, lr: float) -> bool:
         """One micro-step; at the last of an accumulation the optimiser moves. False: it was dropped."""
@@ -192,15 +210,19 @@ class Engine:
         state.restore(self.engine, read_tensor, numbers, self.groups.tensor)
 
     def weights(self) -> dict[str, Tensor]:
-        """The full fp32 (or compute precision) weights, complete on rank 0; all workers call it together."""
+        """The full weights in fp32 or the compute precision, in host memory, complete on rank 0.
+
+        All workers call it together.
+        """
         # Under ZeRO 3 no rank has a parameter in full; DeepSpeed gathers layer by layer.
         if self.zero_stage == 3:
             return self.engine._zero3_consolidated_16bit_state_dict()
         full_weights: dict[str, Tensor] = {}
+        # Each to the host before the next is joined: all of them at once would be 29 GB on the first GPU.
         for parameter_name, parameter in self.engine.module.named_parameters():
             full_tensor = gathered(parameter, parameter.detach(), self.groups.tensor)
             if self.groups.tensor.size == 1 or self.rank == 0:
-                full_weights[parameter_name] = full_tensor
+                full_weights[parameter_name] = full_tensor.cpu()
         return full_weights
 
 

@@ -133,7 +133,7 @@ def _run_step(
     engine: Engine, micro_batches: list[Batch], lr: float, exchange: _Exchange
 ) -> tuple[Verdict, bool]:
     """Compute gradients of all micro-batches; before the last, all workers agree whether to take the step."""
-    engine.begin(len(micro_batches))
+    engine.begin(len(micro_batches), exchange.targets)
     worker_loss = 0.0
     is_applied = False
     verdict = Verdict([], 0.0, "")
@@ -144,6 +144,6 @@ def _run_step(
         # Before the last backward pass: poisoned gradients are how DeepSpeed drops a step on all workers.
         if number == len(micro_batches):
             verdict = exchange.judge(worker_loss)
-        engine.backward(loss, max(1, exchange.targets), is_usable=not verdict.reason)
+        engine.backward(loss, is_usable=not verdict.reason)
         is_applied = engine.step(lr)
     return verdict, is_applied

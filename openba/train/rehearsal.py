@@ -45,9 +45,9 @@ def rehearse(engine: Engine, checkpoints: Checkpoints, recipe: TrainRecipe, reco
         )
     # The largest batch in every micro-batch of a step: what the step's memory peaks at.
     batch = largest(recipe, min(engine.micro_batch, recipe.batch))
+    engine.begin(engine.accumulation, batch.targets * engine.data_world * engine.accumulation)
     for _ in range(engine.accumulation):
-        loss = engine.forward(batch)
-        engine.backward(loss, batch.targets * engine.data_world * engine.accumulation)
+        engine.backward(engine.forward(batch))
         engine.step(recipe.optim.lr)
     saved_folder = checkpoints.newest(engine.rank, engine.world, everywhere(engine))
     if saved_folder is None:

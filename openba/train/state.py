@@ -107,11 +107,18 @@ def _make_moments(engine: DeepSpeedEngine, step: int) -> None:
         flat_partitions = [
             flat_partition for group in adam.param_groups for flat_partition in group["params"]
         ]
+    is_fused = bool(adam.defaults["fused"])
     for flat_partition in flat_partitions:
         for moment_name in MOMENTS:
             adam.state[flat_partition].setdefault(moment_name, torch.zeros_like(flat_partition))
-        adam.state[flat_partition]["step"] = torch.tensor(float(step))
+        adam.state[flat_partition]["step"] = step_counter(step, flat_partition, is_fused)
     _link(zero_optimizer)
+
+
+def step_counter(step: int, weight: Tensor, is_fused: bool) -> Tensor:
+    """Return Adam's count of steps, an fp32 scalar, where its kernel looks for it."""
+    # The fused kernel counts on the weight's device; the others read the count on the host.
+    return torch.tensor(float(step), device=weight.device if is_fused else "cpu")
 
 
 def _forget_moments(engine: DeepSpeedEngine) -> None:

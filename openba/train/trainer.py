@@ -18,6 +18,8 @@ import torch.distributed as dist
 
 from openba.accounting.energy import EnergyMeter, totals
 from openba.accounting.estimate import estimated
+from openba.accounting.flops import parameters
+from openba.accounting.memory import checkpoint_bytes
 from openba.artifacts import Build
 from openba.errors import UserError
 from openba.json_types import JsonObject
@@ -31,6 +33,7 @@ from openba.tokenizer.tokenizer import Tokenizer
 from openba.train import facts
 from openba.train.batches import TrainingBatches
 from openba.train.checkpoint import Checkpoints, everywhere, read_logs, reader
+from openba.train.deterministic import be_deterministic
 from openba.train.engine import Engine
 from openba.train.exports import Exports
 from openba.train.finished import leave_finished
@@ -63,6 +66,8 @@ from openba.train.watchdog import Watchdog
 
 TOTALS = ("tokens", "targets", "skipped", "flops", "hardware_flops")
 """Sums over every step, logged or not, that checkpoints and facts have."""
+_SLOWEST_DISK = 50e6
+"""Bytes a second at which a worker's reads and writes are still no stall."""
 _LEASE_SECONDS = 10.0
 """Seconds that a group waits for the one before it to be gone."""
 
@@ -84,6 +89,7 @@ class Trainer:
         self.out = build.out
         # Before the model is made: its initial values follow from the seed alone.
         torch.set_num_threads(self.runtime.train.threads)
+        be_deterministic(self.runtime.train.deterministic)
         torch.manual_seed(self.recipe.seed)
         self.tokenizer = Tokenizer.load(build.inputs["tokenizer"])
         groups = make_groups(self.runtime.tensor_parallel)
@@ -275,11 +281,13 @@ class Trainer:
             hook.before_end(self)
         self.begin_phase("save")
         self.exports.finish()
-        if self.engine.rank != 0:
-            return {}
-        self.log.verify(self.recipe.steps)
-        training_facts = facts.training_facts(self)
-        leave_finished(self.out, self.identity, training_facts)
+        training_facts: JsonObject = {}
+        if self.engine.rank == 0:
+            self.log.verify(self.recipe.steps)
+            training_facts = facts.training_facts(self)
+            leave_finished(self.out, self.identity, training_facts)
+        # Rank 0 reads what it has written for its digests: the others stay, or the group ends around it.
+        dist.barrier()
         return training_facts
 
     def _sum_of_nodes(self, figures: dict[str, float | None] | None) -> dict[str, float | None]:
@@ -294,7 +302,10 @@ class Trainer:
         engine = self.engine
         meter = Meter(self.step_recipe, self.tokenizer.size, self.runtime, engine.world)
         heldout = HeldOut(self.recipe, self.build.inputs["data"], self.tokenizer, engine.micro_batch)
-        watchdog = Watchdog(self.out, engine.rank, engine.world, lambda: engine.meetings, gang.stall_seconds)
+        watchdog = Watchdog(
+            self.out, engine.rank, engine.world, lambda: engine.meetings, gang.stall_seconds,
+            slow_phases=self._slow_phases(),
+        )  # fmt: skip
         # Log before guard: the row of a step that is rolled back is cut with the rest. Measure before save: a
         # checkpoint's logs have the measurement. Stop after save.
         return [
@@ -308,6 +319,14 @@ class Trainer:
             StopHook(StopRequest(self.out), engine.rank),
             WatchHook(watchdog),
         ]
+
+    def _slow_phases(self) -> dict[str, float]:
+        """Seconds that phases with long writes or reads may take on the slowest disk that is used."""
+        count = sum(parameters(self.step_recipe.model, self.tokenizer.size).values())
+        seconds = checkpoint_bytes(count) / _SLOWEST_DISK
+        # A worker reads the whole of a checkpoint when it starts and rehearses; rank 0 writes the exported
+        # model, of a third of these bytes, and reads it again for its digest, while the others wait.
+        return {"start": seconds, "rehearse": 2 * seconds, "save": seconds}
 
     def _make_model(self, start_folder: Path | None, group: TensorGroup) -> OpenBAModel:
         """Make this rank's part of the model, from the weights of an exported one if there is one."""

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,25 @@ class Watchdog(threading.Thread):
         world_size: int,
         count_meetings: Callable[[], int],
         least_seconds: float,
+        slow_phases: Mapping[str, float] | None = None,
     ) -> None:
-        """Take the counter of this worker's collectives, and the least seconds of a stall."""
+        """Take what decides when a worker stands still.
+
+        Args:
+            folder: The training's.
+            rank: This worker's.
+            world_size: Workers of the group.
+            count_meetings: Collectives of this worker so far.
+            least_seconds: A phase that takes less is no stall.
+            slow_phases: Seconds that a phase may take in any case, because so many bytes are read or written
+                in it: how long the earlier ones took says nothing of a longer one.
+        """
         super().__init__(name="watchdog", daemon=True)
         self.folder = folder
         self.rank = rank
         self.world = world_size
         self.least = least_seconds
+        self.slow_phases = dict(slow_phases or {})
         self._meetings = count_meetings
         self._beats = 0
         self._phase = "start"
@@ -66,12 +78,13 @@ class Watchdog(threading.Thread):
         faulthandler.cancel_dump_traceback_later()
 
     def limit(self) -> float:
-        """Seconds that the current phase may take: twice the 99th percentile of those before it."""
+        """Seconds that the current phase may take: twice the 99th percentile of those before it, or more."""
+        slow_seconds = self.slow_phases.get(self._phase, 0.0)
         earlier_seconds = sorted(self._seconds.get(self._phase, ()))
         # A phase's first calls compile, allocate and fill caches: they say little of the later ones.
         if len(earlier_seconds) < 3:
-            return self.least * _UNKNOWN
-        return max(self.least, 2 * earlier_seconds[math.ceil(0.99 * len(earlier_seconds)) - 1])
+            return max(self.least * _UNKNOWN, slow_seconds)
+        return max(self.least, slow_seconds, 2 * earlier_seconds[math.ceil(0.99 * len(earlier_seconds)) - 1])
 
     def run(self) -> None:
         """Write and read heartbeats, and end a worker that stands still."""

@@ -131,11 +131,11 @@ class BareTrainer:
         torch.manual_seed(step * engine.data_world + engine.data_rank)
         micro = list(self.batches.micro(step, engine.data_rank, engine.data_world, self.size))
         (targets,) = engine.sum([float(sum(batch.targets for batch in micro))])
-        engine.begin(len(micro))
+        engine.begin(len(micro), int(targets))
         for batch in micro:
             loss = engine.forward(batch)
             own += float(loss.detach())
-            engine.backward(loss, int(targets), usable)
+            engine.backward(loss, usable)
             applied = engine.step(lr)
         return engine.sum([own])[0] / targets, applied
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from openba.accounting.operations import OperationCounter
 from openba.model import logit_slices, loss
 from openba.model.loss import linear_cross_entropy
 
@@ -129,3 +132,49 @@ def test_a_second_backward_pass_is_refused() -> None:
     found.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="used up by an earlier backward pass"):
         found.backward()
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    scale=st.floats(1e-4, 1e4),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    one_slice=st.booleans(),
+)
+def test_a_scale_known_before_changes_no_gradient(scale: float, dtype: torch.dtype, one_slice: bool) -> None:
+    parts, labels = leaves(70, True, dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(logit_slices.SLICE_ELEMENTS, "cpu", (70 if one_slice else 30) * VOCAB)
+        patch.setattr(logit_slices, "FEWEST_TOKENS", 1)
+        ours = linear_cross_entropy(*parts, labels, gradient_scale=scale) * scale
+        found = torch.autograd.grad(ours, parts)
+        expected = torch.autograd.grad(linear_cross_entropy(*parts, labels) * scale, parts)
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a / scale, b / scale, **CLOSE[dtype])
+
+
+def test_fp16_keeps_probabilities_that_it_cannot_write() -> None:
+    # Two words far below the likeliest: p = 1e-8, which fp16 rounds to zero; scaled, it does not.
+    logit = math.log(1e-8)
+    weight = torch.tensor([[0.0], [logit], [logit]], dtype=torch.float16, requires_grad=True)
+    hidden = torch.ones(1, 1, dtype=torch.float16)
+    label = torch.zeros(1, dtype=torch.int64)
+    scale = 2.0**14
+    losses = [linear_cross_entropy(hidden, weight, None, label, gradient_scale=k) for k in (1.0, scale)]
+    gradients = [torch.autograd.grad(each * scale, weight)[0] for each in losses]
+    assert gradients[0].flatten().tolist()[1:] == [0, 0]  # what narrowing before scaling loses
+    expected = torch.tensor(logit, dtype=torch.float16).float().exp() * scale
+    torch.testing.assert_close(gradients[1].flatten()[1:].float(), expected.expand(2), rtol=2e-3, atol=0)
+
+
+def test_bytes_beyond_the_products_of_the_papers_head() -> None:
+    """1,056 target tokens, as four packed rows of Stage I; the sum in fp32 and its scaling took 46 GB."""
+    tokens, words, width = 1_056, 250_368, 4_096
+    hidden, weight = (
+        torch.zeros(rows, width, dtype=torch.bfloat16, device="meta", requires_grad=True)
+        for rows in (tokens, words)
+    )
+    labels = torch.zeros(tokens, dtype=torch.int64, device="meta")
+    with OperationCounter() as counter:
+        (linear_cross_entropy(hidden, weight, None, labels, gradient_scale=0.1) * 0.1).backward()
+    assert counter.parts["product"].flops == 3 * 2 * tokens * words * width
+    assert counter.parts["other"].bytes < 8e9

@@ -114,6 +114,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
             budget="2 steps",
         ),
         "undisturbed": runs.interrupted("undisturbed", runtime={"profile_after": 4}),
+        "deterministic": runs.interrupted("deterministic", runtime={"deterministic": True}),
         "resumed": runs.interrupted("killed"),
         "damaged": runs.interrupted("damaged"),
         "all-skipped": runs.job("all-skipped", skip_loss_above=1.0, precision="bf16", budget="2 steps"),
@@ -177,6 +178,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
     }
     four = {
         "tp2-dp2": twenty(runs, "tp2-dp2", tensor_parallel=2, runtime={"zero_stage": 2, "micro_batch": 4}),
+        "reduced-tp2": runs.job("reduced-tp2", do="reduced", precision="bf16", tensor_parallel=2),
         "many-fillers": runs.job("many-fillers", runtime={"workers": 4, "micro_batch": 1}),
     }
     runs.facts = gangs.results(root, {"two": (2, two), "one": (1, one), "four": (4, four)})

@@ -98,12 +98,16 @@ def _digests(trainer: BareTrainer) -> list[str]:
 
 
 def reduced(build: Build) -> list[tuple[str, int]]:
-    """Dtype and elements of what the workers reduce in the backward pass of a step, scalars left out."""
+    """Dtype and elements of what workers with other data reduce in a step, scalars left out."""
     trainer = BareTrainer(build)
     seen: list[tuple[str, int]] = []
+    # Workers that share weights exchange activations, in the precision of the weights.
+    sharing_weights = trainer.engine.groups.tensor.handle
 
     def watched(reduce: Any) -> Any:
         def call(*arguments: Any, **options: Any) -> Any:
+            if sharing_weights is not None and options.get("group") is sharing_weights:
+                return reduce(*arguments, **options)
             tensors = [each for each in (*arguments, *options.values()) if isinstance(each, torch.Tensor)]
             seen.extend((str(each.dtype), each.numel()) for each in tensors[-1:] if each.numel() > 64)
             return reduce(*arguments, **options)

@@ -25,6 +25,13 @@ class CUDAKernels:
         """`[..., inputs]` to `[..., outputs]`."""
         return F.linear(hidden_states, weight, bias)
 
+    def add_product(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """Half-precision operands, fp32 sum: the product reads and writes the sum itself."""
+        if left.dtype == total.dtype:
+            torch.addmm(total, left, right, out=total)
+        else:
+            torch.addmm(total, left, right, out_dtype=total.dtype, out=total)
+
     def rms_norm(self, hidden_states: Tensor, weight: Tensor, epsilon: float) -> Tensor:
         """`[..., width]` to the same."""
         return rms_norm(hidden_states, weight, epsilon)
