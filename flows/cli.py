@@ -240,9 +240,9 @@ def leaderboard(
     as_json: Json = False,
 ) -> None:
     """Rank runs by the score that their pipeline fixes, with what they cost and were planned to cost."""
-    from openba.report.leaderboard import leaderboard as ranked
+    from openba.report.leaderboard import rank_runs
 
-    entries = ranked(runs)
+    entries = rank_runs(runs)
     if as_json:
         print(json.dumps(entries, indent=1))
         return

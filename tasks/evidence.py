@@ -24,7 +24,7 @@ from openba.graph import Model
 from openba.json_types import JsonObject
 from openba.recipes.data import SourceStep, TaskStep
 from openba.recipes.pipeline import GateConfig, PipelineConfig
-from openba.report.card import Made, model_card
+from openba.report.card import Provenance, model_card
 
 LOSS = "openba.heldout_loss"
 EVALUATION = "openba.evaluation"
@@ -68,9 +68,9 @@ class Witness:
         """Return the model's card."""
         spent = self.cost(model)
         results = self._results(model.evaluation) or {}
-        how = "measured" if spent["energy_joules_measured"] else "from device hours and watts"
-        made = Made(self.licences(model), *_spent(spent), how)
-        return model_card(str(model.register_as), results, made)
+        method = "measured" if spent["energy_joules_measured"] else "from device hours and watts"
+        provenance = Provenance(self.licences(model), *_spent(spent), method)
+        return model_card(str(model.register_as), results, provenance)
 
     def licences(self, model: Model) -> dict[str, str]:
         """Source or task -> licence, of all that the model was made from, and of the weights."""

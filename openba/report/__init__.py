@@ -1,4 +1,4 @@
 """The report: one self-contained HTML page made from one dictionary of facts.
 
-`page.render` is the only entry. Where the facts come from is not its business.
+`collect.collect` gathers the facts and `page.render` makes the page.
 """

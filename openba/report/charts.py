@@ -1,7 +1,7 @@
-"""The report's charts: facts in, inline SVG out.
+"""Draw the report's charts: facts in, inline SVG out.
 
-Owns what is drawn and how. Colours are CSS variables of the page, so one drawing serves light and
-dark; text stays text in the page's own font. matplotlib is imported here only, and never pyplot.
+Owns what is drawn and how. Colours are CSS variables of the page, so one drawing serves light and dark; text
+stays text, in the page's font. Only this module imports matplotlib, without pyplot and its global state.
 """
 
 from __future__ import annotations
@@ -25,18 +25,22 @@ from openba.report.schema import CurvePoint, FunnelRow, HeldoutPoint, Mixture, T
 T = TypeVar("T")
 
 WIDTH = 4.8
-"""Inches; with 9 pt text a chart reads well from 320 px of a telephone to 560 px of a desktop column."""
+"""Inches; with 9 pt text a chart is legible from 320 px, a telephone, to 560 px, a desktop column."""
 MOST_POINTS = 240
-"""Of one line: more than a column has pixels to show, and 60 kB of SVG are kept far away."""
+"""Points of one line: a column has no pixels to show more, and each chart stays far below 60 kB of SVG."""
 
 # matplotlib knows no CSS variables: it draws in stand-in colours that are replaced in its output.
-_INK, _MUTED, _RULE = "#000001", "#000002", "#000003"
+_INK = "#000001"
+_MUTED = "#000002"
+_RULE = "#000003"
 _SERIES = ("#000011", "#000012", "#000013", "#000014")
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _RULE: "rule"} | {c: f"c{i}" for i, c in enumerate(_SERIES, 1)}
+_CSS_VARIABLES = {_INK: "ink", _MUTED: "muted", _RULE: "rule"} | {
+    colour: f"c{number}" for number, colour in enumerate(_SERIES, 1)
+}
 
-_STYLE: Any = {
+_STYLE: Any = {  # matplotlib types the keys as literals, which a plain dictionary does not match
     "svg.fonttype": "none",
-    "text.parse_math": False,  # a dollar sign in a source's name is a dollar sign
+    "text.parse_math": False,  # a source's name may hold a dollar sign, which would begin a formula
     "font.size": 9,
     "text.color": _INK,
     "axes.edgecolor": _RULE,
@@ -59,24 +63,26 @@ _STYLE: Any = {
 
 
 def funnel_chart(rows: Sequence[FunnelRow], source: str = "all sources") -> str:
-    """Documents, bytes and tokens left after each cleaning stage, in % of what came in, rows together."""
+    """Draw documents, bytes and tokens left after each cleaning stage, in % of the input of all rows."""
     stages = list(dict.fromkeys(row["stage"] for row in rows))
-    first = {row["source"]: row for row in reversed(rows)}
+    first_rows = {row["source"]: row for row in reversed(rows)}
     units = [unit for unit in ("documents", "bytes", "tokens") if all(f"{unit}_in" in row for row in rows)]
 
-    def kept(stage: str, unit: str) -> float:
-        here = [row for row in rows if row["stage"] == stage]
-        whole = sum(first[row["source"]][f"{unit}_in"] for row in here)  # type: ignore[literal-required]
-        return 100 * sum(row[f"{unit}_out"] for row in here) / whole if whole else 0.0  # type: ignore[literal-required]
+    def percent_left(stage: str, unit: str) -> float:
+        stage_rows = [row for row in rows if row["stage"] == stage]
+        amount_in = sum(first_rows[row["source"]][f"{unit}_in"] for row in stage_rows)  # type: ignore[literal-required]
+        amount_out = sum(row[f"{unit}_out"] for row in stage_rows)  # type: ignore[literal-required]
+        return 100 * amount_out / amount_in if amount_in else 0.0
 
     def draw(axes: Axes) -> None:
-        height = 0.76 / len(units)
+        bar_height = 0.76 / len(units)
         for number, unit in enumerate(units):
-            shares = [kept(stage, unit) for stage in stages]
-            places = [index + height * (number - (len(units) - 1) / 2) for index in range(len(stages))]
-            axes.barh(places, shares, height=0.9 * height, color=_SERIES[number], label=unit)
-            for place, share in zip(places, shares, strict=True):
-                axes.text(share + 1, place, f"{share:.1f}", va="center", color=_MUTED, fontsize=7.5)
+            shares = [percent_left(stage, unit) for stage in stages]
+            bar_offset = bar_height * (number - (len(units) - 1) / 2)
+            centers = [stage_index + bar_offset for stage_index in range(len(stages))]
+            axes.barh(centers, shares, height=0.9 * bar_height, color=_SERIES[number], label=unit)
+            for center, share in zip(centers, shares, strict=True):
+                axes.text(share + 1, center, f"{share:.1f}", va="center", color=_MUTED, fontsize=7.5)
         _categories(axes, [stage.replace("_", " ") for stage in stages])
         axes.set_xlim(0, 112)
         axes.set_xticks([0, 25, 50, 75, 100])
@@ -88,22 +94,26 @@ def funnel_chart(rows: Sequence[FunnelRow], source: str = "all sources") -> str:
 
 
 def mixture_chart(mixture: Mixture) -> str:
-    """Shares of tokens by language: what was asked for, and what each stage got."""
+    """Draw shares of tokens by language: as the mixture's recipe asks for, and as each stage got them."""
     bars = {"wanted": mixture.get("shares_wanted") or {}} | (mixture.get("tokens") or {})
     languages = list(dict.fromkeys(language for shares in bars.values() for language in shares))
 
     def draw(axes: Axes) -> None:
-        lefts = [0.0] * len(bars)
+        bar_starts = [0.0] * len(bars)
         for index, language in enumerate(languages):
             colour = _SERIES[index % len(_SERIES)]
             widths = [100 * shares.get(language, 0) / (sum(shares.values()) or 1) for shares in bars.values()]
-            axes.barh(range(len(bars)), widths, left=lefts, height=0.56, color=colour, label=_short(language))
-            for row, (left, width) in enumerate(zip(lefts, widths, strict=True)):
-                if width >= 4:
-                    # Beneath the bar, since no one text colour reads on every series in light and dark.
-                    middle, text = left + width / 2, f"{width:.1f}"
-                    axes.text(middle, row + 0.3, text, ha="center", va="top", color=_MUTED, fontsize=8)
-            lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
+            axes.barh(
+                range(len(bars)), widths, left=bar_starts, height=0.56, color=colour, label=_short(language)
+            )
+            for bar_index, (bar_start, width) in enumerate(zip(bar_starts, widths, strict=True)):
+                if width >= 4:  # a narrower piece has no room for its figure
+                    # Beneath the bar, since no one text colour is legible on every series in light and dark.
+                    axes.text(
+                        bar_start + width / 2, bar_index + 0.3, f"{width:.1f}",
+                        ha="center", va="top", color=_MUTED, fontsize=8,
+                    )  # fmt: skip
+            bar_starts = [bar_start + width for bar_start, width in zip(bar_starts, widths, strict=True)]
         _categories(axes, list(bars))
         axes.set_ylim(len(bars) - 0.3, -0.4)
         axes.set_xlim(0, 100)
@@ -114,25 +124,28 @@ def mixture_chart(mixture: Mixture) -> str:
 
 
 def loss_chart(title: str, curve: Sequence[CurvePoint]) -> str:
-    """Training loss by step: every logged step faint, and a running mean over 5 % of them."""
-    points = _known(curve, "loss")
-    half = len(points) // 40
-    places = _thin(range(len(points)))
-    means = [fmean(loss for _, loss in points[max(0, i - half) : i + half + 1]) for i in places]
+    """Draw training loss by step: every logged step faint, and a running mean over 5 % of them."""
+    points = _finite_points(curve, "loss")
+    half_window = len(points) // 40
+    shown_indices = _thin(range(len(points)))
+    means = [
+        fmean(loss for _, loss in points[max(0, index - half_window) : index + half_window + 1])
+        for index in shown_indices
+    ]
 
     def draw(axes: Axes) -> None:
-        if half:
+        if half_window:
             axes.plot(*zip(*_thin(points), strict=True), color=_SERIES[0], alpha=0.35, linewidth=0.8)
-        steps = [points[i][0] for i in places]
-        axes.plot(steps, means, color=_SERIES[0], marker="o" if len(means) < 3 else "")
+        shown_steps = [points[index][0] for index in shown_indices]
+        axes.plot(shown_steps, means, color=_SERIES[0], marker="o" if len(means) < 3 else "")
         _steps_and_loss(axes)
 
     return _svg(f"Training loss of {title}", draw) if points else ""
 
 
 def heldout_chart(title: str, points: Sequence[HeldoutPoint]) -> str:
-    """Held-out loss by step, by denoiser where told, with its level at step 0 and 25 % below that."""
-    series = {name: _known(points, name) for name in ("loss", "R", "S", "X")}
+    """Draw held-out loss by step, by denoiser where measured, its level at step 0, and 25 % below that."""
+    series = {name: _finite_points(points, name) for name in ("loss", "R", "S", "X")}
     levels = [(loss, "step 0") for step, loss in series["loss"] if step == 0]
     levels += [(0.75 * loss, "25 % below") for loss, _ in levels]
 
@@ -154,43 +167,46 @@ def heldout_chart(title: str, points: Sequence[HeldoutPoint]) -> str:
 
 
 Series = tuple[str, Sequence[tuple[float, float, float | None]]]
-"""A name and its points: place, value, standard error or none."""
+"""A name and its points: position on the x axis, value, standard error or none."""
 
 
-def lines_chart(title: str, series: Sequence[Series], across: str, up: str) -> str:
-    """A line for each series, with bars of one standard error."""
+def lines_chart(title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
+    """Draw a line for each series, with bars of one standard error."""
 
     def draw(axes: Axes) -> None:
         for index, (name, points) in enumerate(series):
-            colour, dashes = _SERIES[index % len(_SERIES)], ("-", "--", ":", "-.")[index // len(_SERIES) % 4]
-            places, values, errors = zip(*points, strict=True)
-            bars = None if None in errors else errors
+            colour = _SERIES[index % len(_SERIES)]
+            dashes = ("-", "--", ":", "-.")[index // len(_SERIES) % 4]
+            x_values, y_values, errors = zip(*points, strict=True)
+            error_bars = None if None in errors else errors
             axes.errorbar(
-                places, values, bars, color=colour, linestyle=dashes, marker="o", markersize=3,
+                x_values, y_values, error_bars, color=colour, linestyle=dashes, marker="o", markersize=3,
                 capsize=2, elinewidth=0.8, label=_short(name),
             )  # fmt: skip
         axes.grid(axis="y")
-        axes.set_xlabel(across)
-        axes.set_ylabel(up)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
         _legend_above(axes, 3)
 
     return _svg(title, draw, 2.9 + 0.18 * (len(series) // 3)) if series else ""
 
 
 def experts_chart(experts: Sequence[Training]) -> str:
-    """Each expert's own held-out loss: Stage III's (hollow) and, after fine-tuning, its own (filled)."""
+    """Draw the loss on each expert's held-out data: of Stage III (hollow) and of the expert (filled)."""
     rows = [
-        (run["title"], run.get("baseline_heldout"), known[-1][1])
-        for run in experts
-        if (known := _known(run.get("heldout") or [], "loss"))
+        (training["title"], training.get("baseline_heldout"), points[-1][1])
+        for training in experts
+        if (points := _finite_points(training.get("heldout") or [], "loss"))
     ]
 
     def draw(axes: Axes) -> None:
-        for place, (_, before, after) in enumerate(rows):
-            if before is not None:
-                axes.plot([before, after], [place, place], color=_RULE, linewidth=3, zorder=1)
-                axes.plot(before, place, "o", markersize=7, markerfacecolor="none", markeredgecolor=_MUTED)
-            axes.plot(after, place, "o", markersize=7, color=_SERIES[0])
+        for row_index, (_, loss_before, loss_after) in enumerate(rows):
+            if loss_before is not None:
+                axes.plot([loss_before, loss_after], [row_index] * 2, color=_RULE, linewidth=3, zorder=1)
+                axes.plot(
+                    loss_before, row_index, "o", markersize=7, markerfacecolor="none", markeredgecolor=_MUTED
+                )
+            axes.plot(loss_after, row_index, "o", markersize=7, color=_SERIES[0])
         _categories(axes, [title for title, _, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="x")
@@ -205,15 +221,17 @@ def experts_chart(experts: Sequence[Training]) -> str:
     return _svg("Held-out loss of the experts", draw, 0.95 + 0.34 * max(2, len(rows))) if rows else ""
 
 
-def _known(points: Sequence[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
-    """(step, value) where the value was recorded and is a number; a skipped step may have none."""
-    return [(p["step"], p[name]) for p in points if p.get(name) is not None and isfinite(p[name])]
+def _finite_points(points: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
+    """Return (step, value) where the value was recorded and is finite; a skipped step may have none."""
+    return [
+        (point["step"], point[key]) for point in points if point.get(key) is not None and isfinite(point[key])
+    ]
 
 
 def _thin(items: Sequence[T]) -> list[T]:
-    """At most `MOST_POINTS` of them, evenly taken; the last one stays."""
-    every = max(1, -(-len(items) // MOST_POINTS))
-    return [*items[:-1:every], *items[-1:]]
+    """Return at most `MOST_POINTS` items at equal distances, and the last one."""
+    stride = max(1, -(-len(items) // MOST_POINTS))
+    return [*items[:-1:stride], *items[-1:]]
 
 
 def _steps_and_loss(axes: Axes) -> None:
@@ -224,7 +242,7 @@ def _steps_and_loss(axes: Axes) -> None:
 
 
 def _categories(axes: Axes, names: Sequence[str]) -> None:
-    """One row per name from the top down; long names are cut, the table has them whole."""
+    """Label rows from the top down; long names are cut, since the table beside the chart has them in full."""
     axes.set_yticks(range(len(names)), [_short(name) for name in names])
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0, labelcolor=_INK)
@@ -250,8 +268,14 @@ def _legend_above(axes: Axes, columns: int) -> None:
 
 
 def _svg(label: str, draw: Callable[[Axes], None], height: float = 2.9) -> str:
-    """The drawing as an `<svg>` for the page, `label` read out in its place; height in inches."""
-    # The salt makes the ids of one page's charts differ; without any they differ from run to run.
+    """Return the drawing as an `<svg>` element.
+
+    Args:
+        label: what a screen reader says in place of the drawing.
+        draw: draws on the axes it is given.
+        height: of the drawing, in inches.
+    """
+    # The salt makes element ids of one page's charts differ; without a salt they differ from run to run.
     with mpl.rc_context(_STYLE | {"svg.hashsalt": label}), warnings.catch_warnings():
         # Widths of Chinese labels are estimated without a font for them; the browser has one.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -263,7 +287,7 @@ def _svg(label: str, draw: Callable[[Axes], None], height: float = 2.9) -> str:
     # matplotlib's own <style> would apply to the whole page, and its group ids repeat in every chart.
     body = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|(?<=<g) id=\"[^\"]*\"", "", body, flags=re.S)
     body = re.sub(r" font-family: [^;\"]*;", "", body)
-    body = re.sub("|".join(_VARIABLES), lambda match: f"var(--{_VARIABLES[match.group()]})", body)
-    view, inner = re.search(r"<svg[^>]*viewBox=\"([^\"]*)\"[^>]*>(.*)</svg>", body, re.S).groups()  # type: ignore[union-attr]
-    inner = inner.replace("xlink:href", "href")
-    return f'<svg viewBox="{view}" role="img" aria-label="{escape(label)}">{inner}</svg>'
+    body = re.sub("|".join(_CSS_VARIABLES), lambda match: f"var(--{_CSS_VARIABLES[match.group()]})", body)
+    view_box, drawing = re.search(r"<svg[^>]*viewBox=\"([^\"]*)\"[^>]*>(.*)</svg>", body, re.S).groups()  # type: ignore[union-attr]
+    drawing = drawing.replace("xlink:href", "href")
+    return f'<svg viewBox="{view_box}" role="img" aria-label="{escape(label)}">{drawing}</svg>'

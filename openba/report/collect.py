@@ -1,4 +1,4 @@
-"""Gather what a report shows from the manifests of a pipeline's steps: a pure function of the store.
+"""Collect the sections of a report from the manifests of a pipeline's steps: a pure function of the store.
 
 Owns the mapping from facts to the report's sections. It measures nothing and renders nothing.
 """
@@ -6,11 +6,12 @@ Owns the mapping from facts to the report's sections. It measures nothing and re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import cast
 
 from openba.accounting.energy import TrainFacts, cost
 from openba.artifacts import Step, Store
 from openba.graph import Model, Pipeline, evaluation_name
+from openba.json_types import JsonObject
 from openba.plan import plan
 from openba.recipes.train import TrainStep
 from openba.report.ablation import ablation_rows
@@ -19,14 +20,21 @@ from openba.report.transfer import Loss, transfer_gains
 from openba.train.log import METRICS, read_rows
 
 _CURVE_POINTS = 200
+"""Points of a loss curve in `report.json`; a run of 60,000 steps would make it 5 MB."""
 
 
-def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict[str, Any]:
-    """The report's sections that come from the store. `states`: step name -> built or cached, this run."""
-    records = {name: store.manifest(step) for name, step in pipeline.steps.items()}
+def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> JsonObject:
+    """Return the report's sections that come from the store.
 
-    def facts(name: str) -> dict[str, Any]:
-        return (records.get(name) or {}).get("facts", {})
+    Args:
+        pipeline: the pipeline that was run.
+        store: where its outputs are.
+        states: step name -> built, cached or failed, in this run.
+    """
+    records = {step_name: store.manifest(step) for step_name, step in pipeline.steps.items()}
+
+    def facts_of(step_name: str) -> JsonObject:
+        return (records.get(step_name) or {}).get("facts", {})
 
     return {
         "pipeline": pipeline.config.name,
@@ -34,75 +42,82 @@ def collect(pipeline: Pipeline, store: Store, states: Mapping[str, str]) -> dict
         "target": pipeline.config.target.model_dump() if pipeline.config.target else None,
         "plan": plan(pipeline, store)["total"],
         "banner": pipeline.config.report_banner,
-        "steps": [_step(step, records[name], states, store) for name, step in pipeline.steps.items()],
-        "funnel": _funnel(facts("clean").get("funnel", []), pipeline, facts("tokenizer")),
-        "quarantined": [
-            {"source": name, **aside}
-            for name in pipeline.config.sources
-            if (aside := facts(f"source-{name}").get("quarantined")) and aside["first"]
+        "steps": [
+            _step_row(step, records[step_name], states, store) for step_name, step in pipeline.steps.items()
         ],
-        "cleaning_examples": facts("clean").get("examples", {}),
-        "mixture": facts("mixture"),
-        "contamination": facts("contamination").get("sets", []),
-        "tokenizer": facts("tokenizer"),
-        "training": [_training(m, pipeline, store) for m in pipeline.models if records[m.name]],
+        "funnel": _funnel_with_tokens(facts_of("clean").get("funnel", []), pipeline, facts_of("tokenizer")),
+        "quarantined": [
+            {"source": source_name, **quarantined}
+            for source_name in pipeline.config.sources
+            if (quarantined := facts_of(f"source-{source_name}").get("quarantined")) and quarantined["first"]
+        ],
+        "cleaning_examples": facts_of("clean").get("examples", {}),
+        "mixture": facts_of("mixture"),
+        "contamination": facts_of("contamination").get("sets", []),
+        "tokenizer": facts_of("tokenizer"),
+        "training": [
+            _training_row(model, pipeline, store) for model in pipeline.models if records[model.name]
+        ],
         "ablation": ablation_rows(
             {
-                name: _shape(step, facts(step.name))
-                for name, step in zip(pipeline.config.ablation, pipeline.shapes, strict=True)
+                shape_name: _compared_shape(step, facts_of(step.name))
+                for shape_name, step in zip(pipeline.config.ablation, pipeline.shapes, strict=True)
                 if records[step.name]
             }
         ),
         "transfer": transfer_gains(
             [
-                Loss(transfer.expert, transfer.start, transfer.seed, facts(name)["heldout"][-1]["loss"])
-                for name, transfer in pipeline.transfers.items()
-                if records[name]
+                Loss(
+                    transfer.expert, transfer.start, transfer.seed, facts_of(step_name)["heldout"][-1]["loss"]
+                )
+                for step_name, transfer in pipeline.transfers.items()
+                if records[step_name]
             ]
         ),
         "evaluations": [
             row
             for model in pipeline.models
             for prefix in "SRX"
-            for row in _evaluations(
+            for row in _evaluation_rows(
                 model,
                 prefix,
-                facts(evaluation_name(model.name, prefix)),
-                facts("contamination").get("sets", []),
-                facts(model.baselines.name) if model.baselines else {},
+                facts_of(evaluation_name(model.name, prefix)),
+                facts_of("contamination").get("sets", []),
+                facts_of(model.baselines.name) if model.baselines else {},
             )
         ],
         "evaluations_between": [
-            {**row, "step": at}
+            {**row, "step": kept_step}
             for model in pipeline.models
             for prefix in "SRX"
-            for at in pipeline.kept(model.name)
-            for row in _evaluations(model, prefix, facts(evaluation_name(model.name, prefix, at)), [], {})
+            for kept_step in pipeline.kept(model.name)
+            for row in _evaluation_rows(
+                model, prefix, facts_of(evaluation_name(model.name, prefix, kept_step)), [], {}
+            )
         ],
         "not_run": [
-            {"what": name, "why": _why(states.get(name))} for name in pipeline.steps if records[name] is None
+            {"what": step_name, "why": _reason_not_run(states.get(step_name))}
+            for step_name in pipeline.steps
+            if records[step_name] is None
         ],
     }
 
 
-def _funnel(
-    rows: list[dict[str, Any]], pipeline: Pipeline, tokenizer: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """The rows with tokens: cleaning comes before the tokenizer, so they follow from the bytes."""
-    sizes = tokenizer.get("bytes_per_token", {})
-    found = []
-    for row in rows:
-        size = sizes.get(pipeline.config.sources[row["source"]].language)
-        known = (
-            {f"tokens_{side}": round(row[f"bytes_{side}"] / size) for side in ("in", "out")} if size else {}
-        )
-        found.append(row | known)
-    return found
+def _funnel_with_tokens(
+    funnel: list[JsonObject], pipeline: Pipeline, tokenizer_facts: JsonObject
+) -> list[JsonObject]:
+    """Add tokens to the funnel's rows, from their bytes: text is cleaned before the tokenizer is trained."""
+    bytes_per_token = tokenizer_facts.get("bytes_per_token", {})
+    rows = []
+    for row in funnel:
+        token_size = bytes_per_token.get(pipeline.config.sources[row["source"]].language)
+        if token_size:
+            row = row | {f"tokens_{side}": round(row[f"bytes_{side}"] / token_size) for side in ("in", "out")}
+        rows.append(row)
+    return rows
 
 
-def _step(
-    step: Step, record: dict[str, Any] | None, states: Mapping[str, str], store: Store
-) -> dict[str, Any]:
+def _step_row(step: Step, record: JsonObject | None, states: Mapping[str, str], store: Store) -> JsonObject:
     state = states.get(step.name, "cached") if record else states.get(step.name, "not run")
     return {
         "name": step.name,
@@ -114,17 +129,18 @@ def _step(
     }
 
 
-def _why(state: str | None) -> str:
+def _reason_not_run(state: str | None) -> str:
     return f"{state} in this run" if state else "not part of this run (--until), or its inputs failed"
 
 
-def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
+def _training_row(model: Model, pipeline: Pipeline, store: Store) -> JsonObject:
     record = store.manifest(model.training)
     assert record is not None
     facts = record["facts"]
-    rows = [row for row in read_rows(store.path(model.training) / METRICS) if row["loss"] is not None]
-    keys = ("step", "loss", "tokens_per_second", "lr")
-    every = max(1, len(rows) // _CURVE_POINTS)
+    metrics_file = store.path(model.training) / METRICS
+    logged_rows = [row for row in read_rows(metrics_file) if row["loss"] is not None]
+    curve_keys = ("step", "loss", "tokens_per_second", "lr")
+    row_stride = max(1, len(logged_rows) // _CURVE_POINTS)
     is_expert = model.name in pipeline.experts
     return {
         "step": model.name,
@@ -132,7 +148,7 @@ def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
         "parameters": facts["parameters"],
         "steps": facts["steps"],
         "tokens": facts["tokens"],
-        "curve": [{key: row[key] for key in keys} for row in rows[::every]],
+        "curve": [{key: row[key] for key in curve_keys} for row in logged_rows[::row_stride]],
         "heldout": facts["heldout"],
         # An expert starts from Stage III's weights, so its measurement before the first step is
         # Stage III's loss on the expert's held-out data.
@@ -143,8 +159,8 @@ def _training(model: Model, pipeline: Pipeline, store: Store) -> dict[str, Any]:
     }
 
 
-def _shape(step: Step, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What Figure 5 needs of one compared training."""
+def _compared_shape(step: Step, facts: JsonObject) -> JsonObject:
+    """Return what Figure 5 shows of one compared training."""
     recipe = step.recipe
     assert isinstance(recipe, TrainStep)
     return {
@@ -156,34 +172,39 @@ def _shape(step: Step, facts: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _evaluations(
+def _evaluation_rows(
     model: Model,
     prefix: str,
-    facts: dict[str, Any],
-    contamination: list[dict[str, Any]],
-    baselines: dict[str, Any],
-) -> list[dict[str, Any]]:
-    """Rows of one evaluation; with prompts of another mode than the release's they say so in their name."""
-    found = {row["set"]: row for row in contamination}
-    rows = [evaluation_row(model.name, name, result) for name, result in facts.get("benchmarks", {}).items()]
-    measured = baselines.get("benchmarks", {})
-    told = [
+    evaluation_facts: JsonObject,
+    contamination_rows: list[JsonObject],
+    baseline_facts: JsonObject,
+) -> list[JsonObject]:
+    """Return a row for each benchmark of one evaluation.
+
+    The mode token of the prompts is part of the benchmark's name where it is not the release's `<S>`.
+    """
+    contamination = {row["set"]: row for row in contamination_rows}
+    baselines = baseline_facts.get("benchmarks", {})
+    name_suffix = "" if prefix == "S" else f" <{prefix}>"
+    return [
         {
-            **row,
-            "contamination": found.get(row["benchmark"]),
-            "baselines": _baselines(measured.get(row["benchmark"])),
+            **evaluation_row(model.name, benchmark, result),
+            "benchmark": f"{benchmark}{name_suffix}",
+            "contamination": contamination.get(benchmark),
+            "baselines": _baseline_scores(baselines.get(benchmark)),
         }
-        for row in rows
+        for benchmark, result in evaluation_facts.get("benchmarks", {}).items()
     ]
-    return told if prefix == "S" else [{**row, "benchmark": f"{row['benchmark']} <{prefix}>"} for row in told]
 
 
-def _baselines(measured: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What was trained beside the model, in the report's form; None if nothing was."""
-    if measured is None:
+def _baseline_scores(baseline_result: JsonObject | None) -> JsonObject | None:
+    """Return the baselines of one benchmark in the report's form; None if there are none."""
+    if baseline_result is None:
         return None
     return {
-        "trained_on": measured["trained_on"],
-        "chance": measured["chance"],
-        "methods": {name: numbers_and_errors(scores) for name, scores in measured["baselines"].items()},
+        "trained_on": baseline_result["trained_on"],
+        "chance": baseline_result["chance"],
+        "methods": {
+            method: numbers_and_errors(scores) for method, scores in baseline_result["baselines"].items()
+        },
     }

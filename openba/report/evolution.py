@@ -1,7 +1,7 @@
 """Figure 6 from the user's own run: a benchmark's score over the steps of one training.
 
-Owns the place of a model on the axis of steps: a stage's end, and the steps whose weights it keeps. Scores
-are the evaluations' first; nothing is drawn between two points but the line from one to the next.
+Owns the position of a model on the axis of steps: the end of a stage, and the steps whose weights it keeps.
+The score is the first one of each evaluation.
 """
 
 from __future__ import annotations
@@ -9,60 +9,71 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from io import StringIO
-from typing import Any
 
-Point = dict[str, Any]
-"""`model`, `step` (of all stages so far), `score`, `stderr`, `n`."""
+from openba.json_types import JsonObject
+from openba.report.schema import Report
+
+Point = JsonObject
+"""`model`, `step` (of all stages so far), `metric`, `score`, `stderr`, `n`."""
+_POINT_KEYS = ("model", "step", "metric", "score", "stderr", "n")
 
 
-def evolution(report: Mapping[str, Any]) -> dict[str, list[Point]]:
-    """Benchmark -> points in the order of training, for benchmarks that were asked twice or more.
+def evolution(report: Report | JsonObject) -> dict[str, list[Point]]:
+    """Return benchmark -> points in the order of training, for benchmarks that were scored twice or more.
 
     Experts are left out: each starts from Stage III and they do not follow each other.
     """
-    began, steps, so_far = {}, {}, 0
-    for run in report.get("training") or []:
-        if run.get("baseline_heldout") is None and run.get("steps") is not None:
-            began[run["step"]], steps[run["step"]] = so_far, run["steps"]
-            so_far += run["steps"]
-    points: dict[str, list[Point]] = {}
-    for row in [*(report.get("evaluations") or []), *(report.get("evaluations_between") or [])]:
-        if row["model"] in steps and row["scores"]:
+    facts: Mapping = report
+    first_step: dict[str, int] = {}
+    last_step: dict[str, int] = {}
+    total_steps = 0
+    for training in facts.get("training") or []:
+        if training.get("baseline_heldout") is None and training.get("steps") is not None:
+            first_step[training["step"]] = total_steps
+            total_steps += training["steps"]
+            last_step[training["step"]] = total_steps
+    lines: dict[str, list[Point]] = {}
+    for row in [*(facts.get("evaluations") or []), *(facts.get("evaluations_between") or [])]:
+        model = row["model"]
+        if model in first_step and row["scores"]:
             metric = next(iter(row["scores"]))
-            points.setdefault(row["benchmark"], []).append(
+            lines.setdefault(row["benchmark"], []).append(
                 {
-                    "model": row["model"],
-                    "step": began[row["model"]] + row.get("step", steps[row["model"]]),
+                    "model": model,
+                    "step": first_step[model] + row["step"] if "step" in row else last_step[model],
                     "metric": metric,
                     "score": row["scores"][metric],
                     "stderr": row.get("stderr", {}).get(metric),
                     "n": row["n"],
                 }
             )
-    lines = {name: sorted(line, key=lambda point: point["step"]) for name, line in points.items()}
-    return {name: line for name, line in lines.items() if len(line) > 1}
+    return {
+        benchmark: sorted(line, key=lambda point: point["step"])
+        for benchmark, line in lines.items()
+        if len(line) > 1
+    }
 
 
-def evolution_csv(report: Mapping[str, Any]) -> str:
-    """The points, a line each; only the heads if there are none."""
-    file = StringIO()
-    write = csv.writer(file, lineterminator="\n")
-    keys = ("model", "step", "metric", "score", "stderr", "n")
-    write.writerow(["benchmark", *keys])
-    for name, line in evolution(report).items():
+def evolution_csv(report: Report | JsonObject) -> str:
+    """Return the points as CSV, one line each; only the header if there are none."""
+    csv_text = StringIO()
+    csv_writer = csv.writer(csv_text, lineterminator="\n")
+    csv_writer.writerow(["benchmark", *_POINT_KEYS])
+    for benchmark, line in evolution(report).items():
         for point in line:
-            write.writerow([name, *(point[key] for key in keys)])
-    return file.getvalue()
+            csv_writer.writerow([benchmark, *(point[key] for key in _POINT_KEYS)])
+    return csv_text.getvalue()
 
 
-def evolution_chart(report: Mapping[str, Any]) -> str:
-    """The points as lines with one standard error; empty if there are none."""
+def evolution_chart(report: Report | JsonObject) -> str:
+    """Draw the points as lines with one standard error; empty if there are none."""
     lines = evolution(report)
     if not lines:
         return ""
     from openba.report.charts import Series, lines_chart
 
     series: list[Series] = [
-        (name, [(p["step"], p["score"], p["stderr"] or 0.0) for p in line]) for name, line in lines.items()
+        (benchmark, [(point["step"], point["score"], point["stderr"] or 0.0) for point in line])
+        for benchmark, line in lines.items()
     ]
     return lines_chart("Scores over training", series, "steps of all stages so far", "score")

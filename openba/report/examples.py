@@ -1,6 +1,6 @@
-"""Answers side by side with the right ones: conversations as turns, entities one by one, code and text.
+"""Sample answers beside the right ones: conversations as turns, entities one by one, code and text.
 
-Owns how one sample of a benchmark is taken apart for the page, and which are shown. It formats nothing.
+Owns the parsing of a benchmark's samples for the page, and which are shown. It formats nothing.
 """
 
 from __future__ import annotations
@@ -8,59 +8,61 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from openba.data.entities import Entity, complete_entities
+from openba.report.schema import Sample
 from openba.report.skills import Skill
 
-SHOWN = 2
-"""Samples of a benchmark; all that were kept stand in the section of generations."""
+SHOWN_SAMPLES = 2
+"""Samples per benchmark here; the section "generations" of the page has all that an evaluation keeps."""
+Form = Literal["conversation", "entities", "code", "text"]
 _TURN = re.compile(r"(Human|Assistant): ")
 
 
 class Mark(NamedTuple):
-    """An entity and whether the other side has it as well."""
+    """An entity of one side, target or output, and whether the other side has it as well."""
 
     text: str
     kind: str
     is_shared: bool
 
 
-class Shown(NamedTuple):
-    """One sample."""
+class ShownSample(NamedTuple):
+    """One sample, parsed for the page."""
 
     turns: Sequence[tuple[str, str]]
-    """Speaker and words of a conversation; empty for anything else."""
+    """Speaker and text of a conversation's turns; empty for other forms."""
     prompt: str
     target: str
     output: str
     targets: Sequence[Mark]
-    """Entities of the right answer, where the benchmark asks for some."""
+    """Entities of the right answer, where the benchmark asks for entities."""
     outputs: Sequence[Mark]
     is_right: bool
 
 
-class Group(NamedTuple):
-    """Samples of one benchmark."""
+class ExampleGroup(NamedTuple):
+    """Shown samples of one benchmark."""
 
     skill: Skill
-    form: Literal["conversation", "entities", "code", "text"]
-    samples: Sequence[Shown]
+    form: Form
+    samples: Sequence[ShownSample]
 
 
-def groups(skills: Sequence[Skill]) -> list[Group]:
-    """The first samples of every benchmark that has some, in the order of the skills."""
-    found = []
+def example_groups(skills: Sequence[Skill]) -> list[ExampleGroup]:
+    """Return the first samples of every benchmark that has some, in the order of the skills."""
+    groups = []
     for skill in skills:
-        kept = skill.evaluation.get("samples") or []
-        if skill.evaluation["method"] != "likelihood" and kept:
-            form = _form(skill.evaluation["scores"], kept[0]["input"])
-            samples = [_shown(sample, form) for sample in kept[:SHOWN]]
-            found.append(Group(skill, form, samples))
-    return found
+        samples = skill.evaluation.get("samples") or []
+        if skill.evaluation["method"] != "likelihood" and samples:
+            form = _sample_form(skill.evaluation["scores"], samples[0]["input"])
+            shown_samples = [_parse_sample(sample, form) for sample in samples[:SHOWN_SAMPLES]]
+            groups.append(ExampleGroup(skill, form, shown_samples))
+    return groups
 
 
-def _form(scores: Mapping[str, float], prompt: str) -> Literal["conversation", "entities", "code", "text"]:
+def _sample_form(scores: Mapping[str, float], prompt: str) -> Form:
     if "entity_f1" in scores:
         return "entities"
     if "python_syntax" in scores:
@@ -68,29 +70,33 @@ def _form(scores: Mapping[str, float], prompt: str) -> Literal["conversation", "
     return "conversation" if _TURN.match(prompt) and prompt.endswith("Assistant:") else "text"
 
 
-def _shown(sample: Mapping[str, Any], form: str) -> Shown:
-    prompt, target, output = sample["input"], sample["target"], sample["output"]
+def _parse_sample(sample: Sample, form: Form) -> ShownSample:
+    prompt = sample["input"]
     turns: list[tuple[str, str]] = []
     if form == "conversation":
         pieces = _TURN.split(prompt.removesuffix("Assistant:"))[1:]
-        turns = [(who, words.strip()) for who, words in zip(pieces[::2], pieces[1::2], strict=True)]
-    right, given = (complete_entities(text) if form == "entities" else [] for text in (target, output))
-    return Shown(
+        turns = [(speaker, text.strip()) for speaker, text in zip(pieces[::2], pieces[1::2], strict=True)]
+    target_entities: Sequence[Entity] = []
+    output_entities: Sequence[Entity] = []
+    if form == "entities":
+        target_entities = complete_entities(sample["target"])
+        output_entities = complete_entities(sample["output"])
+    return ShownSample(
         turns=turns,
         prompt=prompt,
-        target=target,
-        output=output,
-        targets=_marks(right, given),
-        outputs=_marks(given, right),
-        is_right=target.strip() == output.strip(),
+        target=sample["target"],
+        output=sample["output"],
+        targets=_mark_entities(target_entities, output_entities),
+        outputs=_mark_entities(output_entities, target_entities),
+        is_right=sample["target"].strip() == sample["output"].strip(),
     )
 
 
-def _marks(entities: Sequence[Entity], others: Sequence[Entity]) -> list[Mark]:
-    """Each entity, shared as often as the other side has it."""
-    left = Counter(others)
+def _mark_entities(entities: Sequence[Entity], other_entities: Sequence[Entity]) -> list[Mark]:
+    """Mark each entity as shared, at most as often as the other side has it."""
+    unmatched = Counter(other_entities)
     marks = []
     for entity in entities:
-        marks.append(Mark(*entity, left[entity] > 0))
-        left[entity] -= 1
+        marks.append(Mark(*entity, unmatched[entity] > 0))
+        unmatched[entity] -= 1
     return marks

@@ -1,6 +1,6 @@
-"""Runs side by side by the one score that their pipeline fixes: `openba leaderboard`.
+"""Rank runs by the one score that their pipeline fixes (`openba leaderboard`).
 
-Owns which facts of a report make a line. It reads `report.json` and computes nothing but sums and ratios.
+Owns which facts of a report make a row. It reads `report.json` and computes sums only.
 """
 
 from __future__ import annotations
@@ -8,22 +8,23 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from openba.errors import UserError
+from openba.json_types import JsonObject
 
 
 class Entry(TypedDict):
     """One run."""
 
     run: str
-    """The folder it was read from."""
+    """Folder that it was read from."""
     pipeline: str
     size: int | None
     commit: str
-    """With a plus where the checkout had changes."""
+    """Commit of the code, with a plus where the checkout had uncommitted changes."""
     target: str
-    """`step benchmark metric`, as the pipeline fixes it."""
+    """`STEP BENCHMARK METRIC`, from the pipeline's `target`."""
     score: float
     stderr: float
     n: int
@@ -32,7 +33,7 @@ class Entry(TypedDict):
     device_hours: float
     planned_device_hours: float
     kwh: float
-    """By the paper's method."""
+    """Energy by the paper's method: device hours times nominal power times PUE."""
     planned_kwh: float
     money: float | None
     """None where the runtime states no price."""
@@ -40,7 +41,7 @@ class Entry(TypedDict):
 
 
 def read_entry(folder: Path) -> Entry:
-    """The line of a run.
+    """Return the row of a run.
 
     Args:
         folder: an OPENBA_HOME, its `report` folder, or the file itself.
@@ -48,36 +49,42 @@ def read_entry(folder: Path) -> Entry:
     Raises:
         UserError: there is no report, its pipeline fixes no target, or the target was not scored.
     """
-    places = [folder, folder / "report.json", folder / "report" / "report.json"]
-    file = next((place for place in places if place.is_file()), None)
-    if file is None:
+    candidates = [folder, folder / "report.json", folder / "report" / "report.json"]
+    report_file = next((path for path in candidates if path.is_file()), None)
+    if report_file is None:
         raise UserError(f"{folder}: no report.json; give the OPENBA_HOME of a run, or its folder `report`")
-    report = json.loads(file.read_text(encoding="utf-8"))
-    wanted, planned = report.get("target"), report.get("plan")
-    if wanted is None or planned is None:
+    report = json.loads(report_file.read_text(encoding="utf-8"))
+    target = report.get("target")
+    planned = report.get("plan")
+    if target is None or planned is None:
         raise UserError(
-            f"{file}: its pipeline fixes no `target`, the score to be ranked by; give it one and run again"
+            f"{report_file}: its pipeline has no `target`, the score that runs are ranked by; set one and "
+            "run again"
         )
-    scored = [
-        row
-        for row in report["evaluations"]
-        if (row["model"], row["benchmark"]) == (wanted["step"], wanted["benchmark"])
-    ]
-    if not scored or wanted["metric"] not in scored[0]["scores"]:
-        raise UserError(f"{file}: {_name(wanted)} was not scored; finish the run")
-    row, metric, costs = scored[0], wanted["metric"], [run["cost"] for run in report["training"]]
+    evaluation = next(
+        (
+            row
+            for row in report["evaluations"]
+            if (row["model"], row["benchmark"]) == (target["step"], target["benchmark"])
+        ),
+        None,
+    )
+    metric = target["metric"]
+    if evaluation is None or metric not in evaluation["scores"]:
+        raise UserError(f"{report_file}: {_target_name(target)} was not scored; finish the run")
+    costs = [training["cost"] for training in report["training"]]
     git = report["git"] or {"commit": "unknown", "dirty": False}
     return {
         "run": str(folder),
         "pipeline": report["pipeline"],
         "size": report["size"],
         "commit": f"{git['commit'][:9]}{'+' if git['dirty'] else ''}",
-        "target": _name(wanted),
-        "score": row["scores"][metric],
-        "stderr": row["stderr"].get(metric, 0.0),
-        "n": row["n"],
-        "parameters": max(run["parameters"] for run in report["training"]),
-        "tokens": sum(run["tokens"] for run in report["training"]),
+        "target": _target_name(target),
+        "score": evaluation["scores"][metric],
+        "stderr": evaluation["stderr"].get(metric, 0.0),
+        "n": evaluation["n"],
+        "parameters": max(training["parameters"] for training in report["training"]),
+        "tokens": sum(training["tokens"] for training in report["training"]),
         "device_hours": sum(cost["device_hours"] for cost in costs),
         "planned_device_hours": planned["gpu_hours"],
         "kwh": sum(cost["energy_kwh_paper"] for cost in costs),
@@ -87,8 +94,8 @@ def read_entry(folder: Path) -> Entry:
     }
 
 
-def leaderboard(folders: Sequence[Path]) -> list[Entry]:
-    """The runs' lines, the highest score first.
+def rank_runs(folders: Sequence[Path]) -> list[Entry]:
+    """Return the rows of the runs, the highest score first.
 
     Raises:
         UserError: see `read_entry`; or two runs have different targets.
@@ -103,5 +110,5 @@ def leaderboard(folders: Sequence[Path]) -> list[Entry]:
     return sorted(entries, key=lambda entry: -entry["score"])
 
 
-def _name(target: dict[str, Any]) -> str:
+def _target_name(target: JsonObject) -> str:
     return f"{target['step']} {target['benchmark']} {target['metric']}"

@@ -1,7 +1,7 @@
-"""`render`: the report's facts as one self-contained HTML page.
+"""Render the facts of a report as one self-contained HTML page.
 
-Owns formatting and the rule that a missing figure reads "not run", never 0. The facts' form is
-`schema`'s, charts are `charts`'s, words and layout `template.html`'s; nothing here computes a result.
+Owns formatting and the rule that a missing figure reads "not run", never 0. `schema` has the form of the
+facts, `charts` the drawings, `template.html` words and layout; nothing here computes a result.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 from markupsafe import Markup, escape
 
 from openba.accounting import carbon_table
+from openba.json_types import JsonObject
 from openba.report.ablation import ablation_charts
 from openba.report.evolution import evolution_chart
-from openba.report.examples import groups
+from openba.report.examples import example_groups
 from openba.report.paper_tables import paper_tables
 from openba.report.schema import Example, Report, StepState, Training
 from openba.report.skills import skills
@@ -29,7 +30,7 @@ from openba.units import human, human_time
 
 
 def render(report: Report) -> str:
-    """The page: inline style and SVG, no script, nothing loaded; every text from data is escaped."""
+    """Return the page: style and SVG inline, no script, nothing loaded from elsewhere, all data escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -37,26 +38,29 @@ def render(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {name: _or_not_run(write) for name, write in _WRITERS.items()}
-    environment.filters |= {"difference": _difference, "error": _error, "on_bar": _on_bar}
-    training = report.get("training") or []
-    rows = skills(report.get("evaluations") or [])
-    stages = [run for run in training if run.get("baseline_heldout") is None]
-    experts = [run for run in training if run.get("baseline_heldout") is not None]
+    environment.filters |= {name: _or_not_run(formatter) for name, formatter in _FORMATTERS.items()}
+    environment.filters |= {"difference": _text_difference, "error": _score_error, "on_bar": _bar_percent}
+    trainings = report.get("training") or []
+    skill_rows = skills(report.get("evaluations") or [])
+    stages = [training for training in trainings if training.get("baseline_heldout") is None]
+    experts = [training for training in trainings if training.get("baseline_heldout") is not None]
     page = environment.get_template("template.html").render(
         report=report,
-        made=_made(report),
-        skills=rows,
-        examples=groups(rows),
-        commands=_commands(report),
-        folded=_folded(report.get("steps") or []),
-        verdict=_verdict(report.get("steps") or []),
+        made=_model_summary(report),
+        skills=skill_rows,
+        examples=example_groups(skill_rows),
+        commands=_next_commands(report),
+        folded=_cached_sections(report.get("steps") or []),
+        verdict=_run_verdict(report.get("steps") or []),
         stages=stages,
         experts=experts,
-        totals=_totals(training),
+        totals=_total_costs(trainings),
         carbon_table=carbon_table.ROWS,
         charts=_charts(report, stages, experts),
-        ablation=[(told, Markup(svg)) for told, svg in ablation_charts(report.get("ablation") or [])],  # noqa: S704
+        ablation=[
+            (caption, Markup(svg))  # noqa: S704
+            for caption, svg in ablation_charts(report.get("ablation") or [])
+        ],
         tables=paper_tables(report.get("evaluations") or []),
     )
     return _TABLE.sub(_label_cells, page)
@@ -67,40 +71,44 @@ _LANGUAGES = {"zh": "Chinese", "en": "English", "code": "code"}
 
 
 def _label_cells(table: re.Match[str]) -> str:
-    """A table whose cells name their column: on a telephone each row is a list of them."""
-    heads = [
+    """Return a table whose cells name their column: a narrow screen shows each row as a list of them."""
+    column_names = [
         re.sub(r"<[^>]*>", "", head).replace('"', "&quot;")
         for head in re.findall(r"<th\b[^>]*>(.*?)</th>", table[0], re.DOTALL)
     ]
 
     def label_row(row: re.Match[str]) -> str:
-        names = iter(heads)
-        return re.sub(r"<td(?=[ >])", lambda _: f'<td data-label="{next(names, "")}"', row[0])
+        remaining_names = iter(column_names)
+        return re.sub(r"<td(?=[ >])", lambda _: f'<td data-label="{next(remaining_names, "")}"', row[0])
 
     return re.sub(r"<tr>.*?</tr>", label_row, table[0], flags=re.DOTALL)
 
 
-def _made(report: Report) -> dict[str, Any]:
-    """What the run left: number and size of models, tokens that they were trained on, languages."""
-    training = report.get("training") or []
-    shares = (report.get("mixture") or {}).get("shares_wanted") or {}
-    names = [_LANGUAGES.get(language, language) for language in shares]
+def _model_summary(report: Report) -> JsonObject:
+    """Return number and size of the trained models, their training tokens and languages."""
+    trainings = report.get("training") or []
+    shares_wanted = (report.get("mixture") or {}).get("shares_wanted") or {}
+    language_names = [_LANGUAGES.get(language, language) for language in shares_wanted]
+    joined_names = " and ".join(filter(None, (", ".join(language_names[:-1]), *language_names[-1:])))
     return {
-        "models": len(training),
-        "parameters": max((run.get("parameters") or 0 for run in training), default=None) or None,
-        "tokens": sum(run.get("tokens") or 0 for run in training),
-        "languages": " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:]))) or "text",
+        "models": len(trainings),
+        "parameters": max((training.get("parameters") or 0 for training in trainings), default=None) or None,
+        "tokens": sum(training.get("tokens") or 0 for training in trainings),
+        "languages": joined_names or "text",
     }
 
 
-def _commands(report: Report) -> list[tuple[str, str]]:
-    """What to do with the models, as commands: (what it does, command)."""
-    rows = [row for row in report.get("registry") or [] if "champion" in row["alias"]]
-    talker = next((row for row in rows if row["name"].endswith("chat")), rows[0] if rows else None)
-    if talker is None:
+def _next_commands(report: Report) -> list[tuple[str, str]]:
+    """Return what can be done with the models next: (purpose, command)."""
+    champions = [row for row in report.get("registry") or [] if "champion" in row["alias"]]
+    # A chat model answers on the served page as a reader expects; any other champion can be served too.
+    served_model = next(
+        (row for row in champions if row["name"].endswith("chat")), champions[0] if champions else None
+    )
+    if served_model is None:
         return []
-    name, uri = talker["name"], talker.get("uri")
-    commands = [("Talk to it on a page of its own", f"openba serve models:/{name}@champion")]
+    uri = served_model.get("uri")
+    commands = [("Talk to it on a page of its own", f"openba serve models:/{served_model['name']}@champion")]
     if uri:
         commands.append(("Score it on more benchmarks", f"openba eval {uri} --suite quick --out results/new"))
         commands.append(
@@ -109,102 +117,113 @@ def _commands(report: Report) -> list[tuple[str, str]]:
     return commands
 
 
-def _folded(steps: list[StepState]) -> dict[str, bool]:
-    """Sections that only repeat what an earlier run has built."""
-    data = [step for step in steps if (step.get("title") or "").startswith("openba.data")]
+def _cached_sections(steps: list[StepState]) -> dict[str, bool]:
+    """Return which sections repeat what an earlier run built; the page shows them folded."""
+    data_steps = [step for step in steps if (step.get("title") or "").startswith("openba.data")]
     return {
-        name: bool(chosen) and all(step["state"] == "cached" for step in chosen)
-        for name, chosen in (("steps", steps), ("data", data))
+        section: bool(section_steps) and all(step["state"] == "cached" for step in section_steps)
+        for section, section_steps in (("steps", steps), ("data", data_steps))
     }
 
 
-def _verdict(steps: list[StepState]) -> dict[str, str]:
-    """The first line of the page: what happened, and its colour (`good`, `bad`, `unknown`)."""
+def _run_verdict(steps: list[StepState]) -> dict[str, str]:
+    """Return the first line of the page, with a tone (`good`, `bad`, `unknown`) that gives its colour."""
     counts = Counter(step["state"] for step in steps)
-    told = ", ".join(f"{count} {state}" for state, count in counts.items())
+    summary = ", ".join(f"{count} {state}" for state, count in counts.items())
     if not steps:
         return {"tone": "unknown", "text": "No step was run."}
     if counts["failed"]:
-        names = ", ".join(step["name"] for step in steps if step["state"] == "failed")
-        return {"tone": "bad", "text": f"Failed at {names}: {told}."}
+        failed_steps = ", ".join(step["name"] for step in steps if step["state"] == "failed")
+        return {"tone": "bad", "text": f"Failed at {failed_steps}: {summary}."}
     if counts.keys() - {"built", "cached"}:
-        return {"tone": "unknown", "text": f"Incomplete: {told}."}
-    return {"tone": "good", "text": f"All {len(steps)} steps complete: {told}."}
+        return {"tone": "unknown", "text": f"Incomplete: {summary}."}
+    return {"tone": "good", "text": f"All {len(steps)} steps complete: {summary}."}
 
 
-def _totals(training: list[Training]) -> dict[str, float | None]:
-    """Sums of the runs' costs; None where a run lacks the figure, as a part is not a total."""
-    names = (
+def _total_costs(trainings: list[Training]) -> dict[str, float | None]:
+    """Return the sum of each cost; None where a training lacks the figure, as a part is not a total."""
+    cost_names = (
         "flops", "flops_useful", "flops_hardware", "device_hours", "energy_kwh_paper", "tco2eq_paper",
         "energy_joules_measured", "energy_kwh_measured", "tco2eq_measured",
         "energy_kwh_estimated", "tco2eq_estimated", "money",
     )  # fmt: skip
-    costs: list[dict[str, Any]] = [run.get("cost") or {} for run in training]
-    figures: dict[str, list[Any]] = {name: [cost.get(name) for cost in costs] for name in names}
-    return {name: sum(column) if column and None not in column else None for name, column in figures.items()}
+    costs = [training.get("cost") or {} for training in trainings]
+    columns: dict[str, list[Any]] = {
+        cost_name: [cost.get(cost_name) for cost in costs] for cost_name in cost_names
+    }
+    return {
+        cost_name: sum(column) if column and None not in column else None
+        for cost_name, column in columns.items()
+    }
 
 
-def _charts(report: Report, stages: list[Training], experts: list[Training]) -> dict[str, Any]:
-    """SVG by place; matplotlib is imported only when there is something to draw."""
+def _charts(report: Report, stages: list[Training], experts: list[Training]) -> dict[str, Markup]:
+    """Return the page's charts as SVG by chart name; matplotlib is imported only if there are data."""
     if not (report.get("funnel") or report.get("mixture") or report.get("training")):
         return {}
     from openba.report import charts
 
-    mixture, funnel = report.get("mixture") or {}, report.get("funnel") or []
-    filtered = [row for row in funnel if row["stage"] != "unfiltered"] or funnel
-    drawn = {
+    mixture = report.get("mixture") or {}
+    funnel = report.get("funnel") or []
+    cleaned_rows = [row for row in funnel if row["stage"] != "unfiltered"] or funnel
+    drawings = {
         "evolution": evolution_chart(report),
-        "funnel": charts.funnel_chart(filtered) if funnel else "",
+        "funnel": charts.funnel_chart(cleaned_rows) if funnel else "",
         "mixture": charts.mixture_chart(mixture) if mixture.get("tokens") else "",
         "experts": charts.experts_chart(experts),
     }
-    for source in dict.fromkeys(row["source"] for row in filtered):
-        mine = [row for row in filtered if row["source"] == source]
-        drawn[f"funnel {source}"] = charts.funnel_chart(mine, source)
-    for run in stages + experts:
-        drawn[f"loss {run['step']}"] = charts.loss_chart(run["title"], run.get("curve") or [])
-        drawn[f"heldout {run['step']}"] = charts.heldout_chart(run["title"], run.get("heldout") or [])
-    return {place: Markup(svg) for place, svg in drawn.items()}  # noqa: S704  charts escape their labels
+    for source in dict.fromkeys(row["source"] for row in cleaned_rows):
+        source_rows = [row for row in cleaned_rows if row["source"] == source]
+        drawings[f"funnel {source}"] = charts.funnel_chart(source_rows, source)
+    for training in stages + experts:
+        step_name = training["step"]
+        title = training["title"]
+        drawings[f"loss {step_name}"] = charts.loss_chart(title, training.get("curve") or [])
+        drawings[f"heldout {step_name}"] = charts.heldout_chart(title, training.get("heldout") or [])
+    # Not escaped again: the charts escape every label that comes from data.
+    return {chart_name: Markup(svg) for chart_name, svg in drawings.items()}  # noqa: S704
 
 
-def _difference(example: Example) -> list[tuple[str, str]]:
-    """The text before cleaning in pieces, `same`, `del` or `ins`: by Latin word, by other character."""
+def _text_difference(example: Example) -> list[tuple[str, str]]:
+    """Return the text before cleaning as pieces `same`, `del` or `ins`, cut at Latin words and characters."""
     before, after = (re.findall(r"[A-Za-z0-9]+|.", example[side], re.S) for side in ("before", "after"))
     pieces: list[tuple[str, str]] = []
-    for kind, i1, i2, j1, j2 in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
-        if kind == "equal":
-            pieces.append(("same", "".join(before[i1:i2])))
+    matcher = SequenceMatcher(None, before, after, autojunk=False)
+    for operation, before_start, before_end, after_start, after_end in matcher.get_opcodes():
+        text_before = "".join(before[before_start:before_end])
+        if operation == "equal":
+            pieces.append(("same", text_before))
         else:
-            pieces += [("del", "".join(before[i1:i2])), ("ins", "".join(after[j1:j2]))]
+            pieces += [("del", text_before), ("ins", "".join(after[after_start:after_end]))]
     return pieces
 
 
-def _or_not_run(write: Callable[[Any], str]) -> Callable[[Any], str]:
-    """The writer as a template filter that says "not run" for a value that is missing or not a number."""
+def _or_not_run(formatter: Callable[[Any], str]) -> Callable[[object], str]:
+    """Return the formatter as a template filter that prints "not run" for a missing or non-finite value."""
 
-    def written(value: Any) -> str:
-        missing = value is None or isinstance(value, ChainableUndefined) or value == ""
-        if missing or (isinstance(value, float) and not math.isfinite(value)):
+    def format_or_not_run(value: object) -> str:
+        is_missing = value is None or isinstance(value, ChainableUndefined) or value == ""
+        if is_missing or (isinstance(value, float) and not math.isfinite(value)):
             return Markup('<span class="none">not run</span>')
-        return write(value)
+        return formatter(value)
 
-    return written
+    return format_or_not_run
 
 
-def _score(value: float) -> str:
-    """One decimal, or none from 100 on, where it says nothing."""
+def _format_score(value: float) -> str:
+    """Return a score with one decimal; without decimals from 100 on, where the error is above 1."""
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}"
 
 
-def _error(stderr: Any) -> str:
-    """A standard error behind its score; nothing where there is none, as of a score that cannot vary."""
+def _score_error(stderr: object) -> str:
+    """Return a standard error to print behind its score; empty where there is none or it rounds to 0."""
     if not isinstance(stderr, float | int) or not math.isfinite(stderr) or round(stderr, 1) == 0:
         return ""
-    return Markup(' <span class="aside">&plusmn; {}</span>').format(_score(stderr))
+    return Markup(' <span class="aside">&plusmn; {}</span>').format(_format_score(stderr))
 
 
-def _on_bar(value: float) -> str:
-    """A score's place on a bar from 0 to 100, in percent of it."""
+def _bar_percent(value: float) -> str:
+    """Return the position of a score on a bar from 0 to 100, in percent of the bar."""
     return f"{min(100.0, max(0.0, value)):.1f}"
 
 
@@ -214,17 +233,17 @@ def _power_of_ten(value: float) -> str:
 
 
 def _scaled(value: float, units: list[tuple[float, str]]) -> str:
-    """Three digits in the largest unit that gives at least 1, or in the smallest."""
+    """Return three digits in the largest unit in which the value is at least 1, else in the smallest."""
     scale, unit = next(((scale, unit) for scale, unit in units if abs(value) >= scale), units[-1])
     return f"{value / scale:.3g} {unit}"
 
 
-_WRITERS: dict[str, Callable[[Any], str]] = {
+_FORMATTERS: dict[str, Callable[[Any], str]] = {
     "text": escape,
     "count": lambda value: f"{value:,}",
     "human": human,
     "number": lambda value: f"{value:#.3g}".rstrip(".") if abs(value) < 1000 else f"{value:,.0f}",
-    "score": _score,
+    "score": _format_score,
     "signed": lambda value: f"{value:+.3f}".replace("-", "\N{MINUS SIGN}"),
     "loss": lambda value: f"{value:.3f}",
     "percent": lambda value: f"{100 * value:.2g} %" if 0 < abs(value) < 1e-3 else f"{100 * value:.1f} %",

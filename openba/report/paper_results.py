@@ -1,4 +1,4 @@
-"""Figures of the paper's Tables 6 to 15: OpenBA's and the best other model's, and which benchmark each is.
+"""Scores of the paper's Tables 6 to 15: of OpenBA and of the best other model, with our benchmark for each.
 
 Owns these facts and nothing else. "Best other" is the best figure of that column among the other models
 of the table, in the same setting where the table has several. Source: SCIENCE CHINA Information Sciences
@@ -12,21 +12,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Line:
-    """One column of a table of the paper, a line of ours."""
+    """One column of a table of the paper; our pages show it as a line."""
 
     head: str
     openba: float | None
     """None where the paper does not print it."""
     best: float | None
-    """The best other model's; None where there is none in this setting."""
+    """Best score of another model; None where the paper has none in this setting."""
     best_model: str
     benchmark: str = ""
-    """Ours; empty for a mean of other lines."""
+    """Name of our benchmark; empty for a mean of other lines."""
     metric: str = ""
     group: str | None = None
-    """Of the benchmark's groups; None: the score itself."""
+    """Group of the benchmark's categories; None: the score over all items."""
     mean_of: tuple[tuple[str, ...], ...] = ()
-    """A mean over these; each is itself the mean of the named lines."""
+    """Groups of lines: the line is the mean over groups, each the mean of its lines."""
     lower: bool = False
     """Less is better."""
 
@@ -57,14 +57,14 @@ def _groups(
     ]  # fmt: skip
 
 
-_T5, _GPT3 = "Flan-T5-XL", "GPT3"
+_T5 = "Flan-T5-XL"
 _SUPERGLUE = (
     Line("BoolQ Acc.", 82.6, 89.3, _T5, "superglue-boolq", "accuracy"),
     Line("CB Acc.", 85.6, 91.2, _T5, "superglue-cb", "accuracy"),
     Line("CB F1", None, None, "", "superglue-cb", "macro_f1"),
     Line("RTE Acc.", 83.9, 90.4, _T5, "superglue-rte", "accuracy"),
-    Line("ReCoRD F1", 69.4, 91.1, _GPT3, "superglue-record", "token_f1"),
-    Line("ReCoRD EM", 68.8, 90.0, _GPT3, "superglue-record", "normalised_match"),
+    Line("ReCoRD F1", 69.4, 91.1, "GPT3", "superglue-record", "token_f1"),
+    Line("ReCoRD EM", 68.8, 90.0, "GPT3", "superglue-record", "normalised_match"),
     Line("WSC Acc.", 76.0, 84.9, _T5, "superglue-wsc", "accuracy"),
     Line("WiC Acc.", 57.2, 69.5, "BERT-Large", "superglue-wic", "accuracy"),
     Line("CoPA Acc.", 85.8, 97.6, _T5, "superglue-copa", "accuracy"),
@@ -98,18 +98,17 @@ _NER = (
         mean_of=_singles("Movie", "Restaurant", "AI", "Literature", "Music", "Politics", "Science"),
     ),
 )  # fmt: skip
-_WIKIAUTO, _QQP = "WIKI AUTO", "QQP"
 _TEXT = (
-    Line(f"{_WIKIAUTO} B-2", 27.9, 29.2, "ChatGLM", "wikiauto", "bleu_2"),
-    Line(f"{_WIKIAUTO} D-2", 1.9, 1.5, "MOSS", "wikiauto", "distinct_2"),
-    Line(f"{_WIKIAUTO} LR-2", 75.6, 82.9, "MOSS", "wikiauto", "repetition_2", lower=True),
-    Line(f"{_WIKIAUTO} Mav", 99.1, 97.7, "ChatGLM", "wikiauto", "mauve"),
-    Line(f"{_WIKIAUTO} SIM", 6.6, 5.5, "BatGPT", "wikiauto", "sim"),
-    Line(f"{_QQP} B-2", 22.7, 25.0, "ChatGLM", "qqp", "bleu_2"),
-    Line(f"{_QQP} D-2", 2.0, 2.0, "ChatGLM", "qqp", "distinct_2"),
-    Line(f"{_QQP} LR-2", 48.0, 55.5, "Baichuan2", "qqp", "repetition_2", lower=True),
-    Line(f"{_QQP} Mav", 94.4, 93.6, "ChatGLM", "qqp", "mauve"),
-    Line(f"{_QQP} SIM", 7.9, 7.8, "MOSS", "qqp", "sim"),
+    Line("WIKI AUTO B-2", 27.9, 29.2, "ChatGLM", "wikiauto", "bleu_2"),
+    Line("WIKI AUTO D-2", 1.9, 1.5, "MOSS", "wikiauto", "distinct_2"),
+    Line("WIKI AUTO LR-2", 75.6, 82.9, "MOSS", "wikiauto", "repetition_2", lower=True),
+    Line("WIKI AUTO Mav", 99.1, 97.7, "ChatGLM", "wikiauto", "mauve"),
+    Line("WIKI AUTO SIM", 6.6, 5.5, "BatGPT", "wikiauto", "sim"),
+    Line("QQP B-2", 22.7, 25.0, "ChatGLM", "qqp", "bleu_2"),
+    Line("QQP D-2", 2.0, 2.0, "ChatGLM", "qqp", "distinct_2"),
+    Line("QQP LR-2", 48.0, 55.5, "Baichuan2", "qqp", "repetition_2", lower=True),
+    Line("QQP Mav", 94.4, 93.6, "ChatGLM", "qqp", "mauve"),
+    Line("QQP SIM", 7.9, 7.8, "MOSS", "qqp", "sim"),
 )
 _B2 = "Baichuan2"
 

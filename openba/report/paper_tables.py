@@ -1,7 +1,7 @@
-"""The paper's tables with ours beside them: from evaluations to rows, CSV files and a page of their own.
+"""The paper's Tables 6 to 15 with our scores beside the paper's, as rows, CSV files and a page.
 
-Owns which score of ours stands beside which of the paper's. The paper's are `paper_results`'s; what was not
-run stays None and reads "not run", never 0, and a mean with a part missing is not a mean.
+Owns which of our scores stands beside which of the paper's; `paper_results` has the paper's. A benchmark that
+was not run is None here and "not run" on the page, never 0, and a mean with a part missing is None too.
 """
 
 from __future__ import annotations
@@ -11,18 +11,19 @@ from collections.abc import Iterable, Mapping
 from io import StringIO
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
+from openba.json_types import JsonObject
 from openba.report.paper_results import TABLES, Line, PaperTable
 
-Cell = dict[str, Any]
-"""`score`, `stderr` and `n` of one model; None where it was not run."""
+Cell = JsonObject
+"""`score`, `stderr` and `n` of one model on one line of a table."""
+_CELL_KEYS = ("score", "stderr", "n")
 
 
-def paper_tables(evaluations: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Every table; one that no evaluation is part of has no models.
+def paper_tables(evaluations: Iterable[Mapping[str, object]]) -> list[JsonObject]:
+    """Return every table of the paper; one without an evaluation of ours has no models.
 
     Args:
         evaluations: `openba.report.schema.Evaluation`, with `groups` where a benchmark has them.
@@ -31,35 +32,37 @@ def paper_tables(evaluations: Iterable[Mapping[str, Any]]) -> list[dict[str, Any
         For each table `number`, `title`, `note`, `models`, and `lines` of `head`, `openba`, `best`,
         `best_model`, `lower`, `method` and `ours`: model -> cell or None.
     """
-    results = {(row["model"], row["benchmark"]): row for row in evaluations}
+    results = {(str(row["model"]), str(row["benchmark"])): dict(row) for row in evaluations}
     tables = []
     for table in TABLES:
-        names = {line.benchmark for line in table.lines}
-        models = list(dict.fromkeys(model for model, benchmark in results if benchmark in names))
-        tables.append(_table(table, models, results))
+        benchmarks_of_table = {line.benchmark for line in table.lines}
+        models = list(
+            dict.fromkeys(model for model, benchmark in results if benchmark in benchmarks_of_table)
+        )
+        tables.append(_filled_table(table, models, results))
     return tables
 
 
-def evaluations_of(results: Mapping[str, Any], model: str) -> list[dict[str, Any]]:
-    """The rows of one `results.json` of `openba eval`; benchmarks that could not be run are left out."""
+def evaluations_of(results: JsonObject, model: str) -> list[JsonObject]:
+    """Return the rows of one `results.json` of `openba eval`, without benchmarks that could not be run."""
     return [
-        evaluation_row(model, name, result)
-        for name, result in results["benchmarks"].items()
+        evaluation_row(model, benchmark, result)
+        for benchmark, result in results["benchmarks"].items()
         if "error" not in result
     ]
 
 
-def evaluation_row(model: str, name: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    """One benchmark's result in the report's form: scores apart from their errors and signatures."""
-    kept = {key: result.get(key) for key in ("language", "method", "paper", "n", "samples")}
+def evaluation_row(model: str, benchmark: str, result: JsonObject) -> JsonObject:
+    """Return one benchmark's result in the report's form: scores apart from their errors and signatures."""
+    copied_fields = {key: result.get(key) for key in ("language", "method", "paper", "n", "samples")}
     counts = dict(result.get("counts") or {})
     if "broken" in result:
         counts["broken records left out"] = result["broken"]["records"]
-    signatures = [str(v) for k, v in result["scores"].items() if k.endswith("_signature")]
+    signatures = [str(value) for key, value in result["scores"].items() if key.endswith("_signature")]
     return {
         "model": model,
-        "benchmark": name,
-        **kept,
+        "benchmark": benchmark,
+        **copied_fields,
         "counts": counts,
         **numbers_and_errors(result["scores"]),
         "signature": " ".join(signatures),
@@ -67,48 +70,55 @@ def evaluation_row(model: str, name: str, result: Mapping[str, Any]) -> dict[str
     }
 
 
-def numbers_and_errors(scores: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """`scores` and `stderr`: metric -> value, of a scorer's result."""
+def numbers_and_errors(scores: JsonObject) -> dict[str, dict[str, float]]:
+    """Split a scorer's result into `scores` and `stderr`, each metric -> value."""
     numbers = {key: value for key, value in scores.items() if isinstance(value, float)}
     return {
         "scores": {key: value for key, value in numbers.items() if not key.endswith("_stderr")},
-        "stderr": {k.removesuffix("_stderr"): v for k, v in numbers.items() if k.endswith("_stderr")},
+        "stderr": {
+            key.removesuffix("_stderr"): value for key, value in numbers.items() if key.endswith("_stderr")
+        },
     }
 
 
-def table_csv(table: Mapping[str, Any]) -> str:
-    """A line a column of the paper's table; an empty field is "not run"."""
-    file = StringIO()
-    write = csv.writer(file, lineterminator="\n")
-    ours = [f"{model} {what}" for model in table["models"] for what in ("score", "stderr", "n")]
-    write.writerow(["table", "column", "paper OpenBA", "paper best other", "best other is", *ours])
+def table_csv(table: JsonObject) -> str:
+    """Return one line for each column of the paper's table; an empty field means "not run"."""
+    csv_text = StringIO()
+    csv_writer = csv.writer(csv_text, lineterminator="\n")
+    our_columns = [f"{model} {key}" for model in table["models"] for key in _CELL_KEYS]
+    csv_writer.writerow(
+        ["table", "column", "paper OpenBA", "paper best other", "best other is", *our_columns]
+    )
     for line in table["lines"]:
         cells = [line["ours"][model] or {} for model in table["models"]]
-        values = [cell.get(key) for cell in cells for key in ("score", "stderr", "n")]
-        write.writerow(
-            [table["number"], line["head"], line["openba"], line["best"], line["best_model"], *values]
+        our_values = [cell.get(key) for cell in cells for key in _CELL_KEYS]
+        csv_writer.writerow(
+            [table["number"], line["head"], line["openba"], line["best"], line["best_model"], *our_values]
         )
-    return file.getvalue()
+    return csv_text.getvalue()
 
 
-def write_tables(folder: Path, evaluations: Iterable[Mapping[str, Any]]) -> list[Path]:
-    """Write `table-N.csv` for each table that was run and `tables.html` with all; returns the files."""
+def write_tables(folder: Path, evaluations: Iterable[Mapping[str, object]]) -> list[Path]:
+    """Write `table-N.csv` for each table that was run and `tables.html` with all; return the files."""
     tables = paper_tables(evaluations)
     files = {f"table-{table['number']}.csv": table_csv(table) for table in tables if table["models"]}
     environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True)
     page = environment.get_template("tables.html").render(tables=tables, whole_page=True)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, text in {**files, "tables.html": page}.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return [folder / name for name in (*files, "tables.html")]
+    for file_name, text in {**files, "tables.html": page}.items():
+        (folder / file_name).write_text(text, encoding="utf-8")
+    return [folder / file_name for file_name in (*files, "tables.html")]
 
 
-def _table(table: PaperTable, models: list[str], results: Mapping[tuple[str, str], Any]) -> dict[str, Any]:
-    cells = {model: _cells(table, model, results) for model in models}
+def _filled_table(
+    table: PaperTable, models: list[str], results: Mapping[tuple[str, str], JsonObject]
+) -> JsonObject:
+    cells = {model: _cells_of_model(table, model, results) for model in models}
     lines = []
     for line in table.lines:
-        row: Mapping[str, Any] = next(
-            (results[m, line.benchmark] for m in models if (m, line.benchmark) in results), {}
+        # All models answer a benchmark by one method, so the first result names it.
+        first_result: JsonObject = next(
+            (results[model, line.benchmark] for model in models if (model, line.benchmark) in results), {}
         )
         lines.append(
             {
@@ -117,7 +127,7 @@ def _table(table: PaperTable, models: list[str], results: Mapping[tuple[str, str
                 "best": line.best,
                 "best_model": line.best_model,
                 "lower": line.lower,
-                "method": row.get("method", ""),
+                "method": first_result.get("method", ""),
                 "ours": {model: cells[model][line.head] for model in models},
             }
         )
@@ -130,29 +140,32 @@ def _table(table: PaperTable, models: list[str], results: Mapping[tuple[str, str
     }
 
 
-def _cells(table: PaperTable, model: str, results: Mapping[tuple[str, str], Any]) -> dict[str, Cell | None]:
+def _cells_of_model(
+    table: PaperTable, model: str, results: Mapping[tuple[str, str], JsonObject]
+) -> dict[str, Cell | None]:
     cells: dict[str, Cell | None] = {}
     for line in table.lines:
-        cells[line.head] = (
-            _mean(line, cells) if line.mean_of else _cell(line, results.get((model, line.benchmark)))
-        )
+        if line.mean_of:
+            cells[line.head] = _mean_cell(line, cells)
+        else:
+            cells[line.head] = _benchmark_cell(line, results.get((model, line.benchmark)))
     return cells
 
 
-def _cell(line: Line, row: Mapping[str, Any] | None) -> Cell | None:
+def _benchmark_cell(line: Line, row: JsonObject | None) -> Cell | None:
     if row is None:
         return None
     if line.group is not None:
         group = row["groups"].get(line.group, {})
-        return {key: group.get(key) for key in ("score", "stderr", "n")} if "score" in group else None
+        return {key: group.get(key) for key in _CELL_KEYS} if "score" in group else None
     if line.metric not in row["scores"]:
         return None
     return {"score": row["scores"][line.metric], "stderr": row["stderr"].get(line.metric), "n": row["n"]}
 
 
-def _mean(line: Line, cells: Mapping[str, Cell | None]) -> Cell | None:
-    parts = [[cells[head] for head in part] for part in line.mean_of]
-    if any(cell is None for part in parts for cell in part):
+def _mean_cell(line: Line, cells: Mapping[str, Cell | None]) -> Cell | None:
+    cell_groups = [[cells[head] for head in heads] for heads in line.mean_of]
+    if any(cell is None for group in cell_groups for cell in group):
         return None
-    scores = [fmean(cell["score"] for cell in part if cell) for part in parts]
-    return {"score": round(fmean(scores), 4), "stderr": None, "n": None}
+    group_means = [fmean(cell["score"] for cell in group if cell) for group in cell_groups]
+    return {"score": round(fmean(group_means), 4), "stderr": None, "n": None}

@@ -1,15 +1,17 @@
-"""The form of `report.json`: what the page shows, and what a program may read instead of it.
+"""The form of `report.json`, which the page shows and programs can read.
 
-Owns names and units only. Everything is optional: what is missing is shown as "not run", never as 0.
+Owns names and units only. Everything is optional: a missing value is shown as "not run", never as 0.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict
+
+from openba.json_types import JsonObject
 
 
 class Git(TypedDict):
-    """The code that ran."""
+    """Commit of the code that ran; `dirty` if the checkout had uncommitted changes."""
 
     commit: str
     dirty: bool
@@ -27,7 +29,7 @@ class StepState(TypedDict):
 
 
 class FunnelRow(TypedDict):
-    """What one cleaning stage did to one source; rows in the order of the stages."""
+    """Amounts of one source before and after one cleaning stage; rows in the order of the stages."""
 
     source: str
     stage: str
@@ -41,7 +43,7 @@ class FunnelRow(TypedDict):
 
 
 class Quarantined(TypedDict):
-    """What of a source could not be read."""
+    """Files and rows of a source that could not be read."""
 
     source: str
     files: int
@@ -59,7 +61,7 @@ class Example(TypedDict):
 
 
 class Mixture(TypedDict, total=False):
-    """Languages of the corpus: shares of tokens asked for; by stage, tokens got and documents."""
+    """Languages of the corpus: the recipe's shares of tokens; tokens by stage and language; documents."""
 
     shares_wanted: dict[str, float]
     tokens: dict[str, dict[str, int]]
@@ -72,7 +74,7 @@ class ContaminationRow(TypedDict):
     set: str
     records: int
     too_short: int
-    """Without an n-gram of its own; nothing is known of these."""
+    """Records shorter than one n-gram, which cannot be searched for."""
     clean: int
     partly: int
     dirty: int
@@ -122,16 +124,16 @@ class Training(TypedDict):
     heldout: NotRequired[list[HeldoutPoint]]
     baseline_heldout: NotRequired[float | None]
     """Loss of the Stage III model on this expert's held-out data."""
-    cost: NotRequired[dict[str, Any]]
+    cost: NotRequired[JsonObject]
     """`openba.accounting.energy.Cost`."""
     resumed: NotRequired[int]
-    """How often it went on from a checkpoint."""
+    """How often it resumed from a checkpoint."""
     source_alarms: NotRequired[list[str]]
-    """What the last measurement says against it (`openba.train.source_use`)."""
+    """Faults that the last measurement found (`openba.train.source_use`)."""
 
 
 class PaperFigure(TypedDict):
-    """The paper's figure that stands nearest."""
+    """The figure of the paper that compares best."""
 
     value: float
     where: str
@@ -153,12 +155,12 @@ class Scored(TypedDict):
 
 
 class Baselines(TypedDict):
-    """What a benchmark's scores are compared with, on the same records."""
+    """Baselines of a benchmark, scored on the same records as the model."""
 
     trained_on: int
     """Training pairs of the classical models: those of the tasks that the model itself was trained on."""
     chance: dict[str, float]
-    """Metric -> expected score of drawing among the answers, where there are some to draw among."""
+    """Metric -> expected score of a random choice, for benchmarks with choices."""
     methods: dict[str, Scored]
     """The most frequent answer, and classical models."""
 
@@ -176,11 +178,11 @@ class Evaluation(TypedDict):
     signature: NotRequired[str]
     paper: NotRequired[PaperFigure | None]
     counts: NotRequired[dict[str, int]]
-    """What went other than planned, such as prompts that were cut."""
+    """Deviations, such as prompts that were cut -> how many."""
     contamination: NotRequired[ContaminationRow | None]
-    """Of this benchmark's records in what was trained on (Table 4)."""
+    """Search for this benchmark's records in the training data (Table 4)."""
     baselines: NotRequired[Baselines | None]
-    groups: NotRequired[dict[str, dict[str, Any]]]
+    groups: NotRequired[dict[str, JsonObject]]
     """Group of categories, or `all`: `score`, `stderr`, `n`, `missing`."""
     samples: NotRequired[list[Sample]]
 
@@ -197,22 +199,22 @@ class Registered(TypedDict):
 
 
 class NotRun(TypedDict):
-    """Something the page could show and does not, and why."""
+    """A step without output, and the reason."""
 
     what: str
     why: str
 
 
 class Report(TypedDict, total=False):
-    """Everything the page shows. Any key may be missing."""
+    """All facts that the page shows. Any key may be missing."""
 
     pipeline: str
     size: int | None
-    """The one number that the pipeline's shape and budgets follow from, where it has one."""
+    """The pipeline's `size`, from which its shape and budgets follow; None where it has none."""
     target: dict[str, str] | None
-    """`step`, `benchmark` and `metric` that its runs are ranked by."""
+    """`step`, `benchmark` and `metric` of the score that its runs are ranked by."""
     plan: dict[str, float | None]
-    """What its trainings were expected to take together: `openba.plan.plan`'s total."""
+    """Planned cost of all its trainings: the total of `openba.plan.plan`."""
     banner: str
     git: Git
     hardware: str
@@ -232,9 +234,9 @@ class Report(TypedDict, total=False):
     contamination: list[ContaminationRow]
     tokenizer: TokenizerFacts
     training: list[Training]
-    ablation: list[dict[str, Any]]
+    ablation: list[JsonObject]
     """`openba.report.ablation.Row`: Figure 5."""
-    transfer: list[dict[str, Any]]
+    transfer: list[JsonObject]
     """`openba.report.transfer.Gain`: each expert from several starts."""
     evaluations: list[Evaluation]
     registry: list[Registered]

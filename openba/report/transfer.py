@@ -1,7 +1,7 @@
-"""Whether pretraining helps: experts of one budget from several starts, by their held-out loss.
+"""Measure what pretraining gains: experts of one budget from several starts, by held-out loss.
 
-Owns the gain and its error. Trainings of one seed see the same samples in the same order whatever they start
-from, so a gain is a mean over the seeds' own differences.
+Owns the gain and its error. Trainings with one seed see the same samples in the same order from every start,
+so a gain is the mean of the differences between trainings of the same seed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MEAN = "mean"
 
 
 class Loss(NamedTuple):
-    """Held-out loss at the end of one training, in nats a target token."""
+    """Held-out loss at the end of one training, in nats per target token."""
 
     expert: str
     start: str
@@ -25,7 +25,7 @@ class Loss(NamedTuple):
 
 
 class Gain(TypedDict):
-    """One expert from one start against from nothing; the row `mean` is over the experts."""
+    """Gain of one expert from one start over fresh weights; the row `mean` is the mean over experts."""
 
     expert: str
     start: str
@@ -33,43 +33,45 @@ class Gain(TypedDict):
     loss: float
     loss_from_nothing: float
     gain: float
-    """Nats a target token; positive: the start helps."""
+    """Difference of the losses in nats per target token; positive if the start helps."""
     error: float
-    """Standard error, over the seeds; of the mean, of the experts' independent errors."""
+    """Standard error over the seeds; for the mean row, from the experts' errors as independent ones."""
 
 
 def transfer_gains(losses: Sequence[Loss]) -> list[Gain]:
-    """A row for each expert and start that has two seeds or more of both, then the mean of each start."""
-    by_key = {(row.expert, row.start, row.seed): row.loss for row in losses}
+    """Return a row for each expert and start with two seeds or more, then the mean of each start."""
+    loss_of = {(row.expert, row.start, row.seed): row.loss for row in losses}
     experts = dict.fromkeys(row.expert for row in losses)
     starts = [start for start in dict.fromkeys(row.start for row in losses) if start != NOTHING]
     gains = []
     for expert in experts:
         for start in starts:
-            pairs = [
-                (by_key[expert, start, row.seed], row.loss)
+            loss_pairs = [
+                (loss_of[expert, start, row.seed], row.loss)
                 for row in losses
-                if (row.expert, row.start) == (expert, NOTHING) and (expert, start, row.seed) in by_key
+                if (row.expert, row.start) == (expert, NOTHING) and (expert, start, row.seed) in loss_of
             ]
-            if len(pairs) > 1:
-                gains.append(_gain(expert, start, pairs))
-    return gains + [_mean([gain for gain in gains if gain["start"] == start]) for start in starts if gains]
+            if len(loss_pairs) > 1:  # one seed has no standard error
+                gains.append(_gain_of(expert, start, loss_pairs))
+    return gains + [
+        _mean_gain([gain for gain in gains if gain["start"] == start]) for start in starts if gains
+    ]
 
 
-def _gain(expert: str, start: str, pairs: Sequence[tuple[float, float]]) -> Gain:
-    differences = [nothing - loss for loss, nothing in pairs]
+def _gain_of(expert: str, start: str, loss_pairs: Sequence[tuple[float, float]]) -> Gain:
+    differences = [loss_from_nothing - loss for loss, loss_from_nothing in loss_pairs]
     return {
         "expert": expert,
         "start": start,
-        "seeds": len(pairs),
-        "loss": fmean(loss for loss, _ in pairs),
-        "loss_from_nothing": fmean(nothing for _, nothing in pairs),
+        "seeds": len(loss_pairs),
+        "loss": fmean(loss for loss, _ in loss_pairs),
+        "loss_from_nothing": fmean(loss_from_nothing for _, loss_from_nothing in loss_pairs),
         "gain": fmean(differences),
         "error": stdev(differences) / math.sqrt(len(differences)),
     }
 
 
-def _mean(gains: Sequence[Gain]) -> Gain:
+def _mean_gain(gains: Sequence[Gain]) -> Gain:
     return {
         "expert": MEAN,
         "start": gains[0]["start"],

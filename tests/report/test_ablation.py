@@ -10,7 +10,7 @@ import pytest
 
 from openba.accounting.count import count_parameters
 from openba.graph import Pipeline, find_pipeline
-from openba.report.ablation import HEADS, ablation_charts, ablation_csv, ablation_rows
+from openba.report.ablation import COLUMNS, ablation_charts, ablation_csv, ablation_rows
 from openba.report.page import render
 
 
@@ -51,7 +51,7 @@ def test_points_are_the_measurements_and_mixed_is_all_together() -> None:
     assert last["mixed"]["accuracy"] == pytest.approx(10.0)
     assert {row["tokens"] for row in last.values()} == {10_000}
     read = list(csv.DictReader(StringIO(ablation_csv(rows))))
-    assert [tuple(row) for row in read] == [HEADS] * 16
+    assert [tuple(row) for row in read] == [COLUMNS] * 16
     assert [float(row["loss"]) for row in read] == [row["loss"] for row in rows]
 
 

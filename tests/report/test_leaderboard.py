@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from openba.errors import UserError
-from openba.report.leaderboard import leaderboard
+from openba.report.leaderboard import rank_runs
 from tests.report.test_report import sample
 
 TARGET = {"step": "stage3", "benchmark": "sentiment_zh", "metric": "accuracy"}
@@ -28,7 +28,7 @@ def write(home: Path, score: float, **changes: Any) -> Path:
 
 def test_the_highest_score_comes_first_with_what_it_cost_and_was_planned_to(tmp_path: Path) -> None:
     worse, better = write(tmp_path / "one", 61.0), write(tmp_path / "two", 75.5)
-    entries = leaderboard([worse, better / "report" / "report.json"])
+    entries = rank_runs([worse, better / "report" / "report.json"])
     assert [entry["score"] for entry in entries] == [75.5, 61.0]
     first = entries[0]
     assert (first["target"], first["n"], first["commit"]) == (
@@ -43,14 +43,14 @@ def test_the_highest_score_comes_first_with_what_it_cost_and_was_planned_to(tmp_
 
 def test_runs_that_cannot_be_ranked_are_refused_by_name(tmp_path: Path) -> None:
     scored = write(tmp_path / "one", 61.0)
-    with pytest.raises(UserError, match=r"two.*fixes no `target`"):
-        leaderboard([scored, write(tmp_path / "two", 61.0, target=None)])
+    with pytest.raises(UserError, match=r"two.*has no `target`"):
+        rank_runs([scored, write(tmp_path / "two", 61.0, target=None)])
     other = write(
         tmp_path / "three", 61.0, target=TARGET | {"benchmark": "translation_en_zh", "metric": "chrf"}
     )
     with pytest.raises(UserError, match="compare runs of one target"):
-        leaderboard([scored, other])
+        rank_runs([scored, other])
     with pytest.raises(UserError, match="finish the run"):
-        leaderboard([write(tmp_path / "four", 61.0, evaluations=[])])
+        rank_runs([write(tmp_path / "four", 61.0, evaluations=[])])
     with pytest.raises(UserError, match=r"no report\.json"):
-        leaderboard([tmp_path / "five"])
+        rank_runs([tmp_path / "five"])
