@@ -17,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import data, evaluate, export, serve
+from flows.graphs import read_pipeline
 from openba.artifacts import Step, drift
 from openba.config import flatten, load
 from openba.errors import UserError, run_command
-from openba.graph import Pipeline, find_config, find_pipeline
+from openba.graph import Pipeline, find_config
 from openba.home import Home, prepare_environment
 from openba.json_types import JsonObject
 from openba.plan import MT5_IDS
@@ -71,9 +72,7 @@ def run(
 ) -> None:
     """Run a pipeline; what is built already is reused."""
     home = Home.from_environment()
-    graph = Pipeline(
-        find_pipeline(pipeline), overrides, strict=True
-    )  # bad input ends here, before any server
+    graph = read_pipeline(pipeline, overrides, strict=True)  # bad input ends here, before any server
     graph.wanted(until)
     home.require_writable()
     from tasks.services import PrefectServer
@@ -133,7 +132,7 @@ def plan(
     if model is not None:
         _print_parameters(model, as_json)
         return
-    planned = make_plan(Pipeline(find_pipeline(pipeline), overrides), Home.from_environment().store)
+    planned = make_plan(read_pipeline(pipeline, overrides), Home.from_environment().store)
     if as_json:
         print(json.dumps(planned, indent=1))
     else:
@@ -143,7 +142,7 @@ def plan(
 @app.command()
 def show(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = None) -> None:
     """Print a step's resolved config and which file set each key."""
-    graph = Pipeline(find_pipeline(pipeline), overrides)
+    graph = read_pipeline(pipeline, overrides)
     chosen_step = graph.step(step)
     console.print(f"{chosen_step.key}", style="bold")
     for key, parent in chosen_step.inputs.items():
@@ -155,7 +154,7 @@ def show(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = No
 @app.command()
 def explain(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = None) -> None:
     """Show why a step would be rebuilt, as a field diff against its newest build."""
-    graph = Pipeline(find_pipeline(pipeline), overrides)
+    graph = read_pipeline(pipeline, overrides)
     store = Home.from_environment().store
     chosen_step = graph.step(step)
     if store.manifest(chosen_step):
@@ -212,7 +211,7 @@ def _registry(pipeline: str) -> Registry:
     from tasks.tracking import Tracking
 
     home = Home.from_environment()
-    graph = Pipeline(find_pipeline(pipeline))
+    graph = read_pipeline(pipeline)
     return Registry(Tracking(home, graph.config.name, ""), home.store, home.promotions, graph)
 
 
@@ -280,7 +279,7 @@ def ui(pipeline: PipelineName = "tiny") -> None:
     """Serve the Prefect and MLflow pages of past runs until Ctrl-C."""
     from tasks.ui import serve
 
-    serve(Pipeline(find_pipeline(pipeline)), Home.from_environment())
+    serve(read_pipeline(pipeline), Home.from_environment())
 
 
 def _print_parameters(name: str, as_json: bool) -> None:
@@ -327,7 +326,8 @@ def _print_plan(planned: JsonObject) -> None:
     for row in planned["steps"]:
         for line in row.get("clipped", []):
             console.print(f"note: {row['name']}: {line}", markup=False)
-    console.print(_mixture_table(planned["mixture"]))
+    if planned["mixture"]:
+        console.print(_mixture_table(planned["mixture"]))
     total = planned["total"]
     spent = (
         f"{human(total['tokens'])} tokens, {total['flops']:.3g} FLOPs, {total['gpu_hours']:,.3g} device hours"

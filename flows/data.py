@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.graphs import read_pipeline
 from openba.artifacts import Step
 from openba.errors import UserError
-from openba.graph import Pipeline, find_pipeline
 from openba.home import Home
 from openba.json_types import JsonObject
 from openba.recipes.data import CorpusRecipe
@@ -38,9 +38,9 @@ def preview(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print samples as the model sees them, masks marked; lengths, fill and mixture of the first thousand."""
-    graph = Pipeline(find_pipeline(pipeline), overrides)
+    graph = read_pipeline(pipeline, overrides)
     home = Home.from_environment()
-    training = graph.step(step or graph.config.first_stage)
+    training = graph.step(step or graph.config.first_stage or next(iter(graph.experts)))
     if not isinstance(training.recipe, TrainStep):
         names = ", ".join([*graph.config.stages, *graph.experts])
         raise UserError(f"{step}: not a training; give one of {names}")
@@ -68,7 +68,7 @@ def why(
     from openba.data.clean.removals import removals
 
     home = Home.from_environment()
-    graph = Pipeline(find_pipeline(pipeline))
+    graph = read_pipeline(pipeline)
     step = graph.step("clean")
     rows = removals(_built(home, step, pipeline), document)
     for row, pieces in zip(rows, _pieces(home, step, rows), strict=True):

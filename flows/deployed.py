@@ -16,11 +16,12 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
+from flows.graphs import read_pipeline
 from flows.pipeline import RUNNER, build_steps
 from openba.artifacts import Step
 from openba.errors import UserError, error_boundary
 from openba.gate import evaluation_refusals, stage_refusals
-from openba.graph import Pipeline, find_pipeline
+from openba.graph import Pipeline
 from openba.home import Home
 from openba.json_types import JsonObject
 from tasks import events
@@ -55,7 +56,8 @@ def build_data(pipeline: str = "tiny", overrides: Overrides = None) -> None:
     with error_boundary():
         graph = _graph(pipeline, overrides)
         _build(graph, graph.data)
-        events.passed("data", pipeline, overrides, graph.step("mixture").fingerprint, graph.after("data"))
+        made = graph.steps.get("mixture") or graph.data[-1]
+        events.passed("data", pipeline, overrides, made.fingerprint, graph.after("data"))
 
 
 @flow(name="openba-train", task_runner=RUNNER, **HOOKS)
@@ -135,7 +137,7 @@ def promote_model(model: str, pipeline: str = "tiny", overrides: Overrides = Non
 
 
 def _graph(pipeline: str, overrides: list[str] | None) -> Pipeline:
-    return Pipeline(find_pipeline(pipeline), overrides, strict=True)
+    return read_pipeline(pipeline, overrides, strict=True)
 
 
 def _home() -> Home:

@@ -13,9 +13,9 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
+from flows.graphs import read_pipeline
 from openba.artifacts import Step
 from openba.errors import error_boundary
-from openba.graph import Pipeline, find_pipeline
 from openba.home import Home
 from tasks.registry import Registration, Registry
 from tasks.report import write_report
@@ -31,7 +31,7 @@ def openba_pipeline(
     pipeline: str = "tiny", overrides: list[str] | None = None, until: str | None = None
 ) -> str:
     """Run a pipeline, or the part of it that one step needs; returns the report's path."""
-    graph = Pipeline(find_pipeline(pipeline), overrides)
+    graph = read_pipeline(pipeline, overrides)
     wanted = graph.wanted(until)
     with open_session(graph, Home.from_environment(), wanted, str(runtime.flow_run.id)) as session:
         phases = (graph.data, graph.pretraining, graph.fine_tuning, graph.evaluations)

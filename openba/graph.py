@@ -7,18 +7,32 @@ version) of files outside the store; it builds nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from openba import durable
 from openba.artifacts import Kind, Recipe, Step
 from openba.config import CONFIGS, Config, ConfigError
-from openba.data.sources import outside_state, task_state
+from openba.data.sources import file_state, outside_state, task_state
 from openba.errors import UserError
 from openba.json_types import Json, JsonObject
+from openba.kinds import (
+    BASELINES,
+    CONTAMINATION,
+    CORPUS,
+    EVALUATE,
+    INSTRUCT,
+    MIXTURE,
+    SOURCE,
+    TASK,
+    TOKENIZER,
+    TRAIN,
+    WEIGHTS,
+    Model,
+    Transfer,
+)
+from openba.model.origin import Registered, resolve
 from openba.recipes.checks import check_training
 from openba.recipes.data import (
     ContaminationRecipe,
@@ -30,56 +44,36 @@ from openba.recipes.data import (
     TaskStep,
 )
 from openba.recipes.dial import dialled
-from openba.recipes.evaluate import SCORING_VERSION, BaselinesStep, BenchmarkRecipe, EvaluateStep
+from openba.recipes.evaluate import BaselinesStep, BenchmarkRecipe, EvaluateStep
 from openba.recipes.experts import overrides_of_pipeline, read_experts
 from openba.recipes.model import ModelRecipe
 from openba.recipes.pipeline import PipelineConfig
 from openba.recipes.runtime import PipelineRuntime
+from openba.recipes.start import WeightsRecipe, WeightsStep
 from openba.recipes.train import TrainRecipe, TrainStep
-
-SOURCE = Kind("openba.data.sources:build", "4")
-CORPUS = Kind("openba.data.clean.corpus:build", "7", resumable=True)
-TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
-MIXTURE = Kind("openba.data.mixture:build", "3")
-CONTAMINATION = Kind("openba.data.contamination:build", "2")
-TASK = Kind("openba.data.labelled:build", "6")
-INSTRUCT = Kind("openba.data.instruct:build", "4")
-TRAIN = Kind(
-    "openba.train.stage:build", "8", place="gang", resumable=True, scratch=("checkpoints", "heartbeat")
-)
-EVALUATE = Kind("openba.evaluate.run:build", SCORING_VERSION, place="job", resumable=True)
-BASELINES = Kind("openba.evaluate.baselines:build", f"2/{SCORING_VERSION}")
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model the pipeline makes: where it comes from and what it is called."""
-
-    name: str
-    title: str
-    training: Step
-    evaluation: Step | None
-    baselines: Step | None
-    """What classical models score on the benchmarks of its evaluation."""
-    register_as: str | None
-
-
-@dataclass(frozen=True)
-class Transfer:
-    """An expert's training from one of several starts."""
-
-    expert: str
-    start: str
-    """A stage, or `nothing`."""
-    seed: int
 
 
 class Pipeline:
     """The steps of one pipeline, in phases."""
 
-    def __init__(self, path: Path, overrides: list[str] | None = None, strict: bool = False) -> None:
-        """Args: `strict` demands that every file a source names is there; planning works without."""
-        self.path, self.strict = path, strict
+    def __init__(
+        self,
+        path: Path,
+        overrides: list[str] | None = None,
+        strict: bool = False,
+        registered: Registered | None = None,
+    ) -> None:
+        """Read the pipeline and make its steps.
+
+        Args:
+            path: its YAML file.
+            overrides: `key.path=value` each, laid over it.
+            strict: every file that it names has to be there; planning works without.
+            registered: looks up `models:/` addresses; None: they are refused.
+        """
+        self.path = path
+        self.strict = strict
+        self.registered = registered
         self.files = Config.read(path, overrides_of_pipeline(overrides or []))
         self.config: PipelineConfig = self.files.validate(PipelineConfig)
         if self.config.size is not None:
@@ -98,7 +92,8 @@ class Pipeline:
     @property
     def data(self) -> list[Step]:
         """Everything before training, inputs first."""
-        ends = [step for step in self.steps.values() if step.kind in (MIXTURE, INSTRUCT, TASK, CONTAMINATION)]
+        kinds = (WEIGHTS, MIXTURE, INSTRUCT, TASK, CONTAMINATION)
+        ends = [step for step in self.steps.values() if step.kind in kinds]
         return _unique(end.walk() for end in ends)
 
     @property
@@ -131,11 +126,10 @@ class Pipeline:
         """The trained models in order of training."""
         registered = {step: name for name, step in self.config.registry.models.items()}
         stages = self.config.stages
-        first = self.config.first_stage
         rows = [(name, stage.title, registered.get(name)) for name, stage in stages.items()]
+        first_title = next((stage.title for stage in stages.values()), "")
         rows += [
-            (self._compared(shape), f"{stages[first].title}, shape {shape}", None)
-            for shape in self.config.ablation
+            (self._compared(shape), f"{first_title}, shape {shape}", None) for shape in self.config.ablation
         ]
         rows += [(name, expert.title, expert.register_as) for name, expert in self.experts.items()]
         return [
@@ -181,7 +175,8 @@ class Pipeline:
         A model whose pipeline has no evaluation of it is promoted after its training.
         """
         if name == "data":
-            return [name for name, stage in self.config.stages.items() if stage.start is None]
+            fresh = [n for n, stage in self.config.stages.items() if not isinstance(stage.start, str)]
+            return fresh or list(self.experts)
         done = self.step(name)
         steps = [
             s.name for s in self.steps.values() if s.kind in (TRAIN, EVALUATE) and done in s.inputs.values()
@@ -223,7 +218,59 @@ class Pipeline:
                 raise
             return {"missing": str(error)}
 
+    def _weights(self, owner: str, recipe: WeightsRecipe, config: str) -> Step:
+        """Add the step that takes existing weights into the store; `owner` is who begins with them."""
+        outside: JsonObject = {}
+        try:
+            step = resolve(recipe, self.registered)
+        except UserError as error:
+            message = f"{self.files.source_of(f'{config}.weights')}: {config}.{error}"
+            if self.strict:
+                raise ConfigError(message) from None
+            step = WeightsStep(start=recipe)
+            outside = {"missing": message}
+        same = (s for s in self.steps.values() if s.kind is WEIGHTS and s.recipe == step)
+        return next(same, None) or self._add(f"weights-{owner}", WEIGHTS, step, config, outside)
+
+    def _start(self, owner: str, start: str | WeightsRecipe, config: str) -> Step:
+        """Return the step whose weights a training begins with."""
+        return self.steps[start] if isinstance(start, str) else self._weights(owner, start, config)
+
     def _data(self) -> None:
+        config = self.config
+        if config.mixture is not None:
+            self._corpus()
+        tokenizer_inputs = {"corpus": self.steps["clean"]} if config.mixture is not None else {}
+        if config.tokenizer.kind == "weights" and (weights := config.weights_of_tokenizer) is not None:
+            owner = next((n for n, stage in config.stages.items() if stage.start == weights), "experts")
+            key = "experts.start" if owner == "experts" else f"stages.{owner}.start"
+            tokenizer_inputs["weights"] = self._weights(owner, weights, key)
+        tokenizer = self._add(
+            "tokenizer",
+            TOKENIZER,
+            config.tokenizer,
+            "tokenizer",
+            file_state(config.tokenizer.path),
+            **tokenizer_inputs,
+        )
+        if config.mixture is not None:
+            # Experts' benchmarks are only reported: another expert must not cost another Stage I.
+            sets = {
+                f"task-{key}": self._task(key, b.task, f"benchmarks.{key}.task") for key, b in self._dropped()
+            }
+            corpus = self.steps["clean"]
+            self._add(
+                "mixture", MIXTURE, config.mixture, "mixture", corpus=corpus, tokenizer=tokenizer, **sets
+            )
+        flan = config.flan
+        lengths = config.pairs_lengths
+        if flan is not None and lengths is not None:
+            shares = {str(group): share for group, share in flan.shares.items()}
+            parts = {str(group): weights for group, weights in flan.parts.items()}
+            self._pairs("flan", flan.tasks, "flan", lengths, flan.over_long, shares, parts)
+
+    def _corpus(self) -> None:
+        """Add the sources and their cleaning."""
         config = self.config
         sources = {
             name: self._source(name, source, f"sources.{name}") for name, source in config.sources.items()
@@ -235,30 +282,12 @@ class Pipeline:
                 for name, source in config.sources.items()
             }
         )
-        corpus = self._add("clean", CORPUS, recipe, "clean", **sources)
-        tokenizer = self._add(
-            "tokenizer",
-            TOKENIZER,
-            config.tokenizer,
-            "tokenizer",
-            _content(config.tokenizer.path),
-            corpus=corpus,
-        )
-        # Experts' benchmarks are only reported: another expert must not cost another Stage I.
-        sets = {
-            f"task-{key}": self._task(key, b.task, f"benchmarks.{key}.task") for key, b in self._dropped()
-        }
-        self._add("mixture", MIXTURE, config.mixture, "mixture", corpus=corpus, tokenizer=tokenizer, **sets)
-        flan = config.flan
-        lengths = config.pairs_lengths
-        if flan is not None and lengths is not None:
-            shares = {str(group): share for group, share in flan.shares.items()}
-            parts = {str(group): weights for group, weights in flan.parts.items()}
-            self._pairs("flan", flan.tasks, "flan", lengths, flan.over_long, shares, parts)
+        self._add("clean", CORPUS, recipe, "clean", **sources)
 
     def _dropped(self) -> list[tuple[str, BenchmarkRecipe]]:
         """Benchmarks whose records the mixture leaves out."""
-        return list(self.config.benchmarks.items()) if self.config.mixture.drop_contaminated else []
+        mixture = self.config.mixture
+        return list(self.config.benchmarks.items()) if mixture and mixture.drop_contaminated else []
 
     def _contamination(self) -> None:
         """Add the search for contamination: a leaf that reads everything and that nothing waits for."""
@@ -268,10 +297,10 @@ class Pipeline:
             trained.update(self.config.flan.tasks)
         tasks = sorted(trained)
         inputs = {f"task-{name}": self.step(f"task-{name}") for name in {*sets, *tasks}}
-        corpus = self.steps["clean"]
-        mixture = self.steps["mixture"]
+        if self.config.mixture is not None:
+            inputs |= {"corpus": self.steps["clean"], "mixture": self.steps["mixture"]}
         recipe = ContaminationRecipe(sets=tuple(sets), tasks=tuple(tasks))
-        self._add("contamination", CONTAMINATION, recipe, "", corpus=corpus, mixture=mixture, **inputs)
+        self._add("contamination", CONTAMINATION, recipe, "", **inputs)
 
     def _task(self, name: str, task: TaskRecipe, config: str) -> Step:
         step = TaskStep(name=name, task=task)
@@ -332,7 +361,7 @@ class Pipeline:
                 models |= {self._compared(shape): model for shape, model in self.config.ablation.items()}
             inputs = {"data": self.steps["mixture" if stage.part else "flan"]}
             if stage.start is not None:
-                inputs["start"] = self.steps[stage.start]
+                inputs["start"] = self._start(name, stage.start, f"stages.{name}.start")
             for step, model in models.items():
                 self._train(
                     step,
@@ -345,8 +374,12 @@ class Pipeline:
                 )
 
     def _fine_tunes(self) -> None:
-        start = self.steps[self.config.experts.start or self.config.last_stage]
+        shared = self.config.experts.start or self.config.last_stage
         for name, expert in self.experts.items():
+            if expert.start is not None:
+                start = self._weights(name, expert.start, f"experts.{name}.start")
+            elif shared is not None:
+                start = self._start("experts", shared, "experts.start")
             pairs = self._pairs(
                 f"pairs-{name}", expert.tasks, f"experts.{name}", expert.train, expert.over_long, None, {}
             )
@@ -377,8 +410,9 @@ class Pipeline:
 
     def _evaluations(self) -> None:
         # Prompts of all stages are cut alike, so that their scores compare.
-        lengths = self.config.pairs_lengths or self.config.stages[self.config.last_stage]
         for name in self.config.evaluate:
+            last_stage = next(reversed(self.config.stages.values()))
+            lengths = self.config.pairs_lengths or last_stage
             for prefix, kept_step in product(self.config.prefixes, [None, *self.kept(name)]):
                 self._evaluate(name, self.config.benchmarks, lengths, "benchmarks", prefix, kept_step)
         if self.config.evaluate and self.config.flan is not None:
@@ -391,7 +425,7 @@ class Pipeline:
         self, name: str, benchmarks: Mapping[str, BenchmarkRecipe], tasks: Mapping[str, TaskRecipe]
     ) -> None:
         trained = {
-            key: tuple(task for task, recipe in tasks.items() if _same_questions(benchmark.task, recipe))
+            key: tuple(task for task, recipe in tasks.items() if benchmark.task.asks_the_same(recipe))
             for key, benchmark in benchmarks.items()
         }
         if not any(trained.values()):
@@ -430,12 +464,6 @@ class Pipeline:
             )
 
 
-def _same_questions(benchmark: TaskRecipe, task: TaskRecipe) -> bool:
-    """Whether a task that is trained on asks what a benchmark asks, of records of the same source."""
-    prompts = [{turn.input for turn in recipe.templates} for recipe in (benchmark, task)]
-    return benchmark.source == task.source and not prompts[0].isdisjoint(prompts[1])
-
-
 def evaluation_name(model: str, prefix: str = "S", kept_step: int | None = None) -> str:
     """Return the step that evaluates a model, or its weights at a step, with prompts of this mode token."""
     mode = "" if prefix == "S" else f"-{prefix}"
@@ -444,16 +472,6 @@ def evaluation_name(model: str, prefix: str = "S", kept_step: int | None = None)
 
 def _unique(walks: Iterable[Iterator[Step]]) -> list[Step]:
     return list({step.name: step for walk in walks for step in walk}.values())
-
-
-def _content(path: str | None) -> JsonObject:
-    """Digest of a file given by path: a changed file is another fingerprint, a copied one is not."""
-    if path is None:
-        return {}
-    file = Path(path)
-    if not file.is_file():
-        return {"missing": True}  # planning works without it; building says what to do
-    return {"sha256": durable.sha256(file)}
 
 
 def find_pipeline(name: str) -> Path:

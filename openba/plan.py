@@ -46,6 +46,8 @@ def plan(pipeline: Pipeline, store: Store) -> JsonObject:
 def _mixture(pipeline: Pipeline, store: Store) -> list[JsonObject]:
     """One row per group: share, tokens per part, epoch limit, and actual epochs once built."""
     recipe = pipeline.config.mixture
+    if recipe is None:
+        return []
     built = store.manifest(pipeline.steps["mixture"])
     groups = built["facts"]["groups"] if built else {}
     return [
@@ -61,6 +63,7 @@ def _mixture(pipeline: Pipeline, store: Store) -> list[JsonObject]:
 
 
 def _vocab(recipe: TokenizerRecipe) -> int:
-    return (MT5_IDS if recipe.kind == "file" else (recipe.vocab_size or 0) + SENTINELS + len(MODES)) + (
-        len(LOSSLESS) if recipe.whitespace_tokens else 0
-    )
+    """Ids in use. Of existing weights they are mT5's, unless their tokenizer is another one."""
+    trained_ids = (recipe.vocab_size or 0) + SENTINELS + len(MODES)
+    ids = trained_ids if recipe.kind == "unigram" else MT5_IDS
+    return ids + (len(LOSSLESS) if recipe.whitespace_tokens else 0)

@@ -91,7 +91,7 @@ def make_trials(pipeline: str, settings: Sequence[str], until: str | None) -> li
     for combination in product(*choices.values()):
         values = dict(zip(choices, combination, strict=True))
         graph = Pipeline(find_pipeline(pipeline), [f"{k}={v}" for k, v in values.items()], strict=True)
-        step = graph.step(until or graph.config.last_stage)
+        step = graph.step(until or graph.config.last_stage or next(iter(graph.experts)))
         if not isinstance(step.recipe, TrainStep):
             trainings = ", ".join(name for name, s in graph.steps.items() if isinstance(s.recipe, TrainStep))
             raise UserError(f"sweep: --until {step.name} is no training; take one of {trainings}")

@@ -8,12 +8,9 @@ one, which answers until then and ends what it has begun.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import re
 import socket
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -25,17 +22,18 @@ import uvicorn
 from openba.artifacts import fetched
 from openba.errors import UserError, one_line
 from openba.home import Home
+from openba.model.origin import REGISTERED
 from openba.serve.app import Application
 from openba.serve.limits import HeaderTimeoutProtocol, Limits
 from openba.serve.model_host import LoadedModel, ModelHost
 from openba.serve.server_metrics import ServerMetrics
+from tasks.pointers import Pointer, version_of
 
 LOOPBACK = ("127.0.0.1", "localhost")
 EXIT_ENGINE_FAILED = 70
 """Exit code after the engine has ended or stalled: a supervisor is to start the process again."""
 _SECONDS_TO_END = 5.0
 """For errors of the engine's requests to reach their clients before the process ends."""
-_REGISTERED = re.compile(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))")
 
 
 @dataclass(frozen=True)
@@ -59,10 +57,9 @@ class Source:
         """
         self.asked = asked
         self.uri = home.tracking_uri
-        registered_match = _REGISTERED.fullmatch(asked)
+        registered_match = REGISTERED.fullmatch(asked)
         self.name: str = registered_match[1] if registered_match else Path(asked).resolve().name
         self.alias: str | None = registered_match[2] if registered_match else None
-        self.number: str | None = registered_match[3] if registered_match else None
         self.folder = None if registered_match else Path(asked)
         if self.folder is not None and not (self.folder / "config.json").exists():
             raise UserError(
@@ -78,17 +75,8 @@ class Source:
         """
         if self.folder is not None:
             return Place(self.name, "folder", self.folder)
-        if self.number is not None:
-            return Place(self.name, f"v{self.number}", None)
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-
-        try:
-            client = MlflowClient(self.uri, self.uri)
-            model_version = client.get_model_version_by_alias(self.name, self.alias or "")
-        except (MlflowException, OSError) as error:  # requests' errors are OSErrors
-            raise UserError(f"{self.asked}: {one_line(error)} (registry {self.uri})") from None
-        return Place(self.name, f"v{model_version.version}", None)
+        name, number = version_of(self.uri, self.asked)
+        return Place(name, f"v{number}", None)
 
     @contextmanager
     def fetched(self, model_location: Place) -> Iterator[Path]:
@@ -100,23 +88,9 @@ class Source:
         if model_location.folder is not None:
             yield model_location.folder
             return
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for 300 bytes
-        mlflow.set_tracking_uri(self.uri)
-        with tempfile.TemporaryDirectory() as scratch:
-            address = f"models:/{model_location.name}/{model_location.version.removeprefix('v')}"
-            try:
-                folder = mlflow.artifacts.download_artifacts(artifact_uri=address, dst_path=scratch)
-                pointer = json.loads(
-                    (Path(folder) / "artifacts" / "pointer.json").read_text(encoding="utf-8")
-                )
-                uri = pointer["uri"]
-                files = pointer["files"]
-            except (MlflowException, OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{address}: no readable pointer.json: {one_line(error)}") from None
-        with fetched(uri, files) as output:
+        number = model_location.version.removeprefix("v")
+        pointer = Pointer.read(self.uri, model_location.name, number)
+        with fetched(pointer.uri, pointer.files) as output:
             yield output / "model"
 
     def load(self, model_location: Place, models: ModelHost) -> LoadedModel:

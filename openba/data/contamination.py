@@ -325,15 +325,20 @@ def _set_facts(
 
 def _training(build: Build, recipe: ContaminationRecipe) -> Iterator[tuple[str, pa.Array]]:
     """Yield texts that are trained on, by source or task: documents of the mixture, pairs of the tasks."""
-    # Documents that the mixture uses; others of the corpus are never trained on.
-    used = _used_documents(build.inputs["mixture"])
-    for path in corpus_files(build.inputs["corpus"]):
+    if "mixture" in build.inputs:
+        yield from _documents(build.inputs["corpus"], build.inputs["mixture"])
+    for name in recipe.tasks:
+        yield f"task {name}", _records(build.inputs[f"task-{name}"] / "train.parquet")
+
+
+def _documents(corpus: Path, mixture: Path) -> Iterator[tuple[str, pa.Array]]:
+    """Yield texts of the documents that the mixture uses, by source; others are never trained on."""
+    used = _used_documents(mixture)
+    for path in corpus_files(corpus):
         for batch in read_batches(path, 1000, ["source", "id", "text"]):
             chosen = batch.filter(pc.is_in(_document_names(batch), value_set=used))
             for source in chosen["source"].unique().to_pylist():
                 yield source, chosen.filter(pc.equal(chosen["source"], source))["text"]
-    for name in recipe.tasks:
-        yield f"task {name}", _records(build.inputs[f"task-{name}"] / "train.parquet")
 
 
 def _used_documents(mixture: Path) -> pa.Array:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypedDict
 import orjson
 import pyarrow as pa
 
+from openba import durable
 from openba.artifacts import Build
 from openba.data import csv_files, exams, files, json_files, warc_files
 from openba.data.articles import article
@@ -35,6 +36,7 @@ from openba.data.samples import READERS, Reader
 from openba.data.samples.locate import INSTALL
 from openba.data.schema import DOCUMENTS, SCHEMA, write_documents
 from openba.errors import UserError
+from openba.json_types import JsonObject
 from openba.recipes.data import (
     FileSource,
     HuggingFaceSource,
@@ -125,6 +127,16 @@ def read(
         yield from _batches(source_name, source_recipe, on_unreadable, skip_empty)
     except UserError as error:
         raise UserError(f"source {source_name}: {error}") from None
+
+
+def file_state(path: str | None) -> JsonObject:
+    """Return the digest of a file given by path; a changed file is another fingerprint, a copy is not."""
+    if path is None:
+        return {}
+    file = Path(path)
+    if not file.is_file():
+        return {"missing": True}  # planning works without it; building says what to do
+    return {"sha256": durable.sha256(file)}
 
 
 def outside_state(source_recipe: SourceRecipe) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Step `tokenizer`: copy the mT5 file, or train a small unigram model on the cleaned corpus."""
+"""Step `tokenizer`: copy the mT5 file or that of existing weights, or train a unigram model on the corpus."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Facts(TypedDict):
 
 
 def build(build: Build) -> Facts:
-    """Copy the file or train on the cleaned corpus; the facts measure how well the tokenizer fits."""
+    """Copy the file or train on the cleaned corpus; the facts measure how well it fits a corpus, if any."""
     recipe: TokenizerRecipe = build.recipe
     target = build.out / MODEL_FILE
     if recipe.kind == "file":
@@ -49,13 +49,18 @@ def build(build: Build) -> Facts:
         shutil.copyfile(source, target)
         if recipe.whitespace_tokens:
             (build.out / CONFIG_FILE).write_text(json.dumps({SWITCH: True}), encoding="utf-8")
+    elif recipe.kind == "weights":
+        for name in (MODEL_FILE, CONFIG_FILE):
+            source = build.inputs["weights"] / "model" / name
+            if source.is_file():
+                shutil.copyfile(source, build.out / name)
     else:
         try:
             _train(recipe, build.inputs["corpus"], target)
         except RuntimeError as error:  # SentencePiece names the size that the text allows
             raise UserError(f"tokenizer.vocab_size: {recipe.vocab_size}: {error}") from None
     tokenizer = Tokenizer.load(build.out)
-    return _measure_fit(tokenizer, build.inputs["corpus"])
+    return _measure_fit(tokenizer, build.inputs.get("corpus"))
 
 
 def _train(recipe: TokenizerRecipe, corpus: Path, target: Path) -> None:
@@ -137,12 +142,12 @@ class _FitCounts:
     byte_or_unknown: int = 0
 
 
-def _measure_fit(tokenizer: Tokenizer, corpus: Path) -> Facts:
+def _measure_fit(tokenizer: Tokenizer, corpus: Path | None) -> Facts:
     """Return characters and bytes per token and the share of byte or unknown pieces, by language."""
     pieces = tokenizer.pieces.model
     fallback_ids = [tokenizer.unknown, *(piece for piece in range(tokenizer.base) if pieces.is_byte(piece))]
     counts: dict[str, _FitCounts] = {}
-    for path in corpus_files(corpus):
+    for path in corpus_files(corpus) if corpus is not None else ():
         if ".part-" in path.name and not path.name.endswith(".part-00000.parquet"):
             continue
         batch = next(read_batches(path, _FIT_DOCUMENTS, ["text", "language"]), None)

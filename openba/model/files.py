@@ -38,6 +38,8 @@ SHARD = "5GB"
 RELEASED_SHARD = "10GB"
 EMBEDDING = "shared_embedding.weight"
 HEAD = "lm_head.weight"
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""Precisions in which weights are read."""
 IGNORED = re.compile(r"(encoder|decoder)\.embed_tokens\.weight")
 """Copies of the embedding that the released class, though not the release, puts into its state dict."""
 
@@ -191,8 +193,8 @@ def fitting(model: OpenBAModel, weights: dict[str, Tensor], where: Path) -> dict
     """The weights that a model of this shape takes, all of them and no others.
 
     Raises:
-        UserError: a tensor is missing, unexpected or of another shape, or a tied head is no copy of the
-            embedding; the message names it.
+        UserError: a tensor is missing, unexpected, of another shape or quantised, or a tied head is no copy
+            of the embedding; the message names it.
     """
     state = model.state_dict()
     weights = {name: tensor for name, tensor in weights.items() if not IGNORED.fullmatch(name)}
@@ -210,6 +212,12 @@ def fitting(model: OpenBAModel, weights: dict[str, Tensor], where: Path) -> dict
     )
     if problem:
         raise UserError(f"{where}: {problem}; weights and config do not belong together")
+    for name, tensor in weights.items():
+        if tensor.dtype not in FLOATS:
+            raise UserError(
+                f"{where}: tensor {name} is {str(tensor.dtype).removeprefix('torch.')}; quantised weights "
+                "are not read, give them in float16, bfloat16 or float32"
+            )
     return weights
 
 

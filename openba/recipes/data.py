@@ -111,9 +111,10 @@ class CorpusRecipe(Recipe):
 
 
 class TokenizerRecipe(Recipe):
-    """Either a finished SentencePiece file, or a unigram model to train on the cleaned corpus."""
+    """A finished SentencePiece file, that of existing weights, or a unigram model to train on the corpus."""
 
-    kind: Literal["file", "unigram"]
+    kind: Literal["file", "weights", "unigram"]
+    """`weights`: of the first weights in the pipeline that exist already (`start: {weights: ...}`)."""
     path: str | None = None
     """`file`: the mT5 model, `mc4.250000.100extra`."""
     whitespace_tokens: bool = False
@@ -127,9 +128,13 @@ class TokenizerRecipe(Recipe):
 
     @model_validator(mode="after")
     def _complete(self) -> TokenizerRecipe:
-        wanted = {"file": "path", "unigram": "vocab_size"}[self.kind]
-        if getattr(self, wanted) is None:
+        wanted = {"file": "path", "unigram": "vocab_size"}.get(self.kind)
+        if wanted is not None and getattr(self, wanted) is None:
             raise ValueError(f"kind {self.kind!r} needs {wanted!r}")
+        if self.kind == "weights" and self.whitespace_tokens:
+            raise ValueError(
+                "'whitespace_tokens' is for kind 'file'; the weights' tokenizer is taken as it is"
+            )
         if self.kind == "unigram" and self.whitespace_tokens:
             raise ValueError("'whitespace_tokens' is for kind 'file'; a trained model has such pieces anyway")
         return self
@@ -187,7 +192,7 @@ class ContaminationRecipe(Recipe):
     sets: tuple[str, ...]
     """Tasks whose held-out records are evaluated on."""
     tasks: tuple[str, ...]
-    """Tasks that are trained on; the mixture's documents are always looked at."""
+    """Tasks that are trained on; the documents of a mixture, if there is one, are looked at too."""
     ngram: Size = NGRAM
 
 
@@ -403,6 +408,11 @@ class TaskRecipe(Recipe):
         if self.conversation and any(turn.form != "zero_shot" for turn in self.templates):
             raise ValueError("a conversation's templates take no shots and no rationale")
         return self
+
+    def asks_the_same(self, other: TaskRecipe) -> bool:
+        """Whether both ask, in some template, the same of records of the same source."""
+        questions = [{turn.input for turn in recipe.templates} for recipe in (self, other)]
+        return self.source == other.source and not questions[0].isdisjoint(questions[1])
 
 
 class TaskStep(Recipe):

@@ -14,6 +14,7 @@ from openba.recipes.evaluate import BenchmarkRecipe, Metric
 from openba.recipes.model import ModelRecipe
 from openba.recipes.numbers import Layers, NonNegative, Positive, PositiveSteps, Seed, Share
 from openba.recipes.runtime import PipelineRuntime
+from openba.recipes.start import WeightsRecipe
 from openba.recipes.train import TrainRecipe
 
 
@@ -56,8 +57,8 @@ class StageConfig(TrainRecipe):
     """For the report and the registry."""
     part: str | None = None
     """Part of the mixture that it reads; none: the pairs of `flan`."""
-    start: str | None = None
-    """The stage whose weights it begins with; none: fresh weights."""
+    start: str | WeightsRecipe | None = None
+    """The stage whose weights it begins with, or weights that exist; none: fresh weights."""
     start_step: PositiveSteps | None = None
     """Begin with the weights that `start` kept after this step (its `keep_every`); none: those of its end."""
 
@@ -77,7 +78,7 @@ def _in_order(stages: dict[str, StageConfig]) -> dict[str, StageConfig]:
         if name not in stages:
             raise ValueError(f"{followers[-1]}.start: no stage {name!r}; there are {', '.join(stages)}")
         start = stages[name].start
-        if start is not None:
+        if isinstance(start, str):
             add(start, (*followers, name))
         ordered.setdefault(name, stages[name])
 
@@ -96,6 +97,8 @@ class ExpertConfig(Recipe):
     tasks: dict[str, TaskRecipe]
     benchmarks: dict[str, BenchmarkRecipe]
     over_long: Literal["drop", "truncate"] = "drop"
+    start: WeightsRecipe | None = None
+    """Weights that exist, to be fine-tuned by this expert; none: those of `experts.start`."""
     train: TrainRecipe
 
 
@@ -105,8 +108,8 @@ class ExpertsConfig(Recipe):
     folder: str | None = None
     """A relative path starts at the folder of the file that sets it; of `--set`, at the working directory.
     None: there are no experts."""
-    start: str | None = None
-    """The stage that experts are fine-tuned from; none: the last one."""
+    start: str | WeightsRecipe | None = None
+    """The stage that experts are fine-tuned from, or weights that exist; none: the last stage."""
     train: JsonObject = Field(default_factory=dict)
     """Laid over every expert's `train`, such as a smaller budget."""
 
@@ -179,17 +182,21 @@ class PipelineConfig(Recipe):
     tokens_per_parameter: Positive = 20.0
     """With `size`: padded tokens of Stage I for each parameter of the layers."""
     target: TargetConfig | None = None
-    sources: dict[str, SourceRecipe]
-    clean: CleanRecipe
+    sources: dict[str, SourceRecipe] = {}
+    """Text of the mixture."""
+    clean: CleanRecipe | None = None
+    """Filters of the sources."""
     tokenizer: TokenizerRecipe
-    mixture: MixtureRecipe
+    mixture: MixtureRecipe | None = None
+    """Parts of the sources that stages read; none: no stage reads text."""
     model: ModelRecipe
-    stages: Annotated[dict[str, StageConfig], _without_null, AfterValidator(_in_order)] = Field(min_length=1)
-    """Stage name -> its training, in the order of training. A stage set to null is left out."""
+    stages: Annotated[dict[str, StageConfig], _without_null, AfterValidator(_in_order)] = {}
+    """Stage name -> its training, in the order of training. A stage set to null is left out; there may be
+    none where experts begin with weights that exist."""
     flan: FlanConfig | None = None
     """Pairs of the stages that read no part of the mixture."""
     experts: ExpertsConfig = ExpertsConfig()
-    benchmarks: dict[str, BenchmarkRecipe]
+    benchmarks: dict[str, BenchmarkRecipe] = {}
     """What the base stages are evaluated on."""
     evaluate: tuple[str, ...] = ()
     """Stages to evaluate."""
@@ -205,7 +212,27 @@ class PipelineConfig(Recipe):
     """Shown on top of the report, such as a warning that the scores are of a toy."""
 
     @model_validator(mode="after")
+    def _has_what_it_trains_on(self) -> PipelineConfig:
+        if self.mixture is not None and (self.clean is None or not self.sources):
+            raise ValueError("mixture: needs `sources` and `clean`, from which it is made")
+        if self.tokenizer.kind == "unigram" and self.mixture is None:
+            raise ValueError(
+                "tokenizer: kind unigram is trained on the sources of a mixture, and there is none"
+            )
+        if not self.stages and self.experts.start is None and self.experts.folder is not None:
+            raise ValueError("experts.start: there is no stage; name the weights that they begin with")
+        if not self.stages and self.experts.folder is None:
+            raise ValueError("stages: there is neither a stage nor an expert, hence nothing to train")
+        if self.tokenizer.kind == "weights" and self.weights_of_tokenizer is None:
+            raise ValueError(
+                "tokenizer: kind weights takes that of the weights at the start, and there are none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _groups(self) -> PipelineConfig:
+        if self.mixture is None:
+            return self
         shares = self.mixture.shares
         other_languages = {
             str(source.language) for name, source in self.sources.items() if name not in shares
@@ -223,7 +250,7 @@ class PipelineConfig(Recipe):
             if problem := self._problem_of(stage):
                 raise ValueError(f"stages.{name}.{problem}")
         references = [("evaluate", name) for name in self.evaluate]
-        if self.experts.start is not None:
+        if isinstance(self.experts.start, str):
             references.append(("experts.start", self.experts.start))
         if self.transfer is not None:
             references += [("transfer.starts", name) for name in self.transfer.starts if name != "nothing"]
@@ -236,7 +263,7 @@ class PipelineConfig(Recipe):
     def _problem_of(self, stage: StageConfig) -> str | None:
         """Describe what is wrong with a stage, beginning with its key."""
         if stage.start_step is not None:
-            if stage.start is None:
+            if not isinstance(stage.start, str):
                 return "start_step: needs `start`, the stage that kept the weights"
             if stage.start_step not in (kept_steps := self.stages[stage.start].kept):
                 kept_text = ", ".join(map(str, kept_steps)) or "none; set its keep_every"
@@ -251,20 +278,28 @@ class PipelineConfig(Recipe):
             if (stage.encoder_length, stage.decoder_length) != lengths:
                 return f"encoder_length: all stages that read flan need the same lengths, {lengths}"
             return None
+        if self.mixture is None:
+            return "data: reads a part of the mixture, which is not set"
         if stage.part not in self.mixture.parts:
             parts = ", ".join(self.mixture.parts)
             return f"part: {stage.part} is not a part of the mixture ({parts}); add it to mixture.parts"
         return None
 
     @property
-    def first_stage(self) -> str:
-        """The stage that begins the training and by which shapes are compared."""
-        return next(iter(self.stages))
+    def weights_of_tokenizer(self) -> WeightsRecipe | None:
+        """The first weights that exist, in the order of training: those whose tokenizer is taken."""
+        starts = [*(stage.start for stage in self.stages.values()), self.experts.start]
+        return next((start for start in starts if isinstance(start, WeightsRecipe)), None)
 
     @property
-    def last_stage(self) -> str:
-        """The stage that experts are fine-tuned from unless told otherwise."""
-        return list(self.stages)[-1]
+    def first_stage(self) -> str | None:
+        """The stage that begins the training and by which shapes are compared; none: there are no stages."""
+        return next(iter(self.stages), None)
+
+    @property
+    def last_stage(self) -> str | None:
+        """The stage that experts are fine-tuned from unless told otherwise; none: there are no stages."""
+        return next(reversed(self.stages), None)
 
     @property
     def pairs_lengths(self) -> TrainRecipe | None:

@@ -28,7 +28,7 @@ _BLOCK = 2**16
 def identity(recipe: TrainStep, input_folders: Mapping[str, Path]) -> JsonObject:
     """The identity of a run, as JSON values."""
     start = weights_folder(Path(), recipe.start_step)
-    read = {**_READ, "start": (f"{start}/*.safetensors",)}
+    read = {**_READ, "start": (f"{start}/*.safetensors", f"{start}/*.bin")}
     return {
         "model": recipe.model.model_dump(mode="json"),
         "train": recipe.train.model_dump(mode="json"),

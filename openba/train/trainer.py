@@ -23,7 +23,7 @@ from openba.accounting.memory import checkpoint_bytes
 from openba.artifacts import Build
 from openba.errors import UserError
 from openba.json_types import JsonObject
-from openba.model.files import fitting, load_weights, weights_folder
+from openba.model.files import weights_folder
 from openba.model.model import OpenBAModel
 from openba.model.parallel import make_part
 from openba.model.parallel_loss import TensorGroup
@@ -61,6 +61,7 @@ from openba.train.meter import Meter, is_out_of_memory, leave_memory
 from openba.train.objectives import measured_modes, training_samples
 from openba.train.profile import Profile
 from openba.train.rehearsal import rehearse
+from openba.train.start import start_weights
 from openba.train.stopping import StopRequest
 from openba.train.watchdog import Watchdog
 
@@ -333,12 +334,8 @@ class Trainer:
         architecture = self.step_recipe.model.architecture(self.tokenizer.size)
         weights = None
         if start_folder is not None:
-            # Names and shapes only: the full model of 15B parameters is 58 GB in fp32.
-            with torch.device("meta"):
-                shape = OpenBAModel(architecture)
-            weights = fitting(
-                shape, load_weights(weights_folder(start_folder, self.step_recipe.start_step)), start_folder
-            )
+            folder = weights_folder(start_folder, self.step_recipe.start_step)
+            weights = start_weights(folder, architecture, self.tokenizer)
         return make_part(architecture, group, weights)
 
     def _take_lease(self) -> Lease:

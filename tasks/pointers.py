@@ -1,0 +1,75 @@
+"""Registered models: which version an address stands for, and where the store has its output.
+
+Owns reading of `models:/` addresses and of a version's `pointer.json`. Versions are made by `registry.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from openba.errors import UserError, one_line
+from openba.json_types import Json
+from openba.model.origin import REGISTERED
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """Address of a registered version's output, and its files."""
+
+    uri: str
+    """Of the output in its store."""
+    files: Mapping[str, Mapping[str, Json]]
+    """Files of the model below it, each with its digest."""
+
+    @classmethod
+    def read(cls, tracking_uri: str, name: str, number: str) -> Pointer:
+        """Read the pointer of a version.
+
+        Raises:
+            UserError: the registry does not know the version, or does not answer.
+        """
+        import mlflow
+        from mlflow.exceptions import MlflowException
+
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for 300 bytes
+        mlflow.set_tracking_uri(tracking_uri)
+        address = f"models:/{name}/{number}"
+        with tempfile.TemporaryDirectory() as scratch_folder:
+            try:
+                artifact_folder = mlflow.artifacts.download_artifacts(
+                    artifact_uri=address, dst_path=scratch_folder
+                )
+                pointer_text = (Path(artifact_folder) / "artifacts" / "pointer.json").read_text(
+                    encoding="utf-8"
+                )
+                pointer = json.loads(pointer_text)
+                return cls(pointer["uri"], pointer["files"])
+            except (MlflowException, OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(f"{address}: no readable pointer.json: {one_line(error)}") from None
+
+
+def version_of(tracking_uri: str, address: str) -> tuple[str, str]:
+    """Return name and version number that a `models:/` address stands for now.
+
+    Raises:
+        UserError: it is no such address, the registry does not know it, or does not answer.
+    """
+    address_match = REGISTERED.fullmatch(address)
+    if address_match is None:
+        raise UserError(f"{address}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    name, alias, number = address_match.groups()
+    if number is not None:
+        return name, number
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client = MlflowClient(tracking_uri, tracking_uri)
+        return name, str(client.get_model_version_by_alias(name, alias).version)
+    except (MlflowException, OSError) as error:  # requests' errors are OSErrors
+        raise UserError(f"{address}: {one_line(error)} (registry {tracking_uri})") from None
