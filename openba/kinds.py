@@ -13,7 +13,7 @@ from openba.recipes.evaluate import SCORING_VERSION
 SOURCE = Kind("openba.data.sources:build", "4")
 CORPUS = Kind("openba.data.clean.corpus:build", "7", resumable=True)
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
-MIXTURE = Kind("openba.data.mixture:build", "3")
+MIXTURE = Kind("openba.data.mixture:build", "4")
 CONTAMINATION = Kind("openba.data.contamination:build", "2")
 TASK = Kind("openba.data.labelled:build", "6")
 INSTRUCT = Kind("openba.data.instruct:build", "4")

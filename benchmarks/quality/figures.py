@@ -1,13 +1,13 @@
-"""Group `quality`: meaning after cleaning, privacy, contamination, answers, expert filters."""
+"""Group `quality`: meaning after cleaning, privacy, contamination, answers, expert filters, mixtures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from benchmarks.figure import Figure
-from benchmarks.quality import answers, contamination, experts, shipped, text
+from benchmarks.quality import answers, contamination, experts, parts, shipped, text
 
-MODULES = (text, answers, experts, contamination, shipped)
+MODULES = (text, answers, experts, contamination, parts, shipped)
 """Modules with a function `figures`, in the order they run. To add a figure, add its module here."""
 
 

@@ -67,7 +67,10 @@ class Catalogue:
         """int16, index into `names`; -1: none."""
         self.bytes = np.concatenate([batch_part.bytes for batch_part in parts])
         self.text = np.concatenate([batch_part.text for batch_part in parts])
-        """uint64, equal for equal texts; decides which part of the mixture a text goes to."""
+        """uint64, equal for equal texts."""
+        self.cluster = self.text
+        """uint64, equal for documents that must go to one part of the mixture; equal texts, until near copies
+        are known (`openba.data.near_copies.cluster_keys`)."""
         for name in self.names:
             of_source = self.documents.filter(pc.equal(self.documents["source"], name))
             if name in LANGUAGES and set(of_source["language"].unique().to_pylist()) - {name}:
@@ -103,10 +106,10 @@ class Catalogue:
             )
 
     def ordered(self, name: str) -> np.ndarray:
-        """Return the numbers of a group's documents by text and seed; equal texts are neighbours."""
+        """Return the numbers of a group's documents by cluster and seed; those of one are neighbours."""
         document_numbers = np.flatnonzero(self.group == self.names.index(name))
         keys = self.order[document_numbers]
-        return document_numbers[np.lexsort((keys["low"], keys["high"], self.text[document_numbers]))]
+        return document_numbers[np.lexsort((keys["low"], keys["high"], self.cluster[document_numbers]))]
 
     def tokenise(
         self, document_numbers: np.ndarray, tokenizer: Tokenizer, spool: Path, exclude: Exclude | None

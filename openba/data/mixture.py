@@ -1,8 +1,8 @@
 """Step `mixture`: fill token budgets per group and part with documents, each in one part only.
 
-A group is a source or a language, a part is Stage I, Stage II or held-out data. Parts share no text, whatever
-the ids of its copies: "ensure that there is no overlap between these data and the data from the previous
-stage" (paper section 3.3).
+A group is a source or a language, a part is Stage I, Stage II or held-out data. No part holds a copy or near
+copy of another's text, whatever the ids and filters of the two: "ensure that there is no overlap between
+these data and the data from the previous stage" (paper section 3.3).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn, TypedDict
 
@@ -18,7 +19,9 @@ import numpy as np
 import pyarrow as pa
 
 from openba.artifacts import Build
+from openba.data import near_copies
 from openba.data.catalogue import Catalogue, Exclude
+from openba.data.clean.passes import Mapper
 from openba.data.contamination import Holder, Items
 from openba.data.store import DOCUMENTS, TokenWriter
 from openba.errors import UserError
@@ -66,6 +69,9 @@ class GroupFacts(TypedDict):
     tokens_found: int
     documents_contaminated: int
     documents_in_other_groups: int
+    """Left out, because another group has a copy or near copy."""
+    documents_between_parts: int
+    """Left out, because the part before has a copy or near copy."""
     epochs: float
     tokens_cut: int
 
@@ -77,12 +83,20 @@ class Facts(TypedDict):
     documents: dict[str, int]
     repeated_tokens: dict[str, dict[str, int]]
     texts_in_two_parts: int
+    """Clusters of equal and nearly equal texts of which two parts have documents."""
+    documents_with_near_copies: int
+    """Documents of the corpus with a near copy that is no exact one."""
     shares_wanted: dict[str, float]
     groups: dict[str, GroupFacts]
 
 
-def build(build: Build) -> Facts:
+def build(build: Build, mapper: Mapper | None = None) -> Facts:
     """Fill each part's budget per group, document by document, and write a token store per part.
+
+    Args:
+        build: recipe, inputs and output folder.
+        mapper: runs the search for near copies; none: in this process, or in one per core if there is enough
+            to do.
 
     Raises:
         UserError: a group is short of its budget; the message has the numbers and the remedy.
@@ -91,6 +105,8 @@ def build(build: Build) -> Facts:
     catalogue = Catalogue(build.inputs["corpus"], recipe.shares, recipe.seed)
     tokenizer = Tokenizer.load(build.inputs["tokenizer"])
     spool = build.out / "spool"
+    pairs = near_copies.find(build.inputs["corpus"], spool / "near", mapper)
+    catalogue.cluster = near_copies.cluster_keys(catalogue.text, pairs)
     parts = {name: Part() for name in recipe.tokens}
     records = {key: folder for key, folder in build.inputs.items() if key.startswith("task-")}
     holder = Holder(Items.read(records, NGRAM)) if records else None
@@ -98,7 +114,8 @@ def build(build: Build) -> Facts:
     for name, part in parts.items():
         _write(build.out / name, part, catalogue, recipe.seed)
     shutil.rmtree(spool, ignore_errors=True)
-    return _facts(parts, groups, catalogue, recipe)
+    differing_pairs = pairs[catalogue.text[pairs[:, 0]] != catalogue.text[pairs[:, 1]]]
+    return _facts(parts, groups, catalogue, recipe, len(np.unique(differing_pairs)))
 
 
 def _fill(
@@ -118,8 +135,8 @@ def _fill(
     used_numbers = [
         document_numbers for part_name in parts.values() for document_numbers in part_name.numbers
     ]
-    used_texts = catalogue.text[np.concatenate([np.empty(0, np.int64), *used_numbers])]
-    is_used_elsewhere = np.isin(catalogue.text[document_order], used_texts)
+    used_clusters = catalogue.cluster[np.concatenate([np.empty(0, np.int64), *used_numbers])]
+    is_used_elsewhere = np.isin(catalogue.cluster[document_order], used_clusters)
     document_order = document_order[~is_used_elsewhere]
     tokenised_count = 0
     epochs = 1.0
@@ -127,8 +144,8 @@ def _fill(
         tokenised = document_order[:tokenised_count]
         usable = tokenised[catalogue.tokens[tokenised] > 0]
         tokens = catalogue.tokens[usable]
-        texts = catalogue.text[usable]
-        ranges = _ranges(tokens, texts, budgets, epochs)
+        clusters = catalogue.cluster[usable]
+        ranges = _ranges(tokens, clusters, budgets, epochs)
         if None not in ranges.values():
             break
         # Tokenise in rounds, so that no more documents are tokenised than the budgets need.
@@ -138,7 +155,7 @@ def _fill(
             catalogue.tokenise(document_order[tokenised_count:end], tokenizer, spool, exclude)
             tokenised_count = end
         else:
-            epochs = _needed_epochs(tokens, texts, budgets)
+            epochs = _needed_epochs(tokens, clusters, budgets)
             if epochs > max_epochs:
                 _refuse(group_name, recipe, tokens, ranges, epochs)
     tokens_cut = 0
@@ -153,6 +170,7 @@ def _fill(
         tokens_found=int(tokens.sum()),
         documents_contaminated=int((catalogue.tokens[document_order[:tokenised_count]] == 0).sum()),
         documents_in_other_groups=int(is_used_elsewhere.sum()),
+        documents_between_parts=_gap_between(ranges),
         epochs=round(epochs, 4),
         tokens_cut=tokens_cut,
     )
@@ -163,12 +181,18 @@ def _distinct_tokens(budgets: dict[str, int], part_name: str, epochs: float) -> 
     return budgets[part_name] if part_name == HELDOUT else math.ceil(budgets[part_name] / epochs)
 
 
-def _ranges(tokens: np.ndarray, texts: np.ndarray, budgets: dict[str, int], epochs: float) -> _Ranges:
+def _gap_between(ranges: _Ranges) -> int:
+    """Return how many documents lie behind one part and before the next."""
+    spans = [span for span in ranges.values() if span is not None and span[1] > span[0]]
+    return sum(following[0] - span[1] for span, following in pairwise(spans))
+
+
+def _ranges(tokens: np.ndarray, clusters: np.ndarray, budgets: dict[str, int], epochs: float) -> _Ranges:
     """Return for each part the documents begin..end-1 that hold its distinct tokens.
 
     Args:
         tokens: of each document.
-        texts: digest of each document's text; equal ones are neighbours. A part begins at a new text.
+        clusters: of each document, ascending. A part begins at a new one.
         budgets: tokens of each part.
         epochs: how often a part's documents are repeated.
     """
@@ -183,8 +207,8 @@ def _ranges(tokens: np.ndarray, texts: np.ndarray, budgets: dict[str, int], epoc
             end = int(np.searchsorted(tokens_through, tokens_before + distinct_tokens)) + 1
         ranges[part_name] = (begin, end) if end <= len(tokens) else None
         begin = min(end, len(tokens))
-        while 0 < begin < len(tokens) and texts[begin] == texts[begin - 1]:
-            begin += 1
+        if begin:
+            begin = int(np.searchsorted(clusters, clusters[begin - 1], side="right"))
     return ranges
 
 
@@ -199,10 +223,10 @@ def _documents_for(tokens: int, sizes: np.ndarray) -> int:
     return min(len(sizes), int(np.searchsorted(np.cumsum(sizes), wanted_bytes)) + 1)
 
 
-def _needed_epochs(tokens: np.ndarray, texts: np.ndarray, budgets: dict[str, int]) -> float:
+def _needed_epochs(tokens: np.ndarray, clusters: np.ndarray, budgets: dict[str, int]) -> float:
     """Return the fewest epochs (in steps of 1 %) for which the documents suffice, infinity if none do."""
     epochs = 1.0
-    while None in _ranges(tokens, texts, budgets, epochs).values():
+    while None in _ranges(tokens, clusters, budgets, epochs).values():
         epochs *= 1.01
         if epochs > _MAX_EPOCHS:
             return math.inf
@@ -275,7 +299,11 @@ def _mix_keys(keys: np.ndarray, epochs: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _facts(
-    parts: dict[str, Part], groups: dict[str, GroupFacts], catalogue: Catalogue, recipe: MixtureRecipe
+    parts: dict[str, Part],
+    groups: dict[str, GroupFacts],
+    catalogue: Catalogue,
+    recipe: MixtureRecipe,
+    documents_with_near_copies: int,
 ) -> Facts:
     tokens: dict[str, dict[str, int]] = {name: dict.fromkeys(recipe.shares, 0) for name in parts}
     repeated_tokens: dict[str, dict[str, int]] = {name: dict.fromkeys(recipe.shares, 0) for name in parts}
@@ -286,15 +314,17 @@ def _facts(
                 tokens[name][group_name] += int(used_tokens.sum())
                 repeated_tokens[name][group_name] += int(used_tokens[epochs > 0].sum())
     distinct = {name: np.unique(np.concatenate([[], *part.numbers])) for name, part in parts.items()}
-    texts_of_parts = [
-        np.unique(catalogue.text[document_numbers.astype(np.int64)]) for document_numbers in distinct.values()
+    clusters_of_parts = [
+        np.unique(catalogue.cluster[document_numbers.astype(np.int64)])
+        for document_numbers in distinct.values()
     ]
-    all_texts = np.concatenate(texts_of_parts)
+    all_clusters = np.concatenate(clusters_of_parts)
     return Facts(
         tokens=tokens,
         documents={name: len(document_numbers) for name, document_numbers in distinct.items()},
         repeated_tokens=repeated_tokens,
-        texts_in_two_parts=len(all_texts) - len(np.unique(all_texts)),
+        texts_in_two_parts=len(all_clusters) - len(np.unique(all_clusters)),
+        documents_with_near_copies=documents_with_near_copies,
         shares_wanted={str(name): share for name, share in recipe.shares.items()},
         groups=groups,
     )

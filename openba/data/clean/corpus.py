@@ -140,7 +140,7 @@ def make_plan(build: Build, filtered: dict[str, CleanRecipe]) -> Plan:
     parts = [
         (name, build.inputs[name] / DOCUMENTS, row_groups)
         for name in filtered
-        for row_groups in _divide(group_sizes[name], limit)
+        for row_groups in divide_row_groups(group_sizes[name], limit)
     ]
     planned = tuple(Shard(shard_number, *part) for shard_number, part in enumerate(parts))
     # Metadata of the row groups stand for the inputs: reading the texts would take as long as a pass.
@@ -164,7 +164,7 @@ def _open(source: str, documents_path: Path) -> pq.ParquetFile:
         ) from None
 
 
-def _divide(group_sizes: list[int], limit: int) -> Iterator[tuple[int, ...]]:
+def divide_row_groups(group_sizes: list[int], limit: int) -> Iterator[tuple[int, ...]]:
     """Yield runs of row groups with at most `limit` bytes each, or a single larger one."""
     row_groups: list[int] = []
     shard_bytes = 0

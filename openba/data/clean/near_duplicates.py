@@ -19,13 +19,12 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from openba.data.clean.dedup import xxh64
 from openba.data.clean.text_arrays import HAN, WORD, Texts, character_classes
 
-BANDS = 9
-ROWS = 5
-"""9 bands of 5 rows find a pair of similarity 0.8 with probability 1 - (1 - 0.8^5)^9 = 97.2 %, of 0.9 with
-99.97 % and of 0.5 with 25 %; the exact comparison refuses those below the threshold."""
+BANDS = 20
+ROWS = 4
+"""20 bands of 4 rows find a pair of similarity 0.8 with probability 1 - (1 - 0.8^4)^20 = 99.997 %, of 0.5
+with 72 % and of 0.3 with 15 %; the exact comparison refuses those below the threshold."""
 _PREDECESSORS = 8
 """Within a group of equal keys a document is compared with the first and with so many before it. All pairs of
 a page that occurs a million times in a corpus would be 5 * 10^11."""
@@ -35,7 +34,7 @@ _LOWER_CASE_LETTERS = 0x250  # Latin; Greek and Cyrillic keep their case, which 
 
 
 class ShingleSets(NamedTuple):
-    """Shingles of each document of a batch, as sorted hashes without repeats."""
+    """Shingles of some documents, as sorted hashes without repeats."""
 
     hashes: np.ndarray
     """uint32 `[shingles]`, the documents one after another. Two different shingles of one pair of documents
@@ -48,7 +47,24 @@ class ShingleSets(NamedTuple):
         return self.hashes[self.offsets[row] : self.offsets[row + 1]]
 
 
-def shingle_sets(texts: Texts, units: int) -> ShingleSets:
+class Shingles(NamedTuple):
+    """Shingles of each document of a batch, as hashes in the order of the text, with repeats."""
+
+    hashes: np.ndarray
+    """uint32 `[shingles]`, the documents one after another."""
+    offsets: np.ndarray
+    """int64 `[documents + 1]`."""
+
+    def sets(self, rows: np.ndarray) -> ShingleSets:
+        """Return the sets of some documents. Sorting takes most of the time, so ask for candidates only.
+
+        Args:
+            rows: int64 `[documents]`.
+        """
+        return ShingleSets(*_sets(self.hashes, self.offsets, rows))
+
+
+def shingles(texts: Texts, units: int) -> Shingles:
     """Return the shingles of a batch of texts.
 
     A text with fewer units than a shingle has one shingle of all its units. A text without units has none and
@@ -56,40 +72,45 @@ def shingle_sets(texts: Texts, units: int) -> ShingleSets:
 
     Args:
         texts: the batch.
-        units: units per shingle. Sets of different `units` share no hash but by chance.
+        units: units per shingle. Shingles of different `units` share no hash but by chance.
     """
-    return ShingleSets(
-        *_shingle_sets(texts.code_points, texts.offsets, character_classes(), _lower_case(), units)
-    )
+    return Shingles(*_shingles(texts.code_points, texts.offsets, character_classes(), _lower_case(), units))
 
 
-def band_keys(sets: ShingleSets) -> tuple[np.ndarray, np.ndarray]:
+def band_keys(shingles_of_documents: Shingles) -> tuple[np.ndarray, np.ndarray]:
     """Return the keys by which candidates are found.
 
     Returns:
-        Keys, uint64 `[keys, 2]`, and the row of each key's document, int64 `[keys]`; `BANDS` keys for each
-        document that has shingles.
+        Keys, uint64 `[keys]`, and the row of each key's document, int64 `[keys]`; `BANDS` keys for each
+        document that has shingles. A key that two documents share by chance costs one comparison.
     """
     # A fixed seed: keys of different runs and machines must agree.
     factors = np.random.default_rng(20231002).integers(1, 2**63, BANDS * ROWS, np.uint64) | np.uint64(1)
-    keys = _band_keys(sets.hashes, sets.offsets, factors, BANDS, ROWS)
-    rows = np.flatnonzero(np.diff(sets.offsets))
-    return keys[rows].reshape(-1, 2), np.repeat(rows, BANDS)
+    keys = _band_keys(shingles_of_documents.hashes, shingles_of_documents.offsets, factors, BANDS, ROWS)
+    rows = np.flatnonzero(np.diff(shingles_of_documents.offsets))
+    return keys[rows].ravel(), np.repeat(rows, BANDS)
 
 
 def candidate_pairs(keys: np.ndarray, documents: np.ndarray) -> np.ndarray:
     """Return pairs of documents that have a key in common.
 
     Args:
-        keys: uint64 `[keys, 2]`.
-        documents: int64 `[keys]`, the position of each key's document.
+        keys: uint64 `[keys]`.
+        documents: int64 `[keys]`, the position of each key's document, ascending.
 
     Returns:
-        int64 `[pairs, 2]`, without repeats, the earlier document of each pair first.
+        int64 `[pairs, 2]`, without repeats, the earlier document of each pair first, sorted by the later one.
     """
-    order = np.lexsort((documents, keys[:, 1], keys[:, 0]))
-    pairs = _pairs_of_equal_keys(keys[order], documents[order])
-    return np.unique(pairs, axis=0) if len(pairs) else pairs
+    order = np.argsort(keys, kind="stable")
+    return distinct_pairs(_pairs_of_equal_keys(keys[order], documents[order]))
+
+
+def distinct_pairs(pairs: np.ndarray) -> np.ndarray:
+    """Return pairs, int64 `[pairs, 2]`, without repeats, sorted by their second element, then the first."""
+    ordered = pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
+    is_new = np.ones(len(ordered), bool)
+    is_new[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return ordered[is_new]
 
 
 def are_similar(first: ShingleSets, second: ShingleSets, rows: np.ndarray, threshold: float) -> np.ndarray:
@@ -139,61 +160,80 @@ def _lower_case() -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _shingle_sets(
+def _shingles(
     code_points: np.ndarray, offsets: np.ndarray, classes: np.ndarray, lower_case: np.ndarray, units: int
 ) -> tuple[np.ndarray, np.ndarray]:
     hashes = np.empty(len(code_points), np.uint32)  # a unit has at least one character
-    set_offsets = np.zeros(len(offsets), np.int64)
+    shingle_offsets = np.zeros(len(offsets), np.int64)
+    unit_hashes = np.empty(len(code_points), np.uint64)
     count = 0
     for row in range(len(offsets) - 1):
-        unit_hashes = _unit_hashes(code_points[offsets[row] : offsets[row + 1]], classes, lower_case)
-        length = min(units, len(unit_hashes))
-        start = count
+        text = code_points[offsets[row] : offsets[row + 1]]
+        unit_count = _hash_units(text, classes, lower_case, unit_hashes)
+        length = min(units, unit_count)
         if length > 0:
-            for first in range(len(unit_hashes) - length + 1):
+            for first in range(unit_count - length + 1):
                 mixed = _SEED + np.uint64(units)
                 for unit in range(first, first + length):
                     mixed = (mixed ^ unit_hashes[unit]) * _MULTIPLIER
                     mixed ^= mixed >> np.uint64(29)
                 hashes[count] = np.uint32(mixed >> np.uint64(32))
                 count += 1
-        distinct = np.unique(hashes[start:count])
-        hashes[start : start + len(distinct)] = distinct
-        count = start + len(distinct)
-        set_offsets[row + 1] = count
-    return hashes[:count].copy(), set_offsets
+        shingle_offsets[row + 1] = count
+    return hashes[:count].copy(), shingle_offsets
 
 
 @njit(cache=True, nogil=True)
-def _unit_hashes(text: np.ndarray, classes: np.ndarray, lower_case: np.ndarray) -> np.ndarray:
-    """Return a hash of each Han character and of each word between them, in order."""
-    hashes = np.empty(len(text), np.uint64)
-    word = np.empty(len(text), np.uint32)
+def _hash_units(text: np.ndarray, classes: np.ndarray, lower_case: np.ndarray, hashes: np.ndarray) -> int:
+    """Write a hash of each Han character and of each word between them, in order; return their number."""
     count = 0
-    word_length = 0
-    for position in range(len(text) + 1):
-        character_class = classes[text[position]] if position < len(text) else np.uint8(0)
+    word_hash = _SEED
+    is_in_word = False
+    for position in range(len(text)):
+        code_point = text[position]
+        character_class = classes[code_point]
         is_han = character_class & HAN != 0
         if character_class & WORD and not is_han:
-            word[word_length] = lower_case[text[position]]
-            word_length += 1
+            word_hash = (word_hash ^ np.uint64(lower_case[code_point])) * _MULTIPLIER
+            word_hash ^= word_hash >> np.uint64(29)
+            is_in_word = True
             continue
-        if word_length > 0:
-            hashes[count] = xxh64(word[:word_length], _SEED)
+        if is_in_word:
+            hashes[count] = word_hash
             count += 1
-            word_length = 0
+            word_hash = _SEED
+            is_in_word = False
         if is_han:
-            word[0] = text[position]
-            hashes[count] = xxh64(word[:1], _SEED)
+            character_hash = (np.uint64(code_point) + _SEED) * _MULTIPLIER
+            hashes[count] = character_hash ^ (character_hash >> np.uint64(32))
             count += 1
-    return hashes[:count]
+    if is_in_word:
+        hashes[count] = word_hash
+        count += 1
+    return count
+
+
+@njit(cache=True, nogil=True)
+def _sets(hashes: np.ndarray, offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    set_offsets = np.zeros(len(rows) + 1, np.int64)
+    largest_total = 0
+    for row in rows:
+        largest_total += offsets[row + 1] - offsets[row]
+    set_hashes = np.empty(largest_total, np.uint32)
+    count = 0
+    for index in range(len(rows)):
+        distinct = np.unique(hashes[offsets[rows[index]] : offsets[rows[index] + 1]])
+        set_hashes[count : count + len(distinct)] = distinct
+        count += len(distinct)
+        set_offsets[index + 1] = count
+    return set_hashes[:count].copy(), set_offsets
 
 
 @njit(cache=True, nogil=True)
 def _band_keys(
     hashes: np.ndarray, offsets: np.ndarray, factors: np.ndarray, bands: int, rows: int
 ) -> np.ndarray:
-    keys = np.zeros((len(offsets) - 1, bands, 2), np.uint64)
+    keys = np.zeros((len(offsets) - 1, bands), np.uint64)
     minima = np.empty(bands * rows, np.uint64)
     for document in range(len(offsets) - 1):
         minima[:] = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -205,12 +245,11 @@ def _band_keys(
                 permuted ^= permuted >> np.uint64(32)
                 minima[function] = min(minima[function], permuted)
         for band in range(bands):
-            for half in range(2):
-                mixed = _SEED + np.uint64(2 * band + half)
-                for row in range(rows):
-                    mixed = (mixed ^ minima[band * rows + row]) * _MULTIPLIER
-                    mixed ^= mixed >> np.uint64(31)
-                keys[document, band, half] = mixed
+            mixed = _SEED + np.uint64(band)
+            for row in range(rows):
+                mixed = (mixed ^ minima[band * rows + row]) * _MULTIPLIER
+                mixed ^= mixed >> np.uint64(31)
+            keys[document, band] = mixed
     return keys
 
 
@@ -221,7 +260,7 @@ def _pairs_of_equal_keys(keys: np.ndarray, documents: np.ndarray) -> np.ndarray:
     count = 0
     start = 0
     for index in range(len(keys)):
-        if keys[index, 0] != keys[start, 0] or keys[index, 1] != keys[start, 1]:
+        if keys[index] != keys[start]:
             start = index
         nearest = max(start, index - _PREDECESSORS)
         if count + _PREDECESSORS + 1 > len(pairs):
