@@ -1,6 +1,6 @@
-"""The `openba` command. Owns arguments, exit codes and printing; what is done stands elsewhere.
+"""The `openba` command line. Owns arguments, exit codes and printing; `tasks` and `openba` do the work.
 
-Heavy imports are inside the commands: `openba plan` answers in a second.
+Commands import what they need when they run, so that `openba plan` answers in a second.
 """
 
 from __future__ import annotations
@@ -55,40 +55,44 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def main() -> None:
-    """Run the command line: a user's mistake is one line on stderr and exit code 2."""
-    atexit.register(gc.freeze)  # else the interpreter walks all of MLflow once more before it ends: 0.7 s
+    """Run the command line; a user's mistake is one line on stderr and exit code 2."""
+    # Without it the interpreter collects garbage in all of MLflow once more before it ends: 0.7 s.
+    atexit.register(gc.freeze)
     prepare_environment()
-    code = run_command(lambda: app(standalone_mode=False))  # 130 after Ctrl-C
-    if code == 130:
-        print("openba: stopped; what was built is kept, run again to go on", file=sys.stderr)
-    sys.exit(code)
+    exit_code = run_command(lambda: app(standalone_mode=False))  # 130 after Ctrl-C
+    if exit_code == 130:
+        print(
+            "openba: stopped; complete outputs are kept, run the command again to continue", file=sys.stderr
+        )
+    sys.exit(exit_code)
 
 
 @app.command()
 def run(
     pipeline: PipelineName = "tiny",
     overrides: Overrides = None,
-    until: Annotated[str | None, typer.Option(help="Build only what this step needs.")] = None,
+    until: Annotated[str | None, typer.Option(help="Build only this step and the steps it needs.")] = None,
 ) -> None:
-    """Run a pipeline; what is built already is reused."""
+    """Run a pipeline. Steps that are built already are reused."""
     home = Home.from_environment()
-    graph = read_pipeline(pipeline, overrides, strict=True)  # bad input ends here, before any server
+    # Bad input ends the command here, before any server is started.
+    graph = read_pipeline(pipeline, overrides, strict=True)
     graph.wanted(until)
     home.require_writable()
     from tasks.services import PrefectServer
 
-    server = PrefectServer(home, graph.config.runtime)
+    prefect_server = PrefectServer(home, graph.config.runtime)
     try:
         from flows.pipeline import openba_pipeline
         from tasks.tracking import make_tables
 
         if graph.config.runtime.tracker == "mlflow":
-            make_tables(home)  # while Prefect's server makes its own
-        server.wait()
-        console.print(f"Prefect  {server.url.removesuffix('/api')}")
+            make_tables(home)  # takes a second; Prefect's server starts meanwhile
+        prefect_server.wait()
+        console.print(f"Prefect  {prefect_server.url.removesuffix('/api')}")
         openba_pipeline(pipeline, overrides, until)
     finally:
-        server.stop()
+        prefect_server.stop()
     _print_links(home)
 
 
@@ -96,13 +100,18 @@ def run(
 def sweep(
     pipeline: PipelineName,
     settings: Annotated[
-        list[str], typer.Option("--set", help="A value, or several to try: stages.stage1.optim.lr=1e-3,3e-3.")
+        list[str],
+        typer.Option(
+            "--set",
+            help="A setting with one value, or with several to try: stages.stage1.optim.lr=1e-3,3e-3.",
+        ),
     ],
     until: Annotated[
-        str | None, typer.Option(help="The training whose held-out loss is compared; the last stage if none.")
+        str | None,
+        typer.Option(help="The training whose held-out loss is compared; by default the last stage."),
     ] = None,
 ) -> None:
-    """Train with every combination of several settings' values, and compare the held-out loss."""
+    """Train with every combination of the settings' values and compare the held-out losses."""
     from openba.sweep import make_trials
     from tasks.services import PrefectServer
 
@@ -126,34 +135,36 @@ def plan(
     pipeline: PipelineName = "tiny",
     overrides: Overrides = None,
     as_json: Json = False,
-    model: Annotated[str | None, typer.Option(help="Only count this model of configs/model.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Only print the parameters of this model of configs/model.")
+    ] = None,
 ) -> None:
-    """Show what a run would do and cost: missing steps, tokens, FLOPs, hours, memory, kWh, tCO2eq."""
+    """Print what a run would build and cost: missing steps, tokens, FLOPs, hours, memory, kWh and tCO2eq."""
     if model is not None:
         _print_parameters(model, as_json)
         return
-    planned = make_plan(read_pipeline(pipeline, overrides), Home.from_environment().store)
+    plan_facts = make_plan(read_pipeline(pipeline, overrides), Home.from_environment().store)
     if as_json:
-        print(json.dumps(planned, indent=1))
+        print(json.dumps(plan_facts, indent=1))
     else:
-        _print_plan(planned)
+        _print_plan(plan_facts)
 
 
 @app.command()
 def show(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = None) -> None:
-    """Print a step's resolved config and which file set each key."""
+    """Print a step's key, inputs, output folder and configuration, with the file that set each value."""
     graph = read_pipeline(pipeline, overrides)
     chosen_step = graph.step(step)
     console.print(f"{chosen_step.key}", style="bold")
-    for key, parent in chosen_step.inputs.items():
-        console.print(f"  input {key}: {parent.key}", markup=False)
-    for key, value, origin in _resolved(chosen_step, graph):
-        console.print(f"  {key}: {value}   ({origin})", markup=False)
+    for input_name, parent in chosen_step.inputs.items():
+        console.print(f"  input {input_name}: {parent.key}", markup=False)
+    for input_name, value, origin in _resolved(chosen_step, graph):
+        console.print(f"  {input_name}: {value}   ({origin})", markup=False)
 
 
 @app.command()
 def explain(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = None) -> None:
-    """Show why a step would be rebuilt, as a field diff against its newest build."""
+    """Print why a step would be built again: each field that differs from its newest build."""
     graph = read_pipeline(pipeline, overrides)
     store = Home.from_environment().store
     chosen_step = graph.step(step)
@@ -162,22 +173,22 @@ def explain(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides =
         return
     differences = drift(chosen_step, store)
     if not differences:
-        again = "its output was lost or cut short" if store.siblings(chosen_step.name) else "never built"
-        console.print(f"{chosen_step.key}: {again}; it would be built", markup=False)
-    for key, (old, new) in differences.items():
-        console.print(f"{chosen_step.name}: {key}: {old} -> {new}", markup=False)
+        reason = "its output was lost or cut short" if store.siblings(chosen_step.name) else "never built"
+        console.print(f"{chosen_step.key}: {reason}; it would be built", markup=False)
+    for key, (old_value, new_value) in differences.items():
+        console.print(f"{chosen_step.name}: {key}: {old_value} -> {new_value}", markup=False)
 
 
 @app.command()
 def doctor() -> None:
-    """Check versions, disk, memory and ports; exit code 1 if a run could not work."""
+    """Check versions, disk, memory, ports and servers. The exit code is 1 if a run could not work."""
     from tasks.doctor import examine
 
     checks = examine(Home.from_environment())
     for check in checks:
-        mark = {True: "ok  ", None: "warn", False: "FAIL"}[check.ok]
-        remedy = "" if check.ok else f"  -> {check.remedy}"
-        console.print(f"{mark} {check.what}: {check.observed}{remedy}", markup=False)
+        state_mark = {True: "ok  ", None: "warn", False: "FAIL"}[check.ok]
+        remedy_text = "" if check.ok else f"  -> {check.remedy}"
+        console.print(f"{state_mark} {check.what}: {check.observed}{remedy_text}", markup=False)
     if any(check.ok is False for check in checks):
         raise typer.Exit(1)
 
@@ -185,22 +196,24 @@ def doctor() -> None:
 @app.command()
 def rollback(
     model: Annotated[str, typer.Argument(help="A registered name, such as openba-chat.")],
-    reason: Annotated[str, typer.Option(help="Why; goes to the promotion log.")],
+    reason: Annotated[str, typer.Option(help="The reason; it is written to the promotion log.")],
     pipeline: PipelineOption = "tiny",
 ) -> None:
-    """Restore the previous champion; no later run promotes the present one again."""
-    present, earlier = _registry(pipeline).rollback(model, reason)
-    console.print(f"{model}: champion was version {present}, is version {earlier}", markup=False)
+    """Restore the previous champion. No later run promotes the withdrawn version again."""
+    withdrawn_version, restored_version = _registry(pipeline).rollback(model, reason)
+    console.print(
+        f"{model}: champion was version {withdrawn_version}, is version {restored_version}", markup=False
+    )
 
 
 @app.command()
 def promote(
     model: Annotated[str, typer.Argument(help="A registered name, such as openba-chat.")],
-    version: Annotated[str, typer.Argument(help="Its version in the registry.")],
-    reason: Annotated[str, typer.Option(help="Who says so and why; goes to the promotion log.")],
+    version: Annotated[str, typer.Argument(help="The version in the registry, such as 3.")],
+    reason: Annotated[str, typer.Option(help="Who decided and why; it is written to the promotion log.")],
     pipeline: PipelineOption = "tiny",
 ) -> None:
-    """Make a version champion by hand, also one that was rolled back or rejected; the gate is not asked."""
+    """Make a version champion by hand, without the gate; also one that was rolled back or rejected."""
     _registry(pipeline).promote(model, version, reason)
     console.print(f"{model}: champion is version {version}", markup=False)
 
@@ -217,46 +230,46 @@ def _registry(pipeline: str) -> Registry:
 
 @app.command()
 def report() -> None:
-    """Print a summary of the last run and where its report is."""
-    folder = Home.from_environment().report
-    if not (folder / "report.json").exists():
-        raise UserError(f"{folder / 'report.json'}: no report yet; `openba run` writes it")
-    written = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    states = [row["state"] for row in written["steps"]]
+    """Print a summary of the last run and the path of its report."""
+    report_folder = Home.from_environment().report
+    if not (report_folder / "report.json").exists():
+        raise UserError(f"{report_folder / 'report.json'}: no report yet; `openba run` writes it")
+    report_facts = json.loads((report_folder / "report.json").read_text(encoding="utf-8"))
+    states = [row["state"] for row in report_facts["steps"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    console.print(f"{written['pipeline']}: {counts} in {written['seconds']:.0f} s", markup=False)
-    for row in written["evaluations"]:
+    console.print(f"{report_facts['pipeline']}: {counts} in {report_facts['seconds']:.0f} s", markup=False)
+    for row in report_facts["evaluations"]:
         scores = ", ".join(
             f"{name} {value:.1f}" for name, value in row["scores"].items() if value is not None
         )
         console.print(f"  {row['model']:<12} {row['benchmark']:<18} {scores}  (n={row['n']})", markup=False)
-    console.print(str(folder / "report.html"), markup=False)
+    console.print(str(report_folder / "report.html"), markup=False)
 
 
 @app.command()
 def leaderboard(
-    runs: Annotated[list[Path], typer.Argument(help="OPENBA_HOME of each run, or its report.json.")],
+    runs: Annotated[list[Path], typer.Argument(help="The OPENBA_HOME of each run, or its report.json.")],
     as_json: Json = False,
 ) -> None:
-    """Rank runs by the score that their pipeline fixes, with what they cost and were planned to cost."""
+    """Rank runs by the score that their pipeline's `target` names, with their cost and planned cost."""
     from openba.report.leaderboard import rank_runs
 
     entries = rank_runs(runs)
     if as_json:
         print(json.dumps(entries, indent=1))
         return
-    table = Table(
+    ranking_table = Table(
         "score", "± standard error", "n", "pipeline", "size", "parameters", "tokens", "device h", "of plan",
         "kWh", "price", "commit", "run", box=None,
     )  # fmt: skip
     for entry in entries:
-        table.add_row(*_leaderboard_cells(entry))
+        ranking_table.add_row(*_leaderboard_cells(entry))
     console.print(entries[0]["target"], style="bold", markup=False)
-    console.print(table)
+    console.print(ranking_table)
 
 
 def _leaderboard_cells(entry: Entry) -> list[str]:
-    planned = entry["planned_device_hours"]
+    planned_hours = entry["planned_device_hours"]
     return [
         f"{entry['score']:.1f}",
         f"{entry['stderr']:.1f}",
@@ -266,7 +279,7 @@ def _leaderboard_cells(entry: Entry) -> list[str]:
         human(entry["parameters"]),
         human(entry["tokens"]),
         f"{entry['device_hours']:,.3g}",
-        f"{entry['device_hours'] / planned:.0%}" if planned else "",
+        f"{entry['device_hours'] / planned_hours:.0%}" if planned_hours else "",
         f"{entry['kwh']:,.3g}",
         "" if entry["money"] is None else f"{entry['money']:,.2f}",
         entry["commit"],
@@ -276,81 +289,80 @@ def _leaderboard_cells(entry: Entry) -> list[str]:
 
 @app.command()
 def ui(pipeline: PipelineName = "tiny") -> None:
-    """Serve the Prefect and MLflow pages of past runs until Ctrl-C."""
+    """Serve the Prefect and MLflow pages of past runs until Ctrl-C is pressed."""
     from tasks.ui import serve
 
     serve(read_pipeline(pipeline), Home.from_environment())
 
 
-def _print_parameters(name: str, as_json: bool) -> None:
-    """Exact parameters by part, with the mT5 vocabulary."""
+def _print_parameters(model_name: str, as_json: bool) -> None:
+    """Print the exact parameter count by part of the model, with the mT5 vocabulary."""
     from openba.accounting.count import count_parameters
 
-    counted = count_parameters(load(find_config("model", name), ModelRecipe), MT5_IDS)
+    part_counts = count_parameters(load(find_config("model", model_name), ModelRecipe), MT5_IDS)
     if as_json:
-        print(json.dumps(counted, indent=1))
+        print(json.dumps(part_counts, indent=1))
         return
-    for part, number in counted.items():
-        console.print(f"{part:<10} {number:>17,}", markup=False)
+    for part_name, parameter_count in part_counts.items():
+        console.print(f"{part_name:<10} {parameter_count:>17,}", markup=False)
 
 
 def _resolved(step: Step, graph: Pipeline) -> list[tuple[str, Any, str]]:
     rows = []
-    for key, value in flatten(step.recipe.model_dump(mode="json")).items():
-        config_key = _place(step.config, key, graph)
-        rows.append((key, value, graph.files.set_by(config_key)))
+    for recipe_key, value in flatten(step.recipe.model_dump(mode="json")).items():
+        config_key = _place(step.config, recipe_key, graph)
+        rows.append((recipe_key, value, graph.files.set_by(config_key)))
     return rows
 
 
-def _place(config: str, key: str, graph: Pipeline) -> str:
-    """Return the place of a recipe's key in the pipeline's config; a training's model has its own section."""
-    if key.startswith("model."):
-        return key
-    if config == "clean":  # a key of sources.NAME: the pipeline's filters, or the source's own
-        _, name, *rest = key.split(".", 2)
-        shared = graph.config.sources[name].clean is True
-        return ".".join(["clean", *rest] if shared else ["sources", name, "clean", *rest])
-    return f"{config}.{key.removeprefix('train.').removeprefix('source.').removeprefix('task.')}"
+def _place(section: str, recipe_key: str, graph: Pipeline) -> str:
+    """Return the key of the pipeline's config that sets a key of a step's recipe."""
+    if recipe_key.startswith("model."):  # a training's model has a section of its own
+        return recipe_key
+    if section == "clean":  # a key of sources.NAME: the pipeline's filters, or the source's own
+        _, source_name, *rest = recipe_key.split(".", 2)
+        is_shared = graph.config.sources[source_name].clean is True
+        return ".".join(["clean", *rest] if is_shared else ["sources", source_name, "clean", *rest])
+    return f"{section}.{recipe_key.removeprefix('train.').removeprefix('source.').removeprefix('task.')}"
 
 
 def _print_plan(planned: JsonObject) -> None:
-    table = Table(
+    step_table = Table(
         "step", "state", "steps", "tokens", "FLOPs", "real", "hardware", "device h", "kWh", "tCO2eq",
         "GiB/device", box=None,
     )  # fmt: skip
     for row in planned["steps"]:
         training = row.get("training")
-        cells = _training_cells(training) if training else [""] * 9
-        table.add_row(f"{row['name']}@{row['fingerprint']}", row["state"], *cells)
-    console.print(table)
+        training_cells = _training_cells(training) if training else [""] * 9
+        step_table.add_row(f"{row['name']}@{row['fingerprint']}", row["state"], *training_cells)
+    console.print(step_table)
     for row in planned["steps"]:
         for line in row.get("clipped", []):
             console.print(f"note: {row['name']}: {line}", markup=False)
     if planned["mixture"]:
         console.print(_mixture_table(planned["mixture"]))
-    total = planned["total"]
-    spent = (
-        f"{human(total['tokens'])} tokens, {total['flops']:.3g} FLOPs, {total['gpu_hours']:,.3g} device hours"
-    )
-    devices = f"{planned['workers']} of {planned['devices']} x {planned['device']}"
-    where = f"{total['wall_hours']:,.3g} h on {devices}"
-    energy = f"{total['kwh']:,.3g} kWh, {total['tco2eq']:.3g} tCO2eq (paper's method)"
-    money = "" if total["money"] is None else f", {total['money']:,.2f} at your price"
-    console.print(f"total: {spent} ({where}), {energy}{money}", markup=False)
+    plan_total = planned["total"]
+    amount_text = f"{human(plan_total['tokens'])} tokens, {plan_total['flops']:.3g} FLOPs"
+    amount_text += f", {plan_total['gpu_hours']:,.3g} device hours"
+    device_text = f"{planned['workers']} of {planned['devices']} x {planned['device']}"
+    duration_text = f"{plan_total['wall_hours']:,.3g} h on {device_text}"
+    energy_text = f"{plan_total['kwh']:,.3g} kWh, {plan_total['tco2eq']:.3g} tCO2eq (paper's method)"
+    money_text = "" if plan_total["money"] is None else f", {plan_total['money']:,.2f} at your price"
+    console.print(f"total: {amount_text} ({duration_text}), {energy_text}{money_text}", markup=False)
 
 
 def _mixture_table(groups: list[JsonObject]) -> Table:
     table = Table("mixture", "share", *groups[0]["tokens"], "epochs", box=None)
-    for row in groups:
-        epochs = f"up to {row['most_epochs']:g}" if row["epochs"] is None else f"{row['epochs']:.3g}"
-        tokens = [human(count) for count in row["tokens"].values()]
-        table.add_row(row["group"], f"{row['share']:.1%}", *tokens, epochs)
+    for group in groups:
+        epochs = f"up to {group['most_epochs']:g}" if group["epochs"] is None else f"{group['epochs']:.3g}"
+        token_counts = [human(count) for count in group["tokens"].values()]
+        table.add_row(group["group"], f"{group['share']:.1%}", *token_counts, epochs)
     return table
 
 
 def _training_cells(training: JsonObject) -> list[str]:
-    memory = next(row for row in training["memory"] if row["chosen"])
-    fits = "" if memory["fits"] else " does not fit"
+    chosen_memory = next(row for row in training["memory"] if row["chosen"])
+    fit_note = "" if chosen_memory["fits"] else " does not fit"
     return [
         f"{training['steps']:,}",
         human(training["tokens"]),
@@ -360,14 +372,14 @@ def _training_cells(training: JsonObject) -> list[str]:
         f"{training['gpu_hours']:,.3g}",
         f"{training['kwh']:,.3g}",
         f"{training['tco2eq']:.3g}",
-        f"{memory['total'] / 2**30:.1f}{fits}",
+        f"{chosen_memory['total'] / 2**30:.1f}{fit_note}",
     ]
 
 
 def _print_links(home: Home) -> None:
-    written = json.loads((home.report / "report.json").read_text(encoding="utf-8"))
-    for label, where in written["links"].items():
-        console.print(f"{label:<18} {where}", markup=False)
+    report_facts = json.loads((home.report / "report.json").read_text(encoding="utf-8"))
+    for label, link_target in report_facts["links"].items():
+        console.print(f"{label:<18} {link_target}", markup=False)
 
 
 if __name__ == "__main__":

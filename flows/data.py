@@ -1,4 +1,4 @@
-"""`openba data ...`: look at the data of a pipeline. Owns arguments and printing only."""
+"""`openba data`: inspect the data of a pipeline. Owns arguments and printing only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from openba.units import human
 if TYPE_CHECKING:  # the filters take seconds to load
     from openba.data.clean.removals import Removal
 
-app = typer.Typer(no_args_is_help=True, help="Look at the data of a pipeline.")
+app = typer.Typer(no_args_is_help=True, help="Inspect the data of a pipeline.")
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -30,31 +30,37 @@ console = Console(highlight=False, soft_wrap=True)
 def preview(
     step: Annotated[
         str | None,
-        typer.Argument(help="A stage or an expert, such as stage3 or chat; the first stage if none."),
+        typer.Argument(help="A stage or an expert, such as stage3 or chat; by default the first stage."),
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", "-n", help="How many to show.", min=1)] = 3,
-    pipeline: Annotated[str, typer.Option("--pipeline", "-p", help="Name or YAML file.")] = "tiny",
-    overrides: Annotated[list[str] | None, typer.Option("--set", help="Override a setting.")] = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", help="Number of samples to print.", min=1)] = 3,
+    pipeline: Annotated[
+        str, typer.Option("--pipeline", "-p", help="Name in configs/pipeline, or a YAML file.")
+    ] = "tiny",
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override of a setting, such as stages.stage2.batch=8.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Print samples as the model sees them, masks marked; lengths, fill and mixture of the first thousand."""
+    """Print samples as the model gets them, and the lengths, fill and mixture of the first thousand."""
     graph = read_pipeline(pipeline, overrides)
     home = Home.from_environment()
     training = graph.step(step or graph.config.first_stage or next(iter(graph.experts)))
     if not isinstance(training.recipe, TrainStep):
-        names = ", ".join([*graph.config.stages, *graph.experts])
-        raise UserError(f"{step}: not a training; give one of {names}")
+        training_names = ", ".join([*graph.config.stages, *graph.experts])
+        raise UserError(f"{step}: not a training; give one of {training_names}")
     from openba.tokenizer.tokenizer import Tokenizer
-    from openba.train.preview import preview as look
+    from openba.train.preview import preview as preview_of
 
-    folders = {key: _built(home, training.inputs[key], pipeline, overrides) for key in ("data", "tokenizer")}
-    tokenizer = Tokenizer.load(folders["tokenizer"])
-    part = training.recipe.part
-    shown = look(training.recipe.train, folders["data"], part, tokenizer, samples)
+    input_folders = {
+        key: _built(home, training.inputs[key], pipeline, overrides) for key in ("data", "tokenizer")
+    }
+    tokenizer = Tokenizer.load(input_folders["tokenizer"])
+    mixture_part = training.recipe.part
+    preview_facts = preview_of(training.recipe.train, input_folders["data"], mixture_part, tokenizer, samples)
     if as_json:
-        print(json.dumps(shown, ensure_ascii=False, indent=1))
+        print(json.dumps(preview_facts, ensure_ascii=False, indent=1))
     else:
-        _print(shown)
+        _print(preview_facts)
 
 
 @app.command()
@@ -64,69 +70,84 @@ def why(
         str, typer.Option("--pipeline", "-p", help="Name in configs/pipeline, or a YAML file.")
     ] = "tiny",
 ) -> None:
-    """Print what cleaning removed from a document, by which rule, and for a copy the document that stays."""
+    """Print what cleaning removed from a document and by which rule; for a copy, which document was kept."""
     from openba.data.clean.removals import removals
 
     home = Home.from_environment()
     graph = read_pipeline(pipeline)
     step = graph.step("clean")
     rows = removals(_built(home, step, pipeline), document)
-    for row, pieces in zip(rows, _pieces(home, step, rows), strict=True):
-        span = f"characters {row['start']} to {row['end']}"
-        stays = f", a copy of {row['survivor']}" if row["survivor"] else ""
-        line = f"{row['source']}/{row['id']}  {row['stage']}: {row['rule']}, {span}{stays}"
-        console.print(line, markup=False)
-        for piece in pieces:
+    for removal, removal_pieces in zip(rows, _pieces(home, step, rows), strict=True):
+        span_text = f"characters {removal['start']} to {removal['end']}"
+        copy_note = f", a copy of {removal['survivor']}" if removal["survivor"] else ""
+        document_key = f"{removal['source']}/{removal['id']}"
+        console.print(
+            f"{document_key}  {removal['stage']}: {removal['rule']}, {span_text}{copy_note}", markup=False
+        )
+        for piece in removal_pieces:
             console.print(f"    {piece}", markup=False)
 
 
 def _pieces(home: Home, clean: Step, rows: list[Removal]) -> list[list[str]]:
-    """Return the text of each removal, the removed part marked; none where the source's output is gone."""
+    """Return the text of each removal, the removed part marked; empty where the source's output is gone."""
     from openba.data.clean.removals import original
     from openba.data.clean.replay import replay
 
     pieces: list[list[str]] = [[] for _ in rows]
     assert isinstance(clean.recipe, CorpusRecipe)
-    for source, identifier in dict.fromkeys((row["source"], row["id"]) for row in rows):
-        step = clean.inputs[source]
-        recipe = clean.recipe.sources[source]
-        numbers = [n for n, row in enumerate(rows) if (row["source"], row["id"]) == (source, identifier)]
-        if recipe is None or home.store.manifest(step) is None:
+    for source_name, document_id in dict.fromkeys((row["source"], row["id"]) for row in rows):
+        source_step = clean.inputs[source_name]
+        clean_recipe = clean.recipe.sources[source_name]
+        numbers = [
+            index
+            for index, row in enumerate(rows)
+            if (row["source"], row["id"]) == (source_name, document_id)
+        ]
+        if clean_recipe is None or home.store.manifest(source_step) is None:
             continue
-        if (text := original(home.store.path(step), identifier)) is not None:
-            for number, shown in zip(numbers, replay(text, recipe, [rows[n] for n in numbers]), strict=True):
-                pieces[number] = shown
+        if (source_text := original(home.store.path(source_step), document_id)) is not None:
+            for number, marked_text in zip(
+                numbers, replay(source_text, clean_recipe, [rows[index] for index in numbers]), strict=True
+            ):
+                pieces[number] = marked_text
     return pieces
 
 
 def _built(home: Home, step: Step, pipeline: str, overrides: list[str] | None = None) -> Any:
     if home.store.manifest(step) is None:
-        settings = "".join(f" --set {shlex.quote(text)}" for text in overrides or [])
-        command = f"openba run {shlex.quote(pipeline)} --until {step.name}{settings}"
-        raise UserError(f"{step.key}: not built yet; `{command}` builds it")
+        set_options = "".join(f" --set {shlex.quote(override)}" for override in overrides or [])
+        run_command = f"openba run {shlex.quote(pipeline)} --until {step.name}{set_options}"
+        raise UserError(f"{step.key}: not built yet; `{run_command}` builds it")
     return home.store.path(step)
 
 
-def _print(shown: JsonObject) -> None:
-    for line in shown["clipped"]:
-        console.print(f"note: {line}", markup=False)
-    for number, sample in enumerate(shown["samples"]):
-        for side, tokens in (("encoder", "encoder_tokens"), ("labels", "label_tokens")):
-            console.print(f"[bold]sample {number}, {side}[/], {sample[tokens]} tokens")
+def _print(preview_facts: JsonObject) -> None:
+    for clipped_note in preview_facts["clipped"]:
+        console.print(f"note: {clipped_note}", markup=False)
+    for sample_number, sample in enumerate(preview_facts["samples"]):
+        for side, length_key in (("encoder", "encoder_tokens"), ("labels", "label_tokens")):
+            console.print(f"[bold]sample {sample_number}, {side}[/], {sample[length_key]} tokens")
             console.print(f"  {sample[side]}", markup=False)
-    table = Table(
+    length_table = Table(
         "lengths", "limit", "longest", "at limit", "mean fill", "samples by tenths of the limit", box=None
     )
-    for side, row in shown["lengths"].items():
-        bars = " ".join(str(count) for count in row["histogram"])
-        cells = (str(row["limit"]), str(row["longest"]), str(row["at_limit"]), f"{row['fill']:.1%}", bars)
-        table.add_row(side, *cells)
-    console.print(table)
-    total_tokens = sum(shown["mixture"].values()) or 1
-    parts = [
-        f"{name} {human(count)} ({count / total_tokens:.1%})" for name, count in shown["mixture"].items()
+    for side, row in preview_facts["lengths"].items():
+        histogram_text = " ".join(str(count) for count in row["histogram"])
+        length_cells = (
+            str(row["limit"]),
+            str(row["longest"]),
+            str(row["at_limit"]),
+            f"{row['fill']:.1%}",
+            histogram_text,
+        )
+        length_table.add_row(side, *length_cells)
+    console.print(length_table)
+    total_tokens = sum(preview_facts["mixture"].values()) or 1
+    share_texts = [
+        f"{group_name} {human(count)} ({count / total_tokens:.1%})"
+        for group_name, count in preview_facts["mixture"].items()
     ]
-    console.print(f"mixture: {', '.join(parts)}", markup=False)
+    console.print(f"mixture: {', '.join(share_texts)}", markup=False)
     console.print(
-        f"{shown['measured']:,} samples measured; the budget sees the data {shown['epochs']:.2f} times"
+        f"{preview_facts['measured']:,} samples measured; the budget is {preview_facts['epochs']:.2f} epochs"
     )

@@ -1,8 +1,8 @@
-"""The flows of `prefect.yaml`: each does one part of a pipeline, then tells that it is done.
+"""Flows of `prefect.yaml`: each runs one part of a pipeline and emits an event when it is done.
 
-Owns what a deployment runs and its form, whose texts Prefect reads from docstrings. Who starts
-whom stands in `prefect.yaml`. A flow that fails, or whose output does not pass its gate, emits
-nothing, so nothing comes after it.
+Owns what a deployment runs and its form; Prefect takes the form's texts from the docstrings. `prefect.yaml`
+says which event starts which flow. A flow that fails, or whose output does not pass its gate, emits no event,
+so no other flow follows it.
 """
 
 from __future__ import annotations
@@ -74,11 +74,11 @@ def train_step(
     """
     with error_boundary():
         graph = _graph(pipeline, overrides)
-        trained = graph.step(step)
-        facts = _build(graph, list(trained.walk()))[step]
-        if reasons := stage_refusals(facts, max_heldout_loss):
-            raise UserError(f"{step}: the gate refuses it: {'; '.join(reasons)}")
-        events.passed(step, pipeline, overrides, trained.fingerprint, graph.after(step))
+        training = graph.step(step)
+        facts = _build(graph, list(training.walk()))[step]
+        if refusal_reasons := stage_refusals(facts, max_heldout_loss):
+            raise UserError(f"{step}: the gate refuses it: {'; '.join(refusal_reasons)}")
+        events.passed(step, pipeline, overrides, training.fingerprint, graph.after(step))
 
 
 @flow(name="openba-evaluate", task_runner=RUNNER, **HOOKS)
@@ -96,11 +96,13 @@ def evaluate_model(
     """
     with error_boundary():
         graph = _graph(pipeline, overrides)
-        step = graph.step(f"evaluate-{model}")
-        facts = _build(graph, [*step.walk(), *graph.step("contamination").walk()])[step.name]
-        if reasons := evaluation_refusals(tuple(step.recipe.benchmarks), facts["benchmarks"]):  # type: ignore[attr-defined]
-            raise UserError(f"{step.name}: the gate refuses it: {'; '.join(reasons)}")
-        events.passed(step.name, pipeline, overrides, step.fingerprint, graph.after(step.name))
+        evaluation = graph.step(f"evaluate-{model}")
+        facts = _build(graph, [*evaluation.walk(), *graph.step("contamination").walk()])[evaluation.name]
+        if refusal_reasons := evaluation_refusals(tuple(evaluation.recipe.benchmarks), facts["benchmarks"]):  # type: ignore[attr-defined]
+            raise UserError(f"{evaluation.name}: the gate refuses it: {'; '.join(refusal_reasons)}")
+        events.passed(
+            evaluation.name, pipeline, overrides, evaluation.fingerprint, graph.after(evaluation.name)
+        )
 
 
 @flow(name="openba-promote", **HOOKS)
@@ -114,26 +116,29 @@ def promote_model(model: str, pipeline: str = "tiny", overrides: Overrides = Non
     """
     with error_boundary():
         graph = _graph(pipeline, overrides)
-        chosen = next((m for m in graph.models if model in (m.name, m.register_as)), None)
-        if chosen is None or chosen.register_as is None:
+        chosen_model = next(
+            (candidate for candidate in graph.models if model in (candidate.name, candidate.register_as)),
+            None,
+        )
+        if chosen_model is None or chosen_model.register_as is None:
             raise UserError(f"{model}: no model that {pipeline} registers; see registry.models")
         home = _home()
         with open_session(graph, home, [], str(runtime.flow_run.id)) as session:
             registry = Registry(session.tracking, session.store, home.promotions, graph)
-            done = registry.register(chosen, graph.config.registry.gate)
-            if (
-                done.decision == "waiting"
-            ):  # the process ends here; when a person answers, the flow runs again
-                answer = suspend_flow_run(wait_for_input=Approval, timeout=APPROVAL_SECONDS)
-                if not answer.approve:
-                    registry.reject(done, answer.by)
-                    raise UserError(f"{done.name} version {done.version}: not approved; the champion stays")
-                done = registry.approve(chosen, graph.config.registry.gate, answer.by)
-        if done.decision in ("refused", "withheld"):
-            raise UserError(f"{done.name} version {done.version}: {done.decision}: {done.reason}")
-        if done.decision == "promoted":
-            events.promoted(done.name, pipeline, done.version)
-        return f"{done.name} version {done.version}: {done.decision}: {done.reason}"
+            registration = registry.register(chosen_model, graph.config.registry.gate)
+            model_version = f"{registration.name} version {registration.version}"
+            if registration.decision == "waiting":
+                # The process ends here. When a person answers, Prefect runs the flow again from its start.
+                approval = suspend_flow_run(wait_for_input=Approval, timeout=APPROVAL_SECONDS)
+                if not approval.approve:
+                    registry.reject(registration, approval.by)
+                    raise UserError(f"{model_version}: not approved; the champion stays")
+                registration = registry.approve(chosen_model, graph.config.registry.gate, approval.by)
+        if registration.decision in ("refused", "withheld"):
+            raise UserError(f"{model_version}: {registration.decision}: {registration.reason}")
+        if registration.decision == "promoted":
+            events.promoted(registration.name, pipeline, registration.version)
+        return f"{model_version}: {registration.decision}: {registration.reason}"
 
 
 def _graph(pipeline: str, overrides: list[str] | None) -> Pipeline:
@@ -146,17 +151,17 @@ def _home() -> Home:
     Raises:
         UserError: it is not set to an absolute path; a worker runs each flow in a temporary folder.
     """
-    given = os.environ.get("OPENBA_HOME", "")
-    if runtime.deployment.id is not None and not Path(given).expanduser().is_absolute():
+    home_setting = os.environ.get("OPENBA_HOME", "")
+    if runtime.deployment.id is not None and not Path(home_setting).expanduser().is_absolute():
         raise UserError(
-            f"OPENBA_HOME={given}: set it to an absolute path in the environment of the Prefect worker, "
-            "which runs each flow in a temporary folder"
+            f"OPENBA_HOME={home_setting}: set it to an absolute path in the environment of the Prefect "
+            "worker, which runs each flow in a temporary folder"
         )
     return Home.from_environment()
 
 
 def _build(graph: Pipeline, steps: list[Step]) -> dict[str, JsonObject]:
-    """Build or reuse steps, inputs first; their facts by name."""
+    """Build or reuse steps, inputs first; return their facts by name."""
     steps = list({step.name: step for step in steps}.values())
     with open_session(graph, _home(), steps, str(runtime.flow_run.id)) as session:
         build_steps(session, steps)

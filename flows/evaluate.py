@@ -86,24 +86,37 @@ def compare(
         console.print(str(written), markup=False)
 
 
-def _comparison(one: str, other: str, rows: Sequence[Mapping[str, Any]]) -> Table:
-    heads = ("benchmark", "metric", one, other, "difference", "95 % interval", "p", "test", "n", "differs")
-    table = Table(*heads, box=None)
+def _comparison(first_folder: str, other_folder: str, rows: Sequence[Mapping[str, Any]]) -> Table:
+    column_names = (
+        "benchmark",
+        "metric",
+        first_folder,
+        other_folder,
+        "difference",
+        "95 % interval",
+        "p",
+        "test",
+        "n",
+        "differs",
+    )
+    table = Table(*column_names, box=None)
     for row in rows:
-        score = row["one"] or row["other"] or {}
-        cells = [f"{row[side]['score']:.2f}" if row[side] else "not run" for side in ("one", "other")]
-        tested = ["", "", "", ""]
+        first_score = row["one"] or row["other"] or {}
+        score_cells = [f"{row[side]['score']:.2f}" if row[side] else "not run" for side in ("one", "other")]
+        test_cells = ["", "", "", ""]
         if "difference" in row:
             worse_or_better = " (less is better)" if row["lower_is_better"] else ""
-            tested = [
+            test_cells = [
                 f"{row['difference']:+.2f}{worse_or_better}",
                 "{:+.2f} to {:+.2f}".format(*row["interval"]),
                 "" if row["p"] is None else f"{row['p']:.3g}",
                 row["test"],
             ]
-        count = str(row.get("items") or score.get("n", ""))
+        item_count = str(row.get("items") or first_score.get("n", ""))
         differs = ", ".join(row.get("changed", []))
-        table.add_row(row["benchmark"], score.get("metric", ""), *cells, *tested, count, differs)
+        table.add_row(
+            row["benchmark"], first_score.get("metric", ""), *score_cells, *test_cells, item_count, differs
+        )
     return table
 
 
@@ -130,19 +143,21 @@ def _nothing(name: str, result: JsonObject) -> None:
     del name, result
 
 
-def _tell(name: str, result: JsonObject) -> None:
+def _tell(benchmark_name: str, result: JsonObject) -> None:
     if "error" in result:
-        console.print(f"{name:<24} not run: {result['error']}", markup=False)
+        console.print(f"{benchmark_name:<24} not run: {result['error']}", markup=False)
         return
-    scores = {key: value for key, value in result["scores"].items() if isinstance(value, float)}
-    shown = ", ".join(
-        f"{key} {value:.2f} ± {scores.get(f'{key}_stderr', 0.0):.2f}"
-        for key, value in scores.items()
+    numeric_scores = {key: value for key, value in result["scores"].items() if isinstance(value, float)}
+    score_text = ", ".join(
+        f"{key} {value:.2f} ± {numeric_scores.get(f'{key}_stderr', 0.0):.2f}"
+        for key, value in numeric_scores.items()
         if not key.endswith("_stderr")
     )
-    counted = "".join(f"; {count} {what}" for what, count in result["counts"].items())
+    count_text = "".join(f"; {count} {deviation}" for deviation, count in result["counts"].items())
     if "broken" in result:
-        counted += (
+        count_text += (
             f"; {result['broken']['records']} broken records left out, such as {result['broken']['first'][0]}"
         )
-    console.print(f"{name:<24} {shown}  (n={result['n']}, {result['method']}{counted})", markup=False)
+    console.print(
+        f"{benchmark_name:<24} {score_text}  (n={result['n']}, {result['method']}{count_text})", markup=False
+    )

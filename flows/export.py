@@ -1,4 +1,4 @@
-"""`openba export`: a model in another form. Owns arguments; `openba.model.export` writes."""
+"""`openba export`: write a model in another file format. Owns arguments; `openba.model.export` writes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,15 @@ from openba.home import Home
 
 def export(
     model: Annotated[str, typer.Argument(help="Folder of a model, or models:/NAME@ALIAS.")],
-    out: Annotated[Path, typer.Argument(help="Folder to write; must not exist or be empty.")],
-    form: Annotated[str, typer.Option("--format", help="safetensors, released or ctranslate2.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write to; it must be missing or empty.")],
+    form: Annotated[
+        str, typer.Option("--format", help="Format to write: safetensors, released or ctranslate2.")
+    ],
     quantization: Annotated[
-        str, typer.Option(help="Of ctranslate2: float32, float16, bfloat16, int16, int8, int8_float16, ...")
+        str,
+        typer.Option(
+            help="Number format for CTranslate2: float32, float16, bfloat16, int16, int8, int8_float16."
+        ),
     ] = "float32",
 ) -> None:
     """Write a model as safetensors for transformers, in the released layout, or for CTranslate2."""

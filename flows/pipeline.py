@@ -1,7 +1,7 @@
-"""The whole story as one Prefect flow: data, three stages, experts, evaluations, registry, report.
+"""A pipeline as one Prefect flow: data, stages, experts, evaluations, registry, report.
 
-Truth is in the store's manifests: a flow that is run again reuses what is complete, so Prefect's
-own cache is off (docs/architecture.md says why) and a run's state can never be wrong for long.
+The manifests in the store say what is complete, and a flow that is run again reuses it. Prefect's own cache
+is off; docs/architecture.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ RUNNER = cast(TaskRunner[PrefectFuture[Any]], ThreadPoolTaskRunner(max_workers=6
 def openba_pipeline(
     pipeline: str = "tiny", overrides: list[str] | None = None, until: str | None = None
 ) -> str:
-    """Run a pipeline, or the part of it that one step needs; returns the report's path."""
+    """Run a pipeline, or the part of it that one step needs; return the report's path."""
     graph = read_pipeline(pipeline, overrides)
-    wanted = graph.wanted(until)
-    with open_session(graph, Home.from_environment(), wanted, str(runtime.flow_run.id)) as session:
+    wanted_steps = graph.wanted(until)
+    with open_session(graph, Home.from_environment(), wanted_steps, str(runtime.flow_run.id)) as session:
         phases = (graph.data, graph.pretraining, graph.fine_tuning, graph.evaluations)
-        build_steps(session, [step for phase in phases for step in phase if step in wanted])
+        build_steps(session, [step for phase in phases for step in phase if step in wanted_steps])
         is_complete = until is None and not graph.comparison
-        registered = register() if is_complete and graph.config.runtime.tracker == "mlflow" else []
-        return write_report(session, registered)
+        registrations = register() if is_complete and graph.config.runtime.tracker == "mlflow" else []
+        return write_report(session, registrations)
 
 
 def build_steps(session: Session, steps: list[Step]) -> None:
-    """Start each step as soon as its inputs are built, and wait for all; raises what made one fail first."""
-    built: dict[str, PrefectFuture[Any]] = {}
+    """Start each step as soon as its inputs are built and wait for all; raise the first error."""
+    futures: dict[str, PrefectFuture[Any]] = {}
     for step in steps:
-        inputs = [built[parent.key] for parent in step.inputs.values()]
-        named = build_step.with_options(task_run_name=step.key)
-        built[step.key] = named.submit(key=step.key, return_state=False, wait_for=inputs)
-    wait(list(built.values()))
+        input_futures = [futures[parent.key] for parent in step.inputs.values()]
+        named_task = build_step.with_options(task_run_name=step.key)
+        futures[step.key] = named_task.submit(key=step.key, return_state=False, wait_for=input_futures)
+    wait(list(futures.values()))
     session.raise_first_error()
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 @error_boundary()
 def build_step(key: str) -> str:
-    """Reuse or build one step of the session; only its key crosses task borders."""
+    """Reuse or build one step of the session. Prefect would serialise a `Step`, so tasks get its key."""
     session = Session.current()
     session.build(session.step(key))
     return key
@@ -66,6 +66,6 @@ def build_step(key: str) -> str:
 def register() -> list[Registration]:
     """Register every model as `candidate`, and as `champion` if the gate allows it."""
     session = Session.current()
-    registry = Registry(session.tracking, session.store, session.home.promotions, session.pipeline)
+    model_registry = Registry(session.tracking, session.store, session.home.promotions, session.pipeline)
     gate = session.pipeline.config.registry.gate
-    return [registry.register(model, gate) for model in session.pipeline.models if model.register_as]
+    return [model_registry.register(model, gate) for model in session.pipeline.models if model.register_as]

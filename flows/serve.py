@@ -1,4 +1,7 @@
-"""`openba serve`: answers over HTTP. Owns arguments; `tasks/serve.py` listens, `openba/serve` answers."""
+"""`openba serve`: serve a model over HTTP. Owns arguments.
+
+`tasks/serve.py` listens, `openba/serve` answers.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,48 @@ from openba.home import Home
 
 
 def serve(
-    model: Annotated[str, typer.Argument(help="Folder of an exported model, or models:/NAME@ALIAS.")],
-    host: Annotated[str, typer.Option(help="Address; any but loopback needs OPENBA_API_KEY.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: a free one.")] = 8000,
-    device: Annotated[str, typer.Option(help="Of the model, as torch names it.")] = "cpu",
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch on the CPU; default: its own.")] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Answers written at once.")] = 32,
-    queue: Annotated[int, typer.Option(min=0, help="Answers that may wait.")] = 256,
-    body: Annotated[int, typer.Option(min=1024, help="Bytes of a request's body.")] = 2**20,
-    patience: Annotated[float, typer.Option(min=0.1, help="Seconds for a request to arrive.")] = 10.0,
-    answer: Annotated[float, typer.Option(min=0.1, help="Seconds for an answer.")] = 300.0,
-    poll: Annotated[float, typer.Option(min=0.1, help="Seconds between looks at the alias.")] = 5.0,
-    cluster: Annotated[bool, typer.Option("--cluster", help="On the Ray cluster of RAY_ADDRESS.")] = False,
-    replicas: Annotated[int, typer.Option(min=0, help="On the cluster; 0 ends them.")] = 1,
+    model: Annotated[str, typer.Argument(help="Folder of a model, or models:/NAME@ALIAS of the registry.")],
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but loopback needs OPENBA_API_KEY.")
+    ] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")
+    ] = 8000,
+    device: Annotated[
+        str, typer.Option(help="Device of the model in PyTorch's notation, such as cuda:0.")
+    ] = "cpu",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads of PyTorch on the CPU; by default PyTorch chooses.")
+    ] = None,
+    rows: Annotated[
+        int,
+        typer.Option(min=1, help="Largest number of answers decoded at a time, one row of the batch each."),
+    ] = 32,
+    queue: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Largest number of answers that wait for a free row; more are refused with status 429.",
+        ),
+    ] = 256,
+    body: Annotated[int, typer.Option(min=1024, help="Largest size of a request body in bytes.")] = 2**20,
+    patience: Annotated[
+        float, typer.Option(min=0.1, help="Seconds within which a request must have arrived.")
+    ] = 10.0,
+    answer: Annotated[
+        float, typer.Option(min=0.1, help="Seconds within which an answer must be complete.")
+    ] = 300.0,
+    poll: Annotated[
+        float, typer.Option(min=0.1, help="Seconds between checks whether the alias names another version.")
+    ] = 5.0,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="Run on the Ray cluster that RAY_ADDRESS names.")
+    ] = False,
+    replicas: Annotated[
+        int, typer.Option(min=0, help="Number of replicas on the cluster; 0 ends the deployment.")
+    ] = 1,
 ) -> None:
-    """Serve a model: OpenAI's API, a chat page, /health and /metrics, until Ctrl-C, or on a Ray cluster."""
+    """Serve a model with OpenAI's API, a chat page, /health and /metrics, until Ctrl-C is pressed."""
     import torch
 
     from openba.serve.limits import Limits
@@ -38,10 +68,10 @@ def serve(
         from tasks.serve_cluster import deploy
 
         deploy(
-            model, home, limits, replicas=replicas, host=host, port=port, device=device, poll=poll,
+            model, home, limits, replicas=replicas, host=host, port=port, device=device, poll_seconds=poll,
             threads=threads or 1,
         )  # fmt: skip
         return
     if threads:
         torch.set_num_threads(threads)
-    process.serve(model, home, limits, host=host, port=port, device=device, poll=poll)
+    process.serve(model, home, limits, host=host, port=port, device=device, poll_seconds=poll)

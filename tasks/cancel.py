@@ -31,23 +31,23 @@ def end_flow_run(flow: Any, flow_run: Any, state: Any) -> None:
     del flow, state
     stop_jobs(lambda job: (job.metadata or {}).get(FLOW_RUN) == str(flow_run.id))
     client = MlflowClient(tracking_uri=Home.from_environment().tracking_uri)
-    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    wanted = f"attributes.status = 'RUNNING' and tags.`{FLOW_RUN}` = '{flow_run.id}'"
-    runs = client.search_runs(experiments, wanted)
-    prefixes = tuple(f"{run.data.tags['openba.step']}-{run.data.tags[FINGERPRINT]}-" for run in runs)
-    stop_jobs(lambda job: (job.submission_id or "").startswith(prefixes))
+    experiment_ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    run_filter = f"attributes.status = 'RUNNING' and tags.`{FLOW_RUN}` = '{flow_run.id}'"
+    runs = client.search_runs(experiment_ids, run_filter)
+    job_prefixes = tuple(f"{run.data.tags['openba.step']}-{run.data.tags[FINGERPRINT]}-" for run in runs)
+    stop_jobs(lambda job: (job.submission_id or "").startswith(job_prefixes))
     for run in runs:
         client.set_terminated(run.info.run_id, "KILLED")
 
 
 def stop_jobs(is_wanted: Callable[[JobDetails], bool]) -> None:
     """Stop the running jobs that are wanted, on the cluster that RAY_ADDRESS names, if it names one."""
-    address = os.environ.get("RAY_ADDRESS")
-    if not address:
+    ray_address = os.environ.get("RAY_ADDRESS")
+    if not ray_address:
         return
     from ray.job_submission import JobSubmissionClient
 
-    client = JobSubmissionClient(address)
+    client = JobSubmissionClient(ray_address)
     for job in client.list_jobs():
         if is_wanted(job) and not job.status.is_terminal():
             client.stop_job(str(job.submission_id))

@@ -25,7 +25,7 @@ def build(build: Build) -> corpus.Facts:
     return corpus.build(build, on_ray)
 
 
-def on_ray(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
+def on_ray(task: Task, plan: Plan, task_numbers: Sequence[int]) -> None:
     """Mapper: one Ray task a number, wherever a CPU is free; Ray repeats those of a lost worker.
 
     Raises:
@@ -38,38 +38,38 @@ def on_ray(task: Task, plan: Plan, numbers: Sequence[int]) -> None:
 
     DataContext.get_current().enable_progress_bars = False
     # One block a number. Reading numbers and the task are fused, so a block is one Ray task.
-    work = ray.data.range(len(numbers), override_num_blocks=len(numbers)).map_batches(
-        partial(_run, task=task, plan=plan, numbers=list(numbers)),
+    mapped_rows = ray.data.range(len(task_numbers), override_num_blocks=len(task_numbers)).map_batches(
+        partial(_run, task=task, plan=plan, task_numbers=list(task_numbers)),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,
         max_retries=ATTEMPTS - 1,  # Ray Data's own default is for ever
     )
     try:
-        rows = work.take_all()
+        rows = mapped_rows.take_all()
     except RayError:
-        raise UserError(killed(plan, task, numbers)) from None
+        raise UserError(killed(plan, task, task_numbers)) from None
     for row in rows:
         if row["error"]:
-            raise OSError(row["errno"], row["error"]) if row["errno"] else UserError(row["error"])
+            raise (OSError(row["errno"], row["error"]) if row["errno"] else UserError(row["error"]))
 
 
-def _run(batch: pa.Table, task: Task, plan: Plan, numbers: list[int]) -> pa.Table:
+def _run(batch: pa.Table, task: Task, plan: Plan, task_numbers: list[int]) -> pa.Table:
     """Return a failure as a row: Ray Data wraps exceptions and loses their attributes."""
-    rows = []
+    result_rows = []
     for shard_index in batch["id"].to_pylist():
-        error = ""
-        number = 0
+        error_text = ""
+        error_number = 0
         try:
             if not plan.folder.is_dir():
                 raise UserError(
                     f"{plan.folder}: not there on a worker; OPENBA_HOME has to be a shared folder"
                 )
-            task(plan, numbers[shard_index])
+            task(plan, task_numbers[shard_index])
         except UserError as failure:
-            error = str(failure)
+            error_text = str(failure)
         except OSError as failure:
-            error = failure.strerror or str(failure)
-            number = failure.errno or errno.EIO
-        rows.append({"number": numbers[shard_index], "error": error, "errno": number})
-    return pa.Table.from_pylist(rows)
+            error_text = failure.strerror or str(failure)
+            error_number = failure.errno or errno.EIO
+        result_rows.append({"number": task_numbers[shard_index], "error": error_text, "errno": error_number})
+    return pa.Table.from_pylist(result_rows)

@@ -51,16 +51,19 @@ def _python() -> Iterator[Check]:
 
 def _packages() -> Iterator[Check]:
     """Compare every requirement with the installed version; FastAPI's pin is the fragile one."""
-    for text in importlib.metadata.requires("openba") or []:
-        requirement = Requirement(text)
-        extra = requirement.marker is not None
-        if extra and not requirement.marker.evaluate({"extra": "sample"}):  # type: ignore[union-attr]
+    for requirement_text in importlib.metadata.requires("openba") or []:
+        requirement = Requirement(requirement_text)
+        is_optional = requirement.marker is not None
+        if is_optional and not requirement.marker.evaluate({"extra": "sample"}):  # type: ignore[union-attr]
             continue
         try:
             installed_version = importlib.metadata.version(requirement.name)
         except importlib.metadata.PackageNotFoundError:
             yield Check(
-                requirement.name, "missing", None if extra else False, f"pip install '{requirement.name}'"
+                requirement.name,
+                "missing",
+                None if is_optional else False,
+                f"pip install '{requirement.name}'",
             )
             continue
         ok = requirement.specifier.contains(installed_version.partition("+")[0], prereleases=True)
@@ -74,25 +77,38 @@ def _packages() -> Iterator[Check]:
 
 def _machine(home: Home) -> Iterator[Check]:
     folder = next(p for p in (home.root, *home.root.parents) if p.exists())
-    free = shutil.disk_usage(folder).free / 2**30
+    free_gib = shutil.disk_usage(folder).free / 2**30
     yield Check(
-        "free disk", f"{free:.1f} GiB at {folder}", free > 3, "free 3 GiB or set OPENBA_HOME elsewhere"
+        "free disk",
+        f"{free_gib:.1f} GiB at {folder}",
+        free_gib > 3,
+        "free 3 GiB or set OPENBA_HOME elsewhere",
     )
-    writable = os.access(folder, os.W_OK | os.X_OK)
-    yield Check("OPENBA_HOME", str(home.root), writable, "choose a folder you may write to")
-    memory = psutil.virtual_memory().available / 2**30
-    yield Check("free memory", f"{memory:.1f} GiB", memory > 8 or None, "the tiny pipeline needs up to 8 GiB")
-    shared = Path("/dev/shm")  # noqa: S108
-    if shared.exists():
-        size = shutil.disk_usage(shared).free / 2**20
-        yield Check(str(shared), f"{size:.0f} MiB", size > 200 or None, "give the container --shm-size=1g")
+    is_writable = os.access(folder, os.W_OK | os.X_OK)
+    yield Check("OPENBA_HOME", str(home.root), is_writable, "choose a folder you may write to")
+    available_gib = psutil.virtual_memory().available / 2**30
+    yield Check(
+        "free memory",
+        f"{available_gib:.1f} GiB",
+        available_gib > 8 or None,
+        "the tiny pipeline needs up to 8 GiB",
+    )
+    shared_memory = Path("/dev/shm")  # noqa: S108
+    if shared_memory.exists():
+        shared_mib = shutil.disk_usage(shared_memory).free / 2**20
+        yield Check(
+            str(shared_memory),
+            f"{shared_mib:.0f} MiB",
+            shared_mib > 200 or None,
+            "give the container --shm-size=1g",
+        )
 
 
 def _ports() -> Iterator[Check]:
-    for name, usual in (("Prefect", 4200), ("Ray dashboard", 8265), ("MLflow", 5000)):
-        port = choose_port(name, None, usual)
+    for server_name, usual in (("Prefect", 4200), ("Ray dashboard", 8265), ("MLflow", 5000)):
+        port = choose_port(server_name, None, usual)
         yield Check(
-            f"port for {name}",
+            f"port for {server_name}",
             str(port),
             True if port == usual else None,
             f"{usual} is in use; {port} is taken instead",
@@ -104,36 +120,45 @@ def _proxies() -> Iterator[Check]:
     proxies = {name: redact(os.environ[name]) for name in PROXY_VARIABLES if os.environ.get(name)}
     if not proxies:
         return
-    named = ", ".join(f"{name}={address}" for name, address in proxies.items())
-    yield Check("HTTP proxy", f"{named}; this machine itself is exempt", True)
+    proxy_list = ", ".join(f"{name}={address}" for name, address in proxies.items())
+    yield Check("HTTP proxy", f"{proxy_list}; this machine itself is exempt", True)
     if any(address.startswith("socks") for address in proxies.values()) and not find_spec("socksio"):
         yield Check(
             "SOCKS proxy", "package socksio is missing", False, "pip install socksio, or unset ALL_PROXY"
         )
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "RAY_ADDRESS"):
-        host = urlsplit(os.environ.get(name, "")).hostname
-        if host and not proxy_bypass(host):
-            yield Check(name, f"{host} is asked through the proxy", None, f"add {host} to no_proxy")
+        server_host = urlsplit(os.environ.get(name, "")).hostname
+        if server_host and not proxy_bypass(server_host):
+            yield Check(
+                name, f"{server_host} is asked through the proxy", None, f"add {server_host} to no_proxy"
+            )
 
 
 def prefect_server() -> Iterator[Check]:
     """Whether the server frees the slot of a dead flow run, and keeps slots over a restart."""
-    url = os.environ.get("PREFECT_API_URL")
-    if not url:
+    api_url = os.environ.get("PREFECT_API_URL")
+    if not api_url:
         return
     try:
         # Named once more: Prefect reads its settings when it is first imported, which may have been before.
-        with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
-            rows = client.request("POST", "/automations/filter", json={"limit": 200}).json()
+        with temporary_settings({PREFECT_API_URL: api_url}), get_client(sync_client=True) as client:
+            automations = client.request("POST", "/automations/filter", json={"limit": 200}).json()
             settings = client.request("GET", "/admin/settings").json()
     except (httpx.HTTPError, PrefectException, ValueError) as error:
-        yield Check("Prefect server", f"{url}: {error}", None, "start that server or unset PREFECT_API_URL")
+        yield Check(
+            "Prefect server", f"{api_url}: {error}", None, "start that server or unset PREFECT_API_URL"
+        )
         return
-    enabled = {row["name"] for row in rows if row["enabled"]}
-    missing = [name for name in AUTOMATIONS if name not in enabled]
-    state = f"not on the server: {', '.join(missing)}" if missing else "on"
-    yield Check("automations against dead runs", state, not missing or None, "infra/prefect/deploy.sh")
-    storage = settings["server"]["concurrency"]["lease_storage"]
-    is_persistent = not storage.endswith(".memory")
+    enabled_names = {automation["name"] for automation in automations if automation["enabled"]}
+    missing_automations = [name for name in AUTOMATIONS if name not in enabled_names]
+    automation_state = f"not on the server: {', '.join(missing_automations)}" if missing_automations else "on"
+    yield Check(
+        "automations against dead runs",
+        automation_state,
+        not missing_automations or None,
+        "infra/prefect/deploy.sh",
+    )
+    lease_storage = settings["server"]["concurrency"]["lease_storage"]
+    is_persistent = not lease_storage.endswith(".memory")
     remedy = f"start the server with {LEASES}, or its restart ends the flows that run"
-    yield Check("places of running flows", storage, is_persistent or None, remedy)
+    yield Check("places of running flows", lease_storage, is_persistent or None, remedy)

@@ -16,32 +16,32 @@ SECONDS = 2.0
 _NODE = ".node"
 
 
-def stand_on(folder: Path, rank: int) -> None:
+def stand_on(job_folder: Path, rank: int) -> None:
     """Note which node a worker is on; called by the worker."""
     import ray
 
-    (folder / f"rank-{rank}{_NODE}").write_text(ray.get_runtime_context().get_node_id())
+    (job_folder / f"rank-{rank}{_NODE}").write_text(ray.get_runtime_context().get_node_id())
 
 
 class DrainWatch(threading.Thread):
     """Asks the stage in `out` to stop as soon as a node of its workers is to be drained."""
 
-    def __init__(self, folder: Path, out: Path) -> None:
+    def __init__(self, job_folder: Path, stage_folder: Path) -> None:
         super().__init__(name="drain", daemon=True)
-        self.folder = folder
-        self.request = out / REQUEST
+        self.folder = job_folder
+        self.request = stage_folder / REQUEST
         self.noticed = False
         """A node was to be drained: the group that stopped then is to start again."""
         self._ended = threading.Event()
-        for stale_file in folder.glob(f"rank-*{_NODE}"):  # of the group before
+        for stale_file in job_folder.glob(f"rank-*{_NODE}"):  # of the group before
             stale_file.unlink()
         self.start()
 
     def run(self) -> None:
         """Poll the nodes until the group ends; body of the thread."""
         while not self._ended.wait(SECONDS):
-            nodes = {file.read_text() for file in self.folder.glob(f"rank-*{_NODE}")}
-            if nodes & _draining():
+            worker_nodes = {file.read_text() for file in self.folder.glob(f"rank-*{_NODE}")}
+            if worker_nodes & _draining():
                 self.noticed = True
                 self.request.touch()
                 return

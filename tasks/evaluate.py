@@ -29,10 +29,10 @@ def build(build: Build) -> JsonObject:
     return run.build(build, on_ray(build.runtime.evaluate.workers, build.runtime.device.kind == "cuda"))
 
 
-def on_ray(workers: int, on_gpu: bool) -> ShardMapper:
+def on_ray(worker_count: int, on_gpu: bool) -> ShardMapper:
     """Return a mapper with so many workers, each of one CPU and, if asked, one GPU."""
 
-    def mapper(model: Path, jobs: Sequence[Shard]) -> Iterator[tuple[int, str]]:
+    def mapper(model_folder: Path, shards: Sequence[Shard]) -> Iterator[tuple[int, str]]:
         import ray.data
         from ray.data import ActorPoolStrategy, DataContext
         from ray.exceptions import RayError
@@ -40,11 +40,11 @@ def on_ray(workers: int, on_gpu: bool) -> ShardMapper:
         DataContext.get_current().enable_progress_bars = False
         # One block a shard, so that a shard is one task of a worker. Blocks from items need no task that
         # reads them: it waited for ever for a CPU on a cluster whose workers held all.
-        numbers = [{"id": shard_index} for shard_index in range(len(jobs))]
-        work = ray.data.from_items(numbers, override_num_blocks=len(jobs)).map_batches(
+        shard_rows = [{"id": shard_index} for shard_index in range(len(shards))]
+        mapped_rows = ray.data.from_items(shard_rows, override_num_blocks=len(shards)).map_batches(
             _RayWorker,
-            fn_constructor_args=(model.resolve(), list(jobs)),
-            compute=ActorPoolStrategy(size=min(workers, len(jobs)), max_tasks_in_flight_per_actor=1),
+            fn_constructor_args=(model_folder.resolve(), list(shards)),
+            compute=ActorPoolStrategy(size=min(worker_count, len(shards)), max_tasks_in_flight_per_actor=1),
             batch_size=None,
             batch_format="pyarrow",
             num_gpus=1 if on_gpu else 0,
@@ -52,32 +52,35 @@ def on_ray(workers: int, on_gpu: bool) -> ShardMapper:
             max_task_retries=ATTEMPTS - 1,  # Ray Data's own default is for ever
         )
         try:
-            for row in work.iter_rows():
-                yield row["job"], row["error"]
+            for result_row in mapped_rows.iter_rows():
+                yield result_row["job"], result_row["error"]
         except RayError as error:
             raise UserError(
-                f"{model}: a worker did not start, or died {ATTEMPTS} times on one shard (memory?): "
+                f"{model_folder}: a worker did not start, or died {ATTEMPTS} times on one shard (memory?): "
                 f"{str(error).strip().splitlines()[-1]}"
             ) from None
 
     return mapper
 
 
-def on_own_ray(workers: int) -> ShardMapper:
+def on_own_ray(worker_count: int) -> ShardMapper:
     """Return a mapper on the cluster that RAY_ADDRESS names, else on an own Ray that ends with the work."""
 
-    def mapper(model: Path, jobs: Sequence[Shard]) -> Iterator[tuple[int, str]]:
+    def mapper(model_folder: Path, shards: Sequence[Shard]) -> Iterator[tuple[int, str]]:
         import ray
 
         starts_ray = os.environ.get("RAY_ADDRESS") is None
-        about: JsonObject = {"num_cpus": workers, "include_dashboard": False} if starts_ray else {}
+        ray_options: JsonObject = {"num_cpus": worker_count, "include_dashboard": False} if starts_ray else {}
         logging.getLogger("ray.data").setLevel(logging.ERROR)  # its plan and its progress are not the user's
         ray.init(
-            address="local" if starts_ray else None, log_to_driver=False, logging_level=logging.ERROR, **about
+            address="local" if starts_ray else None,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            **ray_options,
         )
         try:
             on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
-            yield from on_ray(workers, on_gpu)(model, jobs)
+            yield from on_ray(worker_count, on_gpu)(model_folder, shards)
         finally:
             ray.shutdown()
 
@@ -87,21 +90,21 @@ def on_own_ray(workers: int) -> ShardMapper:
 class _RayWorker:
     """One model; its batches are numbers of jobs."""
 
-    def __init__(self, model: Path, jobs: list[Shard]) -> None:
-        if not model.is_dir():
-            raise UserError(f"{model}: not there on a worker; it has to lie on a shared folder")
-        self.worker = ShardWorker(model)
-        self.jobs = jobs
+    def __init__(self, model_folder: Path, shards: list[Shard]) -> None:
+        if not model_folder.is_dir():
+            raise UserError(f"{model_folder}: not there on a worker; it has to lie on a shared folder")
+        self.worker = ShardWorker(model_folder)
+        self.jobs = shards
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """Return a failure as a row: Ray Data wraps exceptions and loses their attributes."""
-        rows = []
+        result_rows = []
         for shard_index in batch["id"].to_pylist():
-            part, number = self.jobs[shard_index]
-            error = ""
+            shard_part, shard_number = self.jobs[shard_index]
+            error_text = ""
             try:
-                self.worker(part, number)
-            except UserError as told:
-                error = str(told)
-            rows.append({"job": shard_index, "error": error})
-        return pa.Table.from_pylist(rows)
+                self.worker(shard_part, shard_number)
+            except UserError as failure:
+                error_text = str(failure)
+            result_rows.append({"job": shard_index, "error": error_text})
+        return pa.Table.from_pylist(result_rows)

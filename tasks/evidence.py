@@ -53,11 +53,11 @@ class Witness:
 
     def tags(self, model: Model) -> dict[str, str]:
         """Tags of a version: facts of its model for people and for later candidates."""
-        kwh, carbon = _spent(self.cost(model))
+        energy_kwh, carbon_tonnes = _spent(self.cost(model))
         tags = {
             LOSS: str((self._facts(model.training) or {}).get("heldout_loss")),
-            "openba.kwh": f"{kwh:.6g}",
-            "openba.tco2eq": f"{carbon:.6g}",
+            "openba.kwh": f"{energy_kwh:.6g}",
+            "openba.tco2eq": f"{carbon_tonnes:.6g}",
             "openba.licence": self.config.registry.licence,
         }
         if model.evaluation and self._facts(model.evaluation) is not None:
@@ -66,10 +66,10 @@ class Witness:
 
     def card(self, model: Model) -> str:
         """Return the model's card."""
-        spent = self.cost(model)
+        training_cost = self.cost(model)
         results = self._results(model.evaluation) or {}
-        method = "measured" if spent["energy_joules_measured"] else "from device hours and watts"
-        provenance = Provenance(self.licences(model), *_spent(spent), method)
+        method = "measured" if training_cost["energy_joules_measured"] else "from device hours and watts"
+        provenance = Provenance(self.licences(model), *_spent(training_cost), method)
         return model_card(str(model.register_as), results, provenance)
 
     def licences(self, model: Model) -> dict[str, str]:
@@ -84,23 +84,25 @@ class Witness:
 
     def cost(self, model: Model) -> Cost:
         """Return energy and carbon of the model's own training."""
-        record = self.store.manifest(model.training)
-        assert record is not None
-        return cost(record["facts"], self.config.runtime)
+        manifest = self.store.manifest(model.training)
+        assert manifest is not None
+        return cost(manifest["facts"], self.config.runtime)
 
     def against(self, model: Model, champion: ModelVersion) -> Against:
         """Return the champion, with its scores beside the candidate's where both were evaluated."""
-        results = self._results(model.evaluation)
-        rows = None
-        with _evaluation(champion.tags.get(EVALUATION)) as theirs:
-            if theirs and results and model.evaluation:
-                compared = compare_results(theirs, (results, self.store.path(model.evaluation)))
-                rows = [dict(row) for row in compared]
-        return Against(str(champion.version), _number(champion.tags.get(LOSS)), rows)
+        candidate_results = self._results(model.evaluation)
+        comparison_rows = None
+        with _evaluation(champion.tags.get(EVALUATION)) as champion_results:
+            if champion_results and candidate_results and model.evaluation:
+                benchmark_rows = compare_results(
+                    champion_results, (candidate_results, self.store.path(model.evaluation))
+                )
+                comparison_rows = [dict(row) for row in benchmark_rows]
+        return Against(str(champion.version), _number(champion.tags.get(LOSS)), comparison_rows)
 
     def _facts(self, step: Step | None) -> JsonObject | None:
-        record = self.store.manifest(step) if step else None
-        return record["facts"] if record else None
+        manifest = self.store.manifest(step) if step else None
+        return manifest["facts"] if manifest else None
 
     def _results(self, evaluation: Step | None) -> JsonObject | None:
         facts = self._facts(evaluation)
@@ -116,33 +118,35 @@ class Witness:
 
 
 @contextmanager
-def _evaluation(uri: str | None) -> Iterator[tuple[JsonObject, Path] | None]:
+def _evaluation(evaluation_uri: str | None) -> Iterator[tuple[JsonObject, Path] | None]:
     """Results and folder of an evaluation in a store; None if it is not there any more."""
-    if uri is None:
+    if evaluation_uri is None:
         yield None
         return
-    fs, base = fsspec.core.url_to_fs(uri)
-    with ExitStack() as stack:
+    filesystem, base_path = fsspec.core.url_to_fs(evaluation_uri)
+    with ExitStack() as exit_stack:
         try:
-            record = json.loads(fs.cat_file(f"{base}/{MANIFEST}"))
-            answers = {name: entry for name, entry in record["files"].items() if name.endswith(".parquet")}
-            folder = stack.enter_context(fetched(uri, answers))
-            result_and_folder = record["facts"]["benchmarks"], folder
+            manifest = json.loads(filesystem.cat_file(f"{base_path}/{MANIFEST}"))
+            answer_files = {
+                name: entry for name, entry in manifest["files"].items() if name.endswith(".parquet")
+            }
+            answer_folder = exit_stack.enter_context(fetched(evaluation_uri, answer_files))
+            result_and_folder = manifest["facts"]["benchmarks"], answer_folder
         except (FileNotFoundError, UserError, ValueError, KeyError):  # gone, damaged, or not a manifest
             result_and_folder = None
         yield result_and_folder
 
 
-def _number(text: str | None) -> float:
+def _number(tag_value: str | None) -> float:
     """Value of a tag; NaN if it is missing or says `None`."""
     try:
-        return float(text or "nan")
+        return float(tag_value or "nan")
     except ValueError:
         return math.nan
 
 
-def _spent(cost: Cost) -> Carbon:
+def _spent(training_cost: Cost) -> Carbon:
     """Return the measured figures if there was a meter, else the paper's estimate."""
-    if cost["energy_kwh_measured"] and cost["tco2eq_measured"]:
-        return Carbon(cost["energy_kwh_measured"], cost["tco2eq_measured"])
-    return Carbon(cost["energy_kwh_paper"], cost["tco2eq_paper"])
+    if training_cost["energy_kwh_measured"] and training_cost["tco2eq_measured"]:
+        return Carbon(training_cost["energy_kwh_measured"], training_cost["tco2eq_measured"])
+    return Carbon(training_cost["energy_kwh_paper"], training_cost["tco2eq_paper"])

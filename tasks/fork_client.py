@@ -18,31 +18,31 @@ from typing import Any
 
 def main() -> None:
     """Entry point."""
-    path = sys.argv[1]
+    socket_path = sys.argv[1]
     arguments = sys.argv[2:]
     request = {"arguments": arguments, "folder": os.getcwd(), "environment": dict(os.environ)}
-    message = json.dumps(request).encode()
+    request_bytes = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
-            connection.connect(path)
+            connection.connect(socket_path)
         except OSError:
             os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - no shell is wanted
-        header = len(message).to_bytes(8, "big")
-        socket.send_fds(connection, [header], [0, 1, 2])
-        connection.sendall(message)
-        reply = connection.makefile("r")
-        child = int(reply.readline())
-        _pass_signals_on(child)
-        status = int(reply.readline() or -signal.SIGKILL)
+        length_header = len(request_bytes).to_bytes(8, "big")
+        socket.send_fds(connection, [length_header], [0, 1, 2])
+        connection.sendall(request_bytes)
+        reply_stream = connection.makefile("r")
+        child_pid = int(reply_stream.readline())
+        _pass_signals_on(child_pid)
+        status = int(reply_stream.readline() or -signal.SIGKILL)
     if status < 0:  # ended by a signal: end in the same way
         signal.signal(-status, signal.SIG_DFL) if -status not in (signal.SIGKILL, signal.SIGSTOP) else None
         os.kill(os.getpid(), -status)
     sys.exit(status)
 
 
-def _pass_signals_on(child: int) -> None:
-    def send(number: int, frame: Any) -> None:
-        os.kill(child, number)
+def _pass_signals_on(child_pid: int) -> None:
+    def send(signal_number: int, frame: Any) -> None:
+        os.kill(child_pid, signal_number)
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, send)

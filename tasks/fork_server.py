@@ -54,11 +54,11 @@ _CLIENT = Path(__file__).with_name("fork_client.py")
 class ForkServer:
     """The server as a child of this process; it ends with it."""
 
-    def __init__(self, log: Path, environment: dict[str, str]) -> None:
+    def __init__(self, log_file: Path, environment: dict[str, str]) -> None:
         """Start the server without waiting for it; until it is ready, `command` starts new interpreters.
 
         Args:
-            log: file for the server's output.
+            log_file: file for the server's output.
             environment: variables beside this process's, for what is read while a package is imported.
         """
         self.folder = Path(tempfile.mkdtemp(prefix="openba-fork-"))  # a socket's path has at most 107 bytes
@@ -66,7 +66,7 @@ class ForkServer:
         self._service = Service(
             "Fork server",
             [sys.executable, "-m", "tasks.fork_server", str(self.socket)],
-            log,
+            log_file,
             self.socket.exists,
             {"DS_ACCELERATOR": "cpu"} | environment,
         )
@@ -142,13 +142,13 @@ class _Server:
     def _receive(self, connection: _Connection) -> JsonObject | None:
         """Read from a client; fork once its request is complete. Returns the request in the child only."""
         try:
-            data, streams, _, _ = socket.recv_fds(connection.socket, 1 << 20, 3)
+            received_bytes, received_streams, _, _ = socket.recv_fds(connection.socket, 1 << 20, 3)
         except OSError:
-            data = b""
-            streams = []
-        connection.streams += streams
-        connection.received += data
-        if not data:  # the client has been killed
+            received_bytes = b""
+            received_streams = []
+        connection.streams += received_streams
+        connection.received += received_bytes
+        if not received_bytes:  # the client has been killed
             if connection.child is not None:
                 os.kill(connection.child, signal.SIGKILL)
             self._close(connection)
@@ -156,30 +156,30 @@ class _Server:
         request = connection.request()
         if request is None:
             return None
-        child = os.fork()
-        if child == 0:
+        child_pid = os.fork()
+        if child_pid == 0:
             self._become_child(connection)
             return request
         for stream in connection.streams:
             os.close(stream)
-        connection.child = child
+        connection.child = child_pid
         connection.received.clear()
-        connection.socket.sendall(f"{child}\n".encode())
+        connection.socket.sendall(f"{child_pid}\n".encode())
         return None
 
     def _report_ended_children(self) -> None:
         """Reap every child that has ended and tell its client the exit code (minus the signal's number)."""
-        by_child = {c.child: c for c in self.connections if c.child is not None}
+        connections_by_pid = {c.child: c for c in self.connections if c.child is not None}
         while True:
             try:
-                child, status = os.waitpid(-1, os.WNOHANG)
+                child_pid, wait_status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return
-            if child == 0:
+            if child_pid == 0:
                 return
-            if (connection := by_child.get(child)) is not None:
+            if (connection := connections_by_pid.get(child_pid)) is not None:
                 with suppress(OSError):  # the client may have ended first
-                    connection.socket.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+                    connection.socket.sendall(f"{os.waitstatus_to_exitcode(wait_status)}\n".encode())
                 connection.child = None
                 self._close(connection)
 
@@ -196,12 +196,12 @@ class _Server:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        for target, stream in enumerate(connection.streams):
-            os.dup2(stream, target)
-            os.close(stream)
-        sockets = [each.socket for each in self.connections]
-        for each in (*sockets, self.listener, self.wakeup, self._wakeup_writer):
-            each.close()
+        for target_descriptor, stream_descriptor in enumerate(connection.streams):
+            os.dup2(stream_descriptor, target_descriptor)
+            os.close(stream_descriptor)
+        client_sockets = [server_socket.socket for server_socket in self.connections]
+        for server_socket in (*client_sockets, self.listener, self.wakeup, self._wakeup_writer):
+            server_socket.close()
         self.selector.close()
 
 
@@ -230,8 +230,8 @@ def main() -> None:
     """Entry point of the server."""
     from openba.train.lean_deepspeed import import_deepspeed
 
-    for module in PRELOADED:
-        importlib.import_module(module)
+    for module_name in PRELOADED:
+        importlib.import_module(module_name)
     import_deepspeed("cpu")
     gc.collect()
     gc.freeze()  # a collection in a child would touch, and so copy, every page of the loaded packages

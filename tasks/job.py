@@ -51,33 +51,33 @@ _DETERMINISTIC = (
 def main() -> None:
     """Entry point of the job; exit code 1 after an error, 75 after a stop that saved first."""
     protect_output()
-    folder = Path(sys.argv[1])
-    durable.write_record(folder / PROCESS, {"began": _process_began()})
+    job_folder = Path(sys.argv[1])
+    durable.write_record(job_folder / PROCESS, {"began": _process_began()})
     try:
-        spec = _read_spec(folder)
+        spec = _read_spec(job_folder)
         if spec["place"] == "gang":
-            _run_gang(folder, spec)
+            _run_gang(job_folder, spec)
         else:
-            run_function(folder, spec)
-    except Preempted as stopped:
-        durable.write_record(folder / STOPPED, {"message": str(stopped)})
+            run_function(job_folder, spec)
+    except Preempted as preemption:
+        durable.write_record(job_folder / STOPPED, {"message": str(preemption)})
         sys.exit(EXIT_PREEMPTED)
     except (UserError, OSError) as error:
-        if (user_error := _for_user(error, folder)) is None:
+        if (user_error := _for_user(error, job_folder)) is None:
             raise
-        durable.write_record(folder / ERROR, {"message": str(user_error)})
+        durable.write_record(job_folder / ERROR, {"message": str(user_error)})
         sys.exit(1)
 
 
-def _read_spec(folder: Path) -> JsonObject:
+def _read_spec(job_folder: Path) -> JsonObject:
     """Return the specification of the job, as `ray_jobs.py` wrote it.
 
     Raises:
         UserError: a byte of it is not as it was written; another recipe would be computed.
     """
-    spec = durable.read_record(folder / SPEC)
+    spec = durable.read_record(job_folder / SPEC)
     if spec is None:
-        raise UserError(f"{folder / SPEC}: missing or damaged on the disk; run again")
+        raise UserError(f"{job_folder / SPEC}: missing or damaged on the disk; run again")
     return spec
 
 
@@ -87,25 +87,25 @@ def _process_began() -> float:
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_start
 
 
-def run_function(folder: Path, spec: JsonObject) -> None:
+def run_function(job_folder: Path, spec: JsonObject) -> None:
     """Call the step's function with its Build; leave its facts if this process is the one to."""
-    module, _, name = spec["function"].partition(":")
+    module_name, _, function_name = spec["function"].partition(":")
     build = Build(
         out=Path(spec["out"]),
         recipe=_model(spec["recipe_type"]).model_validate(spec["recipe"]),
-        inputs={key: Path(path) for key, path in spec["inputs"].items()},
+        inputs={input_name: Path(path) for input_name, path in spec["inputs"].items()},
         runtime=_model(spec["runtime_type"]).model_validate(spec["runtime"]),
     )
-    began = time.time()
-    clock = time.monotonic()
-    facts = getattr(importlib.import_module(module), name)(build)
+    began_at = time.time()
+    clock_start = time.monotonic()
+    facts = getattr(importlib.import_module(module_name), function_name)(build)
     if int(os.environ.get("RANK", "0")) == 0:
         # Counted by a clock that never jumps, told from the moment of the wall clock that it began.
-        ended = began + time.monotonic() - clock
-        durable.write_record(folder / FACTS, {"facts": facts, "began": began, "ended": ended})
+        ended_at = began_at + time.monotonic() - clock_start
+        durable.write_record(job_folder / FACTS, {"facts": facts, "began": began_at, "ended": ended_at})
 
 
-def _run_gang(folder: Path, spec: JsonObject) -> None:
+def _run_gang(job_folder: Path, spec: JsonObject) -> None:
     """Run worker groups one after the other until one succeeds, or too many fail without progress.
 
     Ray's own count of failures is for the whole run and tries mistakes of the user again; this one starts
@@ -117,82 +117,88 @@ def _run_gang(folder: Path, spec: JsonObject) -> None:
     from ray.exceptions import RayActorError
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    out = Path(spec["out"])
+    stage_folder = Path(spec["out"])
     # Ray Train's cleaner of a dead controller's places asks the State API for it. Without an address it looks
     # for a cluster on its machine, and fails where there are two: the places stay taken for ever.
-    cluster = {"env_vars": {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]}}
+    runtime_environment = {"env_vars": {"RAY_ADDRESS": os.environ["RAY_ADDRESS"]}}
     # Left to the interpreter's end, Ray first sleeps half a second for its log.
     with (
-        ray.init(runtime_env=cluster),
-        Gauges(out, _model(spec["runtime_type"]).model_validate(spec["runtime"])),
+        ray.init(runtime_env=runtime_environment),
+        Gauges(stage_folder, _model(spec["runtime_type"]).model_validate(spec["runtime"])),
     ):
-        _try_gangs(folder, spec, out, (TrainingFailedError, RayActorError))  # workers; their controller
-    if (record := durable.read_record(folder / STOPPED)) is not None:
+        _try_gangs(
+            job_folder, spec, stage_folder, (TrainingFailedError, RayActorError)
+        )  # workers; their controller
+    if (record := durable.read_record(job_folder / STOPPED)) is not None:
         raise Preempted(record["message"])
 
 
-def _try_gangs(folder: Path, spec: JsonObject, out: Path, failed: tuple[type[Exception], ...]) -> None:
-    stop = Event()
+def _try_gangs(
+    job_folder: Path, spec: JsonObject, stage_folder: Path, failure_types: tuple[type[Exception], ...]
+) -> None:
+    stop_asked = Event()
 
-    def ask(number: int, frame: Any) -> None:
-        stop.set()
-        (out / REQUEST).touch()
+    def ask(signal_number: int, frame: Any) -> None:
+        stop_asked.set()
+        (stage_folder / REQUEST).touch()
 
     signal.signal(signal.SIGTERM, ask)
-    patience = Patience(out, spec["runtime"]["train"]["max_failures"])
-    errors: list[str] = []
+    patience = Patience(stage_folder, spec["runtime"]["train"]["max_failures"])
+    last_errors: list[str] = []
     for attempt in itertools.count(1):
-        (folder / STOPPED).unlink(missing_ok=True)
-        watch = DrainWatch(folder, out)
+        (job_folder / STOPPED).unlink(missing_ok=True)
+        drain_watch = DrainWatch(job_folder, stage_folder)
         try:
-            for traceback_file in folder.glob(f"rank-*{_TRACEBACK}"):
+            for traceback_file in job_folder.glob(f"rank-*{_TRACEBACK}"):
                 traceback_file.unlink()
-            _trainer(folder, spec, f"gang-{attempt}").fit()
-            if not (watch.noticed and (folder / STOPPED).exists()) or stop.is_set():
+            _trainer(job_folder, spec, f"gang-{attempt}").fit()
+            if not (drain_watch.noticed and (job_folder / STOPPED).exists()) or stop_asked.is_set():
                 break
             print("the workers saved and left a node that is taken away; started again", file=sys.stderr)
-        except failed:
-            if (folder / ERROR).exists():
+        except failure_types:
+            if (job_folder / ERROR).exists():
                 raise
-            same = _is_same_error(folder, spec["runtime"]["train"]["workers"], errors)
+            is_same_error = _is_same_error(job_folder, spec["runtime"]["train"]["workers"], last_errors)
             if not patience.lasts():
                 raise
-            if same:
+            if is_same_error:
                 raise UserError(
                     f"the workers failed twice after step {patience.reached} with the same error: "
-                    f"{errors[0]} (whole tracebacks: {folder}/rank-*{_TRACEBACK})"
+                    f"{last_errors[0]} (whole tracebacks: {job_folder}/rank-*{_TRACEBACK})"
                 ) from None
             print(f"the workers died after step {patience.reached}; started again", file=sys.stderr)
         finally:
-            watch.end()
+            drain_watch.end()
 
 
-def _is_same_error(folder: Path, workers: int, errors: list[str]) -> bool:
-    """Whether every worker of this group raised what it raised in the group before; `errors` is updated.
+def _is_same_error(job_folder: Path, worker_count: int, last_errors: list[str]) -> bool:
+    """Whether every worker of this group raised what it raised in the group before; `last_errors` is updated.
 
     Where a worker was killed, it left no traceback and the others only report its loss: that may pass.
     """
-    before = list(errors)
-    tracebacks = sorted(folder.glob(f"rank-*{_TRACEBACK}"))
-    errors[:] = [file.read_text(errors="replace").strip().rpartition("\n")[2] for file in tracebacks]
-    return len(errors) == workers and errors == before
+    previous_errors = list(last_errors)
+    traceback_files = sorted(job_folder.glob(f"rank-*{_TRACEBACK}"))
+    last_errors[:] = [
+        file.read_text(errors="replace").strip().rpartition("\n")[2] for file in traceback_files
+    ]
+    return len(last_errors) == worker_count and last_errors == previous_errors
 
 
 class Patience:
     """Limit of failures in a row without a new checkpoint, after which no worker group is started."""
 
-    def __init__(self, out: Path, failures: int) -> None:
-        self.out = out
-        self.allowed = failures
+    def __init__(self, stage_folder: Path, allowed_failures: int) -> None:
+        self.out = stage_folder
+        self.allowed = allowed_failures
         self.failures = 0
         self.reached = self._newest()
         """Step of the newest committed checkpoint; -1 if there is none."""
 
     def lasts(self) -> bool:
         """Whether another worker group may be started after a failure."""
-        newest = self._newest()
-        self.failures = self.failures + 1 if newest == self.reached else 1
-        self.reached = newest
+        newest_step = self._newest()
+        self.failures = self.failures + 1 if newest_step == self.reached else 1
+        self.reached = newest_step
         return self.failures <= self.allowed
 
     def _newest(self) -> int:
@@ -201,23 +207,23 @@ class Patience:
         return max(committed_steps(self.out / "checkpoints"), default=-1)
 
 
-def _trainer(folder: Path, spec: JsonObject, name: str) -> Any:
+def _trainer(job_folder: Path, spec: JsonObject, run_name: str) -> Any:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.config import FailureConfig
 
     from tasks.process_group import NodeTorchConfig
 
-    train = spec["runtime"]["train"]
+    train_runtime = spec["runtime"]["train"]
     on_gpu = spec["runtime"]["device"]["kind"] == "cuda"
     return TorchTrainer(
         _worker,
-        train_loop_config={"folder": str(folder), "spec": spec},
+        train_loop_config={"folder": str(job_folder), "spec": spec},
         torch_config=NodeTorchConfig(backend="nccl" if on_gpu else "gloo", timeout_s=_COLLECTIVE_SECONDS),
-        scaling_config=ScalingConfig(num_workers=train["workers"], use_gpu=on_gpu),
+        scaling_config=ScalingConfig(num_workers=train_runtime["workers"], use_gpu=on_gpu),
         run_config=RunConfig(
-            name=name,
-            storage_path=str(folder),
+            name=run_name,
+            storage_path=str(job_folder),
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
         ),
     )
@@ -233,56 +239,56 @@ def _worker(config: JsonObject) -> None:
         _run_rank(Path(config["folder"]), config["spec"])
 
 
-def _run_rank(folder: Path, spec: JsonObject) -> None:
+def _run_rank(job_folder: Path, spec: JsonObject) -> None:
     from ray.train import get_context
     from ray.util import get_node_ip_address
 
-    context = get_context()
+    train_context = get_context()
     os.environ |= {
-        "RANK": str(context.get_world_rank()),
-        "LOCAL_RANK": str(context.get_local_rank()),
-        "WORLD_SIZE": str(context.get_world_size()),
+        "RANK": str(train_context.get_world_rank()),
+        "LOCAL_RANK": str(train_context.get_local_rank()),
+        "WORLD_SIZE": str(train_context.get_world_size()),
     }
-    stand_on(folder, context.get_world_rank())
-    meter = (
+    stand_on(job_folder, train_context.get_world_rank())
+    node_meter = (
         NodeMeter(Path(spec["out"]), get_node_ip_address())
-        if context.get_local_rank() == 0
+        if train_context.get_local_rank() == 0
         else nullcontext()
     )
     try:
-        with meter:
-            run_function(folder, spec)
-    except Preempted as stopped:  # no failure: the group ends here
-        if context.get_world_rank() == 0:
-            durable.write_record(folder / STOPPED, {"message": str(stopped)})
+        with node_meter:
+            run_function(job_folder, spec)
+    except Preempted as preemption:  # no failure: the group ends here
+        if train_context.get_world_rank() == 0:
+            durable.write_record(job_folder / STOPPED, {"message": str(preemption)})
     except Exception as error:
         # Kept beside the spec: Ray shows the group's failure, this says which rank failed and where.
-        file = folder / f"rank-{context.get_world_rank()}{_TRACEBACK}"
-        file.write_text(redact(traceback.format_exc()))
-        if (message := _for_user(error, folder) or _of_program(error, file)) is not None:
-            durable.write_record(folder / ERROR, {"message": str(message)})
+        traceback_file = job_folder / f"rank-{train_context.get_world_rank()}{_TRACEBACK}"
+        traceback_file.write_text(redact(traceback.format_exc()))
+        if (user_error := _for_user(error, job_folder) or _of_program(error, traceback_file)) is not None:
+            durable.write_record(job_folder / ERROR, {"message": str(user_error)})
         raise
 
 
-def _for_user(error: Exception, folder: Path) -> UserError | None:
-    return error if isinstance(error, UserError) else durable.storage_error(error, folder.parent)
+def _for_user(error: Exception, job_folder: Path) -> UserError | None:
+    return error if isinstance(error, UserError) else durable.storage_error(error, job_folder.parent)
 
 
-def _of_program(error: Exception, file: Path) -> UserError | None:
+def _of_program(error: Exception, traceback_file: Path) -> UserError | None:
     """Return the line for an error that another try would meet again; None if another try may pass."""
     if not isinstance(error, _DETERMINISTIC):
         return None
-    origin = traceback.extract_tb(error.__traceback__)[-1]
+    last_frame = traceback.extract_tb(error.__traceback__)[-1]
     reason = " ".join(str(error).split())[:300]
     return UserError(
-        f"{type(error).__name__}: {reason} ({Path(origin.filename).name}, line {origin.lineno}); it would "
-        f"happen again, so it is not tried again (whole traceback: {file})"
+        f"{type(error).__name__}: {reason} ({Path(last_frame.filename).name}, line {last_frame.lineno}); "
+        f"it would happen again, so it is not tried again (full traceback: {traceback_file})"
     )
 
 
 def _model(reference: str) -> Any:
-    module, _, name = reference.partition(":")
-    return getattr(importlib.import_module(module), name)
+    module_name, _, type_name = reference.partition(":")
+    return getattr(importlib.import_module(module_name), type_name)
 
 
 if __name__ == "__main__":

@@ -58,11 +58,11 @@ class LocalPool:
 
 
 @error_boundary()
-def _call(function: str, build: Build) -> Work:
-    began = time.time()
-    clock = time.monotonic()
-    facts = Kind(function, "").load()(build)
-    return Work(facts, began, began, began + time.monotonic() - clock)
+def _call(function_reference: str, build: Build) -> Work:
+    began_at = time.time()
+    clock_start = time.monotonic()
+    facts = Kind(function_reference, "").load()(build)
+    return Work(facts, began_at, began_at, began_at + time.monotonic() - clock_start)
 
 
 def _start_worker() -> None:

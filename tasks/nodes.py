@@ -31,9 +31,9 @@ _SECONDS = 10.0
 class NodeMeter:
     """Measures this node every 10 s while the `with` block runs."""
 
-    def __init__(self, out: Path, address: str) -> None:
+    def __init__(self, stage_folder: Path, node_address: str) -> None:
         """Args: the stage's folder; what the node is called, an own name for each."""
-        self.file = out / FOLDER / f"{address}.jsonl"
+        self.file = stage_folder / FOLDER / f"{node_address}.jsonl"
         self._end = threading.Event()
         self._measurer = threading.Thread(target=self._measure_on, name="node-meter", daemon=True)
 
@@ -50,20 +50,22 @@ class NodeMeter:
 
     def _measure_on(self) -> None:
         psutil.cpu_percent()  # the first answer is of no time at all
-        done = len(read_rows(self.file))
+        measurement_count = len(read_rows(self.file))
         self._end.wait(1.0)
         while True:
-            done += 1
-            with self.file.open("a") as file:
-                file.write(json.dumps({"step": done, "time": time.time(), **measure()}) + "\n")
+            measurement_count += 1
+            with self.file.open("a") as metrics_file:
+                metrics_file.write(
+                    json.dumps({"step": measurement_count, "time": time.time(), **measure()}) + "\n"
+                )
             if self._end.wait(_SECONDS):
                 return
 
 
 def measure() -> dict[str, float]:
     """Return the node's figures since the last call, by name."""
-    figures = (psutil.cpu_percent(), psutil.virtual_memory().percent, *_devices())
-    return dict(zip(NAMES, figures, strict=False))
+    values = (psutil.cpu_percent(), psutil.virtual_memory().percent, *_devices())
+    return dict(zip(NAMES, values, strict=False))
 
 
 def _devices() -> tuple[float, ...]:
@@ -72,11 +74,15 @@ def _devices() -> tuple[float, ...]:
     try:
         pynvml.nvmlInit()
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        busy = [pynvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in handles]
-        memory = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
-        watts = sum(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000 for handle in handles)
+        utilisations = [pynvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in handles]
+        memory_infos = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
+        total_watts = sum(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000 for handle in handles)
     except pynvml.NVMLError:
         return ()
     if not handles:
         return ()
-    return sum(busy) / len(busy), 100 * sum(m.used for m in memory) / sum(m.total for m in memory), watts
+    return (
+        sum(utilisations) / len(utilisations),
+        100 * sum(m.used for m in memory_infos) / sum(m.total for m in memory_infos),
+        total_watts,
+    )

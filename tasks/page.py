@@ -42,44 +42,50 @@ _COLOURS = (
 class Page:
     """The artifacts of one pipeline. Outside a flow run it shows nothing."""
 
-    def __init__(self, pipeline: str) -> None:
-        self.pipeline = pipeline
+    def __init__(self, pipeline_name: str) -> None:
+        self.pipeline = pipeline_name
         self._progress: dict[str, UUID] = {}
         self._next: dict[str, float] = {}
 
-    def start(self, training: str) -> None:
+    def start(self, training_name: str) -> None:
         """Add the progress of a training that begins."""
-        key = self.key(training)
-        made = _show(lambda: create_progress_artifact(0.0, key, f"Training {training}, % of its steps"))
-        if made is not None:
-            self._progress[training] = made
+        artifact_key = self.key(training_name)
+        artifact_id = _show(
+            lambda: create_progress_artifact(0.0, artifact_key, f"Training {training_name}, % of its steps")
+        )
+        if artifact_id is not None:
+            self._progress[training_name] = artifact_id
 
-    def advance(self, training: str, folder: Path, steps: int) -> None:
+    def advance(self, training_name: str, stage_folder: Path, total_steps: int) -> None:
         """Update a training's progress from its files, at most every 10 s."""
-        identity = self._progress.get(training)
-        if identity is None or time.monotonic() < self._next.get(training, 0.0):
+        artifact_id = self._progress.get(training_name)
+        if artifact_id is None or time.monotonic() < self._next.get(training_name, 0.0):
             return
-        self._next[training] = time.monotonic() + _SECONDS_BETWEEN_UPDATES
-        if rows := last_rows(folder / METRICS, 1):
-            _show(lambda: update_progress_artifact(identity, progress=100.0 * rows[-1]["step"] / steps))
+        self._next[training_name] = time.monotonic() + _SECONDS_BETWEEN_UPDATES
+        if rows := last_rows(stage_folder / METRICS, 1):
+            _show(
+                lambda: update_progress_artifact(artifact_id, progress=100.0 * rows[-1]["step"] / total_steps)
+            )
 
-    def finish(self, training: str, folder: Path) -> None:
+    def finish(self, training_name: str, stage_folder: Path) -> None:
         """Mark a training as done and draw its curve."""
-        if (identity := self._progress.pop(training, None)) is None:
+        if (artifact_id := self._progress.pop(training_name, None)) is None:
             return
-        _show(lambda: update_progress_artifact(identity, progress=100.0))
+        _show(lambda: update_progress_artifact(artifact_id, progress=100.0))
         # The chart wants step, loss and no more of a row.
-        curve: Any = [row for row in read_rows(folder / METRICS) if row["loss"] is not None]
-        drawn = picture(loss_chart(training, curve))
+        loss_rows: Any = [row for row in read_rows(stage_folder / METRICS) if row["loss"] is not None]
+        image_address = picture(loss_chart(training_name, loss_rows))
         _show(
-            lambda: create_image_artifact(drawn, self.key(training, "loss"), f"Training loss of {training}")
+            lambda: create_image_artifact(
+                image_address, self.key(training_name, "loss"), f"Training loss of {training_name}"
+            )
         )
 
-    def close(self, steps: list[JsonObject], links: Mapping[str, str]) -> None:
+    def close(self, step_rows: list[JsonObject], links: Mapping[str, str]) -> None:
         """Write the table of all steps and the links, at the end of the run."""
-        _show(lambda: create_table_artifact(steps, self.key("steps"), f"Steps of {self.pipeline}"))
-        for label, where in links.items():
-            if url_match := re.match(r"https?://\S+", where):
+        _show(lambda: create_table_artifact(step_rows, self.key("steps"), f"Steps of {self.pipeline}"))
+        for label, link_target in links.items():
+            if url_match := re.match(r"https?://\S+", link_target):
                 url = url_match[0]
                 _show(lambda url=url, label=label: create_link_artifact(url, label, self.key(label)))  # type: ignore[misc]
 
@@ -90,23 +96,23 @@ class Page:
 
 def picture(svg: str) -> str:
     """Return a chart of the report as an address that holds the whole picture."""
-    alone = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="720" ', 1)
-    alone = alone.replace(">", f"><style>{_COLOURS}</style>", 1)
-    return f"data:image/svg+xml;base64,{base64.b64encode(alone.encode()).decode()}"
+    standalone_svg = svg.replace("<svg ", '<svg xmlns="http://www.w3.org/2000/svg" width="720" ', 1)
+    standalone_svg = standalone_svg.replace(">", f"><style>{_COLOURS}</style>", 1)
+    return f"data:image/svg+xml;base64,{base64.b64encode(standalone_svg.encode()).decode()}"
 
 
-def _show(make: Callable[[], Any]) -> Any:
+def _show(make_artifact: Callable[[], Any]) -> Any:
     if FlowRunContext.get() is None and TaskRunContext.get() is None:
         return None
-    for pause in (*_PAUSES, None):
+    for retry_pause in (*_PAUSES, None):
         try:
-            return make()
+            return make_artifact()
         except (PrefectException, httpx.HTTPError) as error:
-            if pause is None or not _may_pass(error):
+            if retry_pause is None or not _may_pass(error):
                 warning_text = "Prefect does not answer (%s); its page lacks something"
                 logging.getLogger(__name__).warning(warning_text, error)
                 return None
-            time.sleep(pause)
+            time.sleep(retry_pause)
 
 
 def _may_pass(error: Exception) -> bool:

@@ -35,11 +35,11 @@ class _NodeBackend(_TorchBackend):
 
 def choose_interface() -> None:
     """Set the interface of this node's address, unless somebody has set one."""
-    address = ray.util.get_node_ip_address()
+    node_address = ray.util.get_node_ip_address()
     interface_addresses = (
-        name
-        for name, addresses in psutil.net_if_addrs().items()
-        if address in [entry.address for entry in addresses]
+        interface_name
+        for interface_name, addresses in psutil.net_if_addrs().items()
+        if node_address in [entry.address for entry in addresses]
     )
-    if name := next(interface_addresses, None):
-        os.environ.setdefault(INTERFACE, name)
+    if interface_name := next(interface_addresses, None):
+        os.environ.setdefault(INTERFACE, interface_name)

@@ -26,9 +26,9 @@ _RECENT = 20
 class ProgressView:
     """Steps of a pipeline as they start, advance and end. Safe to call from several threads."""
 
-    def __init__(self, total: int) -> None:
+    def __init__(self, total_steps: int) -> None:
         self.console = Console(highlight=False)
-        self.total = total
+        self.total = total_steps
         self.done = 0
         self._lock = threading.Lock()
         self._rows: dict[str, TaskID] = {}
@@ -50,42 +50,47 @@ class ProgressView:
         """Stop drawing."""
         self._live.stop()
 
-    def start(self, name: str, steps: int | None) -> None:
+    def start(self, step_name: str, steps: int | None) -> None:
         """Show that a step begins; `steps` optimiser steps if it trains."""
         with self._lock:
-            self._rows[name] = self._live.add_task(name, total=steps, note="starting")
-            self._totals[name] = steps or 0
-            self._printed[name] = (time.monotonic(), 0)
+            self._rows[step_name] = self._live.add_task(step_name, total=steps, note="starting")
+            self._totals[step_name] = steps or 0
+            self._printed[step_name] = (time.monotonic(), 0)
 
-    def advance(self, name: str, folder: Path) -> None:
+    def advance(self, step_name: str, step_folder: Path) -> None:
         """Show how far a step is that trains or cleans; of others nothing is known before their end."""
-        moved = _training(folder, self._totals[name]) if self._totals[name] else _cleaning(folder)
+        moved = (
+            _training(step_folder, self._totals[step_name])
+            if self._totals[step_name]
+            else _cleaning(step_folder)
+        )
         if moved is None:
             return
         with self._lock:
-            self._live.update(self._rows[name], completed=moved.done, total=moved.total, note=moved.note)
-            printed_at, done = self._printed[name]
-            waited = time.monotonic() - printed_at > _SECONDS_BETWEEN_LINES
+            self._live.update(self._rows[step_name], completed=moved.done, total=moved.total, note=moved.note)
+            printed_at, printed_count = self._printed[step_name]
+            is_due = time.monotonic() - printed_at > _SECONDS_BETWEEN_LINES
             # Only what moves: a last row would be repeated until the job has shut down.
-            if not self.console.is_terminal and done < moved.done < moved.total and waited:
-                self._printed[name] = (time.monotonic(), moved.done)
-                self.console.print(f"      {name} {moved.done}/{moved.total}  {moved.note}")
+            if not self.console.is_terminal and printed_count < moved.done < moved.total and is_due:
+                self._printed[step_name] = (time.monotonic(), moved.done)
+                self.console.print(f"      {step_name} {moved.done}/{moved.total}  {moved.note}")
 
-    def finish(self, name: str, state: str, record: JsonObject | None = None) -> None:
+    def finish(self, step_name: str, state: str, manifest: JsonObject | None = None) -> None:
         """Show that a step is `built`, `cached`, `failed` or `stopped`."""
         with self._lock:
-            if name in self._rows:
-                self._live.remove_task(self._rows.pop(name))
+            if step_name in self._rows:
+                self._live.remove_task(self._rows.pop(step_name))
             self.done += 1
-            took = f"  {record['seconds']:.1f} s" if record and state == "built" else ""
-            loss = (record or {}).get("facts", {}).get("heldout_loss")
-            measured = f"  held-out loss {loss:.3f}" if loss is not None else ""
+            duration_text = f"  {manifest['seconds']:.1f} s" if manifest and state == "built" else ""
+            heldout_loss = (manifest or {}).get("facts", {}).get("heldout_loss")
+            loss_text = f"  held-out loss {heldout_loss:.3f}" if heldout_loss is not None else ""
             self.console.print(
-                f"[{self.done:>2}/{self.total}] {state:<7} {name}{took}{measured}", markup=False
+                f"[{self.done:>2}/{self.total}] {state:<7} {step_name}{duration_text}{loss_text}",
+                markup=False,
             )
-            for alarm in (record or {}).get("facts", {}).get("source_alarms", []):
+            for alarm in (manifest or {}).get("facts", {}).get("source_alarms", []):
                 self.console.print(f"        {alarm}", markup=False, soft_wrap=True)
-            for line in filter(None, [_set_aside(record), *_warnings(record)]):
+            for line in filter(None, [_set_aside(manifest), *_warnings(manifest)]):
                 self.console.print(f"        {line}", markup=False, soft_wrap=True)
 
 
@@ -94,15 +99,16 @@ def _warnings(record: JsonObject | None) -> list[str]:
     return (record or {}).get("facts", {}).get("warnings", [])
 
 
-def _set_aside(record: JsonObject | None) -> str:
+def _set_aside(manifest: JsonObject | None) -> str:
     """Print what could not be read of a source, also when the source is reused."""
-    aside = (record or {}).get("facts", {}).get("quarantined")
-    if not aside or not aside["first"]:
+    quarantined = (manifest or {}).get("facts", {}).get("quarantined")
+    if not quarantined or not quarantined["first"]:
         return ""
-    counts = [
-        f"{aside[kind]} {kind.removesuffix('s') if aside[kind] == 1 else kind}" for kind in ("files", "rows")
+    count_texts = [
+        f"{quarantined[unit]} {unit.removesuffix('s') if quarantined[unit] == 1 else unit}"
+        for unit in ("files", "rows")
     ]
-    return f"{counts[0]} and {counts[1]} set aside; first: {aside['first'][0]}"
+    return f"{count_texts[0]} and {count_texts[1]} set aside; first: {quarantined['first'][0]}"
 
 
 class _Moved(NamedTuple):
@@ -111,30 +117,36 @@ class _Moved(NamedTuple):
     note: str
 
 
-def _training(folder: Path, total: int) -> _Moved | None:
+def _training(stage_folder: Path, total_steps: int) -> _Moved | None:
     """Optimiser steps, from a training's newest metrics; None before its first logged step."""
-    recent = last_rows(folder / METRICS, _RECENT)
-    if not recent:
+    recent_rows = last_rows(stage_folder / METRICS, _RECENT)
+    if not recent_rows:
         return None
-    last = recent[-1]
-    loss = "not finite" if last["loss"] is None else f"{last['loss']:.3f}"
+    last_row = recent_rows[-1]
+    loss_text = "not finite" if last_row["loss"] is None else f"{last_row['loss']:.3f}"
     # Rows of steps without a usable sample have no rate.
-    timed = [row for row in recent if row["tokens_per_second"]]
-    seconds = sum(row["tokens"] / row["tokens_per_second"] for row in timed)
-    if not seconds:
-        return _Moved(last["step"], total, f"loss {loss}")
-    rate = sum(row["tokens"] for row in timed) / seconds
-    seconds_left = (total - last["step"]) * seconds / len(timed)
-    return _Moved(last["step"], total, f"loss {loss}  {human(rate)} tokens/s  ETA {human_time(seconds_left)}")
+    timed_rows = [row for row in recent_rows if row["tokens_per_second"]]
+    timed_seconds = sum(row["tokens"] / row["tokens_per_second"] for row in timed_rows)
+    if not timed_seconds:
+        return _Moved(last_row["step"], total_steps, f"loss {loss_text}")
+    tokens_per_second = sum(row["tokens"] for row in timed_rows) / timed_seconds
+    seconds_left = (total_steps - last_row["step"]) * timed_seconds / len(timed_rows)
+    return _Moved(
+        last_row["step"],
+        total_steps,
+        f"loss {loss_text}  {human(tokens_per_second)} tokens/s  ETA {human_time(seconds_left)}",
+    )
 
 
-def _cleaning(folder: Path) -> _Moved | None:
+def _cleaning(step_folder: Path) -> _Moved | None:
     """Shards, each counted once a pass over it."""
-    cleaning_state = cleaning.read(folder)
+    cleaning_state = cleaning.read(step_folder)
     if cleaning_state is None:
         return None
     time_left = (
         "" if cleaning_state.seconds_left is None else f"  ETA {human_time(cleaning_state.seconds_left)}"
     )
-    note = f"shards ({cleaning_state.stage})  {cleaning_state.bytes_per_second / 1e6:.1f} MB/s{time_left}"
-    return _Moved(cleaning_state.done, cleaning_state.total, note)
+    progress_note = (
+        f"shards ({cleaning_state.stage})  {cleaning_state.bytes_per_second / 1e6:.1f} MB/s{time_left}"
+    )
+    return _Moved(cleaning_state.done, cleaning_state.total, progress_note)

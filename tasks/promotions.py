@@ -44,14 +44,14 @@ class PromotionLog:
             UserError: another process has held it for two minutes.
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        end = time.monotonic() + _SECONDS_FOR_LOCK
-        with self.file.with_name(f"{self.file.name}.lock").open("a") as lock:
+        deadline = time.monotonic() + _SECONDS_FOR_LOCK
+        with self.file.with_name(f"{self.file.name}.lock").open("a") as lock_file:
             while True:
                 try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
-                    if time.monotonic() > end:
+                    if time.monotonic() > deadline:
                         raise UserError(
                             f"{self.file}: another process has held its lock for {_SECONDS_FOR_LOCK:.0f} s; "
                             "wait for that promotion or end it, then run again"
@@ -59,7 +59,7 @@ class PromotionLog:
                     time.sleep(0.1)
             yield
 
-    def rows(self, name: str) -> list[JsonObject]:
+    def rows(self, model_name: str) -> list[JsonObject]:
         """Return the model's rows, oldest first.
 
         Raises:
@@ -68,47 +68,47 @@ class PromotionLog:
         if not self.file.exists():
             return []
         rows = []
-        for number, line in enumerate(
+        for line_number, line in enumerate(
             self.file.read_text(encoding="utf-8", errors="replace").splitlines(), 1
         ):
             try:
                 row = json.loads(line)
-                if row["model"] == name:
+                if row["model"] == model_name:
                     rows.append(row | {"event": row.get("event") or _event_of_older_row(row)})
             except (ValueError, TypeError, KeyError):
                 raise UserError(
-                    f"{self.file}: line {number} is damaged; correct or delete it, and check with "
+                    f"{self.file}: line {line_number} is damaged; correct or delete it, and check with "
                     "`openba promote` or `openba rollback` that the champions are right"
                 ) from None
         return rows
 
-    def note(self, name: str, version: str, fingerprint: str, event: Event, reason: str) -> None:
+    def note(self, model_name: str, version: str, fingerprint: str, event: Event, reason: str) -> None:
         """Append a row, on disk when this returns."""
-        row = {
-            "time": time.time(), "model": name, "version": version, "fingerprint": fingerprint,
+        log_row = {
+            "time": time.time(), "model": model_name, "version": version, "fingerprint": fingerprint,
             "event": event, "reason": reason,
         }  # fmt: skip
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            file.write(json.dumps(log_row, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
-    def last(self, name: str, version: str, fingerprint: str) -> JsonObject | None:
+    def last(self, model_name: str, version: str, fingerprint: str) -> JsonObject | None:
         """Return the newest row of a version.
 
         Rows are matched by fingerprint: version numbers start again at 1 after MLflow's database was lost.
         """
-        rows = [
+        version_rows = [
             row
-            for row in self.rows(name)
+            for row in self.rows(model_name)
             if row.get("fingerprint", fingerprint) == fingerprint
             and ("fingerprint" in row or str(row["version"]) == version)
         ]
-        return rows[-1] if rows else None
+        return version_rows[-1] if version_rows else None
 
 
-def champions_before(rows: list[JsonObject], present: str) -> list[str]:
+def champions_before(rows: list[JsonObject], present_version: str) -> list[str]:
     """Versions that were champion before the present one, the newest first, without those taken back since.
 
     Promotions and rollbacks are replayed as a stack.
@@ -123,7 +123,7 @@ def champions_before(rows: list[JsonObject], present: str) -> list[str]:
                 stack.append(version)
         elif row["event"] in TAKEN_BACK and version in stack[:-1]:
             stack.remove(version)
-    return stack[stack.index(present) - 1 :: -1] if present in stack[1:] else []
+    return stack[stack.index(present_version) - 1 :: -1] if present_version in stack[1:] else []
 
 
 def _event_of_older_row(row: JsonObject) -> Event:

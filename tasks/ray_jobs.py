@@ -51,7 +51,7 @@ class RayJobs:
     """The jobs of one pipeline on one cluster."""
 
     def __init__(
-        self, head: RayHead, environment: dict[str, str], flow_run: str, python: str | None = None
+        self, head: RayHead, environment: dict[str, str], flow_run: str, python_command: str | None = None
     ) -> None:
         """Connect to the head's Jobs API.
 
@@ -59,7 +59,7 @@ class RayJobs:
             head: the cluster.
             environment: variables of every job.
             flow_run: id of the Prefect flow run, which each job that it submits names.
-            python: shell command that runs jobs and Ray's workers in place of the interpreter.
+            python_command: shell command that runs jobs and Ray's workers in place of the interpreter.
 
         Raises:
             UserError: the cluster refuses our token, or does not answer.
@@ -68,10 +68,10 @@ class RayJobs:
         self._head = head
         self.flow_run = flow_run
         # A head that this run has started uses this interpreter; a cluster's image has another.
-        self.python = python or shlex.quote(sys.executable if head.embedded else "python")
+        self.python = python_command or shlex.quote(sys.executable if head.embedded else "python")
         self.runtime_env: JsonObject = {"env_vars": environment}
-        if python is not None:
-            self.runtime_env["py_executable"] = python
+        if python_command is not None:
+            self.runtime_env["py_executable"] = python_command
         self.running: dict[str, Path] = {}
         """Job -> the folder that it fills, of the jobs that have not ended."""
         self.pages: dict[str, str] = {}
@@ -84,50 +84,52 @@ class RayJobs:
         Raises:
             UserError: the job failed; the message is its own line, or the end of its log.
         """
-        folder = build.out.with_name(f"{build.out.name}.job")
-        job = self._attach_or_submit(step, build, folder)
-        self.running[job] = build.out
-        self.pages[step.key] = f"{self._dashboard}/#/jobs/{job}"
-        while not (status := self._status(job, watch)).is_terminal():
+        job_folder = build.out.with_name(f"{build.out.name}.job")
+        job_id = self._attach_or_submit(step, build, job_folder)
+        self.running[job_id] = build.out
+        self.pages[step.key] = f"{self._dashboard}/#/jobs/{job_id}"
+        while not (job_status := self._status(job_id, watch)).is_terminal():
             watch()
             time.sleep(POLL_SECONDS)
-        del self.running[job]
+        del self.running[job_id]
         watch()
-        if status is not JobStatus.SUCCEEDED or not (folder / FACTS).exists():
-            raise UserError(f"{step.name}: {self._reason(job, folder, status)}")
-        process = durable.read_record(folder / PROCESS)
-        facts = durable.read_record(folder / FACTS)
-        shutil.rmtree(folder)
-        if process is None or facts is None:
-            raise UserError(f"{step.name}: what its job left in {folder} was damaged on the disk; run again")
-        return Work(process=process["began"], **facts)
+        if job_status is not JobStatus.SUCCEEDED or not (job_folder / FACTS).exists():
+            raise UserError(f"{step.name}: {self._reason(job_id, job_folder, job_status)}")
+        process_record = durable.read_record(job_folder / PROCESS)
+        facts_record = durable.read_record(job_folder / FACTS)
+        shutil.rmtree(job_folder)
+        if process_record is None or facts_record is None:
+            raise UserError(
+                f"{step.name}: what its job left in {job_folder} was damaged on the disk; run again"
+            )
+        return Work(process=process_record["began"], **facts_record)
 
-    def _status(self, job: str, watch: Callable[[], None]) -> JobStatus:
+    def _status(self, job_id: str, watch: Callable[[], None]) -> JobStatus:
         """Return the job's state; `watch` is called while the cluster does not answer."""
-        return self._answer(lambda: self.client.get_job_status(job), f"job {job}", watch)
+        return self._answer(lambda: self.client.get_job_status(job_id), f"job {job_id}", watch)
 
-    def _answer(self, ask: Callable[[], T], about: str, watch: Callable[[], None] | None = None) -> T:
+    def _answer(self, request: Callable[[], T], subject: str, watch: Callable[[], None] | None = None) -> T:
         """Return the cluster's answer. Keep asking one that does not answer: its jobs go on meanwhile.
 
         Raises:
             UserError: no answer for ten minutes; or the head of this run has ended, as it does when one of
                 its processes dies.
         """
-        end = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
-                return ask()
+                return request()
             except (OSError, RuntimeError) as error:  # RuntimeError: an HTTP status
                 if (service := self._head.service) is not None and service.process.poll() is not None:
                     raise UserError(
                         f"Ray's head ended during the run (see {service.log}); run again: what is built is "
                         "reused, and a training goes on from its last checkpoint"
                     ) from None
-                if time.monotonic() > end:
+                if time.monotonic() > deadline:
                     reason = redact(" ".join(str(error).split()))[:200]
                     raise UserError(
-                        f"Ray at {self._dashboard} gives no answer about {about} ({reason}); what runs there "
-                        "may go on: run again to wait for it"
+                        f"Ray at {self._dashboard} gives no answer about {subject} ({reason}); its jobs may "
+                        "still be running: run again to wait for them"
                     ) from None
             if watch is not None:
                 watch()
@@ -142,46 +144,52 @@ class RayJobs:
             self._stop()
 
     def _stop(self) -> None:
-        jobs = dict(self.running)
+        running_jobs = dict(self.running)
         warned_jobs = set[str]()
-        for out in jobs.values():
+        for out in running_jobs.values():
             if (out / ATTEMPTS).exists():
                 (out / REQUEST).touch()
-        late = time.monotonic() + SECONDS_TO_SAVE
-        while jobs := {job: out for job, out in jobs.items() if not self._has_ended(job)}:
-            if time.monotonic() > late + SECONDS_TO_END:
+        save_deadline = time.monotonic() + SECONDS_TO_SAVE
+        while running_jobs := {
+            job_id: out for job_id, out in running_jobs.items() if not self._has_ended(job_id)
+        }:
+            if time.monotonic() > save_deadline + SECONDS_TO_END:
                 return
-            for job, out in jobs.items():
-                if job not in warned_jobs and (time.monotonic() > late or not (out / REQUEST).exists()):
-                    self.client.stop_job(job)
-                    warned_jobs.add(job)
+            for job_id, out in running_jobs.items():
+                if job_id not in warned_jobs and (
+                    time.monotonic() > save_deadline or not (out / REQUEST).exists()
+                ):
+                    self.client.stop_job(job_id)
+                    warned_jobs.add(job_id)
             time.sleep(POLL_SECONDS)
 
-    def _has_ended(self, job: str) -> bool:
-        return bool(self.client.get_job_status(job).is_terminal())
+    def _has_ended(self, job_id: str) -> bool:
+        return bool(self.client.get_job_status(job_id).is_terminal())
 
-    def _attach_or_submit(self, step: Step, build: Build, folder: Path) -> str:
-        prefix = f"{step.name}-{step.fingerprint}-"
+    def _attach_or_submit(self, step: Step, build: Build, job_folder: Path) -> str:
+        id_prefix = f"{step.name}-{step.fingerprint}-"
         jobs = self._answer(self.client.list_jobs, f"jobs of {step.name}")
         status_by_job = {job.submission_id: job.status for job in jobs if job.submission_id}
-        attempts = {name: status for name, status in status_by_job.items() if name.startswith(prefix)}
-        for name, status in attempts.items():
-            if not status.is_terminal() or (status is JobStatus.SUCCEEDED and (folder / FACTS).exists()):
-                return name
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        status_by_attempt = {
+            job_id: status for job_id, status in status_by_job.items() if job_id.startswith(id_prefix)
+        }
+        for job_id, status in status_by_attempt.items():
+            if not status.is_terminal() or (status is JobStatus.SUCCEEDED and (job_folder / FACTS).exists()):
+                return job_id
+        shutil.rmtree(job_folder, ignore_errors=True)
+        job_folder.mkdir(parents=True)
         (build.out / REQUEST).unlink(missing_ok=True)  # of a run that ended before it was seen
-        durable.write_record(folder / SPEC, _spec(step, build))
-        name = f"{prefix}{len(attempts) + 1}"
-        self._answer(lambda: self._submit(step, build, folder, name), f"job {name}")
-        return name
+        durable.write_record(job_folder / SPEC, _spec(step, build))
+        job_id = f"{id_prefix}{len(status_by_attempt) + 1}"
+        self._answer(lambda: self._submit(step, build, job_folder, job_id), f"job {job_id}")
+        return job_id
 
-    def _submit(self, step: Step, build: Build, folder: Path, name: str) -> None:
-        if any(job.submission_id == name for job in self.client.list_jobs()):
+    def _submit(self, step: Step, build: Build, job_folder: Path, job_id: str) -> None:
+        if any(job.submission_id == job_id for job in self.client.list_jobs()):
             return  # an earlier try was heard and its answer lost
         self.client.submit_job(
-            entrypoint=f"{self.python} -m tasks.job {shlex.quote(str(folder))}",
-            submission_id=name,
+            entrypoint=f"{self.python} -m tasks.job {shlex.quote(str(job_folder))}",
+            submission_id=job_id,
             # A job's entry point runs on the head; one that computes there itself asks for a device.
             # One that hands its work out needs none.
             entrypoint_num_gpus=1
@@ -193,27 +201,27 @@ class RayJobs:
             metadata={"step": step.name, "fingerprint": step.fingerprint, FLOW_RUN: self.flow_run},
         )
 
-    def _reason(self, job: str, folder: Path, status: JobStatus) -> str:
-        for name in (ERROR, STOPPED):
-            if (record := durable.read_record(folder / name)) is not None:
+    def _reason(self, job_id: str, job_folder: Path, status: JobStatus) -> str:
+        for record_name in (ERROR, STOPPED):
+            if (record := durable.read_record(job_folder / record_name)) is not None:
                 return str(record["message"])
-        log = folder / "job.log"
-        printed = ""
-        message = ""
-        code: int | None = None
+        log_file = job_folder / "job.log"
+        log_text = ""
+        ray_message = ""
+        exit_code: int | None = None
         with suppress(OSError, RuntimeError):  # the node that had it is gone
-            details = self.client.get_job_info(job)
-            printed = self.client.get_job_logs(job)
-            message = " ".join((details.message or "").split())
-            code = details.driver_exit_code
+            details = self.client.get_job_info(job_id)
+            log_text = self.client.get_job_logs(job_id)
+            ray_message = " ".join((details.message or "").split())
+            exit_code = details.driver_exit_code
         with suppress(OSError):  # a full disk may be why it failed
-            log.write_text(printed)
+            log_file.write_text(log_text)
         # Not a ruler such as ===== or a lone bracket, with which many tools end what they print.
-        lines = [line for line in printed.splitlines() if any(map(str.isalnum, line))]
-        reason = lines[-1] if lines else message or "no output"
-        if code in _KILLED:  # what it printed last says nothing of it
+        lines = [line for line in log_text.splitlines() if any(map(str.isalnum, line))]
+        reason = lines[-1] if lines else ray_message or "no output"
+        if exit_code in _KILLED:  # what it printed last says nothing of it
             reason = "its process was killed, by somebody or for want of memory; run again to go on"
-        return f"Ray job {job} ended as {status.value}: {reason} (whole log: {log})"
+        return f"Ray job {job_id} ended as {status.value}: {reason} (whole log: {log_file})"
 
 
 def _spec(step: Step, build: Build) -> JsonObject:

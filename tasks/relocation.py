@@ -37,26 +37,26 @@ def adopt_home(home: Home) -> Path | None:
     Raises:
         UserError: the database is locked or damaged.
     """
-    database = home.root / _DATABASE
-    if home.tracking_uri != f"sqlite:///{database}" or not database.exists():
+    database_file = home.root / _DATABASE
+    if home.tracking_uri != f"sqlite:///{database_file}" or not database_file.exists():
         return None
     try:
-        with closing(sqlite3.connect(database, timeout=10)) as connection, connection:
-            old = _old_root(connection, home.root)
-            if old is None:
+        with closing(sqlite3.connect(database_file, timeout=10)) as connection, connection:
+            old_root = _old_root(connection, home.root)
+            if old_root is None:
                 return None
-            for before, after in _spellings(old, home.root):
+            for old_prefix, new_prefix in _spellings(old_root, home.root):
                 for table, column in _ADDRESSES:
                     connection.execute(
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608 - names of ours
                         f"WHERE substr({column}, 1, ?) = ?",
-                        (f"{after}/", len(before) + 2, len(before) + 1, f"{before}/"),
+                        (f"{new_prefix}/", len(old_prefix) + 2, len(old_prefix) + 1, f"{old_prefix}/"),
                     )
-            for pointer in (home.root / ARTIFACTS).rglob("pointer.json"):
-                _correct_pointer(pointer, old, home.root)
+            for pointer_file in (home.root / ARTIFACTS).rglob("pointer.json"):
+                _correct_pointer(pointer_file, old_root, home.root)
     except sqlite3.Error as error:
-        raise UserError(f"{database}: {error}; end the process that uses it, then run again") from None
-    return old
+        raise UserError(f"{database_file}: {error}; end the process that uses it, then run again") from None
+    return old_root
 
 
 def _old_root(connection: sqlite3.Connection, root: Path) -> Path | None:
@@ -64,26 +64,26 @@ def _old_root(connection: sqlite3.Connection, root: Path) -> Path | None:
     if not connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchone():
         return None
     for (location,) in connection.execute("SELECT artifact_location FROM experiments"):
-        folder, _, name = str(location).removeprefix("file://").rpartition("/")
-        if name == ARTIFACTS and Path(folder) != root and quote(str(root)) != folder:
+        folder, _, folder_name = str(location).removeprefix("file://").rpartition("/")
+        if folder_name == ARTIFACTS and Path(folder) != root and quote(str(root)) != folder:
             return Path(folder)
     return None
 
 
-def _spellings(old: Path, new: Path) -> Iterator[tuple[str, str]]:
+def _spellings(old_root: Path, new_root: Path) -> Iterator[tuple[str, str]]:
     """Prefixes to replace: plain paths, and `file://` addresses, in which MLflow quotes some characters."""
-    yield str(old), str(new)
-    yield f"file://{old}", f"file://{new}"
-    if quote(str(old)) != str(old):
-        yield f"file://{quote(str(old))}", f"file://{quote(str(new))}"
+    yield str(old_root), str(new_root)
+    yield f"file://{old_root}", f"file://{new_root}"
+    if quote(str(old_root)) != str(old_root):
+        yield f"file://{quote(str(old_root))}", f"file://{quote(str(new_root))}"
 
 
-def _correct_pointer(path: Path, old: Path, new: Path) -> None:
-    pointer = json.loads(path.read_text(encoding="utf-8"))
-    address = str(pointer["uri"])
-    if not address.startswith(f"{old}/"):
+def _correct_pointer(pointer_file: Path, old_root: Path, new_root: Path) -> None:
+    pointer = json.loads(pointer_file.read_text(encoding="utf-8"))
+    store_uri = str(pointer["uri"])
+    if not store_uri.startswith(f"{old_root}/"):
         return
-    pointer["uri"] = f"{new}{address.removeprefix(str(old))}"
-    partial = path.with_name(f"{path.name}.tmp")
+    pointer["uri"] = f"{new_root}{store_uri.removeprefix(str(old_root))}"
+    partial = pointer_file.with_name(f"{pointer_file.name}.tmp")
     partial.write_text(json.dumps(pointer, indent=2), encoding="utf-8")
-    partial.replace(path)
+    partial.replace(pointer_file)

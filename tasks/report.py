@@ -34,15 +34,15 @@ def write_report(session: Session, registered: list[Registration]) -> str:
         "registry": [_registry_row(row) for row in registered],
     }
     report = redact_values(collected)  # a source's address in a recipe may hold a password
-    folder = session.home.report
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
-    _replace(folder / "report.html", render(report))
+    report_folder = session.home.report
+    report_folder.mkdir(parents=True, exist_ok=True)
+    _replace(report_folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
+    _replace(report_folder / "report.html", render(report))
     session.page.close(report["steps"], report["links"])
-    write_tables(folder / "tables", report["evaluations"])
-    for figure, text in ((5, ablation_csv(report["ablation"])), (6, evolution_csv(report))):
-        (folder / "tables" / f"figure-{figure}.csv").write_text(text, encoding="utf-8")
-    return str(folder / "report.html")
+    write_tables(report_folder / "tables", report["evaluations"])
+    for figure_number, csv_text in ((5, ablation_csv(report["ablation"])), (6, evolution_csv(report))):
+        (report_folder / "tables" / f"figure-{figure_number}.csv").write_text(csv_text, encoding="utf-8")
+    return str(report_folder / "report.html")
 
 
 def links(session: Session) -> dict[str, str]:
@@ -62,14 +62,14 @@ def _ray_link(session: Session) -> str:
     if session.ray is None:
         return "not started: every job's output was there already"
     if session.ray.embedded:
-        logs = "are deleted with it" if session.ray.scratch else f"stay in {session.home.root / 'ray'}"
-        return f"{session.ray.dashboard}  (while a run is going; its logs {logs})"
+        log_note = "are deleted with it" if session.ray.scratch else f"stay in {session.home.root / 'ray'}"
+        return f"{session.ray.dashboard}  (while a run is going; its logs {log_note})"
     return session.ray.dashboard
 
 
-def _registry_row(row: Registration) -> JsonObject:
-    values = dataclasses.asdict(row)
-    return values | {"alias": values.pop("aliases")}
+def _registry_row(registration: Registration) -> JsonObject:
+    row_values = dataclasses.asdict(registration)
+    return row_values | {"alias": row_values.pop("aliases")}
 
 
 def _git() -> JsonObject | None:
@@ -78,10 +78,10 @@ def _git() -> JsonObject | None:
         return {"commit": commit, "dirty": False}
 
     def ask(*command: str) -> str:
-        done = subprocess.run(
+        completed = subprocess.run(
             ["git", "-C", str(CONFIGS.parent), *command], capture_output=True, text=True, check=True
         )
-        return done.stdout.strip()
+        return completed.stdout.strip()
 
     try:
         # An installed package may lie in a folder of another repository, whose commit says nothing of openba.
@@ -93,12 +93,12 @@ def _git() -> JsonObject | None:
 
 
 def _hardware() -> str:
-    model = next(
+    processor_model = next(
         (line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
         platform.machine(),
     )
-    system = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
-    return f"{os.cpu_count()} x {model}, {system}"
+    system_name = f"{platform.system()} {platform.release()}, Python {platform.python_version()}"
+    return f"{os.cpu_count()} x {processor_model}, {system_name}"
 
 
 def _lines(path: str) -> list[str]:

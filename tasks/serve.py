@@ -49,21 +49,21 @@ class Place:
 class Source:
     """Model named on the command line, and the version that its alias stands for at present."""
 
-    def __init__(self, asked: str, home: Home) -> None:
+    def __init__(self, model_reference: str, home: Home) -> None:
         """Args: a folder or a `models:/` address; where the registry is.
 
         Raises:
             UserError: neither of the two.
         """
-        self.asked = asked
+        self.asked = model_reference
         self.uri = home.tracking_uri
-        registered_match = REGISTERED.fullmatch(asked)
-        self.name: str = registered_match[1] if registered_match else Path(asked).resolve().name
+        registered_match = REGISTERED.fullmatch(model_reference)
+        self.name: str = registered_match[1] if registered_match else Path(model_reference).resolve().name
         self.alias: str | None = registered_match[2] if registered_match else None
-        self.folder = None if registered_match else Path(asked)
+        self.folder = None if registered_match else Path(model_reference)
         if self.folder is not None and not (self.folder / "config.json").exists():
             raise UserError(
-                f"{asked}: not a model's folder (no config.json in it), nor models:/NAME@ALIAS or "
+                f"{model_reference}: not a model's folder (no config.json in it), nor models:/NAME@ALIAS or "
                 "models:/NAME/VERSION"
             )
 
@@ -122,35 +122,50 @@ def names(host: str) -> tuple[str, ...]:
     return LOOPBACK if host in LOOPBACK else ("*",)
 
 
-def serve(asked: str, home: Home, limits: Limits, *, host: str, port: int, device: str, poll: float) -> None:
+def serve(
+    model_reference: str,
+    home: Home,
+    limits: Limits,
+    *,
+    host: str,
+    port: int,
+    device: str,
+    poll_seconds: float,
+) -> None:
     """Answer until SIGINT or SIGTERM.
 
     Args:
-        asked: a model's folder or `models:/NAME@ALIAS`.
+        model_reference: a model's folder or `models:/NAME@ALIAS`.
         home: where the registry is.
         limits: what clients may do.
         host: the address to listen on; any but loopback needs a key in OPENBA_API_KEY.
         port: 0 for a free one.
         device: of the model, as torch names it.
-        poll: seconds between two looks at the alias.
+        poll_seconds: seconds between two looks at the alias.
 
     Raises:
         UserError: no such model, no key, or the port is in use.
     """
-    key = os.environ.get("OPENBA_API_KEY") or None
-    if host not in LOOPBACK and key is None:
+    api_key = os.environ.get("OPENBA_API_KEY") or None
+    if host not in LOOPBACK and api_key is None:
         raise UserError(
             f"--host {host}: set OPENBA_API_KEY to a secret first, or whoever reaches this machine may ask"
         )
-    source = Source(asked, home)
+    source = Source(model_reference, home)
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(_serve(source, limits, key, host, port, device, poll))
+        asyncio.run(_serve(source, limits, api_key, host, port, device, poll_seconds))
 
 
 async def _serve(
-    source: Source, limits: Limits, key: str | None, host: str, port: int, device: str, poll: float
+    source: Source,
+    limits: Limits,
+    api_key: str | None,
+    host: str,
+    port: int,
+    device: str,
+    poll_seconds: float,
 ) -> None:
-    listening = _bound(host, port)
+    listening_socket = _bound(host, port)
     models = ModelHost(limits, ServerMetrics(), device)
     model_location = await begin(source, models)
 
@@ -158,18 +173,19 @@ async def _serve(
         client_timeout = limits.client_timeout
 
     config = uvicorn.Config(
-        Application(models, key).asgi(names(host)), http=Patient, ws="none", lifespan="off",
+        Application(models, api_key).asgi(names(host)), http=Patient, ws="none", lifespan="off",
         log_level="error", access_log=False, server_header=False, timeout_graceful_shutdown=30,
     )  # fmt: skip
-    address = f"http://{host}:{listening.getsockname()[1]}"
-    guard = "with a key" if key else "no key"
+    address = f"http://{host}:{listening_socket.getsockname()[1]}"
+    key_note = "with a key" if api_key else "no key"
     print(
-        f"{model_location.name} {model_location.version} on {address} ({guard}; Ctrl-C ends it)", flush=True
+        f"{model_location.name} {model_location.version} on {address} ({key_note}; Ctrl-C ends it)",
+        flush=True,
     )
     server = uvicorn.Server(config)
-    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    serving = asyncio.create_task(server.serve(sockets=[listening_socket]))
     guarding = asyncio.create_task(models.until_failure())
-    watching = asyncio.create_task(watch(source, models, poll)) if source.alias else None
+    watching = asyncio.create_task(watch(source, models, poll_seconds)) if source.alias else None
     try:
         await asyncio.wait({serving, guarding}, return_when=asyncio.FIRST_COMPLETED)
         if not serving.done():
@@ -184,17 +200,17 @@ async def _serve(
         models.close()
 
 
-def _exit_after_failure(name: str, failure: str) -> NoReturn:
+def _exit_after_failure(model_name: str, failure: str) -> NoReturn:
     """End the process at once: a thread that hangs in the model must not keep it alive."""
-    print(f"openba: {name}: the engine is {failure}; the server stops", file=sys.stderr, flush=True)
+    print(f"openba: {model_name}: the engine is {failure}; the server stops", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(EXIT_ENGINE_FAILED)
 
 
-async def watch(source: Source, models: ModelHost, poll: float) -> None:
+async def watch(source: Source, models: ModelHost, poll_seconds: float) -> None:
     """Follow the alias. What cannot be loaded is told once and tried again; the present model goes on."""
     while True:
-        await asyncio.sleep(poll)
+        await asyncio.sleep(poll_seconds)
         try:
             model_location = await asyncio.to_thread(source.now)
             if models.current is not None and model_location.version == models.current.version:
@@ -219,13 +235,13 @@ def _bound(host: str, port: int) -> socket.socket:
     Raises:
         UserError: it is not to be had.
     """
-    listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening_socket = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listening_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening.bind((host, port))
+        listening_socket.bind((host, port))
     except OSError as error:
-        listening.close()
+        listening_socket.close()
         raise UserError(
             f"--host {host} --port {port}: {error.strerror}; choose another (0: a free port)"
         ) from None
-    return listening
+    return listening_socket

@@ -30,8 +30,8 @@ class OpenBA(PythonModel):
         from openba.model.files import load_model
 
         pointer = json.loads(Path(context.artifacts["pointer"]).read_text(encoding="utf-8"))
-        with fetched(pointer["uri"], pointer["files"]) as folder:
-            self.model, self.tokenizer = load_model(folder / "model")
+        with fetched(pointer["uri"], pointer["files"]) as output_folder:
+            self.model, self.tokenizer = load_model(output_folder / "model")
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None
@@ -49,9 +49,11 @@ class OpenBA(PythonModel):
         from openba.data.instruct import encode_input
         from openba.model.generate import generate
 
-        limit = self.model.architecture.max_seq_length
-        sources = [encode_input(self.tokenizer, prompt, (), limit) for prompt in prompts_of(model_input)]
-        return generate(self.model, self.tokenizer, sources, (params or {}).get("max_new_tokens", 64))
+        encoder_limit = self.model.architecture.max_seq_length
+        encoded_prompts = [
+            encode_input(self.tokenizer, prompt, (), encoder_limit) for prompt in prompts_of(model_input)
+        ]
+        return generate(self.model, self.tokenizer, encoded_prompts, (params or {}).get("max_new_tokens", 64))
 
 
 def prompts_of(model_input: Any) -> list[str]:
@@ -73,11 +75,11 @@ def prompts_of(model_input: Any) -> list[str]:
     if COLUMN not in table.columns and len(table.columns) != 1:
         names = ", ".join(map(str, table.columns)) or "none"
         raise UserError(f"columns {names}: none is {COLUMN!r}; name the column of the prompts {COLUMN!r}")
-    column = table[COLUMN] if COLUMN in table.columns else table.iloc[:, 0]
-    for row, prompt in enumerate(column):
+    prompt_column = table[COLUMN] if COLUMN in table.columns else table.iloc[:, 0]
+    for row_number, prompt in enumerate(prompt_column):
         if not isinstance(prompt, str):
-            raise UserError(f"row {row}: the prompt is {type(prompt).__name__}, not a text")
-    return list(column)
+            raise UserError(f"row {row_number}: the prompt is {type(prompt).__name__}, not a text")
+    return list(prompt_column)
 
 
 mlflow.models.set_model(OpenBA())

@@ -52,15 +52,20 @@ class Service:
     """One child process and how to tell that it is up."""
 
     def __init__(
-        self, name: str, command: list[str], log: Path, ready: Callable[[], bool], environment: dict[str, str]
+        self,
+        service_name: str,
+        command: list[str],
+        log_file: Path,
+        is_ready: Callable[[], bool],
+        environment: dict[str, str],
     ) -> None:
-        self.name, self.log, self.ready = name, log, ready
+        self.name, self.log, self.ready = service_name, log_file, is_ready
         self._mark = secrets.token_hex(8)
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as file:
+        log_file.parent.mkdir(parents=True, exist_ok=True)
+        with log_file.open("wb") as log_stream:
             self.process = subprocess.Popen(
                 command,
-                stdout=file,
+                stdout=log_stream,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
                 env=os.environ | environment | {_MARK: self._mark},
@@ -87,35 +92,35 @@ class Service:
 
     def stop(self, timeout: float = 10.0) -> None:
         """SIGTERM, then SIGKILL to what is left of it and of all that it has started; 0 s: at once."""
-        family = self._family()
+        descendants = self._family()
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout)
-        for process in _still_alive(family, seconds=min(timeout, 2)):
+        for process in _still_alive(descendants, seconds=min(timeout, 2)):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self.process.kill()
-        _still_alive(family, seconds=5)
+        _still_alive(descendants, seconds=5)
         self.process.wait()
 
     def _family(self) -> list[psutil.Process]:
         """All that it has started. Where a process between has died, as Ray's, only the environment tells."""
-        family = set[psutil.Process]()
+        descendants = set[psutil.Process]()
         with suppress(psutil.NoSuchProcess):
-            family |= set(psutil.Process(self.process.pid).children(recursive=True))
+            descendants |= set(psutil.Process(self.process.pid).children(recursive=True))
         for process in psutil.process_iter():
             with suppress(psutil.Error):
                 if process.environ().get(_MARK) == self._mark and process.pid != self.process.pid:
-                    family.add(process)
-        return sorted(family, key=lambda process: process.pid)
+                    descendants.add(process)
+        return sorted(descendants, key=lambda process: process.pid)
 
 
-def _still_alive(family: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+def _still_alive(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
     """Return the processes that have not ended in time. A zombie has ended; its parent reaps it."""
-    end = time.monotonic() + seconds
-    while (alive := [process for process in family if _lives(process)]) and time.monotonic() < end:
+    deadline = time.monotonic() + seconds
+    while (living := [process for process in processes if _lives(process)]) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return alive
+    return living
 
 
 def _lives(process: psutil.Process) -> bool:
@@ -152,8 +157,10 @@ class PrefectServer:
             str(port),
         ]
         quiet = {"PREFECT_SERVER_ANALYTICS_ENABLED": "false", "PREFECT_LOGGING_SERVER_LEVEL": "WARNING"}
-        log = home.root / "logs" / "prefect-server.log"
-        self.service = Service("Prefect server", command, log, lambda: answers(f"{self.url}/health"), quiet)
+        log_file = home.root / "logs" / "prefect-server.log"
+        self.service = Service(
+            "Prefect server", command, log_file, lambda: answers(f"{self.url}/health"), quiet
+        )
 
     def wait(self) -> None:
         """Block until it answers."""
@@ -182,14 +189,21 @@ class RayHead:
         if not self.embedded:
             self.dashboard = os.environ["RAY_ADDRESS"]
             return
-        port = choose_port("runtime.services.dashboard_port", runtime.services.dashboard_port, 8265)
-        self.dashboard = f"http://{LOOPBACK}:{port}"
+        dashboard_port = choose_port("runtime.services.dashboard_port", runtime.services.dashboard_port, 8265)
+        self.dashboard = f"http://{LOOPBACK}:{dashboard_port}"
         os.environ |= self._authentication(home)
-        temporary = home.root / "ray"
-        if not _can_hold_sockets(temporary):
-            self.scratch = temporary = _short_folder()
+        temp_folder = home.root / "ray"
+        if not _can_hold_sockets(temp_folder):
+            self.scratch = temp_folder = _short_folder()
         command = [sys.executable, "-m", "tasks.ray_start", "--head", "--block"]
-        command += ["--dashboard-host", LOOPBACK, "--dashboard-port", str(port), "--temp-dir", str(temporary)]
+        command += [
+            "--dashboard-host",
+            LOOPBACK,
+            "--dashboard-port",
+            str(dashboard_port),
+            "--temp-dir",
+            str(temp_folder),
+        ]
         command += [
             "--num-cpus",
             str(runtime.ray.cpus),
@@ -197,19 +211,21 @@ class RayHead:
             str(runtime.ray.object_store),
         ]
         command += ["--disable-usage-stats", "--node-ip-address", LOOPBACK]
-        for option in (
+        for port_option in (
             "--port",
             "--dashboard-agent-listen-port",
             "--metrics-export-port",
         ):
-            command += [option, str(free_port())]
-        log = home.root / "logs" / "ray-head.log"
+            command += [port_option, str(free_port())]
+        log_file = home.root / "logs" / "ray-head.log"
         environment = RAY_ON_LOOPBACK | {
             "RAY_DISABLE_MEMORY_MONITOR": "1",
             **NICENESS,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
-        self._start = lambda: Service("Ray head", command, log, lambda: self._is_up(log), environment)
+        self._start = lambda: Service(
+            "Ray head", command, log_file, lambda: self._is_up(log_file), environment
+        )
         self.service = self._start()
 
     def wait(self) -> None:
@@ -230,9 +246,9 @@ class RayHead:
                 self.service.stop(timeout=0)
                 self.service = self._start()
 
-    def _is_up(self, log: Path) -> bool:
+    def _is_up(self, log_file: Path) -> bool:
         """Whether the head takes jobs. Its API answers before its node is there, and without one it ends."""
-        is_started = _RAY_IS_STARTED in log.read_text(encoding="utf-8", errors="replace")
+        is_started = _RAY_IS_STARTED in log_file.read_text(encoding="utf-8", errors="replace")
         return is_started and answers(f"{self.dashboard}/api/version")
 
     def stop(self) -> None:
@@ -247,11 +263,13 @@ class RayHead:
     @staticmethod
     def _authentication(home: Home) -> dict[str, str]:
         """Return a token of this run, readable by its owner only: the Jobs API runs any command."""
-        path = home.root / "ray-token"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(secrets.token_hex(16))
-        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(path)}
+        token_file = home.root / "ray-token"
+        token_file.parent.mkdir(parents=True, exist_ok=True)
+        with os.fdopen(
+            os.open(token_file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
+        ) as token_stream:
+            token_stream.write(secrets.token_hex(16))
+        return {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token_file)}
 
 
 def _can_hold_sockets(folder: Path) -> bool:
@@ -259,30 +277,32 @@ def _can_hold_sockets(folder: Path) -> bool:
 
     Ray splits some of its command lines at spaces and prints some paths as ASCII.
     """
-    text = str(folder)
-    return len(text) <= _LONGEST_RAY_FOLDER and text.isascii() and " " not in text
+    folder_text = str(folder)
+    return len(folder_text) <= _LONGEST_RAY_FOLDER and folder_text.isascii() and " " not in folder_text
 
 
 def _short_folder() -> Path:
     """Return an empty folder for sockets, in the usual place or, if that is unfit too, in /tmp."""
-    usual = Path(tempfile.mkdtemp(prefix="openba-"))
-    if _can_hold_sockets(usual):
-        return usual
-    usual.rmdir()
+    usual_folder = Path(tempfile.mkdtemp(prefix="openba-"))
+    if _can_hold_sockets(usual_folder):
+        return usual_folder
+    usual_folder.rmdir()
     return Path(tempfile.mkdtemp(prefix="openba-", dir="/tmp"))
 
 
-def choose_port(setting: str, wanted: int | None, usual: int) -> int:
+def choose_port(setting: str, wanted_port: int | None, usual_port: int) -> int:
     """Return the wanted port, or the first free one from the usual one on.
 
     Raises:
         UserError: the wanted port is in use.
     """
-    if wanted is not None:
-        if not _is_free(wanted):
-            raise UserError(f"{setting}: port {wanted} is in use; set another one or leave the setting out")
-        return wanted
-    ports = range(usual, usual + 50)
+    if wanted_port is not None:
+        if not _is_free(wanted_port):
+            raise UserError(
+                f"{setting}: port {wanted_port} is in use; set another one or leave the setting out"
+            )
+        return wanted_port
+    ports = range(usual_port, usual_port + 50)
     return next((port for port in ports if _is_free(port) and _claim(port)), None) or free_port()
 
 
@@ -292,14 +312,14 @@ def _claim(port: int) -> bool:
     The claim is a lock that ends with this process.
     """
     if port not in _claims:
-        path = Path(tempfile.gettempdir()) / f"openba-port-{port}-of-{os.getuid()}"
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        lock_path = Path(tempfile.gettempdir()) / f"openba-port-{port}-of-{os.getuid()}"
+        lock_descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            os.close(file)
+            os.close(lock_descriptor)
             return False
-        _claims[port] = file
+        _claims[port] = lock_descriptor
     return True
 
 

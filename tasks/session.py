@@ -47,7 +47,7 @@ class Session:
 
     _current: Session | None = None
 
-    def __init__(self, pipeline: Pipeline, home: Home, steps: list[Step], flow_run: str) -> None:
+    def __init__(self, pipeline: Pipeline, home: Home, steps: list[Step], flow_run_id: str) -> None:
         self.pipeline, self.home, self.steps = pipeline, home, steps
         self._by_key = {step.key: step for step in steps}
         self._times_named = Counter(step.name for step in steps)
@@ -67,12 +67,12 @@ class Session:
             self._runner_of(step) == "ray" and self.store.manifest(step) is None for step in steps
         )
         self.ray = RayHead(home, self.runtime) if needs_ray else None
-        forks = self.ray is not None and self.ray.embedded and self.runtime.device.kind == "cpu"
-        log = home.root / "logs" / "fork-server.log"
+        uses_fork_server = self.ray is not None and self.ray.embedded and self.runtime.device.kind == "cpu"
+        fork_log = home.root / "logs" / "fork-server.log"
         # OpenMP reads its number of threads once, when it is loaded: before Ray sets it for a worker.
-        variables = {"OMP_NUM_THREADS": str(self.runtime.train.threads)} | self.runtime.job_environment
-        self.fork_server = ForkServer(log, variables) if forks else None
-        self.flow_run = flow_run
+        fork_environment = {"OMP_NUM_THREADS": str(self.runtime.train.threads)} | self.runtime.job_environment
+        self.fork_server = ForkServer(fork_log, fork_environment) if uses_fork_server else None
+        self.flow_run = flow_run_id
         self.tracker = self._make_tracker()
         self.view = ProgressView(len(steps))
         self.page = Page(pipeline.config.name)
@@ -81,10 +81,10 @@ class Session:
         self._jobs_lock = threading.Lock()
 
     def _make_tracker(self) -> Tracker:
-        name = self.pipeline.config.name
+        pipeline_name = self.pipeline.config.name
         if self.runtime.tracker == "jsonl":
-            return JsonLinesTracker(self.home.root / "runs.jsonl", name, self.flow_run)
-        return Tracking(self.home, name, self.flow_run, self._stopping)
+            return JsonLinesTracker(self.home.root / "runs.jsonl", pipeline_name, self.flow_run)
+        return Tracking(self.home, pipeline_name, self.flow_run, self._stopping)
 
     @property
     def tracking(self) -> Tracking:
@@ -135,67 +135,70 @@ class Session:
 
     def build(self, step: Step) -> JsonObject:
         """Reuse or build a step, mirrored to MLflow and the console; returns its manifest."""
-        if (record := self.store.manifest(step)) is not None:
-            self.tracker.mirror(step, record, self.store)
-            return self._ended(step, "cached", record)
+        if (manifest := self.store.manifest(step)) is not None:
+            self.tracker.mirror(step, manifest, self.store)
+            return self._ended(step, "cached", manifest)
         # A job waits for its place here, so that its seconds and its MLflow run are its own.
         with self._places if self._is_job(step) else nullcontext():
             return self._build_anew(step)
 
     def _build_anew(self, step: Step) -> JsonObject:
         self._check_stop()
-        run = self.tracker.begin(step)
+        tracked_run = self.tracker.begin(step)
         self._building.add(step.key)
-        status = "FAILED"
-        state = "failed"
+        run_status = "FAILED"
+        step_state = "failed"
         try:
-            steps = step.recipe.train.steps if isinstance(step.recipe, TrainStep) else None
-            self.view.start(self.label(step), steps)
-            if steps is not None:
+            optimiser_steps = step.recipe.train.steps if isinstance(step.recipe, TrainStep) else None
+            self.view.start(self.label(step), optimiser_steps)
+            if optimiser_steps is not None:
                 self.page.start(self.label(step))
-            record = materialize(
-                step, self.store, self.pipeline.runtime(step), lambda step, build: self._run(step, build, run)
+            manifest = materialize(
+                step,
+                self.store,
+                self.pipeline.runtime(step),
+                lambda step, build: self._run(step, build, tracked_run),
             )
-            self.tracker.finish(run, step, record, self.store)
+            self.tracker.finish(tracked_run, step, manifest, self.store)
             self.page.finish(self.label(step), self.store.path(step))
-            status = "FINISHED"
-            state = "built"
-            return self._ended(step, state, record)
+            run_status = "FINISHED"
+            step_state = "built"
+            return self._ended(step, step_state, manifest)
         except (Stopped, KeyboardInterrupt):
-            status = "KILLED"
-            state = "stopped"
+            run_status = "KILLED"
+            step_state = "stopped"
             raise
         except Exception as error:
             if self._stopping.is_set():  # a call to a server that is going down
-                status = "KILLED"
-                state = "stopped"
+                run_status = "KILLED"
+                step_state = "stopped"
                 raise Stopped from error
             self.errors.append(error)
             raise
         finally:
-            if status != "FINISHED":
-                self.tracker.end(run, status, self.store.work / step.key)
-                self._ended(step, state, None)
+            if run_status != "FINISHED":
+                self.tracker.end(tracked_run, run_status, self.store.work / step.key)
+                self._ended(step, step_state, None)
             self._building.discard(step.key)
 
-    def _ended(self, step: Step, state: str, record: Any) -> Any:
-        self.states[self.label(step)] = state
-        self.view.finish(self.label(step), state, record)
-        return record
+    def _ended(self, step: Step, step_state: str, manifest: Any) -> Any:
+        self.states[self.label(step)] = step_state
+        self.view.finish(self.label(step), step_state, manifest)
+        return manifest
 
-    def _run(self, step: Step, build: Build, run: TrackedRun) -> Any:
+    def _run(self, step: Step, build: Build, tracked_run: TrackedRun) -> Any:
         def watch() -> None:
             self._check_stop()
-            run.watch(build.out)
+            tracked_run.watch(build.out)
             self.view.advance(self.label(step), build.out)
             if isinstance(step.recipe, TrainStep):
                 self.page.advance(self.label(step), build.out, step.recipe.train.steps)
-            if self._jobs is not None and (page := self._jobs.pages.get(step.key)):
-                run.link("ray.job", page)
+            if self._jobs is not None and (job_page := self._jobs.pages.get(step.key)):
+                tracked_run.link("ray.job", job_page)
 
         runner: Runner = self._ray_jobs() if self._runner_of(step) == "ray" else self._local
-        self.work[self.label(step)] = done = runner.run(step, build, watch)
-        return done.facts
+        self.work[self.label(step)] = finished_work = runner.run(step, build, watch)
+        return finished_work.facts
 
     def _is_job(self, step: Step) -> bool:
         return kind_of(step, self.runtime).place != "flow"
@@ -213,9 +216,9 @@ class Session:
                 # and the head's token is made when the head is started.
                 from tasks.ray_jobs import RayJobs
 
-                python = self.fork_server.command if self.fork_server else None
+                python_command = self.fork_server.command if self.fork_server else None
                 self._jobs = RayJobs(
-                    self.ray, dict(self.runtime.job_environment), self.tracking.flow_run, python
+                    self.ray, dict(self.runtime.job_environment), self.flow_run, python_command
                 )
             return self._jobs
 
@@ -225,13 +228,13 @@ class Session:
 
 
 @contextmanager
-def open_session(pipeline: Pipeline, home: Home, steps: list[Step], flow_run: str) -> Iterator[Session]:
+def open_session(pipeline: Pipeline, home: Home, steps: list[Step], flow_run_id: str) -> Iterator[Session]:
     """Provide the session of this process until the block ends, however it ends."""
     signal.signal(signal.SIGINT, _interrupt)  # set anew: shells start background jobs without it
     # In a worker's process SIGTERM is Prefect's: it tells a cancelled flow from one that was killed.
     if runtime.deployment.id is None:
         signal.signal(signal.SIGTERM, _interrupt)
-    session = Session._current = Session(pipeline, home, steps, flow_run)
+    session = Session._current = Session(pipeline, home, steps, flow_run_id)
     try:
         yield session
     finally:
@@ -239,6 +242,6 @@ def open_session(pipeline: Pipeline, home: Home, steps: list[Step], flow_run: st
         Session._current = None
 
 
-def _interrupt(number: int, frame: Any) -> None:
+def _interrupt(signal_number: int, frame: Any) -> None:
     """Both signals end a run as Ctrl-C does."""
     raise KeyboardInterrupt

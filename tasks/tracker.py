@@ -75,18 +75,18 @@ class JsonLinesRun:
 class JsonLinesTracker:
     """Appends a row for each begin and end of a step to `OPENBA_HOME/runs.jsonl`: no server, no database."""
 
-    def __init__(self, path: Path, pipeline: str, flow_run: str) -> None:
-        self.path = path
+    def __init__(self, runs_file: Path, pipeline: str, flow_run: str) -> None:
+        self.path = runs_file
         self._constants = {"pipeline": pipeline, "flow_run": flow_run}
         self._lock = threading.Lock()
-        rows = read_rows(path) if path.exists() else []
+        rows = read_rows(runs_file) if runs_file.exists() else []
         self._finished = {row["fingerprint"] for row in rows if row["event"] == "finished"}
 
     def append(self, row: JsonObject) -> None:
         """Write a row with the time and this run's pipeline and flow run."""
-        line = json.dumps({"time": time.time(), **self._constants, **row}, ensure_ascii=False)
+        json_line = json.dumps({"time": time.time(), **self._constants, **row}, ensure_ascii=False)
         with self._lock, self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+            file.write(f"{json_line}\n")
 
     def begin(self, step: Step) -> JsonLinesRun:
         """Append that the step is being built."""

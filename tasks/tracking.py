@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 
 @contextmanager
-def one_line_errors(uri: str) -> Iterator[None]:
+def one_line_errors(tracking_uri: str) -> Iterator[None]:
     """Turn what MLflow and its database raise within the block into one line.
 
     Raises:
@@ -73,15 +73,15 @@ def one_line_errors(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, RequestException, SQLAlchemyError) as error:
-        raise UserError(f"MLflow at {redact(uri)}: {_first_line(error)}") from None
+        raise UserError(f"MLflow at {redact(tracking_uri)}: {_first_line(error)}") from None
 
 
 def _first_line(error: BaseException) -> str:
     """Return the part of an error that says what happened, with what to do where that is known."""
-    text = redact(str(error)).strip()
-    if "database is locked" in text:
+    error_text = redact(str(error)).strip()
+    if "database is locked" in error_text:
         return "the database is locked by another process; end that process or wait, then run again"
-    return (text.splitlines() or [type(error).__name__])[0][:200]
+    return (error_text.splitlines() or [type(error).__name__])[0][:200]
 
 
 def make_tables(home: Home) -> None:
@@ -198,22 +198,22 @@ class Tracking:
         if run is None or run.info.status != "FINISHED":
             self.finish(self.begin(step), step, record, store)
 
-    def patiently(self, call: Callable[[], T], seconds: float = _PATIENCE) -> T:
-        """Call again after growing pauses while the server is away. `call` may be done twice.
+    def patiently(self, request: Callable[[], T], seconds: float = _PATIENCE) -> T:
+        """Call again after growing pauses while the server is away. `request` may be done twice.
 
         Raises:
             UserError: it stayed away.
         """
-        end = time.monotonic() + seconds
+        deadline = time.monotonic() + seconds
         pause = 0.5
         while True:
             try:
-                return call()
+                return request()
             except (MlflowException, OSError) as error:  # requests' errors are OSErrors
                 if isinstance(error, MlflowException) and error.error_code not in _AWAY:
                     raise
                 reason = _first_line(error)
-                if time.monotonic() + pause > end or self._stopping.wait(pause):
+                if time.monotonic() + pause > deadline or self._stopping.wait(pause):
                     raise UserError(
                         f"MLflow at {self.shown_uri} does not answer ({reason}); start it and run again, "
                         "no metric is lost"
@@ -225,10 +225,10 @@ class Tracking:
                     )  # fmt: skip
                 pause = min(2 * pause, 5.0)
 
-    def _experiment(self, name: str, artifacts: str | None) -> str:
+    def _experiment(self, name: str, artifact_location: str | None) -> str:
         experiment = self.client.get_experiment_by_name(name)
         if experiment is None:
-            return self.client.create_experiment(name, artifacts)
+            return self.client.create_experiment(name, artifact_location)
         if experiment.lifecycle_stage != LifecycleStage.ACTIVE:
             raise UserError(
                 f"MLflow at {self.shown_uri}: the experiment {name} was deleted; bring it back with "
@@ -239,14 +239,14 @@ class Tracking:
 
     def _create(self, step: Step) -> Run:
         """Return a new run; where an earlier try was heard and its answer lost, that one."""
-        wanted = f"tags.`{FINGERPRINT}` = '{step.fingerprint}'"
-        if existing_runs := self.client.search_runs([self.experiment], wanted, max_results=1):
+        run_filter = f"tags.`{FINGERPRINT}` = '{step.fingerprint}'"
+        if existing_runs := self.client.search_runs([self.experiment], run_filter, max_results=1):
             return existing_runs[0]
-        names = {FINGERPRINT: step.fingerprint, "openba.step": step.name, "mlflow.runName": step.name}
-        run = self.client.create_run(self.experiment, tags=names)
+        run_tags = {FINGERPRINT: step.fingerprint, "openba.step": step.name, "mlflow.runName": step.name}
+        new_run = self.client.create_run(self.experiment, tags=run_tags)
         params = [Param(k, redact(str(v))[:500]) for k, v in sorted(flatten(step.identity["recipe"]).items())]
-        self.client.log_batch(run.info.run_id, params=params[:_MAX_PARAMS])
-        return run
+        self.client.log_batch(new_run.info.run_id, params=params[:_MAX_PARAMS])
+        return new_run
 
 
 class _Sent:
@@ -278,7 +278,7 @@ class StepRun:
         self._names: set[str] = set()
         self._links: dict[str, str] = {}
 
-    def watch(self, folder: Path) -> None:
+    def watch(self, stage_folder: Path) -> None:
         """Ship new metrics if the last batch was a while ago.
 
         A server that does not answer stops no training: the rows are in the stage's files, and are shipped
@@ -286,25 +286,25 @@ class StepRun:
         """
         if time.monotonic() < self._next:
             return
-        wait = _SECONDS_BETWEEN_BATCHES
+        wait_seconds = _SECONDS_BETWEEN_BATCHES
         try:
-            self.ship(folder)
+            self.ship(stage_folder)
         except (MlflowException, OSError) as error:  # requests' errors are OSErrors
-            wait = _SECONDS_AFTER_FAILURE
+            wait_seconds = _SECONDS_AFTER_FAILURE
             reason = redact(str(error))
             _log.warning("MLflow does not answer (%s); its metrics wait", reason)
-        self._next = time.monotonic() + wait
+        self._next = time.monotonic() + wait_seconds
 
     def ship(self, folder: Path) -> None:
         """Ship all metrics of a stage that MLflow does not have yet; after an error, they are next time."""
-        files = self._files(folder)
+        mirrored_files = self._files(folder)
         try:
-            new = {path: self._unsent(path, *names) for path, names in files.items()}
-            if any(rows is None for rows in new.values()):
+            unsent_rows = {path: self._unsent(path, *names) for path, names in mirrored_files.items()}
+            if any(rows is None for rows in unsent_rows.values()):
                 self._renew()
-                new = {path: self._unsent(path, *names) for path, names in files.items()}
-            for path, names in files.items():
-                self._send(path, new[path] or [], *names)
+                unsent_rows = {path: self._unsent(path, *names) for path, names in mirrored_files.items()}
+            for path, names in mirrored_files.items():
+                self._send(path, unsent_rows[path] or [], *names)
             while self._replaced:
                 self.client.delete_run(self._replaced[-1])
                 self._replaced.pop()
@@ -316,15 +316,17 @@ class StepRun:
     def _files(self, folder: Path) -> dict[Path, tuple[str, dict[str, str]]]:
         """Return each file to mirror, the metric that stands for a row, and the name of each metric."""
         # By denoiser and by language; both at once are in the file only.
-        newest = last_rows(folder / HELDOUT, 1)
-        keys = [k for row in newest for k in row if k not in ("step", "tokens") and k.count("_") < 2]
-        files = {folder / METRICS: ("lr", {key: key for key in _SHIPPED})}
-        if newest:
-            files[folder / HELDOUT] = ("loss", {key: f"heldout/{key}" for key in keys})
+        newest_rows = last_rows(folder / HELDOUT, 1)
+        heldout_keys = [
+            k for row in newest_rows for k in row if k not in ("step", "tokens") and k.count("_") < 2
+        ]
+        mirrored_files = {folder / METRICS: ("lr", {key: key for key in _SHIPPED})}
+        if newest_rows:
+            mirrored_files[folder / HELDOUT] = ("loss", {key: f"heldout/{key}" for key in heldout_keys})
         # As MLflow's own system metrics, by node.
         for path in sorted((folder / nodes.FOLDER).glob("*.jsonl"))[:_MOST_NODES]:
-            files[path] = (nodes.NAMES[0], {key: f"system/{path.stem}/{key}" for key in nodes.NAMES})
-        return files
+            mirrored_files[path] = (nodes.NAMES[0], {key: f"system/{path.stem}/{key}" for key in nodes.NAMES})
+        return mirrored_files
 
     def _unsent(self, path: Path, marker: str, names: dict[str, str]) -> list[JsonObject] | None:
         """Rows that MLflow does not have; None if it has a row that is not in the file."""
@@ -332,22 +334,22 @@ class StepRun:
             history = self.client.get_metric_history(self.run_id, names[marker]) if marker in names else []
             self._sent[path] = _Sent(path, history, is_timed=path.name != HELDOUT)
         sent = self._sent[path]
-        first = sent.reader.is_new
-        rows = [row for row in sent.reader.read() if row.get(marker) is not None]
-        new = [row for row in rows if row["step"] not in sent.rows]
-        again = {
+        is_first_read = sent.reader.is_new
+        marked_rows = [row for row in sent.reader.read() if row.get(marker) is not None]
+        new_rows = [row for row in marked_rows if row["step"] not in sent.rows]
+        repeated_rows = {
             row["step"]: sent.state(_milliseconds(row), row[marker])
-            for row in rows
+            for row in marked_rows
             if row["step"] in sent.rows
         }
-        if first or sent.reader.rewritten:
-            return new if again == sent.rows else None
-        return new if not again else None
+        if is_first_read or sent.reader.rewritten:
+            return new_rows if repeated_rows == sent.rows else None
+        return new_rows if not repeated_rows else None
 
-    def _send(self, path: Path, rows: list[JsonObject], marker: str, names: dict[str, str]) -> None:
+    def _send(self, path: Path, new_rows: list[JsonObject], marker: str, names: dict[str, str]) -> None:
         metrics = [
             Metric(names[key], row[key], _milliseconds(row), row["step"])
-            for row in rows
+            for row in new_rows
             for key in names
             if row.get(key) is not None
         ]
@@ -355,28 +357,28 @@ class StepRun:
         for start in range(0, len(metrics), 1000):  # MLflow's limit per call
             self.client.log_batch(self.run_id, metrics=metrics[start : start + 1000])
         sent = self._sent[path]
-        sent.rows |= {row["step"]: sent.state(_milliseconds(row), row[marker]) for row in rows}
+        sent.rows |= {row["step"]: sent.state(_milliseconds(row), row[marker]) for row in new_rows}
 
     def _renew(self) -> None:
         """Make a run with the same tags and parameters and no metrics; the old one is deleted afterwards."""
-        old = self.client.get_run(self.run_id)
-        tags = {key: value for key, value in old.data.tags.items() if key not in _TAGS_OF_MLFLOW}
-        run = self.client.create_run(old.info.experiment_id, tags=tags)
-        params = [Param(key, value) for key, value in old.data.params.items()]
-        self.client.log_batch(run.info.run_id, params=params)
+        old_run = self.client.get_run(self.run_id)
+        tags = {key: value for key, value in old_run.data.tags.items() if key not in _TAGS_OF_MLFLOW}
+        new_run = self.client.create_run(old_run.info.experiment_id, tags=tags)
+        params = [Param(key, value) for key, value in old_run.data.params.items()]
+        self.client.log_batch(new_run.info.run_id, params=params)
         self._replaced.append(self.run_id)
-        self.run_id = run.info.run_id
+        self.run_id = new_run.info.run_id
         self._sent = {}
         self._names = set()
 
     def finish(self, step: Step, record: JsonObject, store: Store) -> None:
         """Log the facts and the output's address; mark the run FINISHED."""
-        now = int(record["finished"] * 1000)  # said twice, it is the same
+        finished_ms = int(record["finished"] * 1000)  # said twice, it is the same
         numbers = {k: v for k, v in flatten(record["facts"]).items() if type(v) in (int, float)}
         room = max(0, _MOST_METRICS - len(self._names))
-        metrics = [Metric(k, v, now, 0) for k, v in sorted(numbers.items())[:room] if _is_name(k)]
-        tags = [RunTag("openba.uri", store.uri(step)), RunTag("openba.seconds", str(record["seconds"]))]
-        self.client.log_batch(self.run_id, metrics=metrics, tags=tags)
+        metrics = [Metric(k, v, finished_ms, 0) for k, v in sorted(numbers.items())[:room] if _is_name(k)]
+        run_tags = [RunTag("openba.uri", store.uri(step)), RunTag("openba.seconds", str(record["seconds"]))]
+        self.client.log_batch(self.run_id, metrics=metrics, tags=run_tags)
         self.client.set_terminated(self.run_id, "FINISHED")
 
     def end(self, status: str) -> None:
@@ -403,5 +405,5 @@ def _milliseconds(row: JsonObject) -> int:
     return int(row.get("time", time.time()) * 1000)
 
 
-def _is_name(key: str) -> bool:
-    return all(c.isalnum() or c in "_-./ " for c in key)
+def _is_name(metric_name: str) -> bool:
+    return all(c.isalnum() or c in "_-./ " for c in metric_name)

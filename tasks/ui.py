@@ -18,9 +18,9 @@ from tasks.services import LOOPBACK, PrefectServer, Service, answers, choose_por
 def serve(pipeline: Pipeline, home: Home) -> None:
     """Start both servers and keep them until Ctrl-C."""
     adopt_home(home)
-    prefect = PrefectServer(home, pipeline.config.runtime)
-    services = [service for service in (prefect.service,) if service]
-    addresses = [prefect.url.removesuffix("/api")]
+    prefect_server = PrefectServer(home, pipeline.config.runtime)
+    services = [service for service in (prefect_server.service,) if service]
+    addresses = [prefect_server.url.removesuffix("/api")]
     if home.tracking_uri.startswith("http"):
         addresses.append(home.tracking_uri)
     else:
@@ -51,23 +51,29 @@ def wait_for_end(services: Sequence[Service]) -> NoReturn:
     raise UserError(f"{ended.name} ended (exit {ended.process.returncode}); see {ended.log}")
 
 
-def mlflow_server(store: str, port: int, log: Path, artifacts: Path | None = None) -> Service:
+def mlflow_server(
+    database_uri: str, port: int, log_file: Path, artifact_folder: Path | None = None
+) -> Service:
     """MLflow's server on loopback.
 
     Args:
-        store: its database, such as sqlite:///mlflow.db.
+        database_uri: its database, such as sqlite:///mlflow.db.
         port: where it listens.
-        log: what it prints.
-        artifacts: its folder for files; None: the one that the experiments name.
+        log_file: what it prints.
+        artifact_folder: its folder for files; None: the one that the experiments name.
     """
     command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
     command += ["--workers", "1"]
-    command += ["--artifacts-destination", str(artifacts)] if artifacts else []
-    settings = {
+    command += ["--artifacts-destination", str(artifact_folder)] if artifact_folder else []
+    server_environment = {
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its executors outlive the server by seconds
         # Not an argument: every user of the machine can read those, and the address may hold a password.
-        "MLFLOW_BACKEND_STORE_URI": store,
+        "MLFLOW_BACKEND_STORE_URI": database_uri,
     }
     return Service(
-        "MLflow server", command, log, lambda: answers(f"http://{LOOPBACK}:{port}/health"), settings
+        "MLflow server",
+        command,
+        log_file,
+        lambda: answers(f"http://{LOOPBACK}:{port}/health"),
+        server_environment,
     )

@@ -40,7 +40,7 @@ async def ask_all(model_folder: Path) -> dict[str, str]:
     host = ModelHost(Limits(max_rows=2), ServerMetrics())
     host.replace(host.load(model_folder, "small", "v1"))
     source = Source("models:/openba-chat@champion", Home(model_folder.parent))
-    following = asyncio.create_task(watch(source, host, poll=0.01))
+    following = asyncio.create_task(watch(source, host, poll_seconds=0.01))
     while not host.reload_error:
         await asyncio.sleep(0.05)
     following.cancel()
