@@ -13,6 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import quote
 
+from openba import durable
 from openba.errors import UserError
 from openba.home import Home
 
@@ -84,6 +85,4 @@ def _correct_pointer(pointer_file: Path, old_root: Path, new_root: Path) -> None
     if not store_uri.startswith(f"{old_root}/"):
         return
     pointer["uri"] = f"{new_root}{store_uri.removeprefix(str(old_root))}"
-    partial = pointer_file.with_name(f"{pointer_file.name}.tmp")
-    partial.write_text(json.dumps(pointer, indent=2), encoding="utf-8")
-    partial.replace(pointer_file)
+    durable.write_text(pointer_file, json.dumps(pointer, indent=2))

@@ -10,6 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from openba import durable
 from openba.config import CONFIGS
 from openba.json_types import JsonObject
 from openba.redact import redact, redact_values
@@ -36,8 +37,8 @@ def write_report(session: Session, registered: list[Registration]) -> str:
     report = redact_values(collected)  # a source's address in a recipe may hold a password
     report_folder = session.home.report
     report_folder.mkdir(parents=True, exist_ok=True)
-    _replace(report_folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
-    _replace(report_folder / "report.html", render(report))
+    durable.write_text(report_folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
+    durable.write_text(report_folder / "report.html", render(report))
     session.page.close(report["steps"], report["links"])
     write_tables(report_folder / "tables", report["evaluations"])
     for figure_number, csv_text in ((5, ablation_csv(report["ablation"])), (6, evolution_csv(report))):
@@ -106,9 +107,3 @@ def _lines(path: str) -> list[str]:
         return Path(path).read_text().splitlines()
     except OSError:
         return []
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from openba import durable
 from openba.data.instruct import encode_fitting
 from openba.errors import UserError
 from openba.evaluate.answering import answer_batch
@@ -94,10 +95,9 @@ class ShardWorker:
                 evaluation.step.encoder_length,
             )
             rows += [{**item, "row": row} for row, item in zip(batch, items, strict=True)]
-        # Renamed at the end: a shard's file is complete whenever it exists.
-        partial = path.with_suffix(".partial")
-        pq.write_table(pa.Table.from_pylist(rows, _SHARD_SCHEMA), partial)
-        partial.replace(path)
+        # Atomic, since a shard's file counts as complete whenever it exists.
+        shard_table = pa.Table.from_pylist(rows, _SHARD_SCHEMA)
+        durable.replace_file(path, lambda partial: pq.write_table(shard_table, partial))
 
 
 def answer_records(

@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+from openba import durable
 from openba.artifacts import Build
 from openba.config import CONFIGS, Config, ConfigError, load
 from openba.data import labelled
@@ -134,7 +135,7 @@ def _prepare(
         "step": step.model_dump(mode="json"),
         "model": weight_digests,
         "source": task_state(benchmark.task),
-        "data": {file: digest_of(path) for file, path in task_files(benchmark.task).items()},
+        "data": {file: durable.sha256(path) for file, path in task_files(benchmark.task).items()},
         "models": {metric: folder_digests(Path(folder)) for metric, folder in benchmark.models.items()},
     }
     # Twelve digits are enough for one folder of results.
@@ -172,14 +173,10 @@ def folder_digests(folder: Path) -> dict[str, str]:
     """
     files = (path for path in sorted(folder.glob("*")) if path.is_file())
     return {
-        path.name: digest_of(path) for path in files if path.suffix != ".md" and not path.name.startswith(".")
+        path.name: durable.sha256(path)
+        for path in files
+        if path.suffix != ".md" and not path.name.startswith(".")
     }
-
-
-def digest_of(path: Path) -> str:
-    """Return the SHA-256 of a file's contents, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _apply_overrides(recipe: BenchmarkRecipe, data: Path | None, overrides: list[str]) -> BenchmarkRecipe:
@@ -209,7 +206,4 @@ def _config_file(config_kind: str, name: str) -> Path:
 
 
 def _write_json(path: Path, value: object) -> None:
-    # Renamed at the end, so that a reader never meets half a file.
-    partial = path.with_name(f"{path.name}.tmp")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False), encoding="utf-8")
-    partial.replace(path)
+    durable.write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False))
