@@ -77,8 +77,8 @@ class Kind:
 
     def load(self) -> Callable[[Build], Mapping[str, Json] | None]:
         """Import the function."""
-        module, _, name = self.function.partition(":")
-        return getattr(importlib.import_module(module), name)
+        module_name, _, function_name = self.function.partition(":")
+        return getattr(importlib.import_module(module_name), function_name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,13 +117,13 @@ class Step:
 
     def walk(self) -> Iterator[Step]:
         """Yield this step and everything upstream of it, inputs first, each once."""
-        seen: set[str] = set()
+        seen_names: set[str] = set()
 
         def visit(step: Step) -> Iterator[Step]:
-            for parent in step.inputs.values():
-                yield from visit(parent)
-            if step.name not in seen:
-                seen.add(step.name)
+            for input_step in step.inputs.values():
+                yield from visit(input_step)
+            if step.name not in seen_names:
+                seen_names.add(step.name)
                 yield step
 
         yield from visit(self)
@@ -147,9 +147,9 @@ class Store:
     stores have no rename, so the marker is what makes an output complete.
     """
 
-    def __init__(self, root: str | Path, work: Path) -> None:
+    def __init__(self, root: str | Path, work_folder: Path) -> None:
         self.root = str(root)
-        self.work = Path(work)
+        self.work = Path(work_folder)
         self.fs, self.base = fsspec.core.url_to_fs(self.root)
         self.remote = "file" not in (
             self.fs.protocol if isinstance(self.fs.protocol, tuple) else (self.fs.protocol,)
@@ -176,16 +176,16 @@ class Store:
         """Return a local directory that holds the complete output; fetched first if the root is remote."""
         if not self.remote:
             return Path(self.base) / step.key
-        local = self.work / ".cache" / step.key
-        if not (local / MANIFEST).exists():
-            for remote in self.fs.find(f"{self.base}/{step.key}"):
-                if name := remote.partition(f"{step.key}/")[2].rstrip("/"):
-                    _check_is_below(self.uri(step), name)
-            partial = local.with_name(f"{local.name}.{os.getpid()}")
-            self.fs.get(f"{self.base}/{step.key}/", str(partial) + "/", recursive=True)
-            shutil.rmtree(local, ignore_errors=True)
-            partial.rename(local)
-        return local
+        local_folder = self.work / ".cache" / step.key
+        if not (local_folder / MANIFEST).exists():
+            for remote_file in self.fs.find(f"{self.base}/{step.key}"):
+                if file_name := remote_file.partition(f"{step.key}/")[2].rstrip("/"):
+                    _check_is_below(self.uri(step), file_name)
+            partial_folder = local_folder.with_name(f"{local_folder.name}.{os.getpid()}")
+            self.fs.get(f"{self.base}/{step.key}/", str(partial_folder) + "/", recursive=True)
+            shutil.rmtree(local_folder, ignore_errors=True)
+            partial_folder.rename(local_folder)
+        return local_folder
 
     def verified_path(self, step: Step) -> Path:
         """`path`, after every file was compared with its digest, once per process and file.
@@ -196,24 +196,24 @@ class Store:
         record = self.manifest(step)
         if record is None:
             raise UserError(f"{step.name}: not built, or its output was lost; run the pipeline from there")
-        local = self.path(step)
+        local_folder = self.path(step)
         try:
-            _check(self.uri(step), local, record["files"])
+            _check(self.uri(step), local_folder, record["files"])
         except UserError:
             if not self.remote:
                 raise
-            shutil.rmtree(local)  # the local copy may be what is damaged
-            local = self.path(step)
-            _check(self.uri(step), local, record["files"])
-        return local
+            shutil.rmtree(local_folder)  # the local copy may be what is damaged
+            local_folder = self.path(step)
+            _check(self.uri(step), local_folder, record["files"])
+        return local_folder
 
     def siblings(self, name: str) -> list[JsonObject]:
         """Manifests of every build of this step name, oldest first."""
-        records = (
+        manifest_records = (
             self._read(str(path)[len(self.base) + 1 :])
             for path in self.fs.glob(f"{self.base}/{name}/*/{MANIFEST}")
         )
-        return sorted((r for r in records if r), key=lambda record: record["finished"])
+        return sorted((r for r in manifest_records if r), key=lambda record: record["finished"])
 
     def unpublished(self, step: Step) -> JsonObject | None:
         """Return the manifest of an output that was built in the work folder and has not reached the store.
@@ -236,35 +236,37 @@ class Store:
         Nothing is deleted before its successor is durable: the scratch folders go once the manifest is on
         disk, a damaged earlier output once the new one is in its place.
         """
-        built = self.work / step.key
+        built_folder = self.work / step.key
         for name in step.kind.scratch:
-            shutil.rmtree(built / name, ignore_errors=True)
+            shutil.rmtree(built_folder / name, ignore_errors=True)
         if not self.remote:
-            self._move_into_place(step, built, [*record["files"], MANIFEST])
+            self._move_into_place(step, built_folder, [*record["files"], MANIFEST])
             return
         for name in (*record["files"], MANIFEST):  # the manifest last: it makes the output complete
             self.fs.makedirs(os.path.dirname(f"{self.base}/{step.key}/{name}"), exist_ok=True)
-            self.fs.put_file(str(built / name), f"{self.base}/{step.key}/{name}")
-        shutil.rmtree(built)
+            self.fs.put_file(str(built_folder / name), f"{self.base}/{step.key}/{name}")
+        shutil.rmtree(built_folder)
 
-    def _move_into_place(self, step: Step, built: Path, names: list[str]) -> None:
-        final = Path(self.base) / step.key
-        replaced, incoming = (Path(self.base) / folder / step.key for folder in (".replaced", ".incoming"))
-        final.parent.mkdir(parents=True, exist_ok=True)
-        if final.exists():  # a damaged earlier output
-            shutil.rmtree(replaced, ignore_errors=True)
-            replaced.parent.mkdir(parents=True, exist_ok=True)
-            final.rename(replaced)
+    def _move_into_place(self, step: Step, built_folder: Path, file_names: list[str]) -> None:
+        final_folder = Path(self.base) / step.key
+        replaced_folder, incoming_folder = (
+            Path(self.base) / folder / step.key for folder in (".replaced", ".incoming")
+        )
+        final_folder.parent.mkdir(parents=True, exist_ok=True)
+        if final_folder.exists():  # a damaged earlier output
+            shutil.rmtree(replaced_folder, ignore_errors=True)
+            replaced_folder.parent.mkdir(parents=True, exist_ok=True)
+            final_folder.rename(replaced_folder)
         try:
-            built.rename(final)
+            built_folder.rename(final_folder)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-            _copy_durably(built, incoming, names)  # the store is on another file system
-            incoming.rename(final)
-            shutil.rmtree(built)
-        durable.sync(final.parent)
-        shutil.rmtree(replaced, ignore_errors=True)
+            _copy_durably(built_folder, incoming_folder, file_names)  # the store is on another file system
+            incoming_folder.rename(final_folder)
+            shutil.rmtree(built_folder)
+        durable.sync(final_folder.parent)
+        shutil.rmtree(replaced_folder, ignore_errors=True)
 
     def _read(self, key: str) -> JsonObject | None:
         try:
@@ -282,16 +284,16 @@ def _parse_manifest(content: bytes) -> JsonObject | None:
     return record if durable.is_intact(record) else None
 
 
-def _copy_durably(source: Path, target: Path, names: list[str]) -> None:
+def _copy_durably(source: Path, target: Path, file_names: list[str]) -> None:
     shutil.rmtree(target, ignore_errors=True)
-    for name in names:
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(source / name, target / name)
-        durable.sync(target / name)
+    for file_name in file_names:
+        (target / file_name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(source / file_name, target / file_name)
+        durable.sync(target / file_name)
 
 
 @contextmanager
-def fetched(uri: str, files: Mapping[str, Mapping[str, Json]]) -> Iterator[Path]:
+def fetched(output_uri: str, files: Mapping[str, Mapping[str, Json]]) -> Iterator[Path]:
     """Provide a local directory with these files of an output, each checked against its digest.
 
     Of a remote store it is a copy, which is gone after the block.
@@ -299,38 +301,38 @@ def fetched(uri: str, files: Mapping[str, Mapping[str, Json]]) -> Iterator[Path]
     Raises:
         UserError: a file is missing or is not what its manifest says, or its name leads out of the folder.
     """
-    for name in files:  # before anything is written
-        _check_is_below(uri, name)
-    fs, base = fsspec.core.url_to_fs(uri)
-    if fs.protocol in ("file", ("file", "local")):
-        _check(uri, Path(base), files)
-        yield Path(base)
+    for file_name in files:  # before anything is written
+        _check_is_below(output_uri, file_name)
+    filesystem, base_path = fsspec.core.url_to_fs(output_uri)
+    if filesystem.protocol in ("file", ("file", "local")):
+        _check(output_uri, Path(base_path), files)
+        yield Path(base_path)
         return
-    with tempfile.TemporaryDirectory(prefix="openba-model-") as copy:
-        for name in files:
-            target = Path(copy) / name
-            target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="openba-model-") as copy_folder:
+        for file_name in files:
+            target_file = Path(copy_folder) / file_name
+            target_file.parent.mkdir(parents=True, exist_ok=True)
             with suppress(FileNotFoundError):  # told by the check
-                fs.get_file(f"{base}/{name}", str(target))
-        _check(uri, Path(copy), files)
-        yield Path(copy)
+                filesystem.get_file(f"{base_path}/{file_name}", str(target_file))
+        _check(output_uri, Path(copy_folder), files)
+        yield Path(copy_folder)
 
 
-def _check_is_below(uri: str, name: str) -> None:
+def _check_is_below(uri: str, file_name: str) -> None:
     """Refuse a file's name that leads out of the folder it is joined to, on any system.
 
     Raises:
         UserError: the name is absolute or has a part such as `..`.
     """
-    parts = name.replace("\\", "/").split("/")
-    if "\0" in name or ":" in parts[0] or {"", ".", ".."} & set(parts):
-        raise UserError(f"{uri}: file name {name!r} leads out of its folder; do not trust who wrote it")
+    name_parts = file_name.replace("\\", "/").split("/")
+    if "\0" in file_name or ":" in name_parts[0] or {"", ".", ".."} & set(name_parts):
+        raise UserError(f"{uri}: file name {file_name!r} leads out of its folder; do not trust who wrote it")
 
 
-def _check(uri: str, local: Path, files: Mapping[str, Mapping[str, Json]]) -> None:
+def _check(uri: str, local_folder: Path, files: Mapping[str, Mapping[str, Json]]) -> None:
     for name, entry in files.items():
         try:
-            digest = _digest_of_state(local / name)
+            digest = _digest_of_state(local_folder / name)
         except FileNotFoundError:
             raise UserError(f"{uri}/{name}: missing; run the pipeline again to rebuild it") from None
         if digest != entry["sha256"]:
@@ -344,19 +346,19 @@ _DIGESTS: dict[tuple[str, int, int, int], str] = {}
 
 
 def _digest_of_state(path: Path) -> str:
-    status = path.stat()
-    state = (str(path), status.st_ino, status.st_size, status.st_mtime_ns)
-    if state not in _DIGESTS:
-        _DIGESTS[state] = durable.sha256(path)
-    return _DIGESTS[state]
+    file_status = path.stat()
+    file_state = (str(path), file_status.st_ino, file_status.st_size, file_status.st_mtime_ns)
+    if file_state not in _DIGESTS:
+        _DIGESTS[file_state] = durable.sha256(path)
+    return _DIGESTS[file_state]
 
 
 def drift(step: Step, store: Store) -> dict[str, tuple[Any, Any]]:
     """Field-by-field difference (then, now) from the newest build of this name; {} if none."""
-    siblings = store.siblings(step.name)
-    if not siblings:
+    earlier_records = store.siblings(step.name)
+    if not earlier_records:
         return {}
-    old = flatten(siblings[-1]["identity"])
+    old = flatten(earlier_records[-1]["identity"])
     new = flatten(step.identity)
     return {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
 
@@ -370,7 +372,7 @@ def run_here(step: Step, build: Build) -> Mapping[str, Json] | None:
     return step.kind.load()(build)
 
 
-def materialize(step: Step, store: Store, runtime: Any = None, run: Runner = run_here) -> JsonObject:
+def materialize(step: Step, store: Store, runtime: Any = None, run_step: Runner = run_here) -> JsonObject:
     """Build the step unless it is already built; return its manifest.
 
     An output that was built but not published, because the process was killed or the store refused it, is
@@ -380,77 +382,82 @@ def materialize(step: Step, store: Store, runtime: Any = None, run: Runner = run
         UserError: an input is not built or damaged, storage is full or not writable, or another process
             builds the same step.
     """
-    folder = store.work
+    failing_folder = store.work
     try:
         with _only_builder(store.work / f"{step.key}.lock", step):
             if (record := store.manifest(step)) is not None:
                 return record
             if (record := store.unpublished(step)) is None:
-                record = _build(step, store, runtime, run)
-            folder = Path(store.base)
+                record = _build(step, store, runtime, run_step)
+            failing_folder = Path(store.base)
             store.publish(step, record)
             return record
     except OSError as error:
-        raise durable.storage_error(error, folder) or error from error
+        raise durable.storage_error(error, failing_folder) or error from error
 
 
-def _build(step: Step, store: Store, runtime: Any, run: Runner) -> JsonObject:
+def _build(step: Step, store: Store, runtime: Any, run_step: Runner) -> JsonObject:
     """Run the step's function in the work folder and leave the manifest there; return the manifest."""
     missing = [key for key, parent in step.inputs.items() if store.manifest(parent) is None]
     if missing:
         raise UserError(f"{step.name}: inputs not built: {', '.join(missing)}; run the pipeline from there")
-    inputs = {key: store.verified_path(parent) for key, parent in step.inputs.items()}
-    out = store.work / step.key
+    input_folders = {key: store.verified_path(parent) for key, parent in step.inputs.items()}
+    work_folder = store.work / step.key
     if not step.kind.resumable:
-        shutil.rmtree(out, ignore_errors=True)
-    started = time.time()
-    clock = time.monotonic()
+        shutil.rmtree(work_folder, ignore_errors=True)
+    started_at = time.time()
+    clock_start = time.monotonic()
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        (out / MANIFEST).unlink(missing_ok=True)
-        facts = dict(run(step, Build(out, step.recipe, inputs, runtime)) or {})
-        return _record(step, out, facts, started, time.monotonic() - clock)
+        work_folder.mkdir(parents=True, exist_ok=True)
+        (work_folder / MANIFEST).unlink(missing_ok=True)
+        facts = dict(run_step(step, Build(work_folder, step.recipe, input_folders, runtime)) or {})
+        return _record(step, work_folder, facts, started_at, time.monotonic() - clock_start)
     except OSError as error:
         if not step.kind.resumable:
-            shutil.rmtree(out, ignore_errors=True)
-        raise durable.storage_error(error, out) or error from error
+            shutil.rmtree(work_folder, ignore_errors=True)
+        raise durable.storage_error(error, work_folder) or error from error
 
 
-def _record(step: Step, out: Path, facts: JsonObject, started: float, seconds: float) -> JsonObject:
+def _record(
+    step: Step, work_folder: Path, facts: JsonObject, started_at: float, seconds: float
+) -> JsonObject:
     """Flush all files of the output, then write and return its manifest."""
-    names = (f.relative_to(out) for f in sorted(out.rglob("*")) if f.is_file())
+    file_names = (f.relative_to(work_folder) for f in sorted(work_folder.rglob("*")) if f.is_file())
     files = {}
-    for name in (name for name in names if name.parts[0] not in step.kind.scratch):
-        durable.sync(out / name)
-        files[str(name)] = {"bytes": (out / name).stat().st_size, "sha256": durable.sha256(out / name)}
-    body = {
+    for name in (name for name in file_names if name.parts[0] not in step.kind.scratch):
+        durable.sync(work_folder / name)
+        files[str(name)] = {
+            "bytes": (work_folder / name).stat().st_size,
+            "sha256": durable.sha256(work_folder / name),
+        }
+    record_body = {
         "name": step.name,
         "fingerprint": step.fingerprint,
         "identity": step.identity,
         "facts": facts,
-        "started": started,
+        "started": started_at,
         "finished": time.time(),
         "seconds": round(seconds, 3),
         "files": files,
     }
-    record: JsonObject = durable.signed(json.loads(durable.dumps(body)))
-    durable.write_text(out / MANIFEST, json.dumps(record, indent=2))
+    record: JsonObject = durable.signed(json.loads(durable.dumps(record_body)))
+    durable.write_text(work_folder / MANIFEST, json.dumps(record, indent=2))
     return record
 
 
 @contextmanager
-def _only_builder(lock: Path, step: Step) -> Iterator[None]:
+def _only_builder(lock_path: Path, step: Step) -> Iterator[None]:
     """Hold the step's lock; the kernel releases it when the holder dies, however it dies."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a+") as file:
+    lock_path.parent.mkdir(parents=True, exist_ok=True)
+    with lock_path.open("a+") as lock_file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            file.seek(0)
+            lock_file.seek(0)
             raise UserError(
-                f"{step.key}: process {file.read().strip() or '?'} builds it; wait for that run or end it"
+                f"{step.key}: process {lock_file.read().strip() or '?'} builds it; wait for it or end it"
             ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        lock_file.truncate(0)
+        lock_file.write(str(os.getpid()))
+        lock_file.flush()
         yield

@@ -69,20 +69,20 @@ class Config:
             config.override(override)
         return config
 
-    def validate(self, model: type[M]) -> M:
+    def validate(self, recipe_type: type[M]) -> M:
         """Return the typed recipe; every bad key is reported with the file that set it."""
         try:
-            return model.model_validate(self.data, context=WRITTEN)
+            return recipe_type.model_validate(self.data, context=WRITTEN)
         except ValidationError as error:
-            raise ConfigError("\n".join(self._explain(e, model) for e in error.errors())) from None
+            raise ConfigError("\n".join(self._explain(e, recipe_type) for e in error.errors())) from None
 
     def source_of(self, dotted: str) -> str:
         """Return the file that set this key or the nearest parent of it; '(default)' if none did."""
-        key = dotted
-        while key:
-            if key in self.origin:
-                return self.origin[key]
-            key = key.rpartition(".")[0]
+        parent_key = dotted
+        while parent_key:
+            if parent_key in self.origin:
+                return self.origin[parent_key]
+            parent_key = parent_key.rpartition(".")[0]
         return "(default)"
 
     def folder_of(self, dotted: str) -> Path:
@@ -91,8 +91,8 @@ class Config:
         It is that of the file that set the key, also where another file extends it; the working directory for
         `--set`.
         """
-        file = self._files.get(dotted)
-        return file.parent if file is not None else Path.cwd()
+        setting_file = self._files.get(dotted)
+        return setting_file.parent if setting_file is not None else Path.cwd()
 
     def _resolve(self, path: Path, prefix: str, chain: tuple[Path, ...]) -> JsonObject:
         if path in chain:
@@ -230,18 +230,18 @@ class Config:
         """Return the file that set this key, a part of it, or else something beside it."""
         if (file := self.source_of(dotted)) != "(default)":
             return file
-        section = dotted
-        while section:
-            below = (file for key, file in self.origin.items() if key.startswith(f"{section}."))
-            if (first := next(below, None)) is not None:
-                return first
-            section = section.rpartition(".")[0]
+        parent_key = dotted
+        while parent_key:
+            files_below = (file for key, file in self.origin.items() if key.startswith(f"{parent_key}."))
+            if (first_file := next(files_below, None)) is not None:
+                return first_file
+            parent_key = parent_key.rpartition(".")[0]
         return _short(self.path)
 
 
-def load(path: Path, model: type[M], overrides: list[str] | None = None) -> M:
+def load(path: Path, recipe_type: type[M], overrides: list[str] | None = None) -> M:
     """Read, override and validate one file."""
-    return Config.read(path, overrides).validate(model)
+    return Config.read(path, overrides).validate(recipe_type)
 
 
 def flatten(value: Json, prefix: str = "") -> JsonObject:
@@ -255,31 +255,31 @@ class _Loader(yaml.CSafeLoader):  # seven times as fast as yaml.SafeLoader; a pi
     """Safe YAML that reads 3e-5 as a number (YAML 1.1 wants 3.0e-5) and refuses a repeated key."""
 
     def construct_mapping(self, node: Json, deep: bool = False) -> dict[Json, Json]:
-        seen = set()
+        seen_keys = set()
         for key_node, _ in node.value:
-            if key_node.value in seen:
-                line = key_node.start_mark.line + 1
+            if key_node.value in seen_keys:
+                line_number = key_node.start_mark.line + 1
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key_node.value!r} twice (line {line})"
+                    None, None, f"key {key_node.value!r} twice (line {line_number})"
                 )
-            seen.add(key_node.value)
+            seen_keys.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
 def _construct_str(loader: _Loader, node: Json) -> Json:
-    value = loader.construct_scalar(node)
+    scalar_value = loader.construct_scalar(node)
     is_plain = not node.style  # "" in libyaml, None in PyYAML: written without quotes
-    return float(value) if is_plain and _is_number(value) else value
+    return float(scalar_value) if is_plain and _is_number(scalar_value) else scalar_value
 
 
 def _construct_number(loader: _Loader, node: Json) -> Json:
     """Refuse what YAML 1.1 reads as another number than a person does: `010` as 8, `1:30` as 90."""
-    text = node.value
-    if ":" in text or re.fullmatch(r"[-+]?0[0-9_]+", text):
+    number_text = node.value
+    if ":" in number_text or re.fullmatch(r"[-+]?0[0-9_]+", number_text):
         raise yaml.constructor.ConstructorError(
             None,
             None,
-            f"{text} is read as another number by YAML; write it plainly or in quotes",
+            f"{number_text} is read as another number by YAML; write it plainly or in quotes",
             node.start_mark,
         )
     return getattr(loader, f"construct_yaml_{node.tag.rpartition(':')[2]}")(node)
@@ -292,7 +292,7 @@ for _kind in ("int", "float"):
 
 def _read_yaml(path: Path) -> JsonObject:
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader subclass
+        parsed_yaml = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader subclass
     except FileNotFoundError:
         raise ConfigError(f"{_short(path)}: no such file{_similar(path)}") from None
     except UnicodeDecodeError as error:
@@ -301,16 +301,18 @@ def _read_yaml(path: Path) -> JsonObject:
         ) from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{_short(path)}: not valid YAML: {' '.join(str(error).split())}") from None
-    if raw is not None and not isinstance(raw, dict):
-        raise ConfigError(f"{_short(path)}: expected `key: value` lines, found a {type(raw).__name__}")
-    return raw or {}
+    if parsed_yaml is not None and not isinstance(parsed_yaml, dict):
+        raise ConfigError(
+            f"{_short(path)}: expected `key: value` lines, found a {type(parsed_yaml).__name__}"
+        )
+    return parsed_yaml or {}
 
 
 def _find(file: Path, reference: str) -> Path:
     """Return the file a reference names: beside the referring file, else among the shipped configs."""
-    beside = (file.parent / reference).with_suffix(".yaml").resolve()
-    shipped = (CONFIGS / "pipeline" / reference).with_suffix(".yaml").resolve()
-    return shipped if not beside.exists() and shipped.exists() else beside
+    file_beside = (file.parent / reference).with_suffix(".yaml").resolve()
+    shipped_file = (CONFIGS / "pipeline" / reference).with_suffix(".yaml").resolve()
+    return shipped_file if not file_beside.exists() and shipped_file.exists() else file_beside
 
 
 def _with_sources(value: Json, folder: Path, origin: str) -> Json:
@@ -321,10 +323,10 @@ def _with_sources(value: Json, folder: Path, origin: str) -> Json:
 
 
 def _with_source(name: str, folder: Path, origin: str) -> Json:
-    module, colon, _ = name.partition(":")
+    module_name, colon, _ = name.partition(":")
     if not colon:
         return name
-    path = folder / f"{module}.py"
+    path = folder / f"{module_name}.py"
     try:
         return {"name": name, "source": path.read_text(encoding="utf-8")}
     except (OSError, UnicodeDecodeError) as error:
@@ -332,9 +334,9 @@ def _with_source(name: str, folder: Path, origin: str) -> Json:
 
 
 def _similar(path: Path) -> str:
-    names = [p.stem for p in path.parent.glob("*.yaml")]
-    close = difflib.get_close_matches(path.stem, names, 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
+    sibling_names = [p.stem for p in path.parent.glob("*.yaml")]
+    close_names = difflib.get_close_matches(path.stem, sibling_names, 1)
+    return f" (did you mean {close_names[0]!r}?)" if close_names else ""
 
 
 def _short(path: Path) -> str:
@@ -366,24 +368,26 @@ def _deep(into: JsonObject, layer: JsonObject) -> JsonObject:
     return into
 
 
-def _is_tag(part: Json, data: Json, loc: list[Json]) -> bool:
-    """Pydantic puts the discriminator of a union into `loc`; it is no key of the file."""
-    node = data
-    for step in loc[: loc.index(part)]:
-        node = node.get(step, node) if isinstance(node, dict) else node
-    return isinstance(node, dict) and part not in node and part != loc[-1]
+def _is_tag(key_part: Json, data: Json, key_path: list[Json]) -> bool:
+    """Pydantic puts the discriminator of a union into `key_path`; it is no key of the file."""
+    config_node = data
+    for step in key_path[: key_path.index(key_part)]:
+        config_node = config_node.get(step, config_node) if isinstance(config_node, dict) else config_node
+    return isinstance(config_node, dict) and key_part not in config_node and key_part != key_path[-1]
 
 
-def _fields_at(model: type[BaseModel], loc: list[Json]) -> set[str]:
-    models: list[type[BaseModel]] = [model]
-    for part in loc:
-        annotations = [m.model_fields[part].annotation for m in models if part in m.model_fields]
-        models = [m for a in annotations for m in _models_in(a)] or models
-    return {name for m in models for name in m.model_fields}
+def _fields_at(model: type[BaseModel], key_path: list[Json]) -> set[str]:
+    nested_models: list[type[BaseModel]] = [model]
+    for key_part in key_path:
+        annotations = [
+            m.model_fields[key_part].annotation for m in nested_models if key_part in m.model_fields
+        ]
+        nested_models = [m for a in annotations for m in _models_in(a)] or nested_models
+    return {name for m in nested_models for name in m.model_fields}
 
 
 def _models_in(annotation: Json) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
+    for type_argument in get_args(annotation):
+        yield from _models_in(type_argument)

@@ -123,16 +123,16 @@ def storage_error(error: BaseException, folder: Path) -> UserError | None:
         error: of a write or read below `folder`.
         folder: named where the error names no file.
     """
-    number = error_number(error)
-    path = getattr(error, "filename", None) or folder
-    if number in _NO_SPACE:
+    error_code = error_number(error)
+    error_path = getattr(error, "filename", None) or folder
+    if error_code in _NO_SPACE:
         return UserError(f"{folder}: no space left while writing; free some or move OPENBA_HOME")
-    if number in _NOT_WRITABLE:
+    if error_code in _NOT_WRITABLE:
         return UserError(
-            f"{path}: {os.strerror(number)}; make it writable for this user, or move OPENBA_HOME"
+            f"{error_path}: {os.strerror(error_code)}; make it writable for this user, or move OPENBA_HOME"
         )
-    if number == errno.EIO:
-        return UserError(f"{path}: {os.strerror(number)}; check the disk, then run again")
+    if error_code == errno.EIO:
+        return UserError(f"{error_path}: {os.strerror(error_code)}; check the disk, then run again")
     return None
 
 

@@ -76,10 +76,10 @@ def error_boundary() -> Iterator[None]:
         formatted = "".join(traceback.format_exception(error))
         if redact(formatted) == formatted:
             raise
-        clean = error if isinstance(error, UserError) else RuntimeError(one_line(error))
-        clean.__cause__ = None
-        clean.__context__ = None
-        raise clean.with_traceback(error.__traceback__) from None
+        clean_error = error if isinstance(error, UserError) else RuntimeError(one_line(error))
+        clean_error.__cause__ = None
+        clean_error.__context__ = None
+        raise clean_error.with_traceback(error.__traceback__) from None
 
 
 def run_command(command: Callable[[], int | None]) -> int:

@@ -93,8 +93,8 @@ class Pipeline:
     def data(self) -> list[Step]:
         """Everything before training, inputs first."""
         kinds = (WEIGHTS, MIXTURE, INSTRUCT, TASK, CONTAMINATION)
-        ends = [step for step in self.steps.values() if step.kind in kinds]
-        return _unique(end.walk() for end in ends)
+        end_steps = [step for step in self.steps.values() if step.kind in kinds]
+        return _unique(end.walk() for end in end_steps)
 
     @property
     def pretraining(self) -> list[Step]:
@@ -124,14 +124,14 @@ class Pipeline:
     @cached_property
     def models(self) -> list[Model]:
         """The trained models in order of training."""
-        registered = {step: name for name, step in self.config.registry.models.items()}
+        registered_names = {step: name for name, step in self.config.registry.models.items()}
         stages = self.config.stages
-        rows = [(name, stage.title, registered.get(name)) for name, stage in stages.items()]
+        model_rows = [(name, stage.title, registered_names.get(name)) for name, stage in stages.items()]
         first_title = next((stage.title for stage in stages.values()), "")
-        rows += [
+        model_rows += [
             (self._compared(shape), f"{first_title}, shape {shape}", None) for shape in self.config.ablation
         ]
-        rows += [(name, expert.title, expert.register_as) for name, expert in self.experts.items()]
+        model_rows += [(name, expert.title, expert.register_as) for name, expert in self.experts.items()]
         return [
             Model(
                 name,
@@ -141,7 +141,7 @@ class Pipeline:
                 self.steps.get(f"baselines-{name}" if name in self.experts else "baselines"),
                 register_as,
             )
-            for name, title, register_as in rows
+            for name, title, register_as in model_rows
         ]
 
     def kept(self, name: str) -> list[int]:
@@ -186,8 +186,8 @@ class Pipeline:
 
     def wanted(self, until: str | None) -> list[Step]:
         """Return the steps that `until` needs, else those of a comparison, else all; inputs first."""
-        ends = [self.step(until)] if until else self.comparison or list(self.steps.values())
-        return _unique(step.walk() for step in ends)
+        end_steps = [self.step(until)] if until else self.comparison or list(self.steps.values())
+        return _unique(step.walk() for step in end_steps)
 
     def _add(
         self,
@@ -292,10 +292,10 @@ class Pipeline:
     def _contamination(self) -> None:
         """Add the search for contamination: a leaf that reads everything and that nothing waits for."""
         sets = sorted({b for e in self.experts.values() for b in e.benchmarks} | set(self.config.benchmarks))
-        trained = {name for expert in self.experts.values() for name in expert.tasks}
+        trained_tasks = {name for expert in self.experts.values() for name in expert.tasks}
         if "flan" in self.steps and self.config.flan is not None:
-            trained.update(self.config.flan.tasks)
-        tasks = sorted(trained)
+            trained_tasks.update(self.config.flan.tasks)
+        tasks = sorted(trained_tasks)
         inputs = {f"task-{name}": self.step(f"task-{name}") for name in {*sets, *tasks}}
         if self.config.mixture is not None:
             inputs |= {"corpus": self.steps["clean"], "mixture": self.steps["mixture"]}
@@ -424,15 +424,17 @@ class Pipeline:
     def _baselines(
         self, name: str, benchmarks: Mapping[str, BenchmarkRecipe], tasks: Mapping[str, TaskRecipe]
     ) -> None:
-        trained = {
+        trained_tasks = {
             key: tuple(task for task, recipe in tasks.items() if benchmark.task.asks_the_same(recipe))
             for key, benchmark in benchmarks.items()
         }
-        if not any(trained.values()):
+        if not any(trained_tasks.values()):
             return
-        names = {*benchmarks, *(task for group in trained.values() for task in group)}
-        inputs = {f"task-{task}": self.step(f"task-{task}") for task in sorted(names)}
-        self._add(name, BASELINES, BaselinesStep(benchmarks=dict(benchmarks), trained=trained), "", **inputs)
+        task_names = {*benchmarks, *(task for group in trained_tasks.values() for task in group)}
+        inputs = {f"task-{task}": self.step(f"task-{task}") for task in sorted(task_names)}
+        self._add(
+            name, BASELINES, BaselinesStep(benchmarks=dict(benchmarks), trained=trained_tasks), "", **inputs
+        )
 
     def _evaluate(
         self,
@@ -466,8 +468,8 @@ class Pipeline:
 
 def evaluation_name(model: str, prefix: str = "S", kept_step: int | None = None) -> str:
     """Return the step that evaluates a model, or its weights at a step, with prompts of this mode token."""
-    mode = "" if prefix == "S" else f"-{prefix}"
-    return f"evaluate-{model}{mode}{'' if kept_step is None else f'-at-{kept_step}'}"
+    mode_suffix = "" if prefix == "S" else f"-{prefix}"
+    return f"evaluate-{model}{mode_suffix}{'' if kept_step is None else f'-at-{kept_step}'}"
 
 
 def _unique(walks: Iterable[Iterator[Step]]) -> list[Step]:
@@ -485,11 +487,11 @@ def find_pipeline(name: str) -> Path:
 
 def find_config(kind: str, name: str) -> Path:
     """Return the shipped file `configs/KIND/NAME.yaml`, or the file that a path names; same error."""
-    shipped = CONFIGS / kind / f"{name}.yaml"
-    path = Path(name)
-    if path.suffix in (".yaml", ".yml") and path.exists():
-        return path
-    if shipped.exists():
-        return shipped
+    shipped_file = CONFIGS / kind / f"{name}.yaml"
+    user_file = Path(name)
+    if user_file.suffix in (".yaml", ".yml") and user_file.exists():
+        return user_file
+    if shipped_file.exists():
+        return shipped_file
     known_names = ", ".join(p.stem for p in sorted((CONFIGS / kind).glob("*.yaml")))
     raise ConfigError(f"{name}: no such {kind}; give a YAML file or one of: {known_names}")

@@ -92,9 +92,9 @@ class Home:
     def tracking_uri(self) -> str:
         """`MLFLOW_TRACKING_URI`, else a SQLite file. A relative path in it is made absolute."""
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{self.root / 'mlflow.db'}"
-        path = uri.removeprefix("sqlite:///")
-        if path != uri:
-            return uri if path == ":memory:" else f"sqlite:///{Path(path).resolve()}"
+        database_path = uri.removeprefix("sqlite:///")
+        if database_path != uri:
+            return uri if database_path == ":memory:" else f"sqlite:///{Path(database_path).resolve()}"
         return uri if _is_url(uri) else str(Path(uri).expanduser().resolve())
 
 
@@ -103,19 +103,25 @@ def prepare_environment() -> None:
 
     For the start of a process: Prefect, Ray and MLflow read their variables when they are first imported.
     """
-    for name, value in list(os.environ.items()):
-        if not value and name.startswith(_FAMILIES):
-            del os.environ[name]
-    if not any(os.environ.get(name) for name in PROXY_VARIABLES):
+    for variable_name, value in list(os.environ.items()):
+        if not value and variable_name.startswith(_FAMILIES):
+            del os.environ[variable_name]
+    if not any(os.environ.get(variable_name) for variable_name in PROXY_VARIABLES):
         return
     # Libraries differ in which of the two spellings goes first, so both get all entries.
-    listed = [entry.strip() for name in _EXEMPTIONS for entry in os.environ.get(name, "").split(",")]
+    listed_hosts = [
+        entry.strip()
+        for variable_name in _EXEMPTIONS
+        for entry in os.environ.get(variable_name, "").split(",")
+    ]
     # `*` exempts everything, and only if it stands alone.
-    entries = (
-        ["*"] if "*" in listed else dict.fromkeys(entry for entry in (*listed, *LOOPBACK_NAMES) if entry)
+    exempt_hosts = (
+        ["*"]
+        if "*" in listed_hosts
+        else dict.fromkeys(entry for entry in (*listed_hosts, *LOOPBACK_NAMES) if entry)
     )
-    exempt = ",".join(entries)
-    os.environ.update(dict.fromkeys(_EXEMPTIONS, exempt))
+    exempt_list = ",".join(exempt_hosts)
+    os.environ.update(dict.fromkeys(_EXEMPTIONS, exempt_list))
 
 
 def _is_url(address: str) -> bool:
