@@ -171,7 +171,7 @@ def make_model(trial: Trial) -> nn.Module:
 def losses_and_hits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Summed loss of a batch, with its gradient; bool `[rows]`, which targets are the likeliest."""
     if isinstance(model, OpenBAModel):
-        loss = model(batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
+        loss = model.loss(batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
         counts = (batch.labels != IGNORE).sum(1)
         rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
         hits = torch.zeros(len(counts)).index_add_(0, rows, model.token_scores[1])

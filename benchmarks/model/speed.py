@@ -56,7 +56,7 @@ def train_figures() -> Iterator[Figure]:
     def our_case(padded: bool) -> TimedCase:
         def run_step() -> None:
             model.zero_grad()
-            (model(encoder_ids, mask, decoder_ids, labels, padded) / target_count).backward()
+            (model.loss(encoder_ids, mask, decoder_ids, labels, padded) / target_count).backward()
 
         return run_step
 

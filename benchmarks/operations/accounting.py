@@ -65,6 +65,6 @@ def count_flops(
     mask = torch.ones_like(encoder_ids, dtype=torch.bool)
     # The CPU's fused attention is not in torch's counter; the math backend is, product by product.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(encoder_ids, mask, decoder_ids, decoder_ids).backward()
+        model.loss(encoder_ids, mask, decoder_ids, decoder_ids).backward()
     formula_flops = batch_size * train_flops(recipe, VOCABULARY_SIZE, source_length, target_length)
     return formula_flops, counter.get_total_flops()

@@ -60,7 +60,7 @@ def _ragged_against_padded(architecture: Architecture) -> float:
 
     def run_step(padded: bool) -> None:
         model.zero_grad()
-        (model(encoder_ids, mask, decoder_ids, labels, padded) / target_count).backward()
+        (model.loss(encoder_ids, mask, decoder_ids, labels, padded) / target_count).backward()
 
     seconds = medians({"padded": lambda: run_step(True), "ragged": lambda: run_step(False)}, ROUNDS)
     return seconds["padded"] / seconds["ragged"]

@@ -72,7 +72,7 @@ def _packed_share(train: TrainRecipe, inputs: Mapping[str, str]) -> Figure:
     )
     with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
         for batch in micro_batches:
-            model(batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels).backward()
+            model.loss(batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels).backward()
     token_count = sum(batch.tokens for batch in micro_batches)
     comparison = f"{token_count:,} tokens in {len(micro_batches)} micro-batches of two workers"
     share = useful_flops / counter.get_total_flops()

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openba.model.cpu.cpu_attention import CPUAttention
 from openba.model.cuda.cuda_attention import CUDAAttention
+from openba.model.device_code import runs_cpu_code
 from openba.model.rows import Rows
 
 
@@ -50,7 +51,7 @@ _CUDA_ATTENTION = CUDAAttention()
 
 def attention_for(device: torch.device) -> AttentionBackend:
     """Return the attention for tensors on `device`; meta tensors follow CUDA's path."""
-    return _CPU_ATTENTION if device.type == "cpu" else _CUDA_ATTENTION
+    return _CPU_ATTENTION if runs_cpu_code(device) else _CUDA_ATTENTION
 
 
 def attend(

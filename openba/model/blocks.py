@@ -6,6 +6,7 @@ that it is handed, which covers all positions in training (`FullAttention`) and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
@@ -47,16 +48,24 @@ class FullAttention:
         self.target_rows = target_rows
         self.encoder_output = encoder_output
         self.source_rows = source_rows
-        self.attend = partial(attend, dropout=dropout, dropout_stream=dropout_stream, recompute=recompute)
+        self.dropout = dropout
+        self.dropout_stream = dropout_stream
+        self.recompute = recompute
 
     def attend_self(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend causally within each row."""
-        return self.attend(query, key, value, self.target_rows, self.target_rows, causal=True)
+        return self._attend(query, key, value, self.target_rows, causal=True)
 
     def attend_cross(self, layer_index: int, query: Tensor, projection: CrossAttention) -> Tensor:
         """Attend to the row's encoder tokens."""
         key, value = projection.memory(self.encoder_output)
-        return self.attend(query, key, value, self.target_rows, self.source_rows)
+        return self._attend(query, key, value, self.source_rows, causal=False)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, key_rows: Rows, causal: bool) -> Tensor:
+        return attend(
+            query, key, value, self.target_rows, key_rows,
+            causal=causal, dropout=self.dropout, dropout_stream=self.dropout_stream, recompute=self.recompute,
+        )  # fmt: skip
 
 
 class EncoderBlock(nn.Module):
@@ -124,6 +133,16 @@ class DecoderBlock(nn.Module):
         return hidden_states + self.dropout(self.mlp(self.post_inter_attn_layernorm(hidden_states)))
 
 
+def _vary(hidden_states: Tensor, rotary_angles: Tensor | None, rows: Rows) -> None:
+    """Tell torch.compile which sizes differ from batch to batch; it would find out by compiling again."""
+    from torch._dynamo import maybe_mark_dynamic  # slow to load, and only compiled blocks need it
+
+    maybe_mark_dynamic(hidden_states, 0)
+    maybe_mark_dynamic(rows.offsets, 0)
+    if rotary_angles is not None:
+        maybe_mark_dynamic(rotary_angles, 1)
+
+
 def _save_products_and_attention(on_device: device) -> tuple[Any, Any]:
     """Keep matrix products and attention, nearly all of a block's work; compute the rest again."""
     products = kernels_for(on_device).saved_operations
@@ -140,11 +159,18 @@ class _Stack(nn.Module):
         self.final_layernorm = make_norm(architecture)
         self.gradient_checkpointing = False
         self.saves_products = False
+        self.is_compiled = False
         # Projections back into the residual stream start smaller, by the stack's depth (see `initialise`).
         for module in self.modules():
             if isinstance(module, SelfAttention | CrossAttention | MLP):
                 projection = module.fc_out if isinstance(module, MLP) else module.o
                 projection.residual_scale = (2 * len(blocks)) ** -0.5
+
+    def compile_blocks(self, backend: str | Callable[..., object]) -> None:
+        """Compile the blocks by a backend of torch.compile, see `OpenBAModel.compile_blocks`."""
+        self.is_compiled = True
+        for block in self.block:
+            block.compile(backend=backend, fullgraph=True)
 
     def _run(self, block: nn.Module, hidden_states: Tensor, *arguments: Any) -> Tensor:
         # Evaluation keeps nothing for a backward pass, so there is nothing to recompute.
@@ -167,6 +193,8 @@ class Encoder(_Stack):
 
     def forward(self, hidden_states: Tensor, rotary_angles: Tensor, rows: Rows) -> Tensor:
         """Embedded tokens `[tokens, hidden]` to the encoder's output, same shape."""
+        if self.is_compiled:
+            _vary(hidden_states, rotary_angles, rows)
         for block in self.block:
             hidden_states = self._run(block, hidden_states, rotary_angles, rows)
         return self.final_layernorm(hidden_states)
@@ -182,6 +210,9 @@ class Decoder(_Stack):
 
     def forward(self, hidden_states: Tensor, rotary_angles: Tensor, attention: DecoderAttention) -> Tensor:
         """Embedded tokens `[tokens, hidden]` to hidden states, same shape."""
+        if self.is_compiled and isinstance(attention, FullAttention):
+            _vary(hidden_states, rotary_angles, attention.target_rows)
+            _vary(attention.encoder_output, None, attention.source_rows)
         # The number goes along for caches; attention over all positions ignores it.
         for layer_index, block in enumerate(self.block):
             hidden_states = self._run(block, hidden_states, rotary_angles, layer_index, attention)

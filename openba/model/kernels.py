@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 
 from openba.model.cpu.cpu_kernels import CPUKernels
 from openba.model.cuda.cuda_kernels import CUDAKernels
+from openba.model.device_code import runs_cpu_code
 
 
 class Kernels(Protocol):
@@ -54,4 +55,4 @@ _CUDA_KERNELS = CUDAKernels()
 
 def kernels_for(device: torch.device) -> Kernels:
     """Return the kernels for tensors on `device`; meta tensors follow CUDA's path."""
-    return _CPU_KERNELS if device.type == "cpu" else _CUDA_KERNELS
+    return _CPU_KERNELS if runs_cpu_code(device) else _CUDA_KERNELS

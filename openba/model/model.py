@@ -1,7 +1,7 @@
-"""Model as the trainer sees it: a padded batch in, one loss out. Plain torch, no transformers.
+"""Model as the trainer sees it: a batch in, one loss out. Plain torch, no transformers.
 
-Owns how a batch becomes rows and which positions carry loss. Decoding is `generate.py`'s, files are
-`files.py`'s.
+Owns the training loss. How a batch becomes rows and which positions carry loss is `flat_batch.py`'s, decoding
+`generate.py`'s, files are `files.py`'s.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from openba.model.blocks import EncoderBlock, FullAttention
-from openba.model.loss import IGNORE, linear_cross_entropy
-from openba.model.rows import Rows, first
-from openba.model.seq2seq import Seq2Seq, begin, check_vocabulary
+from openba.model.flat_batch import FlatBatch
+from openba.model.loss import linear_cross_entropy
+from openba.model.rows import Rows
+from openba.model.seq2seq import Seq2Seq, begin
 from openba.recipes.architecture import Architecture, Recompute
 
 
@@ -37,70 +38,72 @@ class OpenBAModel(Seq2Seq):
         """fp32 `[2, target tokens]` of the last forward pass, row after row: each token's loss, and without
         gradients whether it is the likeliest. For figures by sample; no gradient."""
 
-    def forward(
-        self,
-        encoder_ids: Tensor,
-        mask: Tensor,
-        decoder_ids: Tensor,
-        labels: Tensor,
-        padded: bool = False,
-        gradient_scale: float = 1.0,
-    ) -> Tensor:
+    def forward(self, batch: FlatBatch, gradient_scale: float = 1.0) -> Tensor:
         """Cross entropy summed over all labelled positions: an fp32 scalar.
 
+        The host reads nothing from the device of `batch`.
+
         Args:
-            encoder_ids: int64 `[rows, source]`.
-            mask: bool, the same shape, True for a real token.
-            decoder_ids: int64 `[rows, target]`.
-            labels: int64, the same shape, IGNORE where there is no loss.
-            padded: Compute padding too, as other implementations do. For comparison: the loss is the same.
+            batch: On the weights' device.
             gradient_scale: What the caller will multiply the loss by, see `linear_cross_entropy`.
 
         Raises:
-            ValueError: an id outside the vocabulary, more tokens than positions; names the row.
+            ValueError: more tokens than positions; names the row.
         """
-        # On CUDA an id outside the table is a device-side assert, which ends the process; a CPU names no row.
-        vocab_size = self.architecture.vocab_size
-        check_vocabulary(encoder_ids, vocab_size, "encoder_ids")
-        check_vocabulary(decoder_ids, vocab_size, "decoder_ids")
-        check_vocabulary(labels.masked_fill(labels == IGNORE, 0), vocab_size, "labels")
-        make_layout = Rows.padded if padded else Rows.ragged
-        source_rows = make_layout(mask)
-        target_rows = make_layout(first(_used_positions(labels), labels.shape[1]))
-        hidden_states = self.hidden(encoder_ids, source_rows, decoder_ids, target_rows)
-        flat_labels = target_rows.flat(labels)
-        # Only labelled positions reach the head: padding would be half of its work (Table 3's lengths).
-        labelled = (flat_labels != IGNORE).nonzero().squeeze(-1)
-        self.token_scores = torch.zeros(2, len(labelled), device=flat_labels.device)
+        hidden_states = self._flat_hidden(
+            batch.encoder_ids, batch.source_rows, batch.decoder_ids, batch.target_rows
+        )
+        self.token_scores = torch.zeros(2, len(batch.labelled), device=hidden_states.device)
         return self.cross_entropy(
-            hidden_states.index_select(0, labelled),
+            hidden_states.index_select(0, batch.labelled),
             self.head_weight,
             self.lm_head.bias,
-            flat_labels[labelled],
+            batch.labels,
             self.token_scores,
             gradient_scale=gradient_scale,
         )
+
+    def loss(
+        self, encoder_ids: Tensor, mask: Tensor, decoder_ids: Tensor, labels: Tensor, padded: bool = False
+    ) -> Tensor:
+        """Return `forward`'s loss of padded grids, see `FlatBatch.lay_out`."""
+        vocab = self.architecture.vocab_size
+        return self(FlatBatch.lay_out(encoder_ids, mask, decoder_ids, labels, vocab=vocab, padded=padded))
 
     def hidden(
         self, encoder_ids: Tensor, source_rows: Rows, decoder_ids: Tensor, target_rows: Rows
     ) -> Tensor:
         """Hidden states `[target tokens, hidden]` of grids of ids in the two layouts."""
-        encoder_output = self.encode(source_rows.flat(encoder_ids), source_rows)
+        source_ids, target_ids = source_rows.flat(encoder_ids), target_rows.flat(decoder_ids)
+        return self._flat_hidden(source_ids, source_rows, target_ids, target_rows)
+
+    def _flat_hidden(
+        self, encoder_ids: Tensor, source_rows: Rows, decoder_ids: Tensor, target_rows: Rows
+    ) -> Tensor:
+        """The same of ids that are laid out."""
         attention = FullAttention(
             target_rows,
-            encoder_output,
+            self.encode(encoder_ids, source_rows),
             source_rows,
             dropout=self.architecture.attention_dropout if self.training else 0.0,
             dropout_stream=self.dropout_stream,
             recompute=self.recompute_attention and self.training,
         )
-        return self.decode(target_rows.flat(decoder_ids), target_rows, attention)
+        return self.decode(decoder_ids, target_rows, attention)
 
     def share_heads(self, rank: int | None) -> None:
         """Draw attention's dropout from this rank's own stream: heads lie on several ranks (see `attend`)."""
         self.dropout_stream = rank
         for block in self.encoder.block:
             cast(EncoderBlock, block).dropout_stream = rank
+
+    def compile_blocks(self, backend: str | Callable[..., object] = "inductor") -> None:
+        """Compile the blocks for any rows: two graphs a stack and mode, which all of its blocks share.
+
+        For CUDA: the CPU's kernels are written by hand already.
+        """
+        for stack in (self.encoder, self.decoder):
+            stack.compile_blocks(backend)
 
     def recompute(self, kind: Recompute) -> None:
         """Choose what the backward pass computes again; gradients stay the same bit by bit.
@@ -115,9 +118,3 @@ class OpenBAModel(Seq2Seq):
         for stack in (self.encoder, self.decoder):
             stack.gradient_checkpointing = kind in ("selective", "full")
             stack.saves_products = kind == "selective"
-
-
-def _used_positions(labels: Tensor) -> Tensor:
-    """Positions of each row up to its last label, int64 `[rows]`, at least 1; the rest has no effect."""
-    positions = torch.arange(1, labels.shape[1] + 1, device=labels.device)
-    return ((labels != IGNORE) * positions).amax(-1).clamp_(min=1)

@@ -28,7 +28,7 @@ def attend_by_grid(
     )
     # Padding stands at the end of a row, which a causal query of a real token never sees.
     needs_mask = not causal and not key_rows.full
-    mask = key_rows.mask()[:, None, None, :] if needs_mask else None
+    mask = key_rows.mask[:, None, None, :] if needs_mask else None
     output_grid = F.scaled_dot_product_attention(
         query_grid, key_grid, value_grid, mask, dropout, is_causal=causal
     )

@@ -7,7 +7,7 @@ there, and padded, where every row is filled up to one width. Computes no attent
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 
@@ -29,6 +29,18 @@ class Rows:
     """int64 `[tokens]`: position of each token in its row, from 0 over real tokens."""
     index: Tensor | None = None
     """int64 `[tokens]`: index of each token in the `[rows * width]` grid of ids; None: all of the grid."""
+    full: bool = field(init=False)
+    """Whether all rows have one length and there is no padding."""
+    packed: bool = field(init=False)
+    """Whether the flat tensor holds real tokens only."""
+    longest: int = field(init=False)
+    """Real tokens of the longest row."""
+
+    def __post_init__(self) -> None:
+        # Plain attributes: compiled blocks read them, and must not depend on each row's length.
+        object.__setattr__(self, "full", all(length == self.width for length in self.lengths))
+        object.__setattr__(self, "packed", self.width is None or self.full)
+        object.__setattr__(self, "longest", max(self.lengths, default=0))
 
     @classmethod
     def padded(cls, mask: Tensor) -> Rows:
@@ -48,10 +60,18 @@ class Rows:
         positions = (mask.cumsum(-1) - 1).flatten()[grid_index]
         return cls(tuple(mask.sum(-1).tolist()), None, positions, grid_index)
 
-    @property
-    def full(self) -> bool:
-        """Whether all rows have one length and there is no padding."""
-        return all(length == self.width for length in self.lengths)
+    def to(self, device: torch.device) -> Rows:
+        """Return the layout with all its tensors on `device`; no kernel then asks the host for one."""
+        # Made here, on the host, and copied without waiting; made on the device, each would wait.
+        derived = {"offsets": self.offsets}
+        if self.width is not None and not self.full:
+            derived["mask"] = self.mask
+        if self.positions.device == device:
+            return self
+        index = None if self.index is None else self.index.to(device, non_blocking=True)
+        moved = Rows(self.lengths, self.width, self.positions.to(device, non_blocking=True), index)
+        vars(moved).update({name: tensor.to(device, non_blocking=True) for name, tensor in derived.items()})
+        return moved
 
     @cached_property
     def offsets(self) -> Tensor:
@@ -80,8 +100,10 @@ class Rows:
             row_tokens = [part for pair in zip(row_tokens, pads, strict=True) for part in pair]
         return torch.cat(row_tokens)
 
+    @cached_property
     def mask(self) -> Tensor:
         """Bool `[rows, width]` of a padded layout, True for a real token."""
+        # Cached, as `offsets`.
         lengths = torch.tensor(self.lengths, device=self.positions.device)
         return first(lengths, self.width or max(self.lengths))
 

@@ -20,6 +20,7 @@ from openba.data.denoise import Denoising, shuffled
 from openba.data.instruct import Pairs
 from openba.data.store import TokenStore
 from openba.errors import UserError
+from openba.model.flat_batch import FlatBatch
 from openba.model.loss import IGNORE
 from openba.recipes.train import TrainRecipe, WindowsRecipe
 from openba.tokenizer.tokenizer import Tokenizer
@@ -143,6 +144,12 @@ class Batch:
     mask: Tensor  # bool [B, S], True: a token
     decoder_ids: Tensor  # int64 [B, T], labels shifted right, pad first
     labels: Tensor  # int64 [B, T], IGNORE where padded
+
+    def flat(self, vocab: int, padded: bool) -> FlatBatch:
+        """Return what the model computes, see `FlatBatch.lay_out`."""
+        return FlatBatch.lay_out(
+            self.encoder_ids, self.mask, self.decoder_ids, self.labels, vocab=vocab, padded=padded
+        )
 
     @property
     def targets(self) -> int:

@@ -89,6 +89,7 @@ class Engine:
         self.micro_batch = gang.micro_batch
         """Samples of the greatest length whose tokens fill a micro-batch."""
         self.padded = gang.batches == "padded"
+        self.vocab = model.architecture.vocab_size
         self.meetings = 0
         """Calls of `sum` by this worker; a worker with fewer than the others is the late one."""
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
@@ -122,9 +123,8 @@ class Engine:
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the micro-batch's loss, summed over its target tokens: a scalar with a gradient."""
-        tensors = (batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
-        on_device = (tensor.to(self.device) for tensor in tensors)
-        return self.engine(*on_device, padded=self.padded, gradient_scale=self._gradient_scale())
+        flat = batch.flat(self.vocab, self.padded).to(self.device)
+        return self.engine(flat, gradient_scale=self._gradient_scale())
 
     def backward(self, loss: Tensor, is_usable: bool = True) -> None:
         """Accumulate gradients of loss / `target_count`.

@@ -131,11 +131,11 @@ def test_formula_is_what_torch_counts(recipe: ModelRecipe, s: int, t: int) -> No
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
         inputs = (source, torch.ones_like(source, dtype=torch.bool), target, target)
         with torch.no_grad():
-            model(*inputs)
+            model.loss(*inputs)
         forward = counter.get_total_flops()
     # With gradients the loss makes those of the head at once: only the sum of both passes is the formula's.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model(*inputs).backward()
+        model.loss(*inputs).backward()
     assert forward == batch * sum(forward_flops(recipe, 40, s, t).values())
     assert counter.get_total_flops() == batch * train_flops(recipe, 40, s, t)
 

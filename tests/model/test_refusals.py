@@ -219,7 +219,7 @@ def test_the_trainer_is_told_of_ids_outside_the_vocabulary() -> None:
     everything = torch.ones(2, 4, dtype=torch.bool)
     for name, tensor in good.items():
         bad = good | {name: spoilt(tensor)}
-        assert refusal(lambda b=bad: plain(mask=everything, **b)) == (
+        assert refusal(lambda b=bad: plain.loss(mask=everything, **b)) == (
             f"{name} row 1, position 2: id {VOCAB} {OUTSIDE}"
         )
-    assert plain(mask=everything, **good).isfinite()
+    assert plain.loss(mask=everything, **good).isfinite()

@@ -51,7 +51,7 @@ def test_a_padded_layout_holds_every_place(counts: Tensor) -> None:
     tokens = rows.flat(grid)
     assert torch.equal(tokens, grid.flatten(0, 1))
     assert torch.equal(rows.grid(tokens, width), grid)
-    assert torch.equal(rows.mask(), mask)
+    assert torch.equal(rows.mask, mask)
     assert rows.full == bool(mask.all())
     assert rows.positions.tolist() == list(range(width)) * len(counts)
     parts = rows.split(tokens)

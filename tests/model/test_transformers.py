@@ -239,7 +239,7 @@ def test_loss_and_gradients_are_the_trainers_and_know_no_padding(
     decoder = torch.cat([start, inputs["labels"][:, :-1].clamp(min=0)], 1)
     trainers = inputs["input_ids"], inputs["attention_mask"].bool(), decoder, inputs["labels"]
     for padded_too in (False, True):
-        expected, slopes = gradients(plain, lambda p=padded_too: plain(*trainers, padded=p) / total)
+        expected, slopes = gradients(plain, lambda p=padded_too: plain.loss(*trainers, padded=p) / total)
         assert loss == pytest.approx(expected, rel=1e-4)
         for name, slope in slopes.items():
             torch.testing.assert_close(found[name], slope, atol=1e-4, rtol=1e-3, msg=name)

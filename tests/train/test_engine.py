@@ -54,7 +54,7 @@ def test_deepspeed_does_what_plain_torch_does(runs: Any, mixture_folder: Path, t
     )
     for index, row in enumerate(runs.rows("reference")):
         (batch,) = batches.micro(index, 0, 1, 8)
-        loss = model(batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels) / batch.targets
+        loss = model.loss(batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels) / batch.targets
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -118,7 +118,7 @@ class OneProcess:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> torch.Tensor:
-        self.model(batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
+        self.model.loss(batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
         counts = (batch.labels != -100).sum(1)
         rows = torch.repeat_interleave(torch.arange(len(counts)), counts)
         sums = torch.zeros(len(counts), 3, dtype=torch.float64)
@@ -149,7 +149,7 @@ def test_a_trained_model_is_told_from_a_blind_one(pairs: Path, tokenizer: Tokeni
             items = np.random.default_rng(step).choice(colours, 16)
             batch = samples.batch(items, items, 0, tokenizer.pad)
             source = torch.full_like(batch.encoder_ids, 5) if blind else batch.encoder_ids
-            (model(source, batch.mask, batch.decoder_ids, batch.labels) / batch.targets).backward()
+            (model.loss(source, batch.mask, batch.decoder_ids, batch.labels) / batch.targets).backward()
             optimizer.step()
             optimizer.zero_grad()
         return heldout.measure(OneProcess(model))  # type: ignore[arg-type]

@@ -39,11 +39,11 @@ class CUDAAttention:
         dropout: float,
     ) -> Tensor:
         """Attend in one call wherever the layouts and the precision allow it."""
+        if _has_flash_kernel(query) and query_rows.packed and key_rows.packed:
+            return attend_packed(query, key, value, query_rows, key_rows, causal, dropout)
         # Padded rows are a grid already. The mask that padding needs rules out flash attention.
         if query_rows.width is not None and key_rows.width is not None:
             return attend_by_grid(query, key, value, query_rows, key_rows, causal, dropout)
-        if _has_flash_kernel(query) and _is_packed(query_rows) and _is_packed(key_rows):
-            return attend_packed(query, key, value, query_rows, key_rows, causal, dropout)
         return attend_by_row(query, key, value, query_rows, key_rows, causal, dropout)
 
 
@@ -61,7 +61,7 @@ def attend_packed(
     # int32 offsets on the device and the longest ones as numbers of the host, so it synchronises nothing.
     output, *_ = torch.ops.aten._flash_attention_forward(
         query, key, value, query_rows.offsets, key_rows.offsets,
-        max(query_rows.lengths), max(key_rows.lengths), dropout, causal, False,
+        query_rows.longest, key_rows.longest, dropout, causal, False,
     )  # fmt: skip
     return output
 
@@ -71,7 +71,3 @@ def _has_flash_kernel(query: Tensor) -> bool:
     channels = query.shape[-1]
     is_half = query.dtype in (torch.bfloat16, torch.float16)
     return is_half and channels <= _MOST_CHANNELS and channels % 8 == 0
-
-
-def _is_packed(rows: Rows) -> bool:
-    return rows.width is None or rows.full
