@@ -173,8 +173,10 @@ class _Stack(nn.Module):
             block.compile(backend=backend, fullgraph=True)
 
     def _run(self, block: nn.Module, hidden_states: Tensor, *arguments: Any) -> Tensor:
-        # Evaluation keeps nothing for a backward pass, so there is nothing to recompute.
-        if not (self.gradient_checkpointing and self.training):
+        # Evaluation keeps nothing for a backward pass, so there is nothing to recompute. A compiled block
+        # keeps products and computes the elementwise rest again by itself.
+        chooses_itself = self.is_compiled and self.saves_products
+        if not (self.gradient_checkpointing and self.training) or chooses_itself:
             return block(hidden_states, *arguments)
         # Only the form without re-entrance sees the encoder's output inside `attention`.
         if self.saves_products:

@@ -53,7 +53,7 @@ def linear_cross_entropy(
     labels: Tensor,
     token_scores: Tensor | None = None,
     softmax: Softmax | None = None,
-    gradient_scale: float = 1.0,
+    gradient_scale: Tensor | None = None,
 ) -> Tensor:
     """Sum over tokens of -log softmax(hidden_states @ weight.T + bias)[label].
 
@@ -72,8 +72,8 @@ def linear_cross_entropy(
         token_scores: fp32 `[2, tokens]` to be filled: each token's loss, and without gradients whether it is
             the likeliest (1 or 0), which costs a pass over the logits.
         softmax: None: `weight` has all words.
-        gradient_scale: Factor by which the caller will multiply the loss, the loss scale included. It does
-            not change the gradients but their precision.
+        gradient_scale: Factor by which the caller will multiply the loss, the loss scale included, a scalar
+            on the device; None: unknown. It does not change the gradients but their precision.
 
     Returns:
         fp32 scalar (fp64 for fp64 inputs). It can be differentiated once.
@@ -97,7 +97,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_enabled: bool,
         token_scores: Tensor | None,
         softmax: Softmax,
-        gradient_scale: float,
+        gradient_scale: Tensor | None,
     ) -> Tensor:
         linear = kernels_for(hidden_states.device).linear
         loss_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
@@ -176,7 +176,7 @@ class _Gradients:
         weight: Tensor,
         bias: Tensor | None,
         sum_dtype: torch.dtype,
-        scale: float,
+        scale: Tensor | None,
         slice_count: int,
     ) -> None:
         """Make room for gradients of `linear_cross_entropy`'s inputs; `sum_dtype` is the sums' precision."""
@@ -208,7 +208,7 @@ class _Gradients:
         """Return the gradients of hidden states, weight and bias, times `loss_scale`."""
         # What the gradients do not have yet of the caller's factor: 1 in training in half precision, NaN for
         # a step that is to be dropped.
-        rest = loss_scale if self.scale == 1.0 else loss_scale / self.scale
+        rest = loss_scale if self.scale is None else loss_scale / self.scale
         bias_gradient = None if self.bias is None else self.bias.mul_(rest).to(self.dtype)
         if self.waiting_product is not None:
             scaled_gradient, hidden_states = self.waiting_product
@@ -221,9 +221,9 @@ class _Gradients:
 
     def _scaled(self, logit_gradient: Tensor) -> Tensor:
         """The gradient of logits times the scale, in the weight's precision; `logit_gradient` is used up."""
-        if logit_gradient.dtype == self.dtype and self.scale == 1.0:
+        if logit_gradient.dtype == self.dtype and self.scale is None:
             return logit_gradient
-        return self._narrowed(logit_gradient, self.scale)
+        return self._narrowed(logit_gradient, 1.0 if self.scale is None else self.scale)
 
     def _narrowed(self, wide: Tensor, factor: Tensor | float) -> Tensor:
         """`wide` times a factor in the weight's precision, in one pass; `wide` is used up."""

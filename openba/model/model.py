@@ -38,7 +38,7 @@ class OpenBAModel(Seq2Seq):
         """fp32 `[2, target tokens]` of the last forward pass, row after row: each token's loss, and without
         gradients whether it is the likeliest. For figures by sample; no gradient."""
 
-    def forward(self, batch: FlatBatch, gradient_scale: float = 1.0) -> Tensor:
+    def forward(self, batch: FlatBatch, gradient_scale: Tensor | None = None) -> Tensor:
         """Cross entropy summed over all labelled positions: an fp32 scalar.
 
         The host reads nothing from the device of `batch`.

@@ -92,6 +92,8 @@ class TrainRuntime(Runtime):
     """Stage 0 is out: plain data parallelism in fp32 has no overflow path to skip a bad step with."""
     recompute: Recompute = "none"
     """What the backward pass computes again instead of keeping it (see `OpenBAModel.recompute`)."""
+    compile: bool = False
+    """Compile the model's blocks by torch.compile, on CUDA devices: elementwise chains become one kernel."""
     deterministic: bool = False
     """Take only kernels that give the same bits each time. On a CPU all do; on CUDA a resumed run is then
     bitwise the run that was not interrupted, and slower. Without it attention's gradients are sums in any
@@ -193,6 +195,10 @@ class PipelineRuntime(Runtime):
             raise ValueError(
                 f"tensor_parallel {self.tensor_parallel} goes with train.zero_stage 1 or 2; at stage 3 the "
                 "weights are shared already, so take tensor_parallel 1"
+            )
+        if self.train.compile and self.device.kind == "cpu":
+            raise ValueError(
+                "train.compile is for device.kind cuda: a CPU has kernels written by hand; take compile false"
             )
         if self.evaluate.workers > self.devices:
             raise ValueError(

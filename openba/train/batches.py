@@ -144,12 +144,10 @@ class Batch:
     mask: Tensor  # bool [B, S], True: a token
     decoder_ids: Tensor  # int64 [B, T], labels shifted right, pad first
     labels: Tensor  # int64 [B, T], IGNORE where padded
-
-    def flat(self, vocab: int, padded: bool) -> FlatBatch:
-        """Return what the model computes, see `FlatBatch.lay_out`."""
-        return FlatBatch.lay_out(
-            self.encoder_ids, self.mask, self.decoder_ids, self.labels, vocab=vocab, padded=padded
-        )
+    flat: FlatBatch | None = None
+    """What the model computes of it, if it was laid out ahead."""
+    refused: tuple[int, ...] = ()
+    """Windows or pairs that are passed over: their rows have no labels."""
 
     @property
     def targets(self) -> int:
@@ -215,8 +213,6 @@ class TrainingBatches:
         self.vocab = vocab
         self.padded = padded
         self.modes = dict(modes or {})
-        self.refused: list[int] = []
-        """Windows or pairs that were passed over since the caller last took them from here."""
 
     def micro(self, step: int, rank: int, world_size: int, micro_batch: int) -> Iterator[Batch]:
         """Yield this rank's micro-batches of optimiser step `step`, as many as every other rank's.
@@ -253,7 +249,6 @@ class TrainingBatches:
         is_bad = ~is_filled | (ids >= self.vocab).any(1) | (batch.encoder_ids < 0).any(1)
         if not is_bad.any():
             return batch
-        self.refused += item_numbers[is_bad.numpy()].tolist()
         bad_row = is_bad[:, None]
         first_token = torch.arange(batch.mask.shape[1]) == 0
         return Batch(
@@ -261,6 +256,7 @@ class TrainingBatches:
             torch.where(bad_row, first_token, batch.mask),  # one token, so that nothing attends to nothing
             batch.decoder_ids.masked_fill(bad_row, self.pad),
             batch.labels.masked_fill(bad_row, IGNORE),
+            refused=tuple(item_numbers[is_bad.numpy()].tolist()),
         )
 
     def items(self, step: int) -> list[int]:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from openba.json_types import JsonObject
+from openba.model.blocks import DecoderBlock, EncoderBlock
+from openba.model.flat_batch import FlatBatch
 from openba.model.loss import IGNORE
 from openba.model.model import OpenBAModel
 from openba.model.parallel import gathered
@@ -24,12 +26,17 @@ from openba.recipes.runtime import PipelineRuntime, TrainRuntime
 from openba.recipes.train import TrainRecipe
 from openba.train.batches import Batch
 from openba.train.groups import Groups
-from openba.train.lean_deepspeed import import_deepspeed
+from openba.train.lean_deepspeed import add_gradients_at_once, import_deepspeed
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # torch 2.13: one line per ZeRO collective
 
 
-def deepspeed_config(recipe: TrainRecipe, runtime: TrainRuntime, data_workers: int) -> JsonObject:
+def deepspeed_config(
+    recipe: TrainRecipe,
+    runtime: TrainRuntime,
+    data_workers: int,
+    device_kind: Literal["cpu", "cuda"] = "cpu",
+) -> JsonObject:
     """The `ds_config` of this run, with the batch triangle resolved (no "auto": DeepSpeed rejects it).
 
     `world` is the number of data-parallel workers.
@@ -40,7 +47,11 @@ def deepspeed_config(recipe: TrainRecipe, runtime: TrainRuntime, data_workers: i
         "gradient_accumulation_steps": accumulation,
         "train_batch_size": runtime.micro_batch * accumulation * data_workers,
         "gradient_clipping": recipe.optim.clip,
-        "zero_optimization": {"stage": runtime.zero_stage, "overlap_comm": False},
+        # On CUDA gradients of stages 2 and 3 cross workers while others are computed. A CPU has no streams.
+        "zero_optimization": {
+            "stage": runtime.zero_stage,
+            "overlap_comm": device_kind == "cuda" and runtime.zero_stage > 1,
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
         # It waits for the device twice a micro-batch, for a figure that `meter.py` has without waiting.
@@ -49,7 +60,12 @@ def deepspeed_config(recipe: TrainRecipe, runtime: TrainRuntime, data_workers: i
         "communication_data_type": "fp32",
     }
     if recipe.precision == "bf16":
-        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+        # Gradients are added to their fp32 sums as soon as they are there, and freed: the weights' precision
+        # holds no second copy of all of them.
+        config |= {
+            "bf16": {"enabled": True, "immediate_grad_update": True},
+            "data_types": {"grad_accum_dtype": "fp32"},
+        }
     elif recipe.precision == "fp16":
         config["fp16"] = {
             "enabled": True,
@@ -83,8 +99,10 @@ class Engine:
         """Which batches this worker sees: those of a tensor-parallel group see the same."""
         # Before DeepSpeed wraps the model: its blocks read the setting in each forward pass.
         model.recompute(gang.recompute)
+        if gang.compile:
+            model.compile_blocks()
         self.is_half = recipe.precision != "fp32"
-        self.begin(accumulation_steps(recipe, gang, self.data_world), 1)
+        self.begin(accumulation_steps(recipe, gang, self.data_world), torch.ones(()))
         self.zero_stage = gang.zero_stage
         self.micro_batch = gang.micro_batch
         """Samples of the greatest length whose tokens fill a micro-batch."""
@@ -100,31 +118,47 @@ class Engine:
             betas=(recipe.optim.beta1, recipe.optim.beta2),
             eps=recipe.optim.eps,
         )
+        if gang.zero_stage == 3:
+            # A block's weights are gathered together: hooks of its parts would be half of the host's time.
+            deepspeed.utils.set_z3_leaf_modules(model, [EncoderBlock, DecoderBlock])
         mpu = self.groups if self.groups.tensor.size > 1 else None
         deepspeed.utils.groups.mpu = mpu  # DeepSpeed keeps that of an engine before this one
         self.engine, *_ = deepspeed.initialize(
             model=model.to(self.device),
             optimizer=self.optimizer,
-            config=deepspeed_config(recipe, gang, self.data_world),
+            config=deepspeed_config(recipe, gang, self.data_world, device.kind),
             mpu=mpu,
             dist_init_required=False,
         )
+        add_gradients_at_once(self.engine.optimizer)
 
-    def begin(self, micro_batches: int, target_count: int) -> None:
+    def begin(self, micro_batches: int, target_count: Tensor) -> None:
         """Set the micro-batches and target tokens of the next optimiser steps.
 
         Args:
             micro_batches: Of a step, the same number on every worker.
-            target_count: Target tokens of a step over all workers.
+            target_count: Target tokens of a step over all workers, a scalar on the device: the host need not
+                know it before the gradients are on their way.
         """
         self.accumulation = self._left = micro_batches
         # DeepSpeed averages over workers, so their number is multiplied back.
-        self._loss_scale = self.data_world / max(1, target_count)
+        self._loss_scale = (self.data_world / target_count.double().clamp(min=1)).float()
+
+    def lay_out(self, batch: Batch) -> FlatBatch:
+        """Return what the model computes of a batch, in host memory; any thread may call it.
+
+        Raises:
+            ValueError: an id outside the vocabulary; names the row.
+        """
+        return FlatBatch.lay_out(
+            batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels,
+            vocab=self.vocab, padded=self.padded,
+        )  # fmt: skip
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the micro-batch's loss, summed over its target tokens: a scalar with a gradient."""
-        flat = batch.flat(self.vocab, self.padded).to(self.device)
-        return self.engine(flat, gradient_scale=self._gradient_scale())
+        self._computed = (batch.flat or self.lay_out(batch)).to(self.device)
+        return self.engine(self._computed, gradient_scale=self._gradient_scale())
 
     def backward(self, loss: Tensor, is_usable: bool = True) -> None:
         """Accumulate gradients of loss / `target_count`.
@@ -142,10 +176,10 @@ class Engine:
         loss_scale = self._loss_scale if is_usable else math.nan
         self.engine.backward(loss * loss_scale, scale_wrt_gas=False)
 
-    def _gradient_scale(self) -> float:
-        """Factor between the summed loss and what is differentiated; 1 in fp32, whose range needs none."""
+    def _gradient_scale(self) -> Tensor | None:
+        """Factor between the summed loss and what is differentiated; None in fp32, whose range needs none."""
         if not self.is_half:
-            return 1.0
+            return None
         # BF16_Optimizer has no loss scale, ZeRO's optimisers have one that is 1 in bf16.
         return self._loss_scale * float(getattr(self.engine.optimizer, "loss_scale", 1.0))
 
@@ -170,19 +204,20 @@ class Engine:
         self.forward(batch)
         return self.scores(batch)
 
-    def scores(self, batch: Batch) -> Tensor:
-        """Scores of each row of the batch that was computed last, float64 `[rows, 3]` in host memory.
+    def row_scores(self, row_count: int) -> Tensor:
+        """Scores of each row of the batch that was computed last, float64 `[rows, 2]` on the device.
 
-        Columns: summed loss; likeliest target tokens (0 where gradients were computed); target tokens.
+        Columns: summed loss; likeliest target tokens (0 where gradients were computed).
         """
+        row_scores = torch.zeros(row_count, 2, dtype=torch.float64, device=self.device)
+        token_scores = self.engine.module.token_scores.T.double()
+        return row_scores.index_add_(0, self._computed.label_rows, token_scores)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """The same in host memory, with a third column of target tokens."""
         target_counts = (batch.labels != IGNORE).sum(1)
-        row_scores = torch.zeros(len(target_counts), 3, dtype=torch.float64)
-        row_numbers = torch.repeat_interleave(torch.arange(len(target_counts)), target_counts)
-        row_scores[:, :2].index_add_(
-            0, row_numbers, self.engine.module.token_scores.T.to("cpu", torch.float64)
-        )
-        row_scores[:, 2] = target_counts
-        return row_scores
+        row_scores = self.row_scores(len(target_counts)).cpu()
+        return torch.cat([row_scores, target_counts[:, None].double()], dim=1)
 
     def mode(self, training: bool) -> None:
         """Dropout on or off."""
@@ -190,11 +225,15 @@ class Engine:
 
     def sum(self, values: list[float]) -> list[float]:
         """Sums over all workers, float64; those of a tensor-parallel group count as one, with their mean."""
+        return self.sum_on_device(torch.tensor(values, dtype=torch.float64)).tolist()
+
+    def sum_on_device(self, values: Tensor) -> Tensor:
+        """The same of a float64 vector, from host or device; the result is on the device, not waited for."""
         # Counted before the collective: a worker that waits in it has come, one that is late has not.
         self.meetings += 1
-        sum_tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(sum_tensor)
-        return (sum_tensor / self.groups.tensor.size).tolist()
+        summed_values = values.to(self.device, copy=True)
+        dist.all_reduce(summed_values)
+        return summed_values / self.groups.tensor.size
 
     def share(self) -> tuple[dict[str, Tensor], JsonObject]:
         """Return this worker's share of the training state, and the scalars; all workers call it together."""

@@ -20,7 +20,6 @@ import torch.distributed as dist
 from openba.errors import UserError
 from openba.json_types import JsonObject
 from openba.recipes.train import TrainRecipe
-from openba.train.engine import Engine
 
 BAD_STEPS = 3
 """Bad steps, one after the other, after which the weights are no longer trusted."""
@@ -78,23 +77,15 @@ class Guard:
         self._lowest_mean = math.inf
         self._in_spike = False
 
-    def judge(
-        self, engine: Engine, worker_loss: float, targets: int, numbers: list[float]
-    ) -> tuple[Verdict, list[float]]:
+    def judge(self, losses: list[float], targets: int) -> Verdict:
         """Return the verdict on a step before its last gradients; all workers call it and get the same.
 
         The limit is on the mean over the whole step, so it does not depend on workers and micro-batches.
 
         Args:
-            engine: This worker's.
-            worker_loss: Its summed loss.
+            losses: Summed loss of each worker.
             targets: Target tokens of the step over all workers.
-            numbers: Other numbers; their sums over all workers are returned beside the verdict.
         """
-        # One slot a worker, so that the sum of all tells each of them whose loss is broken.
-        worker_losses = [worker_loss if rank == engine.rank else 0.0 for rank in range(engine.world)]
-        sums = engine.sum([*worker_losses, *numbers])
-        losses = sums[: engine.world]
         mean = sum(losses) / max(1, targets)
         broken_ranks = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
         # The order tells most first: a loss that is not finite is also above every limit.
@@ -106,7 +97,7 @@ class Guard:
             reason = f"loss {self.recipe.skip_loss_sigma:g} standard deviations above the last {_HISTORY}"
         else:
             reason = ""
-        return Verdict(losses, mean, reason), sums[engine.world :]
+        return Verdict(losses, mean, reason)
 
     def note(self, verdict: Verdict, is_applied: bool) -> Outcome:
         """Take note of how a step ended, and say it."""

@@ -157,21 +157,18 @@ class GuardHook(Hook):
 class RefusedSamplesHook(Hook):
     """Write an event on samples that no worker could use."""
 
-    def __init__(self, trainer: Trainer) -> None:
-        self.batches = trainer.batches
-
-    def flags(self) -> dict[str, bool]:
-        """Return whether this worker has refused samples."""
-        return {"refused": bool(self.batches.refused)}
+    def counts(self, micro_batches: list[Batch]) -> dict[str, float]:
+        """Return how many samples this worker has refused."""
+        return {"refused": float(sum(len(batch.refused) for batch in micro_batches))}
 
     def after_step(self, trainer: Trainer, finished: FinishedStep) -> None:
         """Gather the samples of all workers."""
-        if not finished.flags["refused"]:
+        if not finished.counts["refused"]:
             return
-        # Only where a flag says so: gathering objects takes two collectives and a pickle.
+        # Only where the count says so: gathering objects takes two collectives and a pickle.
+        own_samples = [sample for batch in finished.micro_batches for sample in batch.refused]
         samples_by_rank: list[list[int]] = [[] for _ in range(trainer.engine.world)]
-        dist.all_gather_object(samples_by_rank, self.batches.refused)
-        self.batches.refused = []
+        dist.all_gather_object(samples_by_rank, own_samples)
         samples = sorted(set(itertools.chain(*samples_by_rank)))
         trainer.log.event("samples refused", finished.step, samples=samples)
 

@@ -45,7 +45,8 @@ def rehearse(engine: Engine, checkpoints: Checkpoints, recipe: TrainRecipe, reco
         )
     # The largest batch in every micro-batch of a step: what the step's memory peaks at.
     batch = largest(recipe, min(engine.micro_batch, recipe.batch))
-    engine.begin(engine.accumulation, batch.targets * engine.data_world * engine.accumulation)
+    targets = batch.targets * engine.data_world * engine.accumulation
+    engine.begin(engine.accumulation, torch.tensor(targets, device=engine.device))
     for _ in range(engine.accumulation):
         engine.backward(engine.forward(batch))
         engine.step(recipe.optim.lr)

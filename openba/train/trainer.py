@@ -313,7 +313,7 @@ class Trainer:
             LogHook(meter),
             MeterHook(meter),
             GuardHook(),
-            RefusedSamplesHook(self),
+            RefusedSamplesHook(),
             ProfileHook(Profile(self.out, engine.rank, gang.profile_after)),
             MeasureHook(heldout, self.label_entropies),
             SaveHook(self),

@@ -107,7 +107,7 @@ def measured_stage(build: Build) -> dict[str, Any]:
     training = Trainer(build)
     (log,) = (hook for hook in training.hooks if isinstance(hook, LogHook))
     (meter,) = (hook for hook in training.hooks if isinstance(hook, MeterHook))
-    for owner, name in ((log, "after_step"), (meter, "counts"), (training.engine, "scores")):
+    for owner, name in ((log, "after_step"), (meter, "counts"), (training.engine, "row_scores")):
         setattr(owner, name, timed(getattr(owner, name)))
     return {**training.run(), "metrics_seconds": spent["metrics"]}
 
@@ -131,7 +131,7 @@ class BareTrainer:
         torch.manual_seed(step * engine.data_world + engine.data_rank)
         micro = list(self.batches.micro(step, engine.data_rank, engine.data_world, self.size))
         (targets,) = engine.sum([float(sum(batch.targets for batch in micro))])
-        engine.begin(len(micro), int(targets))
+        engine.begin(len(micro), torch.tensor(targets, device=engine.device))
         for batch in micro:
             loss = engine.forward(batch)
             own += float(loss.detach())

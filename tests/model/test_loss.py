@@ -145,7 +145,7 @@ def test_a_scale_known_before_changes_no_gradient(scale: float, dtype: torch.dty
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(logit_slices.SLICE_ELEMENTS, "cpu", (70 if one_slice else 30) * VOCAB)
         patch.setattr(logit_slices, "FEWEST_TOKENS", 1)
-        ours = linear_cross_entropy(*parts, labels, gradient_scale=scale) * scale
+        ours = linear_cross_entropy(*parts, labels, gradient_scale=torch.tensor(scale)) * scale
         found = torch.autograd.grad(ours, parts)
         expected = torch.autograd.grad(linear_cross_entropy(*parts, labels) * scale, parts)
     for a, b in zip(found, expected, strict=True):
@@ -159,7 +159,10 @@ def test_fp16_keeps_probabilities_that_it_cannot_write() -> None:
     hidden = torch.ones(1, 1, dtype=torch.float16)
     label = torch.zeros(1, dtype=torch.int64)
     scale = 2.0**14
-    losses = [linear_cross_entropy(hidden, weight, None, label, gradient_scale=k) for k in (1.0, scale)]
+    losses = [
+        linear_cross_entropy(hidden, weight, None, label, gradient_scale=known)
+        for known in (None, torch.tensor(scale))
+    ]
     gradients = [torch.autograd.grad(each * scale, weight)[0] for each in losses]
     assert gradients[0].flatten().tolist()[1:] == [0, 0]  # what narrowing before scaling loses
     expected = torch.tensor(logit, dtype=torch.float16).float().exp() * scale
@@ -175,6 +178,7 @@ def test_bytes_beyond_the_products_of_the_papers_head() -> None:
     )
     labels = torch.zeros(tokens, dtype=torch.int64, device="meta")
     with OperationCounter() as counter:
-        (linear_cross_entropy(hidden, weight, None, labels, gradient_scale=0.1) * 0.1).backward()
+        scale = torch.zeros((), device="meta")
+        (linear_cross_entropy(hidden, weight, None, labels, gradient_scale=scale) * scale).backward()
     assert counter.parts["product"].flops == 3 * 2 * tokens * words * width
     assert counter.parts["other"].bytes < 8e9

@@ -37,7 +37,7 @@ class Runs:
 
     def job(self, name: str, do: str = "run_stage", **change: Any) -> dict[str, Any]:
         """A tiny Stage I but for what is given."""
-        own = ("stopped_stage", "skip_a_step", "metered_stage", "in_fp16", "reduced")
+        own = ("stopped_stage", "skip_a_step", "metered_stage", "in_fp16", "reduced", "gradient_bytes")
         module = "tests.train.gang" if do in own else gangs.WORKER
         inputs = {**self.inputs, **change.pop("inputs", {})}
         return gangs.job(self.root / name, inputs, do if ":" in do else f"{module}:{do}", **change)
@@ -127,6 +127,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
             )
             for stage in (1, 2, 3)
         },
+        "gradient-bytes": runs.job("gradient-bytes", do="gradient_bytes", precision="bf16"),
         "prefix-lm": runs.job("prefix-lm", data={"objective": "prefix_lm", "length": 60}),
         "spans": runs.job(
             "spans",

@@ -16,6 +16,7 @@ from deepspeed.comm import comm
 
 from openba.accounting.energy import EnergyMeter
 from openba.accounting.estimate import estimated
+from openba.accounting.operations import OperationCounter
 from openba.artifacts import Build
 from openba.train import stage, stopping
 from openba.train import trainer as trainer_module
@@ -95,6 +96,23 @@ def _digests(trainer: BareTrainer) -> list[str]:
     everyone: list[str] = [""] * trainer.engine.world
     dist.all_gather_object(everyone, own)
     return everyone
+
+
+def gradient_bytes(build: Build) -> float:
+    """Bytes that a parameter's gradient moves on its way into the fp32 sum of a micro-batch."""
+    optimizer = BareTrainer(build).engine.engine.optimizer
+    parameters = [
+        (parameter, i, j)
+        for i, group in enumerate(optimizer.bf16_groups)
+        for j, parameter in enumerate(group)
+    ]
+    for parameter, _, _ in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    with OperationCounter() as counter:
+        for parameter, group, index in parameters:
+            optimizer.accumulate_hp_grads_and_remove_lp(parameter, group, index)
+    assert all(parameter.grad is None for parameter, _, _ in parameters)
+    return sum(cost.bytes for cost in counter.parts.values()) / sum(p.numel() for p, _, _ in parameters)
 
 
 def reduced(build: Build) -> list[tuple[str, int]]:

@@ -102,7 +102,7 @@ def test_fault_26_a_sample_with_an_empty_side_has_no_part_in_the_step(make: Any)
     mask, labels = batch.mask.clone(), batch.labels.clone()
     mask[2], labels[5] = False, IGNORE
     sound = batches._sound(Batch(batch.encoder_ids, mask, batch.decoder_ids, labels), items)
-    assert batches.refused == items[[2, 5]].tolist()
+    assert sound.refused == tuple(items[[2, 5]].tolist())
     for row in (2, 5):
         assert sound.mask[row].sum() == 1  # nothing attends to nothing
         assert (sound.labels[row] == IGNORE).all()

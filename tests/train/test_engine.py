@@ -13,7 +13,7 @@ from openba.errors import UserError
 from openba.model.model import OpenBAModel
 from openba.recipes.checks import accumulation_steps
 from openba.recipes.model import ModelRecipe
-from openba.recipes.runtime import TrainRuntime
+from openba.recipes.runtime import PipelineRuntime, TrainRuntime
 from openba.recipes.train import TrainRecipe, TrainStep
 from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.batches import TrainingBatches
@@ -120,7 +120,7 @@ def test_the_batch_triangle_is_resolved(stage: str, micro: int, accumulation: in
     config = deepspeed_config(recipe, runtime, 32)
     assert accumulation_steps(recipe, runtime, 32) == config["gradient_accumulation_steps"] == accumulation
     assert config["train_batch_size"] == 32 * micro * accumulation
-    assert config["bf16"] == {"enabled": True}
+    assert config["bf16"] == {"enabled": True, "immediate_grad_update": True}
     assert "auto" not in str(config)
     with pytest.raises(UserError, match="cannot share"):
         deepspeed_config(recipe, runtime, 33)
@@ -171,3 +171,24 @@ def test_nothing_waits_for_the_device_to_measure_a_throughput() -> None:
     recipe = load(CONFIGS / "pretrain" / "stage1.yaml", TrainRecipe)
     runtime = TrainRuntime(workers=1, micro_batch=1, checkpoint_every=1)
     assert deepspeed_config(recipe, runtime, 1)["timers"] == {"throughput": {"enabled": False}}
+
+
+def test_a_gradient_is_added_to_its_sum_in_one_pass(runs: Any) -> None:
+    """It reads 2 + 4 bytes a parameter and micro-batch and writes 4; DeepSpeed alone moves 26."""
+    assert runs.facts["gradient-bytes"] == pytest.approx(10, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "stage", "overlaps"), [("cuda", 1, False), ("cuda", 2, True), ("cpu", 2, False)]
+)
+def test_gradients_cross_workers_beside_the_backward_pass_on_cuda(
+    kind: Any, stage: Any, overlaps: bool
+) -> None:
+    recipe = load(CONFIGS / "pretrain" / "stage1.yaml", TrainRecipe)
+    runtime = TrainRuntime(workers=8, micro_batch=1, checkpoint_every=1, zero_stage=stage)
+    assert deepspeed_config(recipe, runtime, 8, kind)["zero_optimization"]["overlap_comm"] is overlaps
+
+
+def test_a_cpu_compiles_no_blocks() -> None:
+    with pytest.raises(UserError, match=r"train.compile is for device.kind cuda"):
+        load(CONFIGS / "runtime" / "cpu.yaml", PipelineRuntime, ["train.compile=true"])
