@@ -18,6 +18,7 @@ from rich.table import Table
 
 from flows import data, evaluate, export, serve
 from flows.graphs import read_pipeline
+from flows.models import MODEL_FOLDER
 from openba.artifacts import Step, drift
 from openba.config import flatten, load
 from openba.errors import UserError, run_command
@@ -27,6 +28,7 @@ from openba.json_types import JsonObject
 from openba.plan import MT5_IDS
 from openba.plan import plan as make_plan
 from openba.recipes.model import ModelRecipe
+from openba.recipes.train import TrainStep
 from openba.units import human
 
 if TYPE_CHECKING:
@@ -156,10 +158,15 @@ def show(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = No
     graph = read_pipeline(pipeline, overrides)
     chosen_step = graph.step(step)
     console.print(f"{chosen_step.key}", style="bold")
+    store = Home.from_environment().store
+    is_built = store.manifest(chosen_step) is not None
+    console.print(f"  output: {store.uri(chosen_step)}{'' if is_built else ' (not built)'}", markup=False)
+    if is_built and isinstance(chosen_step.recipe, TrainStep):
+        console.print(f"  model: {store.uri(chosen_step)}/{MODEL_FOLDER}", markup=False)
     for input_name, parent in chosen_step.inputs.items():
         console.print(f"  input {input_name}: {parent.key}", markup=False)
-    for input_name, value, origin in _resolved(chosen_step, graph):
-        console.print(f"  {input_name}: {value}   ({origin})", markup=False)
+    for key, value, origin in _resolved(chosen_step, graph):
+        console.print(f"  {key}: {value}   ({origin})", markup=False)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`openba eval` and `openba compare`: benchmarks on a model's folder. Owns arguments and printing only."""
+"""`openba eval`, `openba compare` and `openba judge`. Owns arguments and printing only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from flows.models import open_model
 from openba.errors import UserError
 from openba.json_types import JsonObject
 
@@ -21,21 +22,33 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="Folder of an exported model.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder of a model, models:/NAME@ALIAS, or a trained step such as stage3.")
+    ],
     names: Annotated[list[str] | None, typer.Argument(help="Benchmarks, by name or YAML file.")] = None,
-    suite: Annotated[list[str] | None, typer.Option(help="Suites of configs/suite, such as quick.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Folder that stands for data/eval.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the results; a second call goes on there.")] = Path(
-        "eval"
-    ),
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override, of every benchmark.")
+    suite: Annotated[
+        list[str] | None, typer.Option(help="Suite of configs/suite, such as quick; can be repeated.")
     ] = None,
-    prefix: Annotated[str, typer.Option(help="Mode token of the prompts: R, S or X.")] = "S",
-    workers: Annotated[int, typer.Option(min=1, help="Models at once, by Ray; shards are shared out.")] = 1,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the benchmarks' data sets; their configs name data/eval."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option(help="Folder for the results. A second call with it continues the first.")
+    ] = Path("eval"),
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override in every benchmark, such as items=50.")
+    ] = None,
+    prefix: Annotated[str, typer.Option(help="Mode token that the prompts begin with: R, S or X.")] = "S",
+    workers: Annotated[
+        int, typer.Option(min=1, help="Number of processes that each load the model; Ray runs more than one.")
+    ] = 1,
+    pipeline: Annotated[
+        str, typer.Option("--pipeline", "-p", help="Pipeline that the name of a step is looked up in.")
+    ] = "tiny",
     as_json: Json = False,
 ) -> None:
-    """Evaluate a model; exit code 1 if a benchmark could not be run."""
+    """Evaluate a model on benchmarks. The exit code is 1 if one of them could not be run."""
     from openba.evaluate.shards import ShardMapper, map_in_process
     from openba.evaluate.suite import run_suite, select_benchmarks
     from openba.report.card import write_card
@@ -49,9 +62,12 @@ def evaluate(
         from tasks.evaluate import on_own_ray
 
         mapper = on_own_ray(workers)
-    results = run_suite(model, benchmarks, out, _nothing if as_json else _tell, prefix, mapper)
-    rows = evaluations_of({"benchmarks": results}, model.name)
-    written = [*write_tables(out, rows), *write_card(out, model.name, results)[:1]] if rows else []
+    with open_model(model, pipeline) as (model_name, folder):
+        results = run_suite(
+            folder, benchmarks, out, _print_nothing if as_json else _print_result, prefix, mapper
+        )
+    rows = evaluations_of({"benchmarks": results}, model_name)
+    written = [*write_tables(out, rows), *write_card(out, model_name, results)[:1]] if rows else []
     for file in written:
         if not as_json:
             console.print(str(file), markup=False)
@@ -62,11 +78,16 @@ def evaluate(
 
 
 def compare(
-    folders: Annotated[list[Path], typer.Argument(help="Folders of evaluations; others against the first.")],
-    page: Annotated[Path | None, typer.Option(help="Write answers side by side to this HTML file.")] = None,
+    folders: Annotated[
+        list[Path],
+        typer.Argument(help="Folders that `openba eval` wrote; the others are compared with the first."),
+    ],
+    page: Annotated[
+        Path | None, typer.Option(help="HTML file to write the answers to, side by side.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Scores of two or more evaluations: differences, their 95 % interval, and whether they are chance."""
+    """Compare the scores of evaluations: difference, its 95 % interval, and a test whether it is chance."""
     from openba.evaluate.compare import compare as rows_of
     from openba.report.differences import write_differences
 
@@ -121,14 +142,23 @@ def _comparison(first_folder: str, other_folder: str, rows: Sequence[Mapping[str
 
 
 def judge(
-    one: Annotated[Path, typer.Argument(help="Folder of one evaluation, or, with sheets, of the judging.")],
+    one: Annotated[
+        Path,
+        typer.Argument(
+            help="Folder of one evaluation; with --sheet, the folder that the blind sheet was written to."
+        ),
+    ],
     other: Annotated[Path | None, typer.Argument(help="Folder of the other evaluation.")] = None,
-    sheets: Annotated[list[Path] | None, typer.Option("--sheet", help="A filled sheet, to count.")] = None,
-    benchmark: Annotated[str, typer.Option(help="Whose generations are compared.")] = "roc",
-    out: Annotated[Path, typer.Option(help="Folder of sheet and key.")] = Path("judging"),
-    items: Annotated[int, typer.Option(min=1)] = 100,
+    sheets: Annotated[
+        list[Path] | None, typer.Option("--sheet", help="A filled sheet to count; can be repeated.")
+    ] = None,
+    benchmark: Annotated[str, typer.Option(help="Benchmark whose generated answers are judged.")] = "roc",
+    out: Annotated[Path, typer.Option(help="Folder to write the blind sheet and its key to.")] = Path(
+        "judging"
+    ),
+    items: Annotated[int, typer.Option(min=1, help="Largest number of pairs on the sheet.")] = 100,
 ) -> None:
-    """Write a blind sheet for annotators from two evaluations; with --sheet, count the filled sheets."""
+    """Write a blind sheet of answer pairs for annotators, or, with --sheet, count the filled sheets."""
     from openba.evaluate.judging import read_sheets, write_sheet
 
     if sheets:
@@ -136,14 +166,16 @@ def judge(
     elif other is not None:
         console.print(str(write_sheet(one, other, benchmark, out, items)), markup=False)
     else:
-        raise UserError("judge: give two evaluations to compare, or the folder of a judging and --sheet FILE")
+        raise UserError(
+            "judge: give the folders of two evaluations, or the folder of a sheet and --sheet FILE"
+        )
 
 
-def _nothing(name: str, result: JsonObject) -> None:
+def _print_nothing(name: str, result: JsonObject) -> None:
     del name, result
 
 
-def _tell(benchmark_name: str, result: JsonObject) -> None:
+def _print_result(benchmark_name: str, result: JsonObject) -> None:
     if "error" in result:
         console.print(f"{benchmark_name:<24} not run: {result['error']}", markup=False)
         return

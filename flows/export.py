@@ -7,12 +7,14 @@ from typing import Annotated, cast
 
 import typer
 
+from flows.models import open_model
 from openba.errors import UserError
-from openba.home import Home
 
 
 def export(
-    model: Annotated[str, typer.Argument(help="Folder of a model, or models:/NAME@ALIAS.")],
+    model: Annotated[
+        str, typer.Argument(help="Folder of a model, models:/NAME@ALIAS, or a trained step such as stage3.")
+    ],
     out: Annotated[Path, typer.Argument(help="Folder to write to; it must be missing or empty.")],
     form: Annotated[
         str, typer.Option("--format", help="Format to write: safetensors, released or ctranslate2.")
@@ -23,17 +25,18 @@ def export(
             help="Number format for CTranslate2: float32, float16, bfloat16, int16, int8, int8_float16."
         ),
     ] = "float32",
+    pipeline: Annotated[
+        str, typer.Option("--pipeline", "-p", help="Pipeline that the name of a step is looked up in.")
+    ] = "tiny",
 ) -> None:
     """Write a model as safetensors for transformers, in the released layout, or for CTranslate2."""
     from openba.model.export import FORMATS, Format
     from openba.model.export import export as write
-    from tasks.serve import Source
 
     if form not in FORMATS:
         raise UserError(f"--format: {form!r} is unknown; take one of {', '.join(FORMATS)}")
     if quantization != "float32" and form != "ctranslate2":
         raise UserError(f"--quantization: the form {form} has none; leave it out, or take ctranslate2")
-    source = Source(model, Home.from_environment())
-    with source.fetched(source.now()) as folder:
+    with open_model(model, pipeline) as (_, folder):
         write(folder, out, cast(Format, form), quantization)
     typer.echo(str(out))

@@ -207,15 +207,17 @@ class Pipeline:
     def _source(self, name: str, source: SourceRecipe, config: str) -> Step:
         recipe = SourceStep(name=name, source=source)
         return self._add(
-            f"source-{name}", SOURCE, recipe, config, outside=self._outside(outside_state, source)
+            f"source-{name}", SOURCE, recipe, config, outside=self._outside(outside_state, source, config)
         )
 
-    def _outside(self, state: Callable[[Any], JsonObject], recipe: SourceRecipe | TaskRecipe) -> JsonObject:
+    def _outside(
+        self, state: Callable[[Any], JsonObject], recipe: SourceRecipe | TaskRecipe, config: str
+    ) -> JsonObject:
         try:
             return state(recipe)
         except UserError as error:
             if self.strict:
-                raise
+                raise UserError(f"{config}: {error}") from None
             return {"missing": str(error)}
 
     def _weights(self, owner: str, recipe: WeightsRecipe, config: str) -> Step:
@@ -304,7 +306,7 @@ class Pipeline:
 
     def _task(self, name: str, task: TaskRecipe, config: str) -> Step:
         step = TaskStep(name=name, task=task)
-        return self._add(f"task-{name}", TASK, step, config, outside=self._outside(task_state, task))
+        return self._add(f"task-{name}", TASK, step, config, outside=self._outside(task_state, task, config))
 
     def _pairs(
         self,

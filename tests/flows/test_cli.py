@@ -103,6 +103,12 @@ def test_plan_needs_no_server_and_speaks_json(tmp_path: Path) -> None:
     assert {"tokens", "flops", "gpu_hours", "kwh", "tco2eq"} <= planned["total"].keys()
 
 
+def test_a_missing_source_is_named(tmp_path: Path) -> None:
+    pipeline = own_corpus(tmp_path, "data/none.jsonl")
+    line = one_line(openba(tmp_path / "home", "run", pipeline))
+    assert "sources.mine: path: data/none.jsonl: no such file or folder" in line
+
+
 def test_show_names_the_file_behind_each_key(tmp_path: Path) -> None:
     shown = openba(tmp_path, "show", "stage1", "--set", "stages.stage1.optim.lr=2e-3").stdout
     assert "train.optim.lr: 0.002   (--set)" in shown
