@@ -42,6 +42,7 @@ app.command("compare")(evaluate.compare)
 app.command("judge")(evaluate.judge)
 app.command("serve")(serve.serve)
 app.command("export")(export.export)
+# Wide enough for the table of `openba plan`, which would otherwise be folded at 80 in a pipe.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
 PipelineName = Annotated[

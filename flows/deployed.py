@@ -97,6 +97,7 @@ def evaluate_model(
     with error_boundary():
         graph = _graph(pipeline, overrides)
         evaluation = graph.step(f"evaluate-{model}")
+        # The gate of promotion asks for contamination too, and no other flow builds it.
         facts = _build(graph, [*evaluation.walk(), *graph.step("contamination").walk()])[evaluation.name]
         if refusal_reasons := evaluation_refusals(tuple(evaluation.recipe.benchmarks), facts["benchmarks"]):  # type: ignore[attr-defined]
             raise UserError(f"{evaluation.name}: the gate refuses it: {'; '.join(refusal_reasons)}")

@@ -36,6 +36,7 @@ def openba_pipeline(
     with open_session(graph, Home.from_environment(), wanted_steps, str(runtime.flow_run.id)) as session:
         phases = (graph.data, graph.pretraining, graph.fine_tuning, graph.evaluations)
         build_steps(session, [step for phase in phases for step in phase if step in wanted_steps])
+        # A part of a pipeline, or a comparison, has no model that should become champion.
         is_complete = until is None and not graph.comparison
         registrations = register() if is_complete and graph.config.runtime.tracker == "mlflow" else []
         return write_report(session, registrations)

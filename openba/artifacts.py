@@ -166,6 +166,7 @@ class Store:
             return None
         for name, entry in record["files"].items():
             try:
+                # Sizes only, as this is asked of every step in every run; `verified_path` reads the contents.
                 if self.fs.size(f"{self.base}/{step.key}/{name}") != entry["bytes"]:
                     return None
             except FileNotFoundError:
@@ -181,6 +182,8 @@ class Store:
             for remote_file in self.fs.find(f"{self.base}/{step.key}"):
                 if file_name := remote_file.partition(f"{step.key}/")[2].rstrip("/"):
                     _check_is_below(self.uri(step), file_name)
+            # Several processes may fetch one output at a time: each into a folder of its own, renamed when
+            # complete.
             partial_folder = local_folder.with_name(f"{local_folder.name}.{os.getpid()}")
             self.fs.get(f"{self.base}/{step.key}/", str(partial_folder) + "/", recursive=True)
             shutil.rmtree(local_folder, ignore_errors=True)
@@ -347,6 +350,7 @@ _DIGESTS: dict[tuple[str, int, int, int], str] = {}
 
 def _digest_of_state(path: Path) -> str:
     file_status = path.stat()
+    # The inode too: a file that was replaced within the clock's resolution has another.
     file_state = (str(path), file_status.st_ino, file_status.st_size, file_status.st_mtime_ns)
     if file_state not in _DIGESTS:
         _DIGESTS[file_state] = durable.sha256(path)
@@ -385,6 +389,7 @@ def materialize(step: Step, store: Store, runtime: Any = None, run_step: Runner 
     failing_folder = store.work
     try:
         with _only_builder(store.work / f"{step.key}.lock", step):
+            # Asked under the lock: another process may have finished it since the caller looked.
             if (record := store.manifest(step)) is not None:
                 return record
             if (record := store.unpublished(step)) is None:
@@ -409,6 +414,7 @@ def _build(step: Step, store: Store, runtime: Any, run_step: Runner) -> JsonObje
     clock_start = time.monotonic()
     try:
         work_folder.mkdir(parents=True, exist_ok=True)
+        # Left by a build whose publishing failed; it must not vouch for the files of this one.
         (work_folder / MANIFEST).unlink(missing_ok=True)
         facts = dict(run_step(step, Build(work_folder, step.recipe, input_folders, runtime)) or {})
         return _record(step, work_folder, facts, started_at, time.monotonic() - clock_start)

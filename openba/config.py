@@ -64,6 +64,7 @@ class Config:
     def read(cls, path: Path, overrides: list[str] | None = None) -> Config:
         """Resolve a file and apply `key.path=value` overrides on top."""
         config = cls(path)
+        # Absolute, so that a file reached in two ways is one file in the chain of `extends`.
         config.data = config._resolve(path.resolve(), "", ())
         for override in overrides or []:
             config.override(override)
@@ -91,10 +92,12 @@ class Config:
         It is that of the file that set the key, also where another file extends it; the working directory for
         `--set`.
         """
+        # Not a parent's file: a mapping may be merged from several files in several folders.
         setting_file = self._files.get(dotted)
         return setting_file.parent if setting_file is not None else Path.cwd()
 
     def _resolve(self, path: Path, prefix: str, chain: tuple[Path, ...]) -> JsonObject:
+        # The files whose `extends` led here, the newest last.
         if path in chain:
             raise ConfigError(f"{_short(path)}: extends itself through {_short(chain[-1])}; break the circle")
         return self._merge({}, _read_yaml(path), path, prefix, (*chain, path))
@@ -104,6 +107,7 @@ class Config:
     ) -> JsonObject:
         layer = dict(layer)
         if (parent := layer.pop("extends", None)) is not None:
+            # The parent first, so that the keys of this mapping win.
             into = _deep(into, self._resolve(_find(file, str(parent)), prefix, chain))
         for key, value in layer.items():
             dotted = f"{prefix}{key}"
@@ -340,6 +344,7 @@ def _similar(path: Path) -> str:
 
 
 def _short(path: Path) -> str:
+    # Shipped files are named from the repository on, the user's own from the working directory on.
     for base in (CONFIGS.parent, Path.cwd()):
         if path.is_relative_to(base):
             return str(path.relative_to(base))
@@ -354,6 +359,7 @@ def _names(value: Json) -> bool:
 
 def _is_number(text: str) -> bool:
     try:
+        # float() reads more than numbers: `nan` and `infinity` are words in a YAML file, and so is 1_000.
         return text[:1] in "+-.0123456789" and "_" not in text and float(text) is not None
     except ValueError:
         return False

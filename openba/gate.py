@@ -102,6 +102,7 @@ def champion_refusals(candidate: Evidence, against: Against | None, gate: GateCo
     lines = stage_refusals(candidate.facts, None)
     if gate.evaluation:
         lines += evaluation_refusals(candidate.benchmarks, candidate.results)
+    # What fails by itself need not be compared: the reasons would hide the cause.
     if against is not None and not lines:
         lines += _worse(candidate, against, gate)
     if gate.contamination is not None:
@@ -142,6 +143,7 @@ def _worse(candidate: Evidence, against: Against, gate: GateConfig) -> Iterator[
         yield f"standard_errors: the evaluation of {champion_label} or of the candidate is missing"
         return
     for row in against.benchmarks:
+        # Another benchmark under the same name; `not_compared` reports it.
         if "difference" not in row or row["changed"]:
             continue
         if not (_is_finite(row["difference"]) and _is_finite(row["stderr"])):

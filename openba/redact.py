@@ -112,6 +112,7 @@ class RedactingStream:
 
     def write(self, text: str) -> int:
         """Write the redacted text; returns the length of what was given, as callers compare it."""
+        # Each piece by itself: print passes whole strings, so no secret is cut in two.
         self._stream.write(redact(text))
         return len(text)
 

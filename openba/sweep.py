@@ -138,6 +138,7 @@ def _check_that_all_differ(trials: Sequence[Trial], varied_values: Mapping[str, 
     for position, (key, values) in enumerate(varied_values.items()):
         for value in values[1:]:
             changed_values = (*first_values[:position], value, *first_values[position + 1 :])
+            # One setting at a time against the first trial, so that the message can name it.
             if fingerprints[changed_values] == fingerprints[first_values]:
                 raise UserError(
                     f"--set {key}: {values[0]} and {value} give the same {trials[0].step.name}; sweep what "

@@ -30,6 +30,7 @@ def parse_count(value: Json, unit: str) -> int:
     if match is None:
         raise ValueError(f"cannot read {value!r}; write a number and a unit, such as '40B {unit}'")
     number, scale, word = match.groups()
+    # `500 steps` is matched as number and scale, as the unit stands where a scale could.
     if not word and scale in (unit, unit.rstrip("s")):
         scale = ""
         word = unit

@@ -29,11 +29,13 @@ def end_flow_run(flow: Any, flow_run: Any, state: Any) -> None:
     those that an earlier flow run submitted and this one waited for.
     """
     del flow, state
+    # By metadata, which Ray itself keeps: found also while MLflow is away.
     stop_jobs(lambda job: (job.metadata or {}).get(FLOW_RUN) == str(flow_run.id))
     client = MlflowClient(tracking_uri=Home.from_environment().tracking_uri)
     experiment_ids = [experiment.experiment_id for experiment in client.search_experiments()]
     run_filter = f"attributes.status = 'RUNNING' and tags.`{FLOW_RUN}` = '{flow_run.id}'"
     runs = client.search_runs(experiment_ids, run_filter)
+    # A job that an earlier flow run submitted names that run in its metadata; its id has the fingerprint.
     job_prefixes = tuple(f"{run.data.tags['openba.step']}-{run.data.tags[FINGERPRINT]}-" for run in runs)
     stop_jobs(lambda job: (job.submission_id or "").startswith(job_prefixes))
     for run in runs:

@@ -36,6 +36,7 @@ def on_ray(task: Task, plan: Plan, task_numbers: Sequence[int]) -> None:
     from ray.data import DataContext
     from ray.exceptions import RayError
 
+    # The run prints progress itself, from the files of the step.
     DataContext.get_current().enable_progress_bars = False
     # One block a number. Reading numbers and the task are fused, so a block is one Ray task.
     mapped_rows = ray.data.range(len(task_numbers), override_num_blocks=len(task_numbers)).map_batches(
@@ -70,6 +71,7 @@ def _run(batch: pa.Table, task: Task, plan: Plan, task_numbers: list[int]) -> pa
             error_text = str(failure)
         except OSError as failure:
             error_text = failure.strerror or str(failure)
+            # With number 0 the caller would take a failure of the disk for a mistake of the user.
             error_number = failure.errno or errno.EIO
         result_rows.append({"number": task_numbers[shard_index], "error": error_text, "errno": error_number})
     return pa.Table.from_pylist(result_rows)

@@ -54,6 +54,7 @@ def _packages() -> Iterator[Check]:
     for requirement_text in importlib.metadata.requires("openba") or []:
         requirement = Requirement(requirement_text)
         is_optional = requirement.marker is not None
+        # The other extras are for machines that need them; `sample` is for the default pipeline.
         if is_optional and not requirement.marker.evaluate({"extra": "sample"}):  # type: ignore[union-attr]
             continue
         try:
@@ -66,6 +67,7 @@ def _packages() -> Iterator[Check]:
                 f"pip install '{requirement.name}'",
             )
             continue
+        # CPU builds of torch are versions such as 2.13.0+cpu, and the pins leave that part out.
         ok = requirement.specifier.contains(installed_version.partition("+")[0], prereleases=True)
         yield Check(
             requirement.name,
@@ -76,6 +78,7 @@ def _packages() -> Iterator[Check]:
 
 
 def _machine(home: Home) -> Iterator[Check]:
+    # The first run makes the home; until then its nearest existing parent decides.
     folder = next(p for p in (home.root, *home.root.parents) if p.exists())
     free_gib = shutil.disk_usage(folder).free / 2**30
     yield Check(
@@ -93,6 +96,7 @@ def _machine(home: Home) -> Iterator[Check]:
         available_gib > 8 or None,
         "the tiny pipeline needs up to 8 GiB",
     )
+    # Ray's object store lies there, and a container has 64 MiB of it unless told otherwise.
     shared_memory = Path("/dev/shm")  # noqa: S108
     if shared_memory.exists():
         shared_mib = shutil.disk_usage(shared_memory).free / 2**20
@@ -105,6 +109,7 @@ def _machine(home: Home) -> Iterator[Check]:
 
 
 def _ports() -> Iterator[Check]:
+    # A port in use is no failure: a run takes the next free one.
     for server_name, usual in (("Prefect", 4200), ("Ray dashboard", 8265), ("MLflow", 5000)):
         port = choose_port(server_name, None, usual)
         yield Check(

@@ -43,6 +43,7 @@ class DrainWatch(threading.Thread):
             worker_nodes = {file.read_text() for file in self.folder.glob(f"rank-*{_NODE}")}
             if worker_nodes & _draining():
                 self.noticed = True
+                # The file by which Ctrl-C asks a training as well: it finishes its step, saves and stops.
                 self.request.touch()
                 return
 

@@ -79,6 +79,7 @@ def on_own_ray(worker_count: int) -> ShardMapper:
             **ray_options,
         )
         try:
+            # `openba eval` has no runtime that says what the machines are.
             on_gpu = ray.cluster_resources().get("GPU", 0) >= 1
             yield from on_ray(worker_count, on_gpu)(model_folder, shards)
         finally:

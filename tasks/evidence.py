@@ -127,6 +127,7 @@ def _evaluation(evaluation_uri: str | None) -> Iterator[tuple[JsonObject, Path] 
     with ExitStack() as exit_stack:
         try:
             manifest = json.loads(filesystem.cat_file(f"{base_path}/{MANIFEST}"))
+            # Items are compared by their answers; no other file of the output is fetched.
             answer_files = {
                 name: entry for name, entry in manifest["files"].items() if name.endswith(".parquet")
             }

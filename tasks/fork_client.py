@@ -28,11 +28,13 @@ def main() -> None:
         except OSError:
             os.execv(sys.executable, [sys.executable, *arguments])  # noqa: S606 - no shell is wanted
         length_header = len(request_bytes).to_bytes(8, "big")
+        # Together with the first bytes, so that the server has the streams before it reads the request.
         socket.send_fds(connection, [length_header], [0, 1, 2])
         connection.sendall(request_bytes)
         reply_stream = connection.makefile("r")
         child_pid = int(reply_stream.readline())
         _pass_signals_on(child_pid)
+        # No line: the server was killed, and its children with it.
         status = int(reply_stream.readline() or -signal.SIGKILL)
     if status < 0:  # ended by a signal: end in the same way
         signal.signal(-status, signal.SIG_DFL) if -status not in (signal.SIGKILL, signal.SIGSTOP) else None

@@ -113,6 +113,7 @@ class _Server:
         wakeup_writer.setblocking(False)
         self._wakeup_writer = wakeup_writer
         signal.set_wakeup_fd(wakeup_writer.fileno())
+        # Python writes to the wake-up descriptor only for signals that have a handler.
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.listener.bind(path)
@@ -210,10 +211,13 @@ def _run(request: JsonObject) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    # Every child would otherwise continue the server's sequence, and all draw the same numbers.
     random.seed()
+    # The interpreter runs already, so its option -u comes too late; lines are flushed below instead.
     arguments = [argument for argument in request["arguments"] if argument != "-u"]
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    # PYTHONPATH of the request: the server's own was read when it started.
     search_path = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     sys.path[:0] = [folder for folder in search_path if folder not in sys.path]
     if arguments[0] == "-m":

@@ -133,6 +133,7 @@ class Gauges:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end.set()
+        # The thread may have been between two reads: without a last one the final step is missing.
         self._teller.join()
         self._tell()
 

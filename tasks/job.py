@@ -99,6 +99,7 @@ def run_function(job_folder: Path, spec: JsonObject) -> None:
     began_at = time.time()
     clock_start = time.monotonic()
     facts = getattr(importlib.import_module(module_name), function_name)(build)
+    # Rank 0 alone has the facts of a training.
     if int(os.environ.get("RANK", "0")) == 0:
         # Counted by a clock that never jumps, told from the moment of the wall clock that it began.
         ended_at = began_at + time.monotonic() - clock_start
@@ -142,10 +143,12 @@ def _try_gangs(
         stop_asked.set()
         (stage_folder / REQUEST).touch()
 
+    # Ray stops a job by SIGTERM; the workers see the request file and save first.
     signal.signal(signal.SIGTERM, ask)
     patience = Patience(stage_folder, spec["runtime"]["train"]["max_failures"])
     last_errors: list[str] = []
     for attempt in itertools.count(1):
+        # A group that left a drained node has written it as well, and goes on in this one.
         (job_folder / STOPPED).unlink(missing_ok=True)
         drain_watch = DrainWatch(job_folder, stage_folder)
         try:
@@ -224,6 +227,7 @@ def _trainer(job_folder: Path, spec: JsonObject, run_name: str) -> Any:
         run_config=RunConfig(
             name=run_name,
             storage_path=str(job_folder),
+            # Failures are counted by `Patience`: Ray's limit would be one for the whole training.
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
         ),
     )

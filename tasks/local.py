@@ -28,6 +28,7 @@ class LocalPool:
     def __init__(self) -> None:
         self._pool = ProcessPoolExecutor(
             max_workers=os.cpu_count(),
+            # Not forked: a fork copies locks that other threads of the flow hold, and nobody releases them.
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_start_worker,
         )
@@ -50,6 +51,7 @@ class LocalPool:
 
     def stop(self) -> None:
         """End the workers now; what they were writing is not published."""
+        # A private attribute: the pool's own shutdown waits for tasks that are running.
         workers = list((self._pool._processes or {}).values())
         self._pool.shutdown(wait=False, cancel_futures=True)
         for worker in workers:

@@ -50,7 +50,9 @@ class NodeMeter:
 
     def _measure_on(self) -> None:
         psutil.cpu_percent()  # the first answer is of no time at all
+        # Steps go on from the rows of an earlier attempt on this node.
         measurement_count = len(read_rows(self.file))
+        # cpu_percent is a mean since the call before; over no time it means nothing.
         self._end.wait(1.0)
         while True:
             measurement_count += 1

@@ -102,6 +102,7 @@ def picture(svg: str) -> str:
 
 
 def _show(make_artifact: Callable[[], Any]) -> Any:
+    # Prefect shows an artifact with the run in whose context it is made; outside of one nobody would see it.
     if FlowRunContext.get() is None and TaskRunContext.get() is None:
         return None
     for retry_pause in (*_PAUSES, None):

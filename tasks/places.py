@@ -40,6 +40,7 @@ class Runner(Protocol):
 
 def kind_of(step: Step, runtime: PipelineRuntime) -> Kind:
     """Return the step's kind with the function and place that this runtime uses; its version is the same."""
+    # Other functions, but the same version: they compute the same, so either reuses the other's output.
     if step.kind is CORPUS and runtime.clean.engine == "ray":
         return replace(step.kind, function="tasks.clean:build", place="job")
     if step.kind is EVALUATE and runtime.evaluate.workers > 1:

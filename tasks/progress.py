@@ -43,6 +43,7 @@ class ProgressView:
             console=self.console,
             transient=True,
         )
+        # In a log file each redrawing would be a line of control characters.
         if self.console.is_terminal:
             self._live.start()
 

@@ -45,6 +45,7 @@ class PromotionLog:
         """
         self.file.parent.mkdir(parents=True, exist_ok=True)
         deadline = time.monotonic() + _SECONDS_FOR_LOCK
+        # Not the log itself: an editor that a person corrects it with replaces the file, and its lock.
         with self.file.with_name(f"{self.file.name}.lock").open("a") as lock_file:
             while True:
                 try:

@@ -198,6 +198,7 @@ class RayJobs:
             and build.runtime.device.kind == "cuda"
             else None,
             runtime_env=self.runtime_env,
+            # `tasks/cancel.py` finds the jobs of a cancelled flow run by its id.
             metadata={"step": step.name, "fingerprint": step.fingerprint, FLOW_RUN: self.flow_run},
         )
 

@@ -99,6 +99,7 @@ class Registry:
             version = str(self._version(name, step.fingerprint) or self._create(model, record))
             for key, value in self.witness.tags(model).items():
                 self.client.set_model_version_tag(name, version, key, value)
+            # Written in each run: evaluations and licences may have come since the version was made.
             self.client.log_text(str(self.tracking.run_of(step)), self.witness.card(model), CARD)
             self.client.set_registered_model_alias(name, CANDIDATE, version)
             decision, reason = self._decide(model, version, gate)
@@ -157,6 +158,7 @@ class Registry:
                 raise UserError(f"{name}: no champion in the registry; `openba run` registers models")
             present = str(champion.version)
             gone = []
+            # A version may have been deleted since: the next older one that is complete is taken.
             for earlier in champions_before(self.log.rows(name), present):
                 version = self._existing(name, earlier)
                 if version is None or not self._has_output(version):
@@ -204,6 +206,7 @@ class Registry:
 
     def _has_output(self, version: ModelVersion) -> bool:
         """Whether the store still has the output that the version points to."""
+        # The manifest alone: it is published last, so its presence means a complete output.
         filesystem, base = fsspec.core.url_to_fs(version.tags.get(URI, "missing"))
         return bool(filesystem.exists(f"{base}/{MANIFEST}"))
 

@@ -47,6 +47,7 @@ def adopt_home(home: Home) -> Path | None:
             if old_root is None:
                 return None
             for old_prefix, new_prefix in _spellings(old_root, home.root):
+                # By prefix: SQL's REPLACE would also change the old path in the middle of a value.
                 for table, column in _ADDRESSES:
                     connection.execute(
                         f"UPDATE {table} SET {column} = ? || substr({column}, ?) "  # noqa: S608 - names of ours

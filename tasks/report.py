@@ -39,6 +39,7 @@ def write_report(session: Session, registered: list[Registration]) -> str:
     report_folder.mkdir(parents=True, exist_ok=True)
     durable.write_text(report_folder / "report.json", json.dumps(report, ensure_ascii=False, indent=1))
     durable.write_text(report_folder / "report.html", render(report))
+    # After the files, which are what counts if Prefect does not answer.
     session.page.close(report["steps"], report["links"])
     write_tables(report_folder / "tables", report["evaluations"])
     for figure_number, csv_text in ((5, ablation_csv(report["ablation"])), (6, evolution_csv(report))):

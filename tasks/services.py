@@ -313,6 +313,7 @@ def _claim(port: int) -> bool:
     """
     if port not in _claims:
         lock_path = Path(tempfile.gettempdir()) / f"openba-port-{port}-of-{os.getuid()}"
+        # /tmp is everybody's: a link that was planted there must not be followed.
         lock_descriptor = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             fcntl.flock(lock_descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -332,6 +333,7 @@ def free_port() -> int:
 
 def _is_free(port: int) -> bool:
     with socket.socket() as probe:
+        # As a server does: connections that have ended stay in TIME_WAIT for a minute.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))

@@ -61,6 +61,7 @@ class Session:
         self.errors: list[Exception] = []
         self._building: set[str] = set()
         self._stopping = threading.Event()
+        # Threads of the flow start all steps whose inputs are there; jobs share the machine.
         self._places = threading.BoundedSemaphore(self.runtime.parallel_jobs)
         # Started first and awaited at the first job: 4 s that data preparation hides.
         needs_ray = any(

@@ -305,6 +305,8 @@ class StepRun:
                 unsent_rows = {path: self._unsent(path, *names) for path, names in mirrored_files.items()}
             for path, names in mirrored_files.items():
                 self._send(path, unsent_rows[path] or [], *names)
+            # Only now that the new run has all rows: a process killed before leaves both, and `_newest`
+            # deletes one.
             while self._replaced:
                 self.client.delete_run(self._replaced[-1])
                 self._replaced.pop()

@@ -15,6 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from openba.json_types import JsonObject
 
+# Task names of the hub. It has none for likelihood, which scores what a model would generate.
 _TASKS = {"letters": "question-answering", "choice": "question-answering", "generate": "text-generation",
           "likelihood": "text-generation"}  # fmt: skip
 FOLDER = ".eval_results"

@@ -118,6 +118,7 @@ def _funnel_with_tokens(
 
 
 def _step_row(step: Step, record: JsonObject | None, states: Mapping[str, str], store: Store) -> JsonObject:
+    # Not asked for in this run, but built in an earlier one: the page may show it.
     state = states.get(step.name, "cached") if record else states.get(step.name, "not run")
     return {
         "name": step.name,

@@ -26,6 +26,7 @@ def evolution(report: Report | JsonObject) -> dict[str, list[Point]]:
     facts: Mapping = report
     first_step: dict[str, int] = {}
     last_step: dict[str, int] = {}
+    # Stages follow each other: the steps of one are counted on from the end of the one before.
     total_steps = 0
     for training in facts.get("training") or []:
         if training.get("baseline_heldout") is None and training.get("steps") is not None:

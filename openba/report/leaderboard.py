@@ -83,6 +83,7 @@ def read_entry(folder: Path) -> Entry:
         "score": evaluation["scores"][metric],
         "stderr": evaluation["stderr"].get(metric, 0.0),
         "n": evaluation["n"],
+        # A run's models share one shape; only a comparison of shapes has several.
         "parameters": max(training["parameters"] for training in report["training"]),
         "tokens": sum(training["tokens"] for training in report["training"]),
         "device_hours": sum(cost["device_hours"] for cost in costs),

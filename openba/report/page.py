@@ -34,6 +34,7 @@ def render(report: Report) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
+        # A key that is missing at any depth prints as "not run" instead of ending the page.
         undefined=ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

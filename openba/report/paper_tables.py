@@ -168,4 +168,5 @@ def _mean_cell(line: Line, cells: Mapping[str, Cell | None]) -> Cell | None:
     if any(cell is None for group in cell_groups for cell in group):
         return None
     group_means = [fmean(cell["score"] for cell in group if cell) for group in cell_groups]
+    # Beyond four digits a mean of printed figures is the noise of binary fractions.
     return {"score": round(fmean(group_means), 4), "stderr": None, "n": None}

@@ -50,6 +50,7 @@ def skills(evaluations: Sequence[Evaluation]) -> list[Skill]:
 
     Evaluations without a score are left out.
     """
+    # Evaluations come in the order of training, so a later model replaces an earlier one.
     last_evaluations = {row["benchmark"]: row for row in evaluations if row.get("scores")}
     rows = [_skill_of(evaluation) for evaluation in last_evaluations.values()]
     return sorted(rows, key=lambda row: -math.inf if row.gain is None else row.gain, reverse=True)
@@ -72,6 +73,7 @@ def _skill_of(evaluation: Evaluation) -> Skill:
     classical = max(classical_models, key=lambda rival: rival.score, default=None)
     gain = None
     if floor is not None and metric not in LOWER_IS_BETTER and floor.score < 100:
+        # Scores end at 100; perplexity and the like have no such end.
         gain = (score - floor.score) / (100 - floor.score)
     verdict = _compare_with(classical, score, stderr)
     return Skill(evaluation, metric, score, stderr, floor, classical, verdict, gain)

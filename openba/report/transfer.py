@@ -79,5 +79,6 @@ def _mean_gain(gains: Sequence[Gain]) -> Gain:
         "loss": fmean(gain["loss"] for gain in gains),
         "loss_from_nothing": fmean(gain["loss_from_nothing"] for gain in gains),
         "gain": fmean(gain["gain"] for gain in gains),
+        # The experts are trained independently, so their errors add as squares.
         "error": math.hypot(*(gain["error"] for gain in gains)) / len(gains),
     }
