@@ -98,7 +98,7 @@ def evaluate_model(
         graph = _graph(pipeline, overrides)
         evaluation = graph.step(f"evaluate-{model}")
         # The gate of promotion asks for contamination too, and no other flow builds it.
-        facts = _build(graph, [*evaluation.walk(), *graph.step("contamination").walk()])[evaluation.name]
+        facts = _build(graph, _steps_of_evaluation(graph, evaluation))[evaluation.name]
         if refusal_reasons := evaluation_refusals(tuple(evaluation.recipe.benchmarks), facts["benchmarks"]):  # type: ignore[attr-defined]
             raise UserError(f"{evaluation.name}: the gate refuses it: {'; '.join(refusal_reasons)}")
         events.passed(
@@ -140,6 +140,17 @@ def promote_model(model: str, pipeline: str = "tiny", overrides: Overrides = Non
         if registration.decision == "promoted":
             events.promoted(registration.name, pipeline, registration.version)
         return f"{model_version}: {registration.decision}: {registration.reason}"
+
+
+def _steps_of_evaluation(graph: Pipeline, evaluation: Step) -> list[Step]:
+    """Return an evaluation, the classical models that its scores are compared with, contamination, and inputs."""
+    compared = [
+        candidate.baselines
+        for candidate in graph.models
+        if candidate.evaluation == evaluation and candidate.baselines is not None
+    ]
+    outputs = [evaluation, *compared, graph.step("contamination")]
+    return [step for output in outputs for step in output.walk()]
 
 
 def _graph(pipeline: str, overrides: list[str] | None) -> Pipeline:

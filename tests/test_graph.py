@@ -193,13 +193,13 @@ COOLED = """
 extends: tiny
 name: cooled
 stages:
-  stage1: {keep_every: 50 steps}
+  stage1: {keep_every: 10 steps}
   cooled:
     extends: ../pretrain/stage1
     title: Stage I, cooled down from step 100
     part: stage1
     start: stage1
-    start_step: 100 steps
+    start_step: 20 steps
     data: {length: 128}
     encoder_length: 120
     decoder_length: 88
@@ -243,9 +243,9 @@ def test_a_pipeline_of_two_stages_is_yaml_only(tmp_path: Path) -> None:
 
 def test_a_stage_goes_on_from_kept_weights_without_training_them_again(tmp_path: Path) -> None:
     graph = pipeline_of(tmp_path, COOLED)
-    kept = Pipeline(TINY, ["stages.stage1.keep_every=50 steps"])
+    kept = Pipeline(TINY, ["stages.stage1.keep_every=10 steps"])
     assert graph.steps["stage1"].fingerprint == kept.steps["stage1"].fingerprint
-    assert getattr(graph.steps["cooled"].recipe, "start_step") == 100  # noqa: B009
+    assert getattr(graph.steps["cooled"].recipe, "start_step") == 20  # noqa: B009
     assert graph.steps["stage2"].inputs["start"] is graph.steps["cooled"]
     assert list(graph.config.stages) == ["stage1", "cooled", "stage2", "stage3"]
 

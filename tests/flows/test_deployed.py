@@ -9,6 +9,7 @@ from prefect.exceptions import ParameterTypeError
 
 from flows import deployed
 from flows.deployed import _home
+from flows.graphs import read_pipeline
 from openba.errors import UserError
 
 
@@ -48,3 +49,12 @@ def test_every_flow_checks_its_parameters(name: str, parameters: dict[str, objec
     assert flow.validate_parameters(given) == given
     with pytest.raises(ParameterTypeError):
         flow.validate_parameters(given | {"overrides": 3})
+
+
+@pytest.mark.parametrize(("model", "baselines"), [("stage3", "baselines"), ("ner", "baselines-ner")])
+def test_an_evaluation_comes_with_the_models_that_it_is_compared_with(model: str, baselines: str) -> None:
+    graph = read_pipeline("tiny", None, strict=True)
+    steps = deployed._steps_of_evaluation(graph, graph.step(f"evaluate-{model}"))
+    names = {step.name for step in steps}
+    assert {f"evaluate-{model}", model, baselines, "contamination"} <= names
+    assert not {name for name in names if name.startswith("baselines")} - {baselines}

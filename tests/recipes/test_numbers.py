@@ -205,7 +205,7 @@ def test_a_bad_value_is_one_line_with_its_key_or_is_allowed(key: str, tmp_path: 
         ("stages.stage1.optim.warmup=5", "stages.stage1.optim.warmup: write the unit: '5 steps'"),
         (
             "stages.stage1.optim.warmup=10k steps",
-            "stages.stage1.optim.warmup: 10000 steps are more than the 130",
+            "stages.stage1.optim.warmup: 10000 steps are more than the 40",
         ),
         (
             "stages.stage1.evaluate_every=0 steps",
