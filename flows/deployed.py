@@ -143,7 +143,7 @@ def promote_model(model: str, pipeline: str = "tiny", overrides: Overrides = Non
 
 
 def _steps_of_evaluation(graph: Pipeline, evaluation: Step) -> list[Step]:
-    """Return an evaluation, the classical models that its scores are compared with, contamination, and inputs."""
+    """Return the steps of an evaluation, of the classical models beside its scores, and of contamination."""
     compared = [
         candidate.baselines
         for candidate in graph.models
