@@ -430,8 +430,6 @@ class Pipeline:
             key: tuple(task for task, recipe in tasks.items() if benchmark.task.asks_the_same(recipe))
             for key, benchmark in benchmarks.items()
         }
-        # Classical models learn from what the model itself was trained on; without such records there are
-        # none.
         if not any(trained_tasks.values()):
             return
         task_names = {*benchmarks, *(task for group in trained_tasks.values() for task in group)}
