@@ -17,8 +17,6 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import data, evaluate, export, serve
-from flows.graphs import read_pipeline
-from flows.models import MODEL_FOLDER
 from openba.artifacts import Step, drift
 from openba.config import flatten, load
 from openba.errors import UserError, run_command
@@ -30,6 +28,8 @@ from openba.plan import plan as make_plan
 from openba.recipes.model import ModelRecipe
 from openba.recipes.train import TrainStep
 from openba.units import human
+from tasks.graphs import read_pipeline
+from tasks.models import MODEL_FOLDER
 
 if TYPE_CHECKING:
     from openba.report.leaderboard import Entry

@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.graphs import read_pipeline
 from openba.artifacts import Step
 from openba.errors import UserError
 from openba.home import Home
@@ -18,6 +17,7 @@ from openba.json_types import JsonObject
 from openba.recipes.data import CorpusRecipe
 from openba.recipes.train import TrainStep
 from openba.units import human
+from tasks.graphs import read_pipeline
 
 if TYPE_CHECKING:  # the filters take seconds to load
     from openba.data.clean.removals import Removal

@@ -16,7 +16,6 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
-from flows.graphs import read_pipeline
 from flows.pipeline import RUNNER, build_steps
 from openba.artifacts import Step
 from openba.errors import UserError, error_boundary
@@ -26,6 +25,7 @@ from openba.home import Home
 from openba.json_types import JsonObject
 from tasks import events
 from tasks.cancel import end_flow_run
+from tasks.graphs import read_pipeline
 from tasks.registry import Registry
 from tasks.session import open_session
 

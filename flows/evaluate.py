@@ -12,9 +12,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flows.models import open_model
 from openba.errors import UserError
 from openba.json_types import JsonObject
+from tasks.models import open_model
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 

@@ -7,8 +7,8 @@ from typing import Annotated, cast
 
 import typer
 
-from flows.models import open_model
 from openba.errors import UserError
+from tasks.models import open_model
 
 
 def export(

@@ -13,10 +13,10 @@ from prefect.cache_policies import NO_CACHE
 from prefect.futures import PrefectFuture, wait
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
-from flows.graphs import read_pipeline
 from openba.artifacts import Step
 from openba.errors import error_boundary
 from openba.home import Home
+from tasks.graphs import read_pipeline
 from tasks.registry import Registration, Registry
 from tasks.report import write_report
 from tasks.session import Session, open_session

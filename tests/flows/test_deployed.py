@@ -9,8 +9,8 @@ from prefect.exceptions import ParameterTypeError
 
 from flows import deployed
 from flows.deployed import _home
-from flows.graphs import read_pipeline
 from openba.errors import UserError
+from tasks.graphs import read_pipeline
 
 
 @pytest.mark.parametrize("given", [None, "", "state"])

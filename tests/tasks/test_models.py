@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from flows.models import open_model
 from openba.artifacts import Build, Step, Store, materialize
 from openba.errors import UserError
 from openba.graph import Pipeline, find_pipeline
@@ -17,6 +16,7 @@ from openba.model.files import load_model, save_model
 from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe
 from openba.tokenizer.tokenizer import Tokenizer
+from tasks.models import open_model
 from tests.flows.test_cli import one_line, openba
 
 SHAPE = ModelRecipe(d_model=32, num_heads=2, kv_channels=16, ffn=96, encoder_layers=1, decoder_layers=2)

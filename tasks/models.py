@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flows.graphs import read_pipeline
 from openba.errors import UserError
 from openba.home import Home
 from openba.recipes.train import TrainStep
+from tasks.graphs import read_pipeline
 
 MODEL_FOLDER = "model"
 """Folder of the exported weights in the output of a training."""
