@@ -55,8 +55,8 @@ def figures() -> Iterator[Figure]:
         root = Path(folder)
         path = root / "text" / DOCUMENTS
         size = corpora.write(path, corpora.prose()[::2]) / _MB
-        whole = _Against(path, size, lambda out: clean(path.parent, paper(), out))
-        yield from whole.figures("cleaning", "chain", 12, 5)
+        all_texts = _Against(path, size, lambda out: clean(path.parent, paper(), out))
+        yield from all_texts.figures("cleaning", "chain", 12, 5)
         held = [p for b in pq.ParquetFile(path).iter_batches() for p in split_batch(b, shards.PIECE_BYTES)]
         runs = _Against(path, size, lambda _: dedup_runs(held))
         yield from runs.figures("run_dedup", "runs", 100, None)
@@ -83,67 +83,82 @@ class _Against:
         """MB/s, and the ratio where one is asked for."""
         other = peer.seconds(case, self.path)
         speed = self.size / _seconds(self.ours)
-        told = peer.ABSENT if other is None else f"datatrove, {case}: {self.size / other:.2f} MB/s"
-        ratio = None if other is None else speed * other / self.size
-        yield Figure(f"data/{name}", speed, "MB/s", least, "higher", told, ratio)
-        if ratio is not None:
-            yield Figure(f"data/{name}_against_datatrove", ratio, "x", times, "higher", told, ratio)
+        peer_text = peer.ABSENT if other is None else f"datatrove, {case}: {self.size / other:.2f} MB/s"
+        speed_ratio = None if other is None else speed * other / self.size
+        yield Figure(f"data/{name}", speed, "MB/s", least, "higher", peer_text, speed_ratio)
+        if speed_ratio is not None:
+            yield Figure(
+                f"data/{name}_against_datatrove", speed_ratio, "x", times, "higher", peer_text, speed_ratio
+            )
 
 
 def _seconds(work: Callable[[Path], object]) -> float:
     """Median CPU seconds; a first run, which loads compiled loops and tables, does not count."""
-    found = []
-    for turn in range(_ROUNDS + 1):
+    round_seconds = []
+    for round_number in range(_ROUNDS + 1):
         with tempfile.TemporaryDirectory(prefix="openba-cleaning-") as folder:
             started = time.process_time()
-            work(Path(folder) / str(turn))
-            found.append(time.process_time() - started)
-    return statistics.median(found[1:])
+            work(Path(folder) / str(round_number))
+            round_seconds.append(time.process_time() - started)
+    return statistics.median(round_seconds[1:])
 
 
 def dedup_runs(pieces: list[pa.RecordBatch]) -> list[pa.Array]:
     """Repeated runs out of texts that are in memory, Arrow to Arrow; the functions are the step's."""
-    recipe, windows, keys = paper(), [], []
+    recipe = paper()
+    windows = []
+    keys = []
     for number, piece in enumerate(pieces):
         texts, _ = text_arrays.decode(piece["text"])
-        found = dedup.Windows(texts, recipe.max_sentences, recipe.min_repeat_characters)
-        hashes = found.keys()
-        mine = np.empty(len(hashes), dedup.KEY)
-        mine["high"], mine["low"] = hashes[:, 0], hashes[:, 1]
-        mine["position"] = found.spans[:, 0] + (number << 32)
-        mine["record"] = np.arange(len(hashes)) + (number << 32)
-        windows.append(found)
-        keys.append(mine)
+        text_windows = dedup.Windows(texts, recipe.max_sentences, recipe.min_repeat_characters)
+        hashes = text_windows.keys()
+        piece_keys = np.empty(len(hashes), dedup.KEY)
+        piece_keys["high"] = hashes[:, 0]
+        piece_keys["low"] = hashes[:, 1]
+        piece_keys["position"] = text_windows.spans[:, 0] + (number << 32)
+        piece_keys["record"] = np.arange(len(hashes)) + (number << 32)
+        windows.append(text_windows)
+        keys.append(piece_keys)
     copies = dedup.find_copies(np.concatenate(keys))
     bounds = np.searchsorted(copies["record"], np.arange(len(pieces) + 1, dtype=np.uint64) << np.uint64(32))
-    left = []
-    for number, found in enumerate(windows):
-        mine = copies[bounds[number] : bounds[number + 1]]
-        firsts = mine["first"].astype(np.int64)
-        edits = found.edits((mine["record"] & np.uint64(2**32 - 1)).astype(np.int64), firsts, firsts >> 32)
-        left.append(text_arrays.encode(edit_matrix.apply(found.texts, edits)))
-    return left
+    cleaned_texts = []
+    for number, text_windows in enumerate(windows):
+        piece_keys = copies[bounds[number] : bounds[number + 1]]
+        firsts = piece_keys["first"].astype(np.int64)
+        edits = text_windows.edits(
+            (piece_keys["record"] & np.uint64(2**32 - 1)).astype(np.int64), firsts, firsts >> 32
+        )
+        cleaned_texts.append(text_arrays.encode(edit_matrix.apply(text_windows.texts, edits)))
+    return cleaned_texts
 
 
 def _privacy(path: Path, name: str, least: float) -> Iterator[Figure]:
     texts, _ = text_arrays.decode(pq.read_table(path)["text"].combine_chunks())
     size = text_arrays.utf8_size(texts) / _MB
-    ours: list[float] = []
-    slow: list[float] = []
+    our_seconds: list[float] = []
+    re_seconds: list[float] = []
     find = privacy.Privacy().find
     find(texts)  # loads the compiled loops
     for _ in range(3):
-        found: list[np.ndarray] = []
-        for seconds, work in ((slow, _spans_of_re), (ours, find)):
+        found_spans: list[np.ndarray] = []
+        for seconds, work in ((re_seconds, _spans_of_re), (our_seconds, find)):
             started = time.process_time()
-            found.append(work(texts)[:, : edit_matrix.RULE + 1])
+            found_spans.append(work(texts)[:, : edit_matrix.RULE + 1])
             seconds.append(time.process_time() - started)
-        if not np.array_equal(found[0], found[1]):
+        if not np.array_equal(found_spans[0], found_spans[1]):
             raise AssertionError("Privacy.find and the pattern over whole texts differ")
-    ratio = statistics.median(a / b for a, b in zip(slow, ours, strict=True))
-    told = f"re, the same pattern and spans: {size / statistics.median(slow):.2f} MB/s"
-    yield Figure(f"data/privacy_{name}", size / statistics.median(ours), "MB/s", None, "higher", told, ratio)
-    yield Figure(f"data/privacy_{name}_against_re", ratio, "x", least, "higher", told, ratio)
+    ratio = statistics.median(a / b for a, b in zip(re_seconds, our_seconds, strict=True))
+    peer_text = f"re, the same pattern and spans: {size / statistics.median(re_seconds):.2f} MB/s"
+    yield Figure(
+        f"data/privacy_{name}",
+        size / statistics.median(our_seconds),
+        "MB/s",
+        None,
+        "higher",
+        peer_text,
+        ratio,
+    )
+    yield Figure(f"data/privacy_{name}_against_re", ratio, "x", least, "higher", peer_text, ratio)
 
 
 def _spans_of_re(texts: Texts) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What cleaning keeps and takes, on labelled real text: languages, private values, articles, repeated runs.
+"""Measure on labelled real text what cleaning keeps: languages, private values, articles, repeated runs.
 
 No speed is measured here. Text is the shared data; a figure whose data or peer is absent is left out, and
 that is said. Repeated runs are compared with a search over all runs of sentences: quadratic and exact.
@@ -66,7 +66,7 @@ def figures() -> Iterator[Figure]:
 
 
 def texts_of(texts: list[str]) -> Texts:
-    """As the stages see them."""
+    """Text arrays of the documents, in the form that the stages get."""
     return text_arrays.decode(pa.array(texts, pa.large_string()))[0]
 
 
@@ -93,10 +93,14 @@ def _languages() -> Iterator[Figure]:
     for name in [f"raw_zh_{name}" for name in _ZH] + [f"raw_en_{name}" for name in _EN]:
         sentences = _sentences(name)
         shares[name] = (100 * _kept(sentences) / len(sentences), len(sentences))
-    told = ", ".join(f"{name} {share:.1f} of {count}" for name, (share, count) in sorted(shares.items()))
-    print(f"benchmarks: data: sentences kept, %: {told}", file=sys.stderr)
-    whole = sum(share * count for share, count in shares.values()) / sum(n for _, n in shares.values())
-    yield Figure("data/language_kept_raw_sentences", whole, "%", 96, "higher")
+    share_text = ", ".join(
+        f"{name} {share:.1f} of {count}" for name, (share, count) in sorted(shares.items())
+    )
+    print(f"benchmarks: data: sentences kept, %: {share_text}", file=sys.stderr)
+    overall_share = sum(share * count for share, count in shares.values()) / sum(
+        n for _, n in shares.values()
+    )
+    yield Figure("data/language_kept_raw_sentences", overall_share, "%", 96, "higher")
     worst = min(shares, key=lambda name: shares[name][0])
     yield Figure("data/language_kept_raw_worst_set", shares[worst][0], "%", 96, "higher", worst)
 
@@ -107,23 +111,23 @@ def _sentences(name: str) -> list[str]:
     So that lines of code, of which the textbook is full, and tables are not counted as sentences.
     """
     count = "[\u3400-\u9fff]" if name.startswith("raw_zh") else "[A-Za-z]{2,}"
-    least = 10 if name.startswith("raw_zh") else 5
-    found = []
+    least_units = 10 if name.startswith("raw_zh") else 5
+    sentences = []
     for row in _rows(name):
-        held = next(row[field] for field in _FIELDS if field in row)
-        parts = held if isinstance(held, list) else [held]
+        field_value = next(row[field] for field in _FIELDS if field in row)
+        parts = field_value if isinstance(field_value, list) else [field_value]
         text = "\n".join(part if isinstance(part, str) else str(part.get("context", "")) for part in parts)
         for sentence in re.split(r"(?<=[。！？!?])|(?<=[.])\s|\n", text):
-            if 25 <= len(sentence.strip()) <= 300 and len(re.findall(count, sentence)) >= least:
-                found.append(sentence.strip())
-    return found[:_MOST_SENTENCES]
+            if 25 <= len(sentence.strip()) <= 300 and len(re.findall(count, sentence)) >= least_units:
+                sentences.append(sentence.strip())
+    return sentences[:_MOST_SENTENCES]
 
 
 def _planted() -> Iterator[Figure]:
     draw = random.Random(1)
-    found = {name: sum(_is_found(name, draw, turn) for turn in range(_EACH)) for name in FORMS}
-    recall = 100 * sum(found.values()) / (_EACH * len(FORMS))
-    if short := {name: count for name, count in found.items() if count < 0.99 * _EACH}:
+    found_by_form = {name: sum(_is_found(name, draw, turn) for turn in range(_EACH)) for name in FORMS}
+    recall = 100 * sum(found_by_form.values()) / (_EACH * len(FORMS))
+    if short := {name: count for name, count in found_by_form.items() if count < 0.99 * _EACH}:
         print(f"benchmarks: data: found of {_EACH}: {short}", file=sys.stderr)
     yield Figure("data/private_forms", len(FORMS), "", 30, "higher")
     yield Figure("data/private_recall", recall, "%", 99, "higher")
@@ -143,9 +147,11 @@ def _is_found(name: str, draw: random.Random, turn: int) -> bool:
     value = make(draw)
     text, begin = _between(value, turn)
     edits = Privacy().find(texts_of([text]))
-    gone = {at for edit in edits for at in range(edit[START], edit[END])}
+    removed_positions = {position for edit in edits for position in range(edit[START], edit[END])}
     matters = str.isdigit if rule == "phone" else str.isalnum
-    covered = all(begin + at in gone for at, letter in enumerate(value) if matters(letter))
+    covered = all(
+        begin + position in removed_positions for position, letter in enumerate(value) if matters(letter)
+    )
     return covered and rule in {Privacy.rules[number - 1] for number in edits[:, RULE]}
 
 
@@ -171,30 +177,38 @@ def _articles() -> Iterator[Figure]:
 
 
 def _overlap(texts: list[str], pages: list[dict]) -> tuple[float, float]:
-    f1, recall = [], []
+    f1 = []
+    recall = []
     for text, page in zip(texts, pages, strict=True):
-        mine, wanted = (Counter(re.findall(r"\w+", side.lower())) for side in (text, page["article_body"]))
-        both = (mine & wanted).total()
-        f1.append(2 * both / (mine.total() + wanted.total()))
-        recall.append(both / wanted.total())
+        text_words, article_words = (
+            Counter(re.findall(r"\w+", side.lower())) for side in (text, page["article_body"])
+        )
+        shared_words = (text_words & article_words).total()
+        f1.append(2 * shared_words / (text_words.total() + article_words.total()))
+        recall.append(shared_words / article_words.total())
     return fmean(f1), fmean(recall)
 
 
 def _runs() -> Figure:
     """Characters that the search for repeated runs marks otherwise than a search over all runs does."""
-    draw, wrong, cases = random.Random(2), 0, 0
+    generator = random.Random(2)
+    wrong = 0
+    cases = 0
     for _case in range(2000):
-        alphabet = draw.choice([2, 3, 5, 40])
-        size = draw.choice([1, 6, 12])
+        alphabet = generator.choice([2, 3, 5, 40])
+        size = generator.choice([1, 6, 12])
         documents = [
             "".join(
-                chr(0x4E00 + draw.randrange(alphabet)) * draw.randint(1, size) + "。"
-                for _ in range(draw.randint(1, 12))
+                chr(0x4E00 + generator.randrange(alphabet)) * generator.randint(1, size) + "。"
+                for _ in range(generator.randint(1, 12))
             )
-            for _ in range(draw.randint(1, 5))
+            for _ in range(generator.randint(1, 5))
         ]
-        most, least = draw.choice([1, 3, 99]), draw.choice([1, 4, 20])
-        wrong += _marked(documents, most, least) != _marked_by_force(documents, most, least)
+        max_sentences = generator.choice([1, 3, 99])
+        min_characters = generator.choice([1, 4, 20])
+        wrong += _marked(documents, max_sentences, min_characters) != _marked_by_force(
+            documents, max_sentences, min_characters
+        )
         cases += 1
     return Figure("data/run_dedup_differs_from_brute_force", wrong, "", 0, peer=f"{cases} adversarial cases")
 
@@ -205,22 +219,27 @@ def _marked(documents: list[str], most: int, least: int) -> set[tuple[int, int]]
     windows = dedup.Windows(texts, most, least)
     keys = np.empty(len(windows.spans), dedup.KEY)
     hashes = windows.keys()
-    keys["high"], keys["low"] = hashes[:, 0], hashes[:, 1]
-    keys["position"], keys["record"] = windows.spans[:, 0], np.arange(len(keys))
+    keys["high"] = hashes[:, 0]
+    keys["low"] = hashes[:, 1]
+    keys["position"] = windows.spans[:, 0]
+    keys["record"] = np.arange(len(keys))
     copies = dedup.find_copies(keys)
     copies = copies[np.argsort(copies["record"])]
-    numbers, firsts = copies["record"].astype(np.int64), copies["first"].astype(np.int64)
-    edits = windows.edits(numbers, firsts, np.searchsorted(windows.first_sentences, firsts, side="right") - 1)
+    record_numbers = copies["record"].astype(np.int64)
+    firsts = copies["first"].astype(np.int64)
+    edits = windows.edits(
+        record_numbers, firsts, np.searchsorted(windows.first_sentences, firsts, side="right") - 1
+    )
     return {
-        (int(e[ROW]), at - int(texts.offsets[e[ROW]]))
+        (int(e[ROW]), position - int(texts.offsets[e[ROW]]))
         for e in edits
-        for at in range(int(e[START]), int(e[END]))
+        for position in range(int(e[START]), int(e[END]))
     }
 
 
 def _marked_by_force(documents: list[str], most: int, least: int) -> set[tuple[int, int]]:
     seen: set[str] = set()
-    gone = set()
+    removed_positions = set()
     for number, document in enumerate(documents):
         sentences = re.findall("[^。]*。", document)
         begins = np.cumsum([0, *map(len, sentences)])
@@ -228,6 +247,8 @@ def _marked_by_force(documents: list[str], most: int, least: int) -> set[tuple[i
             runs = ["".join(sentences[begin:end]) for begin in range(max(0, end - most), end)]
             for run in runs:
                 if len(run) >= least and run in seen:
-                    gone |= {(number, at) for at in range(begins[end] - len(run), begins[end])}
+                    removed_positions |= {
+                        (number, position) for position in range(begins[end] - len(run), begins[end])
+                    }
             seen |= {run for run in runs if len(run) >= least}
-    return gone
+    return removed_positions

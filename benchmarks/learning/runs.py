@@ -1,4 +1,4 @@
-"""What `openba run tiny` and `openba run small` learn, against chance, classical models and their targets.
+"""Measure what `openba run tiny` and `small` learn, against chance, classical models and their targets.
 
 `tiny` is run anew in a temporary folder; `small` in `OPENBA_HOME/learning/small`, where what an earlier run
 has built is reused: its scores are told, and its time only if this run built everything.
@@ -73,7 +73,7 @@ def _run(pipeline: str, home: Path) -> Iterator[Figure]:
 
 
 def _scores(pipeline: str, rows: Sequence[Skill]) -> Iterator[Figure]:
-    """Each benchmark beside its floor and the best classical model; then what is asked of `small` besides."""
+    """Compare each benchmark with its floor and the best classical model; `small` has targets besides."""
     by_name = {row.evaluation["benchmark"]: row for row in rows}
     for name, row in by_name.items():
         target = TARGETS[pipeline].get(name)

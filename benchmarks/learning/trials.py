@@ -37,7 +37,8 @@ from openba.train.batches import HELDOUT_SEED, Batch, DenoisedSamples, PairSampl
 Task = Literal["copy", "classify", "ul2"]
 SETTINGS = ["flan.tasks=[bbc-topic, review-sentiment]", "flan.shares={en: 0.5, zh: 0.5}"]
 """The `tiny` pipeline's data with the two classification tasks alone, as many samples of each."""
-_COPY_SYMBOLS, _COPY_LENGTHS = 64, (4, 10)
+_COPY_SYMBOLS = 64
+_COPY_LENGTHS = (4, 10)
 _FIRST_COPY_ID = 1000
 _UL2_LENGTH = 64
 _BATCH_SIZE: Mapping[Task, int] = {"copy": 32, "classify": 32, "ul2": 16}
@@ -130,7 +131,8 @@ def data_of(task: Task) -> Data:
         return Data(Copies(20_000, 1, end), {"copy": (Copies(256, 2, end), np.arange(256))})
     if task == "classify":
         folder = store.path(pipeline().step("flan"))
-        training, heldout = Pairs(folder, "train"), Pairs(folder, "heldout")
+        training = Pairs(folder, "train")
+        heldout = Pairs(folder, "heldout")
         tasks = np.array([heldout.task(index) for index in range(len(heldout))])
         samples = PairSamples(heldout)
         named = {name: (samples, np.flatnonzero(tasks == n)) for n, name in enumerate(heldout.names)}
@@ -188,7 +190,7 @@ def losses_and_hits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def measure(model: nn.Module, data: Data) -> dict[str, dict[str, float]]:
-    """Of each held-out task `loss`, `shuffled` (the next row's source), nats a token; `exact`, a share."""
+    """Return for each held-out task `loss` and `shuffled` (next row's source), nats a token, and `exact`."""
     model.eval()
     figures: dict[str, dict[str, float]] = {}
     for name, (samples, items) in data.heldout.items():
@@ -221,7 +223,8 @@ def run(trial: Trial) -> list[dict[str, Any]]:
     if path.exists():
         return json.loads(path.read_text())["measurements"]
     torch.set_num_threads(1)
-    data, model = data_of(trial.task), make_model(trial)
+    data = data_of(trial.task)
+    model = make_model(trial)
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(
         [

@@ -61,10 +61,10 @@ def _refused(running: Site) -> Iterator[Figure]:
     """Stage III once more, from the store, with a limit that it does not keep, then with one that it does."""
     for name, limit, expected in (("refused", 0.001, 0), ("passed", 1000.0, 2)):
         before = {run["id"] for run in running.runs()}
-        own = _start(running, "openba-train/stage3", f"max_heldout_loss={limit}", "step=stage3")
-        until(lambda own=own: _state(running, own) in ENDED, 180, "stage3")  # type: ignore[misc]
+        own_run = _start(running, "openba-train/stage3", f"max_heldout_loss={limit}", "step=stage3")
+        until(lambda own_run=own_run: _state(running, own_run) in ENDED, 180, "stage3")  # type: ignore[misc]
         time.sleep(20)  # what a trigger starts is there in 3
-        followed = [run for run in running.runs() if run["id"] not in before | {own}]
+        followed = [run for run in running.runs() if run["id"] not in before | {own_run}]
         side: Literal["lower", "higher"] = "higher" if expected else "lower"
         yield Figure(f"operations/flows_after_a_{name}_stage", len(followed), "", expected, side)
     until(lambda: _idle(running), 300, "the end of what followed")
@@ -142,7 +142,8 @@ def _restarts(running: Site) -> Iterator[Figure]:
     yield Figure(
         "operations/restart_flow_completed", _state(running, flow_run) == "COMPLETED", "", 1, "higher"
     )
-    client, run = running.client(), flow_runs_of(running, flow_run)[0]
+    client = running.client()
+    run = flow_runs_of(running, flow_run)[0]
     shipped = {metric.step for metric in client.get_metric_history(run.info.run_id, "loss")}
     yield Figure("operations/restart_metrics_lost", len(set(range(1, steps + 1)) - shipped), "steps", 0)
     until(lambda: _idle(running), 300, "what follows")
@@ -178,8 +179,8 @@ def _running_flows(running: Site) -> set[str]:
     """Flow runs that MLflow has a running run of."""
     client = running.client()
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    found = client.search_runs(experiments, "attributes.status = 'RUNNING'")
-    return {run.data.tags["prefect.flow_run_id"] for run in found}
+    mlflow_runs = client.search_runs(experiments, "attributes.status = 'RUNNING'")
+    return {run.data.tags["prefect.flow_run_id"] for run in mlflow_runs}
 
 
 def _start(running: Site, deployment: str, *parameters: str) -> str:
@@ -193,7 +194,8 @@ def _start(running: Site, deployment: str, *parameters: str) -> str:
 def _train(running: Site, overrides: str) -> tuple[str, Path]:
     """Begin Stage III by hand and wait until it has done 20 steps; the flow run and the stage's folder."""
     step = Pipeline(running.pipeline, json.loads(overrides)).step("stage3")
-    folder, began = running.home.work / step.key, time.time()
+    folder = running.home.work / step.key
+    began = time.time()
     flow_run = _start(running, "openba-train/stage3", f"overrides={overrides}", "step=stage3")
 
     def steps() -> int:

@@ -50,9 +50,9 @@ def figures() -> Iterator[Figure]:
         return
     with tempfile.TemporaryDirectory(prefix="oba") as folder:
         for nodes in (2, 4):
-            place = Path(folder) / str(nodes)
-            place.mkdir()
-            with Network(place) as network:
+            cluster_folder = Path(folder) / str(nodes)
+            cluster_folder.mkdir()
+            with Network(cluster_folder) as network:
                 cluster = RayCluster(network, nodes)
                 if nodes == 2:
                     inputs = yield from _pipeline(cluster, Path(folder) / "home")
@@ -71,9 +71,9 @@ def _pipeline(cluster: RayCluster, home: Path) -> Generator[Figure, None, dict[s
         raise UserError(f"openba run on a cluster of two nodes failed: {log.read_text()[-2000:]}")
     yield Figure("cluster of 2: openba run to Stage I", time.monotonic() - began, "s")
     (manifest,) = (json.loads(file.read_text()) for file in home.glob("store/stage1/*/manifest.json"))
-    found = manifest["identity"]["inputs"]
+    input_fingerprints = manifest["identity"]["inputs"]
     return {
-        name: home / "store" / step / found[name]
+        name: home / "store" / step / input_fingerprints[name]
         for name, step in (("tokenizer", "tokenizer"), ("data", "mixture"))
     }
 
@@ -83,30 +83,31 @@ def _faults(cluster: RayCluster, nodes: int, inputs: dict[str, Path]) -> Iterato
     trainings = {
         name: job(cluster.folder / name, inputs, nodes) for name in ("undisturbed", "partition", "killed")
     }
-    whole = result(cluster.train("undisturbed", trainings["undisturbed"]))
+    undisturbed_result = result(cluster.train("undisturbed", trainings["undisturbed"]))
     training = cluster.train("partition", trainings["partition"])
     partition(cluster, training)
-    yield from _compared(f"cluster of {nodes}, partition of 20 s", result(training), whole)
+    yield from _compared(f"cluster of {nodes}, partition of 20 s", result(training), undisturbed_result)
     training = cluster.train("killed", trainings["killed"])
     number = kill(cluster, training)
-    began, done = time.monotonic(), len(read_rows(training.out / METRICS))
+    began = time.monotonic()
+    done = len(read_rows(training.out / METRICS))
     cluster.start(number)
     reach(training, done + 1)
     seconds = time.monotonic() - began
-    yield from _compared(f"cluster of {nodes}, node killed and back", result(training), whole)
+    yield from _compared(f"cluster of {nodes}, node killed and back", result(training), undisturbed_result)
     yield Figure(f"cluster of {nodes}, from a killed node to the next step", seconds, "s")
 
 
-def _compared(name: str, found: Result, whole: Result) -> Iterator[Figure]:
-    lost = set(whole.steps) - set(found.steps)
-    twice = len(found.steps) - len(set(found.steps))
+def _compared(name: str, training_result: Result, undisturbed_result: Result) -> Iterator[Figure]:
+    lost = set(undisturbed_result.steps) - set(training_result.steps)
+    twice = len(training_result.steps) - len(set(training_result.steps))
     yield Figure(f"{name}: steps lost or told twice", len(lost) + twice, "", 0)
-    yield Figure(f"{name}: weights differ", float(found.digest != whole.digest), "", 0)
+    yield Figure(f"{name}: weights differ", float(training_result.digest != undisturbed_result.digest), "", 0)
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a training left."""
+    """Logged steps and final weights of a training."""
 
     facts: dict[str, Any]
     digest: str

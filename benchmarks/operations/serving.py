@@ -37,8 +37,11 @@ from openba.recipes.data import PackageSource, SourceStep, TokenizerRecipe
 from openba.recipes.model import ModelRecipe
 from openba.tokenizer.tokenizer import Tokenizer
 
-CLIENTS, SECONDS, ALONE_SECONDS = 64, 60.0, 10.0
-TOKENS, PROMPTS = 64, 128
+CLIENTS = 64
+SECONDS = 60.0
+ALONE_SECONDS = 10.0
+TOKENS = 64
+PROMPTS = 128
 
 
 def figures() -> Iterator[Figure]:
@@ -69,8 +72,11 @@ class _Load:
     """Clients that ask one prompt after the other for some seconds."""
 
     def __init__(self, url: str, right: dict[str, str], clients: int, seconds: float) -> None:
-        self.url, self.right, self.prompts = url, right, list(right)
-        self.clients, self.until = clients, seconds
+        self.url = url
+        self.right = right
+        self.prompts = list(right)
+        self.clients = clients
+        self.until = seconds
         self.answered = self.errors = self.wrong = self.tokens = 0
         self.seconds = 0.0
         self._counting = threading.Lock()
@@ -94,10 +100,10 @@ class _Load:
 
     def _client(self, number: int) -> None:
         with httpx.Client(base_url=self.url, timeout=60) as client:
-            at = number * 7
+            prompt_index = number * 7
             while time.perf_counter() < self.deadline:
-                prompt = self.prompts[at % len(self.prompts)]
-                at += 1
+                prompt = self.prompts[prompt_index % len(self.prompts)]
+                prompt_index += 1
                 self._ask(client, prompt)
 
     def _ask(self, client: httpx.Client, prompt: str) -> None:
@@ -128,10 +134,10 @@ class _Serving:
 
     def __enter__(self) -> str:
         assert self.process.stdout is not None
-        found = re.search(r"http://\S+", self.process.stdout.readline())
-        if found is None:
+        address_match = re.search(r"http://\S+", self.process.stdout.readline())
+        if address_match is None:
             raise UserError(f"serving: the server did not start: {self.log.read_text()[-500:]}")
-        return found[0]
+        return address_match[0]
 
     def __exit__(self, *error: object) -> None:
         self.process.terminate()

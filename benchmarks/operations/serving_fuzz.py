@@ -137,7 +137,7 @@ class Campaign:
     """Random requests to one server, and what was wrong with their answers."""
 
     client: httpx.Client
-    known: dict[str, str]
+    right_answers: dict[str, str]
     """Prompts and their right answers of `KNOWN_TOKENS` tokens."""
     sent: int = 0
     statuses: Counter[int] = field(default_factory=Counter)
@@ -167,13 +167,13 @@ class Campaign:
                 number += 1
 
     def _send(self, pool: ThreadPoolExecutor, batch: Sequence[Fuzzed]) -> None:
-        prompts = list(self.known)
+        prompts = list(self.right_answers)
         begin = self.sent % len(prompts)
         asked = (prompts[begin:] + prompts)[: BATCH // 4]
-        known = [pool.submit(self._ask, prompt) for prompt in asked]
+        pending_answers = [pool.submit(self._ask, prompt) for prompt in asked]
         for _ in pool.map(self._try, batch):
             pass
-        for each in known:
+        for each in pending_answers:
             each.result()
         self.sent += len(batch)
 
@@ -187,7 +187,7 @@ class Campaign:
                 return
             if response.status_code != 429:  # random requests with n = 64 fill the queue
                 break
-        if response.status_code != 200 or response.json()["choices"][0]["text"] != self.known[prompt]:
+        if response.status_code != 200 or response.json()["choices"][0]["text"] != self.right_answers[prompt]:
             self.poisoned.append(f"{prompt}: {response.text[:300]}")
 
     def _try(self, request: Fuzzed) -> None:
@@ -245,12 +245,12 @@ def known_answers(folder: Path) -> dict[str, str]:
 
 def figures(folder: Path, serve: Callable[[Path], Any]) -> Iterator[Figure]:
     """Args: a model's folder; what starts a server of a model and gives its address."""
-    known = known_answers(folder)
+    known_texts = known_answers(folder)
     with (
         serve(poison(folder, folder.with_name("poisoned"))) as url,
         httpx.Client(base_url=url, timeout=60) as client,
     ):
-        campaign = Campaign(client, known)
+        campaign = Campaign(client, known_texts)
         campaign.run(REQUESTS, number=0)
         alive = client.get("/health").json()["status"] == "ok"
     ended = len(campaign.poisoned) + (not alive)

@@ -46,7 +46,8 @@ from tests.harness.site import SMALL
 _OPENBA = [str(Path(sys.executable).with_name("openba"))]
 _TRAININGS = ("stage1", "stage2")
 _REMEDY = re.compile(r"delete (\S+) and run again")
-_LEAST_SECONDS, _MOST_SECONDS = 600.0, 3600.0
+_LEAST_SECONDS = 600.0
+_MOST_SECONDS = 3600.0
 """How long a seed's faults strike at least; after how long one run of it has failed."""
 RESULTS = "results.jsonl"
 
@@ -88,7 +89,9 @@ def _seeds() -> list[int]:
 
 def _try_seed(folder: Path, seed: int, calm: Campaign) -> dict[str, Any]:
     """Run the pipeline under the faults of a seed until ten minutes are over; the row of `results.jsonl`."""
-    draw, campaigns, differences = random.Random(seed), list[Campaign](), list[str]()
+    draw = random.Random(seed)
+    campaigns = list[Campaign]()
+    differences = list[str]()
     while not differences and sum(campaign.seconds for campaign in campaigns) < _LEAST_SECONDS:
         name = f"seed-{seed}-{len(campaigns) + 1}"
         remove(folder / name)
@@ -136,7 +139,8 @@ class Campaign:
     def __init__(self, root: Path, name: str) -> None:
         self.root = root / name
         self.root.mkdir(parents=True, exist_ok=True)
-        self.home, self.store = self.root / "home", self.root / "store"
+        self.home = self.root / "home"
+        self.store = self.root / "store"
         self.log = self.root / "output.log"
         self.faults: list[Fault] = []
         self.refusals: list[str] = []
@@ -182,7 +186,7 @@ class Campaign:
         return sum(row["tokens"] / row["tokens_per_second"] for row in rows)
 
     def differences(self, calm: Campaign) -> list[str]:
-        """What differs from the undisturbed run, a line each."""
+        """Differences from the undisturbed run, a line each."""
         wrong = [f"refused with more than a line: {text}" for text in self.refusals]
         for name in _TRAININGS:
             ours, theirs = (each._output(name) for each in (self, calm))

@@ -37,7 +37,7 @@ time.time = _shifted
 
 @dataclass(frozen=True)
 class Fault:
-    """What was done, and to what."""
+    """One fault: what was done, and to which process or file."""
 
     kind: str
     target: str
@@ -177,7 +177,7 @@ class Faults:
         return damage(self.draw, self.draw.choice(files)) if files else ""
 
     def _damage_store(self) -> str:
-        """As a disk does between two runs: a training reads its inputs' digests when it begins."""
+        """Damage a file between two runs: a training reads the digests of its inputs when it begins."""
         target = self._damage(self.store, "[!.]*/*/**/*")
         if target:
             self._kill_flow()

@@ -62,12 +62,13 @@ def overhead(work: dict[str, list[float]], wall: float, figure: str, most: float
     Work is from the moment a job's Python starts, with its imports and the gang's start, to the end of the
     step's function. What is within the function alone is told beside it.
     """
-    for name, place, target in (("", 0, most), ("_without_worker_start", 1, None)):
-        at_work, reached = 0.0, 0.0
-        for began, ended in sorted((times[place], times[2]) for times in work.values()):
-            at_work += max(0.0, ended - max(began, reached))
-            reached = max(reached, ended)
-        yield Figure(f"{figure}{name}", 100 * (1 - at_work / wall), "%", target)
+    for name, time_index, target in (("", 0, most), ("_without_worker_start", 1, None)):
+        seconds_at_work = 0.0
+        covered_until = 0.0
+        for began, ended in sorted((times[time_index], times[2]) for times in work.values()):
+            seconds_at_work += max(0.0, ended - max(began, covered_until))
+            covered_until = max(covered_until, ended)
+        yield Figure(f"{figure}{name}", 100 * (1 - seconds_at_work / wall), "%", target)
 
 
 def _cached_run(home: Path) -> Iterator[Figure]:
@@ -78,7 +79,7 @@ def _cached_run(home: Path) -> Iterator[Figure]:
 
 
 def _rebuilt(home: Path) -> Iterator[Figure]:
-    """Which steps a changed Stage III setting would rebuild, against those that follow from it."""
+    """Compare the steps that a changed Stage III setting would rebuild with those that follow from it."""
     before, after = (
         {step["name"]: step for step in _openba(home, "plan", "tiny", "--json", *more)["steps"]}
         for more in ((), ("--set", "stages.stage3.optim.lr=1.0e-3"))
@@ -93,14 +94,15 @@ def _rebuilt(home: Path) -> Iterator[Figure]:
 
 def _losses(home: Path) -> Iterator[Figure]:
     training = {row["step"]: row for row in _report(home)["training"]}
-    first, last = training["stage1"]["heldout"][0], training["stage1"]["heldout"][-1]
+    first = training["stage1"]["heldout"][0]
+    last = training["stage1"]["heldout"][-1]
     for mode in ("R", "S", "X"):
         fall = 100 * (1 - last[mode] / first[mode])
         yield Figure(f"story/stage1_heldout_{mode}_below_step0", fall, "%", 25, "higher")
     for name, row in training.items():
         if row["baseline_heldout"] is not None:
-            own = row["heldout"][-1]["loss"]
-            fall = 100 * (1 - own / row["baseline_heldout"])
+            expert_loss = row["heldout"][-1]["loss"]
+            fall = 100 * (1 - expert_loss / row["baseline_heldout"])
             peer = f"Stage III on the same held-out data: {row['baseline_heldout']:.3f}"
             yield Figure(
                 f"story/{name}_heldout_below_stage3",
@@ -109,7 +111,7 @@ def _losses(home: Path) -> Iterator[Figure]:
                 5,
                 "higher",
                 peer,
-                own / row["baseline_heldout"],
+                expert_loss / row["baseline_heldout"],
             )
 
 

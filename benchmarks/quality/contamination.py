@@ -49,7 +49,8 @@ BENCHMARKS = (
 )
 """Files of `configs/benchmark/paper`; BELEBELE, which the paper asks 0-shot, gets its examples here."""
 _FEW_SHOT = " few-shot"
-_TRADITIONAL, _SIMPLIFIED = opencc.OpenCC("s2t"), opencc.OpenCC("t2s")
+_TRADITIONAL = opencc.OpenCC("s2t")
+_SIMPLIFIED = opencc.OpenCC("t2s")
 _UNRELATED = (
     "raw_en_c4", "raw_en_speeches", "raw_en_webtext", "raw_en_wiki", "raw_en_wikitext2", "raw_zh_appdesc",
     "raw_zh_classical", "raw_zh_hant_wiki", "raw_zh_legal", "raw_zh_long_tech", "raw_zh_news_titles",
@@ -68,10 +69,10 @@ class Planted:
     answer: str
 
     def published(
-        self, letters: Callable[[int], str] = lambda place: f"{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[place]}. "
+        self, letters: Callable[[int], str] = lambda index: f"{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[index]}. "
     ) -> str:
         """The record with its options, each behind what `letters` gives for its position."""
-        options = [f"{letters(place)}{text}" for place, text in enumerate(self.options)]
+        options = [f"{letters(index)}{text}" for index, text in enumerate(self.options)]
         return "\n".join([self.passage, self.question, *options, f"Answer: {self.answer}"]).strip()
 
     def answered(self) -> str:
@@ -81,9 +82,9 @@ class Planted:
 
 FORMS: dict[str, Callable[[Planted], str]] = {
     "as published": Planted.published,
-    "other lettering (1)": lambda record: record.published(lambda place: f"({place + 1}) "),
+    "other lettering (1)": lambda record: record.published(lambda index: f"({index + 1}) "),
     "other lettering a、": lambda record: record.published(
-        lambda place: f"{'abcdefghijklmnopqrstuvwxyz'[place]}、"
+        lambda index: f"{'abcdefghijklmnopqrstuvwxyz'[index]}、"
     ),
     "question and answer": Planted.answered,
     "re-wrapped": lambda record: _rewrapped(record.published()),
@@ -140,7 +141,7 @@ def _belebele_of_cmrc(traditional: bool) -> Iterator[str]:
         options = [answer, *(other for *_, other in draw.sample(asked, 3))]
         draw.shuffle(options)
         fields = {"flores_passage": passage, "question": question}
-        fields |= {f"mc_answer{place}": text for place, text in enumerate(options, 1)}
+        fields |= {f"mc_answer{index}": text for index, text in enumerate(options, 1)}
         fields["correct_answer_num"] = str(options.index(answer) + 1)
         line = json.dumps(fields, ensure_ascii=False)
         yield (_TRADITIONAL.convert(line) if traditional else line) + "\n"
@@ -155,7 +156,7 @@ def _records(name: str, recipe: BenchmarkRecipe) -> list[Planted]:
 
 def _planted(fields: dict[str, str]) -> Planted:
     if "mc_answer1" in fields:
-        options = [fields[f"mc_answer{place}"] for place in range(1, 5)]
+        options = [fields[f"mc_answer{index}"] for index in range(1, 5)]
         right = options[int(fields["correct_answer_num"]) - 1]
         return Planted(fields["flores_passage"], fields["question"], options, right)
     if "question" in fields:
@@ -191,8 +192,8 @@ def recall(name: str, folder: Path, around: list[str]) -> Iterator[tuple[str, fl
             f"{around[2 * n % len(around)]}\n\n{plant(record)}\n\n{around[(2 * n + 1) % len(around)]}"
             for n, record in enumerate(records)
         ]
-        rows, found = holder.found(pa.array(texts, pa.large_string()))
-        yield form, float(np.isin(np.arange(len(records)), rows[rows == found]).mean()), len(records)
+        rows, found_rows = holder.found(pa.array(texts, pa.large_string()))
+        yield form, float(np.isin(np.arange(len(records)), rows[rows == found_rows]).mean()), len(records)
 
 
 def figures() -> Iterator[Figure]:
@@ -202,13 +203,13 @@ def figures() -> Iterator[Figure]:
         return
     documents = unrelated()
     around = [text[:300] for text in random.Random(0).sample(documents, 2000)]
-    with TemporaryDirectory() as place:
+    with TemporaryDirectory() as index:
         for name in BENCHMARKS:
-            for form, share, count in recall(name, Path(place) / name, around):
+            for form, share, count in recall(name, Path(index) / name, around):
                 yield Figure(f"found of {count} in {name}, {form}", 100 * share, "%", 95, "higher")
         # Chinese BELEBELE is made of CMRC here, which is among these documents.
         names = [name for name in BENCHMARKS if "belebele-zh" not in name]
-        items = Items.read({name: Path(place) / name for name in names}, NGRAM)
+        items = Items.read({name: Path(index) / name for name in names}, NGRAM)
         rows, _ = Holder(items).found(pa.array(documents, pa.large_string()))
         yield Figure(
             f"false positives, {len(documents)} unrelated documents",

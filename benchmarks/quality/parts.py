@@ -38,7 +38,7 @@ def figures() -> Iterator[Figure]:
     """Yield the near copies between parts, and what the search costs beside the rest of the step."""
     with TemporaryDirectory() as temporary_folder:
         folder = Path(temporary_folder)
-        known = _write_corpus(folder / "corpus")
+        text_by_key = _write_corpus(folder / "corpus")
         (folder / "tokenizer").mkdir()
         recipe = TokenizerRecipe(kind="unigram", vocab_size=8000, train_characters=500_000)
         build_tokenizer(Build(folder / "tokenizer", recipe, {"corpus": folder / "corpus"}))
@@ -60,13 +60,13 @@ def figures() -> Iterator[Figure]:
         parts: list[int] = []
         for number, part in enumerate((HELDOUT, *_PARTS)):
             rows = pq.read_table(folder / "out" / part / "documents.parquet").to_pylist()
-            texts += [known[row["source"], row["id"]] for row in rows]
+            texts += [text_by_key[row["source"], row["id"]] for row in rows]
             parts += [number] * len(rows)
     pairs = _all_pairs(texts)
     crossing = (np.array(parts)[pairs[:, 0]] != np.array(parts)[pairs[:, 1]]).sum()
     name = f"near copies (Jaccard 0.8) in two parts, of {len(pairs):,} within parts and {len(texts):,} texts"
     yield Figure(name, float(crossing), "pairs", 0)
-    size = sum(len(text.encode()) for text in known.values()) / 1e6
+    size = sum(len(text.encode()) for text in text_by_key.values()) / 1e6
     yield Figure(f"search for them, {size:.0f} MB on one core", size / search_seconds, "MB/s", 15, "higher")
     share = search_seconds / tokenizer_seconds
     yield Figure("search for them beside tokenising the same text", share, "x", 1.5, peer="tokenizer")
@@ -75,10 +75,10 @@ def figures() -> Iterator[Figure]:
 def _write_corpus(folder: Path) -> dict[tuple[str, str], str]:
     """Write the sources without any cleaning; return the text of each (source, id)."""
     folder.mkdir()
-    known: dict[tuple[str, str], str] = {}
+    text_by_key: dict[tuple[str, str], str] = {}
     for name, (package, reader, language) in _SOURCES.items():
         records = list(READERS[package][reader]())
-        known |= {(name, identifier): text for identifier, text, _ in records}
+        text_by_key |= {(name, identifier): text for identifier, text, _ in records}
         columns = {
             "id": [identifier for identifier, _, _ in records],
             "text": [text for _, text, _ in records],
@@ -88,7 +88,7 @@ def _write_corpus(folder: Path) -> dict[tuple[str, str], str]:
         }
         batches = pa.Table.from_pydict(columns, SCHEMA).to_batches(max_chunksize=1000)
         write_documents(folder / f"{name}.parquet", batches)
-    return known
+    return text_by_key
 
 
 def _all_pairs(texts: list[str], threshold: float = near_copies.SIMILARITY) -> np.ndarray:
@@ -107,13 +107,13 @@ def _all_pairs(texts: list[str], threshold: float = near_copies.SIMILARITY) -> n
     order = np.lexsort((rows, hashes))
     hashes = hashes[order]
     rows = rows[order]
-    found = [np.empty((0, 2), np.int64)]
+    pair_groups = [np.empty((0, 2), np.int64)]
     # Pairs at distance 1, 2, … within the runs of equal hashes, until no run is as long.
     distance = 1
     while (is_equal := hashes[distance:] == hashes[:-distance]).any():
         candidates = np.stack([rows[:-distance][is_equal], rows[distance:][is_equal]], axis=1)
         candidates = distinct_pairs(candidates)
         is_similar = are_similar(sets, sets, candidates, threshold)
-        found.append(candidates[is_similar])
+        pair_groups.append(candidates[is_similar])
         distance += 1
-    return distinct_pairs(np.concatenate(found))
+    return distinct_pairs(np.concatenate(pair_groups))

@@ -1,4 +1,4 @@
-"""Every shipped task and benchmark, rendered on its real data set if it is at hand, else on made records.
+"""Render every shipped task and benchmark on its real data set if it is at hand, else on made records.
 
 Owns which data set belongs to which file of `configs`, the records that stand in for the others, and the
 figure of distinct inputs.
@@ -221,7 +221,7 @@ class Shipped:
 
 
 def _question(fields: dict[str, Any], named: Iterable[str], text: str) -> str:
-    """What a record asks: plain values that the templates name, and of nested ones the texts in `text`."""
+    """Fields of a record: plain values that the templates name, and of nested ones the texts in `text`."""
     parts = []
     for name in sorted(named):
         value = fields.get(name, fields)
@@ -250,7 +250,7 @@ def has_data(name: str) -> bool:
 
 
 def overrides(name: str) -> list[str]:
-    """What puts a task or benchmark on its data set of `../shared`; nothing where it needs none."""
+    """Overrides that put a task or benchmark on its data set of `../shared`; nothing where it needs none."""
     if name not in REAL:
         return []
     prefix = "task." if name.startswith("benchmark/") else ""
@@ -298,7 +298,7 @@ def _on_made_records(name: str, recipe: TaskRecipe, folder: Path) -> TaskRecipe:
     folder.mkdir(parents=True, exist_ok=True)
     stem = "test" if recipe.partition else "data"
     path = folder / f"{stem}.jsonl"
-    kept = {
+    unvaried_keys = {
         *recipe.wording,
         "correct_answer_num",
         "tags",
@@ -306,7 +306,7 @@ def _on_made_records(name: str, recipe: TaskRecipe, folder: Path) -> TaskRecipe:
     }
     with path.open("w", encoding="utf-8") as out:
         for number in range(_MADE_RECORDS):
-            out.write(json.dumps(_varied(MADE[name], number, kept), ensure_ascii=False) + "\n")
+            out.write(json.dumps(_varied(MADE[name], number, unvaried_keys), ensure_ascii=False) + "\n")
     source = {
         "adapter": "jsonl", "path": str(path), "text_field": None, "language": recipe.source.language,
         "licence": recipe.source.licence,
@@ -314,8 +314,8 @@ def _on_made_records(name: str, recipe: TaskRecipe, folder: Path) -> TaskRecipe:
     return TaskRecipe.model_validate({**recipe.model_dump(), "source": source})
 
 
-def _varied(value: Any, number: int, kept: set[str]) -> Any:
-    """Return a record with a number in each of its texts, those under the keys `kept` aside."""
+def _varied(value: Any, number: int, unvaried_keys: set[str]) -> Any:
+    """Return a record with a number in each of its texts, those under the keys `unvaried_keys` aside."""
     if isinstance(value, str):
         return f"{value} {_word(number)}"
     if isinstance(value, list):
@@ -325,9 +325,12 @@ def _varied(value: Any, number: int, kept: set[str]) -> Any:
             and value[1] in ("人名", "地名", "机构")
         ):
             return [f"{value[0]} {_word(number)}", value[1]]
-        return [_varied(element, number, kept) for element in value]
+        return [_varied(element, number, unvaried_keys) for element in value]
     if isinstance(value, dict):
-        return {key: inner if key in kept else _varied(inner, number, kept) for key, inner in value.items()}
+        return {
+            key: inner if key in unvaried_keys else _varied(inner, number, unvaried_keys)
+            for key, inner in value.items()
+        }
     return value
 
 
