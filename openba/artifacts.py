@@ -364,7 +364,11 @@ def drift(step: Step, store: Store) -> dict[str, tuple[Any, Any]]:
         return {}
     old = flatten(earlier_records[-1]["identity"])
     new = flatten(step.identity)
-    return {k: (old.get(k), new.get(k)) for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k)}
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
 
 
 Runner = Callable[[Step, Build], Mapping[str, Json] | None]
@@ -428,7 +432,7 @@ def _record(
     step: Step, work_folder: Path, facts: JsonObject, started_at: float, seconds: float
 ) -> JsonObject:
     """Flush all files of the output, then write and return its manifest."""
-    file_names = (f.relative_to(work_folder) for f in sorted(work_folder.rglob("*")) if f.is_file())
+    file_names = (path.relative_to(work_folder) for path in sorted(work_folder.rglob("*")) if path.is_file())
     files = {}
     for name in (name for name in file_names if name.parts[0] not in step.kind.scratch):
         durable.sync(work_folder / name)

@@ -75,7 +75,9 @@ class Config:
         try:
             return recipe_type.model_validate(self.data, context=WRITTEN)
         except ValidationError as error:
-            raise ConfigError("\n".join(self._explain(e, recipe_type) for e in error.errors())) from None
+            raise ConfigError(
+                "\n".join(self._explain(detail, recipe_type) for detail in error.errors())
+            ) from None
 
     def source_of(self, dotted: str) -> str:
         """Return the file that set this key or the nearest parent of it; '(default)' if none did."""
@@ -169,11 +171,11 @@ class Config:
         for key, value in values.items():
             if self.source_of(key) in stated and self._value(key) is not None:
                 continue
-            *sections, last = key.split(".")
+            *sections, last_part = key.split(".")
             into = self.data
             for section in sections:
                 into = into.setdefault(section, {})
-            into[last] = value
+            into[last_part] = value
             self.origin[key] = origin
             self._files.pop(key, None)
 
@@ -251,7 +253,11 @@ def load(path: Path, recipe_type: type[M], overrides: list[str] | None = None) -
 def flatten(value: Json, prefix: str = "") -> JsonObject:
     """Return nested mappings as one: `{"a": {"b": 1}}` -> `{"a.b": 1}`."""
     if isinstance(value, dict) and value:
-        return {k: v for key, child in value.items() for k, v in flatten(child, f"{prefix}{key}.").items()}
+        return {
+            child_key: child_value
+            for key, child in value.items()
+            for child_key, child_value in flatten(child, f"{prefix}{key}.").items()
+        }
     return {prefix.rstrip("."): value}
 
 
@@ -338,7 +344,7 @@ def _with_source(name: str, folder: Path, origin: str) -> Json:
 
 
 def _similar(path: Path) -> str:
-    sibling_names = [p.stem for p in path.parent.glob("*.yaml")]
+    sibling_names = [path_beside.stem for path_beside in path.parent.glob("*.yaml")]
     close_names = difflib.get_close_matches(path.stem, sibling_names, 1)
     return f" (did you mean {close_names[0]!r}?)" if close_names else ""
 
@@ -353,7 +359,7 @@ def _short(path: Path) -> str:
 
 def _names(value: Json) -> bool:
     return isinstance(value, str) or (
-        isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value)
+        isinstance(value, list) and bool(value) and all(isinstance(item, str) for item in value)
     )
 
 
@@ -386,10 +392,14 @@ def _fields_at(model: type[BaseModel], key_path: list[Json]) -> set[str]:
     nested_models: list[type[BaseModel]] = [model]
     for key_part in key_path:
         annotations = [
-            m.model_fields[key_part].annotation for m in nested_models if key_part in m.model_fields
+            model_type.model_fields[key_part].annotation
+            for model_type in nested_models
+            if key_part in model_type.model_fields
         ]
-        nested_models = [m for a in annotations for m in _models_in(a)] or nested_models
-    return {name for m in nested_models for name in m.model_fields}
+        nested_models = [
+            model_type for annotation in annotations for model_type in _models_in(annotation)
+        ] or nested_models
+    return {name for model_type in nested_models for name in model_type.model_fields}
 
 
 def _models_in(annotation: Json) -> Iterator[type[BaseModel]]:

@@ -167,7 +167,9 @@ def result(trial: Trial, record: Mapping[str, Any] | None) -> Result:
 
 def ranked(results: Sequence[Result]) -> list[Result]:
     """Order results by loss, lowest first; those without one come last, in the order of the trials."""
-    return sorted(results, key=lambda each: math.inf if each.loss is None else each.loss)
+    return sorted(
+        results, key=lambda trial_result: math.inf if trial_result.loss is None else trial_result.loss
+    )
 
 
 def verdict(results: Sequence[Result]) -> str:

@@ -106,6 +106,6 @@ def human(number: float) -> str:
 def human_time(seconds: float) -> str:
     """`3725` -> `1:02:05`; under an hour `62:05`'s form `m:ss`."""
     whole_seconds = max(0, round(seconds))
-    hours, rest = divmod(whole_seconds, 3600)
-    minutes, secs = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{secs:02d}" if hours else f"{minutes}:{secs:02d}"
+    hours, rest_seconds = divmod(whole_seconds, 3600)
+    minutes, rest_seconds = divmod(rest_seconds, 60)
+    return f"{hours}:{minutes:02d}:{rest_seconds:02d}" if hours else f"{minutes}:{rest_seconds:02d}"

@@ -170,7 +170,11 @@ class _Server:
 
     def _report_ended_children(self) -> None:
         """Reap every child that has ended and tell its client the exit code (minus the signal's number)."""
-        connections_by_pid = {c.child: c for c in self.connections if c.child is not None}
+        connections_by_pid = {
+            connection_of_child.child: connection_of_child
+            for connection_of_child in self.connections
+            if connection_of_child.child is not None
+        }
         while True:
             try:
                 child_pid, wait_status = os.waitpid(-1, os.WNOHANG)

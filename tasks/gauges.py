@@ -93,16 +93,21 @@ def _losses(metric: str, row: JsonObject, names: dict[str, str]) -> Iterator[Fig
     )
 
 
-def _energy(attempts: list[JsonObject], last: JsonObject, runtime: PipelineRuntime) -> Iterator[Figure]:
+def _energy(attempts: list[JsonObject], last_row: JsonObject, runtime: PipelineRuntime) -> Iterator[Figure]:
     """Sum over all attempts; the running one has the seconds of its last row, by a clock that never jumps."""
-    running: dict[int, float] = {last["attempt"]: last["attempt_seconds"]}
+    running: dict[int, float] = {last_row["attempt"]: last_row["attempt_seconds"]}
     seconds = sum(row.get("seconds", running.get(number, 0.0)) for number, row in enumerate(attempts))
     hours = seconds * runtime.train.workers / 3600
     paper = paper_energy(hours, runtime.device.watts, runtime.pue, runtime.carbon_intensity)
     yield Figure("openba_device_hours", hours)
     yield Figure("openba_energy_kwh", paper.kwh, "paper")
     yield Figure("openba_tco2eq", paper.tco2eq, "paper")
-    joules = [j for attempt in attempts for j in attempt.get("joules", {}).values() if j is not None]
+    joules = [
+        energy_joules
+        for attempt in attempts
+        for energy_joules in attempt.get("joules", {}).values()
+        if energy_joules is not None
+    ]
     if joules:
         kwh = sum(joules) / JOULES_PER_KWH * runtime.pue
         yield Figure("openba_energy_kwh", kwh, "measured")

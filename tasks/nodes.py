@@ -75,7 +75,7 @@ def _devices() -> tuple[float, ...]:
 
     try:
         pynvml.nvmlInit()
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
         utilisations = [pynvml.nvmlDeviceGetUtilizationRates(handle).gpu for handle in handles]
         memory_infos = [pynvml.nvmlDeviceGetMemoryInfo(handle) for handle in handles]
         total_watts = sum(pynvml.nvmlDeviceGetPowerUsage(handle) / 1000 for handle in handles)
@@ -85,6 +85,6 @@ def _devices() -> tuple[float, ...]:
         return ()
     return (
         sum(utilisations) / len(utilisations),
-        100 * sum(m.used for m in memory_infos) / sum(m.total for m in memory_infos),
+        100 * sum(info.used for info in memory_infos) / sum(info.total for info in memory_infos),
         total_watts,
     )

@@ -122,6 +122,7 @@ def champions_before(rows: list[JsonObject], present_version: str) -> list[str]:
                 del stack[stack.index(version) + 1 :]
             else:
                 stack.append(version)
+        # A champion that was rolled back stays until the next row, `restored`, cuts it off.
         elif row["event"] in TAKEN_BACK and version in stack[:-1]:
             stack.remove(version)
     return stack[stack.index(present_version) - 1 :: -1] if present_version in stack[1:] else []

@@ -185,6 +185,7 @@ class RayJobs:
         return job_id
 
     def _submit(self, step: Step, build: Build, job_folder: Path, job_id: str) -> None:
+        # An earlier try may have been heard and its answer lost; Ray refuses an id that it has.
         if any(job.submission_id == job_id for job in self.client.list_jobs()):
             return  # an earlier try was heard and its answer lost
         self.client.submit_job(
@@ -232,6 +233,7 @@ def _spec(step: Step, build: Build) -> JsonObject:
         "place": kind.place,
         "out": str(build.out),
         "inputs": {key: str(path) for key, path in build.inputs.items()},
+        # The job validates the recipe again, as JSON has neither types nor defaults.
         "recipe_type": _reference(build.recipe),
         "recipe": build.recipe.model_dump(mode="json"),
         "runtime_type": _reference(build.runtime),

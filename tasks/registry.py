@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -156,20 +157,22 @@ class Registry:
             champion = self._champion(name)
             if champion is None:
                 raise UserError(f"{name}: no champion in the registry; `openba run` registers models")
-            present = str(champion.version)
-            gone = []
+            present_version = str(champion.version)
+            deleted_versions = []
             # A version may have been deleted since: the next older one that is complete is taken.
-            for earlier in champions_before(self.log.rows(name), present):
+            for earlier in champions_before(self.log.rows(name), present_version):
                 version = self._existing(name, earlier)
                 if version is None or not self._has_output(version):
-                    gone.append(earlier)
+                    deleted_versions.append(earlier)
                     continue
-                self._note(name, present, champion.tags.get(FINGERPRINT, ""), "rolled back", reason)
-                why = f"rollback from version {present}: {reason}"
+                self._note(name, present_version, champion.tags.get(FINGERPRINT, ""), "rolled back", reason)
+                why = f"rollback from version {present_version}: {reason}"
                 self._move_champion(name, earlier, version.tags.get(FINGERPRINT, ""), "restored", why)
-                return present, earlier
-            deleted = f"; deleted: version {', '.join(gone)}" if gone else ""
-            raise UserError(f"{name}: {self.log.file} has no champion before version {present}{deleted}")
+                return present_version, earlier
+            deleted = f"; deleted: version {', '.join(deleted_versions)}" if deleted_versions else ""
+            raise UserError(
+                f"{name}: {self.log.file} has no champion before version {present_version}{deleted}"
+            )
 
     def _promote(self, judged: Registration, fingerprint: str) -> Registration:
         self._move_champion(judged.name, judged.version, fingerprint, "promoted", judged.reason)
@@ -177,13 +180,19 @@ class Registry:
 
     def _move_champion(self, name: str, version: str, fingerprint: str, event: Event, reason: str) -> None:
         """Move the alias, then note it; the version before becomes `superseded` unless it was rolled back."""
-        before = self._champion(name)
+        previous_champion = self._champion(name)
         self.client.set_registered_model_alias(name, CHAMPION, version)
         self._note(name, version, fingerprint, event, reason)
-        if before is None or event != "promoted" or str(before.version) == version:
+        if previous_champion is None or event != "promoted" or str(previous_champion.version) == version:
             return
         replaced = f"by version {version}"
-        self._note(name, str(before.version), before.tags.get(FINGERPRINT, ""), "superseded", replaced)
+        self._note(
+            name,
+            str(previous_champion.version),
+            previous_champion.tags.get(FINGERPRINT, ""),
+            "superseded",
+            replaced,
+        )
 
     def _note(self, name: str, version: str, fingerprint: str, event: Event, reason: str) -> None:
         self.log.note(name, version, fingerprint, event, reason)
@@ -192,17 +201,12 @@ class Registry:
 
     def _note_once(self, name: str, version: str, fingerprint: str, event: Event, reason: str) -> None:
         """Note an event as `_note` does, unless the newest row of the version says the same."""
-        last = self.log.last(name, version, fingerprint)
-        if last is None or (last["event"], last["reason"]) != (event, reason):
+        last_row = self.log.last(name, version, fingerprint)
+        if last_row is None or (last_row["event"], last_row["reason"]) != (event, reason):
             self._note(name, version, fingerprint, event, reason)
 
     def _existing(self, name: str, version: str) -> ModelVersion | None:
-        try:
-            return self.client.get_model_version(name, version)
-        except MlflowException as error:
-            if error.error_code in _ABSENT:
-                return None
-            raise
+        return _none_if_absent(lambda: self.client.get_model_version(name, version))
 
     def _has_output(self, version: ModelVersion) -> bool:
         """Whether the store still has the output that the version points to."""
@@ -211,8 +215,16 @@ class Registry:
         return bool(filesystem.exists(f"{base}/{MANIFEST}"))
 
     def _version(self, name: str, fingerprint: str) -> str | None:
+        # By tag: version numbers start again at 1 after the database was lost.
         versions = self.client.search_model_versions(f"name='{name}'")
-        return next((str(v.version) for v in versions if v.tags.get(FINGERPRINT) == fingerprint), None)
+        return next(
+            (
+                str(model_version.version)
+                for model_version in versions
+                if model_version.tags.get(FINGERPRINT) == fingerprint
+            ),
+            None,
+        )
 
     def _create(self, model: Model, record: JsonObject) -> str:
         assert model.register_as is not None
@@ -258,11 +270,11 @@ class Registry:
         stated = f"held-out loss {loss:.4f}" if isinstance(loss, float) else f"held-out loss {loss}"
         if against and against.version == version:
             return "kept", f"is the champion; {stated}"
-        last = self.log.last(name, version, model.training.fingerprint)
-        if last and last["event"] in TAKEN_BACK:
-            day = time.strftime("%Y-%m-%d", time.gmtime(last["time"]))
+        last_row = self.log.last(name, version, model.training.fingerprint)
+        if last_row and last_row["event"] in TAKEN_BACK:
+            day = time.strftime("%Y-%m-%d", time.gmtime(last_row["time"]))
             return "withheld", (
-                f"{last['event']} on {day}: {last['reason']}; "
+                f"{last_row['event']} on {day}: {last_row['reason']}; "
                 f'`openba promote {name} {version} --reason "..."` makes it champion'
             )
         if reasons := champion_refusals(evidence, against, gate):
@@ -276,14 +288,18 @@ class Registry:
         return ("waiting" if gate.approval else "promoted"), stated
 
     def _champion(self, name: str) -> ModelVersion | None:
-        try:
-            return self.client.get_model_version_by_alias(name, CHAMPION)
-        except MlflowException as error:
-            if error.error_code in _ABSENT:
-                return None
-            raise
+        return _none_if_absent(lambda: self.client.get_model_version_by_alias(name, CHAMPION))
 
     def _with_aliases(self, judged: Registration) -> Registration:
         aliases = self.client.get_registered_model(judged.name).aliases.items()
         of_version = sorted(alias for alias, version in aliases if str(version) == judged.version)
         return replace(judged, aliases=of_version)
+
+
+def _none_if_absent(request: Callable[[], ModelVersion]) -> ModelVersion | None:
+    try:
+        return request()
+    except MlflowException as error:
+        if error.error_code in _ABSENT:
+            return None
+        raise

@@ -31,7 +31,7 @@ def write_report(session: Session, registered: list[Registration]) -> str:
         "started": session.started,
         "seconds": round(time.monotonic() - session.clock, 1),
         "links": links(session),
-        "work": {name: list(done[1:]) for name, done in session.work.items()},
+        "work": {name: list(finished_work[1:]) for name, finished_work in session.work.items()},
         "registry": [_registry_row(row) for row in registered],
     }
     report = redact_values(collected)  # a source's address in a recipe may hold a password

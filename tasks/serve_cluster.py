@@ -90,6 +90,7 @@ def _cluster() -> tuple[ServeSubmissionClient, JsonObject]:
 
 def _config(serve_details: JsonObject, deployment_settings: JsonObject | None) -> JsonObject:
     """All applications of the cluster, ours with these settings or not at all."""
+    # Deploying replaces all applications of a cluster, so those of others are handed in again as they are.
     other_applications = [
         application_details["deployed_app_config"]
         for application_name, application_details in serve_details["applications"].items()

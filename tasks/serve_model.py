@@ -30,6 +30,7 @@ class OpenBA(PythonModel):
         from openba.model.files import load_model
 
         pointer = json.loads(Path(context.artifacts["pointer"]).read_text(encoding="utf-8"))
+        # From the store, with their digests checked: what MLflow holds is the address alone.
         with fetched(pointer["uri"], pointer["files"]) as output_folder:
             self.model, self.tokenizer = load_model(output_folder / "model")
 

@@ -99,6 +99,7 @@ class Service:
         for process in _still_alive(descendants, seconds=min(timeout, 2)):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        # A process that ignored SIGTERM is ended now; one that has ended is not affected.
         self.process.kill()
         _still_alive(descendants, seconds=5)
         self.process.wait()
@@ -140,6 +141,7 @@ class PrefectServer:
             "PREFECT_LOGGING_LEVEL", "CRITICAL"
         )  # the console shows steps and errors itself
         os.environ.setdefault("DO_NOT_TRACK", "1")
+        # A server that somebody else runs: nothing to start, and nothing to stop.
         if url := os.environ.get("PREFECT_API_URL"):
             self.url = url
             return

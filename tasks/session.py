@@ -137,6 +137,7 @@ class Session:
     def build(self, step: Step) -> JsonObject:
         """Reuse or build a step, mirrored to MLflow and the console; returns its manifest."""
         if (manifest := self.store.manifest(step)) is not None:
+            # The tracker may have been lost or be another one than when the step was built.
             self.tracker.mirror(step, manifest, self.store)
             return self._ended(step, "cached", manifest)
         # A job waits for its place here, so that its seconds and its MLflow run are its own.

@@ -79,12 +79,14 @@ class JsonLinesTracker:
         self.path = runs_file
         self._constants = {"pipeline": pipeline, "flow_run": flow_run}
         self._lock = threading.Lock()
+        # Fingerprints that an earlier run has written: a cached step is noted once only.
         rows = read_rows(runs_file) if runs_file.exists() else []
         self._finished = {row["fingerprint"] for row in rows if row["event"] == "finished"}
 
     def append(self, row: JsonObject) -> None:
         """Write a row with the time and this run's pipeline and flow run."""
         json_line = json.dumps({"time": time.time(), **self._constants, **row}, ensure_ascii=False)
+        # Steps end in several threads; a line must not be cut by another.
         with self._lock, self.path.open("a", encoding="utf-8") as file:
             file.write(f"{json_line}\n")
 

@@ -159,7 +159,7 @@ class Tracking:
             self._runs[step.fingerprint] = run
         run_id = self.run_of(step) or run.info.run_id
         inputs = {f"openba.input.{key}": parent.key for key, parent in step.inputs.items()}
-        tags = [RunTag(k, v) for k, v in {**inputs, FLOW_RUN: self.flow_run}.items()]
+        tags = [RunTag(k, value) for k, value in {**inputs, FLOW_RUN: self.flow_run}.items()]
         self.patiently(lambda: self.client.log_batch(run_id, tags=tags))
         self.patiently(lambda: self.client.update_run(run_id, status="RUNNING"))
         begun = self._begun[step.fingerprint] = StepRun(self.client, run_id)
@@ -244,7 +244,10 @@ class Tracking:
             return existing_runs[0]
         run_tags = {FINGERPRINT: step.fingerprint, "openba.step": step.name, "mlflow.runName": step.name}
         new_run = self.client.create_run(self.experiment, tags=run_tags)
-        params = [Param(k, redact(str(v))[:500]) for k, v in sorted(flatten(step.identity["recipe"]).items())]
+        params = [
+            Param(key, redact(str(value))[:500])
+            for key, value in sorted(flatten(step.identity["recipe"]).items())
+        ]
         self.client.log_batch(new_run.info.run_id, params=params[:_MAX_PARAMS])
         return new_run
 
@@ -376,9 +379,15 @@ class StepRun:
     def finish(self, step: Step, record: JsonObject, store: Store) -> None:
         """Log the facts and the output's address; mark the run FINISHED."""
         finished_ms = int(record["finished"] * 1000)  # said twice, it is the same
-        numbers = {k: v for k, v in flatten(record["facts"]).items() if type(v) in (int, float)}
+        numbers = {
+            key: value for key, value in flatten(record["facts"]).items() if type(value) in (int, float)
+        }
         room = max(0, _MOST_METRICS - len(self._names))
-        metrics = [Metric(k, v, finished_ms, 0) for k, v in sorted(numbers.items())[:room] if _is_name(k)]
+        metrics = [
+            Metric(key, value, finished_ms, 0)
+            for key, value in sorted(numbers.items())[:room]
+            if _is_name(key)
+        ]
         run_tags = [RunTag("openba.uri", store.uri(step)), RunTag("openba.seconds", str(record["seconds"]))]
         self.client.log_batch(self.run_id, metrics=metrics, tags=run_tags)
         self.client.set_terminated(self.run_id, "FINISHED")
@@ -408,4 +417,4 @@ def _milliseconds(row: JsonObject) -> int:
 
 
 def _is_name(metric_name: str) -> bool:
-    return all(c.isalnum() or c in "_-./ " for c in metric_name)
+    return all(character.isalnum() or character in "_-./ " for character in metric_name)

@@ -63,6 +63,7 @@ def mlflow_server(
         artifact_folder: its folder for files; None: the one that the experiments name.
     """
     command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port)]
+    # One person looks at the pages, and each further worker loads all of MLflow again.
     command += ["--workers", "1"]
     command += ["--artifacts-destination", str(artifact_folder)] if artifact_folder else []
     server_environment = {

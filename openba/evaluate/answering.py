@@ -129,7 +129,7 @@ def _choice_likelihoods(
     token_losses = continuation_losses(model, repeated_sources, targets * len(sources), decoder_start)
     # Means, since choices have different lengths and a sum would favour the shortest.
     means = [-sum(losses) / len(losses) for losses in token_losses]
-    return [means[begin : begin + len(choices)] for begin in range(0, len(means), len(choices))]
+    return [means[first_row : first_row + len(choices)] for first_row in range(0, len(means), len(choices))]
 
 
 def _generate_answers(

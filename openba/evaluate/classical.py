@@ -84,9 +84,9 @@ def copied_question(examples: Examples, questions: Sequence[str]) -> list[str]:
 
 def _tf_idf(texts: int) -> FeatureUnion:
     """Words and pairs of words; one to three characters, which Chinese has in place of words."""
-    least = _LEAST_TEXTS if texts >= _MANY_TEXTS else 1
-    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=least)
-    characters = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True, min_df=least)
+    min_count = _LEAST_TEXTS if texts >= _MANY_TEXTS else 1
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, min_df=min_count)
+    characters = TfidfVectorizer(analyzer="char", ngram_range=(1, 3), sublinear_tf=True, min_df=min_count)
     return make_union(words, characters)
 
 
@@ -127,11 +127,11 @@ def _tags(text: str, entities: Sequence[Entity]) -> list[str]:
     tags = ["O"] * len(text)
     search_begin = 0
     for entity, entity_type in entities:
-        begin = text.find(entity, search_begin)
-        if begin < 0 or not entity:
+        start_index = text.find(entity, search_begin)
+        if start_index < 0 or not entity:
             continue
-        search_begin = begin + len(entity)
-        tags[begin:search_begin] = [f"B-{entity_type}", *[f"I-{entity_type}"] * (len(entity) - 1)]
+        search_begin = start_index + len(entity)
+        tags[start_index:search_begin] = [f"B-{entity_type}", *[f"I-{entity_type}"] * (len(entity) - 1)]
     return tags
 
 
@@ -147,8 +147,8 @@ def _window_features(texts: Sequence[str]) -> csr_matrix:
             # number is its seed.
             hashes = np.full(len(text), window_number + 1, np.uint64)
             for offset in offsets:
-                begin = 2 + offset
-                hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[begin : begin + len(text)]
+                start_index = 2 + offset
+                hashes = hashes * np.uint64(0x9E3779B97F4A7C15) + codes[start_index : start_index + len(text)]
             hashes ^= hashes >> np.uint64(29)
             columns[:, window_number] = (hashes * np.uint64(0xBF58476D1CE4E5B9)) >> np.uint64(44)
         text_columns.append(columns)

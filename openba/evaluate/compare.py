@@ -75,22 +75,28 @@ class _Side(NamedTuple):
     answers_file: Path
 
 
-def compare(one: Path, other: Path) -> list[ComparisonRow]:
+def compare(first_folder: Path, second_folder: Path) -> list[ComparisonRow]:
     """Return a row for each benchmark of either folder; see `compare_results`.
 
     Raises:
         UserError: a folder has no results.
     """
-    return compare_results((read_results(one)["benchmarks"], one), (read_results(other)["benchmarks"], other))
+    return compare_results(
+        (read_results(first_folder)["benchmarks"], first_folder),
+        (read_results(second_folder)["benchmarks"], second_folder),
+    )
 
 
-def compare_results(one: Evaluation, other: Evaluation) -> list[ComparisonRow]:
+def compare_results(first_evaluation: Evaluation, second_evaluation: Evaluation) -> list[ComparisonRow]:
     """Return a row for each benchmark of either evaluation.
 
     Compares by the first declared metric that both have: the declared average, where that is over categories.
     """
-    names = dict.fromkeys([*one[0], *other[0]])
-    return [_compare_benchmark(name, _side_of(name, one), _side_of(name, other)) for name in names]
+    names = dict.fromkeys([*first_evaluation[0], *second_evaluation[0]])
+    return [
+        _compare_benchmark(name, _side_of(name, first_evaluation), _side_of(name, second_evaluation))
+        for name in names
+    ]
 
 
 def _side_of(name: str, evaluation: Evaluation) -> _Side:
@@ -99,22 +105,22 @@ def _side_of(name: str, evaluation: Evaluation) -> _Side:
     return _Side(result, _metric_keys(result), folder / f"{name}.parquet")
 
 
-def _compare_benchmark(name: str, one: _Side, other: _Side) -> ComparisonRow:
-    notes = list(dict.fromkeys([*_not_run_notes(one.result), *_not_run_notes(other.result)]))
-    common_metrics = [metric for metric in one.metric_keys if metric in other.metric_keys]
+def _compare_benchmark(name: str, first_side: _Side, second_side: _Side) -> ComparisonRow:
+    notes = list(dict.fromkeys([*_not_run_notes(first_side.result), *_not_run_notes(second_side.result)]))
+    common_metrics = [metric for metric in first_side.metric_keys if metric in second_side.metric_keys]
     if not common_metrics:
         return {
             "benchmark": name,
-            "one": _first_score(one),
-            "other": _first_score(other),
+            "one": _first_score(first_side),
+            "other": _first_score(second_side),
             "notes": notes,
         }
     metric = common_metrics[0]
-    assert one.result is not None
-    assert other.result is not None
-    one_score = _score_of(one.result, one.metric_keys[metric], metric)
-    other_score = _score_of(other.result, other.metric_keys[metric], metric)
-    changes = _changed_fields(one.result, other.result)
+    assert first_side.result is not None
+    assert second_side.result is not None
+    one_score = _score_of(first_side.result, first_side.metric_keys[metric], metric)
+    other_score = _score_of(second_side.result, second_side.metric_keys[metric], metric)
+    changes = _changed_fields(first_side.result, second_side.result)
     row: ComparisonRow = {
         "benchmark": name,
         "one": one_score,
@@ -124,7 +130,7 @@ def _compare_benchmark(name: str, one: _Side, other: _Side) -> ComparisonRow:
         "changes": changes,
         "notes": notes,
     }
-    tested = _test_paired(metric, one, other)
+    tested = _test_paired(metric, first_side, second_side)
     if tested is None:
         _add_unpaired_test(row, one_score, other_score)
     else:
@@ -183,11 +189,11 @@ def _score_of(result: BenchmarkResult, key: str, metric: Metric) -> ComparedScor
     }
 
 
-def _changed_fields(one: BenchmarkResult, other: BenchmarkResult) -> dict[str, list[object]]:
+def _changed_fields(first_result: BenchmarkResult, second_result: BenchmarkResult) -> dict[str, list[object]]:
     """Return field -> its two values, of all that makes two scores incomparable."""
     fields_by_side: list[dict[str, object]] = []
-    for result in (one, other):
-        if "declaration" in one and "declaration" in other:
+    for result in (first_result, second_result):
+        if "declaration" in first_result and "declaration" in second_result:
             fields = flatten(result["declaration"]) | {key: result.get(key) for key in _IDENTITY_KEYS}
         else:
             # One side has no declaration, so only the keys that both have always had are compared.
@@ -202,13 +208,13 @@ def _changed_fields(one: BenchmarkResult, other: BenchmarkResult) -> dict[str, l
     }
 
 
-def _add_unpaired_test(row: ComparisonRow, one: ComparedScore, other: ComparedScore) -> None:
+def _add_unpaired_test(row: ComparisonRow, first_score: ComparedScore, second_score: ComparedScore) -> None:
     """Add the difference of two scores of different items, tested by their standard errors."""
     from scipy.stats import norm
 
-    difference = other["score"] - one["score"]
+    difference = second_score["score"] - first_score["score"]
     # Independent samples: variances add, and the difference is approximately normal.
-    stderr = (one["stderr"] ** 2 + other["stderr"] ** 2) ** 0.5
+    stderr = (first_score["stderr"] ** 2 + second_score["stderr"] ** 2) ** 0.5
     row["difference"] = round(difference, 4)
     row["stderr"] = round(stderr, 4)
     row["interval"] = [round(difference - 1.96 * stderr, 4), round(difference + 1.96 * stderr, 4)]
@@ -218,19 +224,19 @@ def _add_unpaired_test(row: ComparisonRow, one: ComparedScore, other: ComparedSc
     row["items"] = None
 
 
-def _test_paired(metric: Metric, one: _Side, other: _Side) -> PairedDifference | None:
+def _test_paired(metric: Metric, first_side: _Side, second_side: _Side) -> PairedDifference | None:
     """Return the difference on the items that both answered; None if they cannot be paired."""
     from openba.evaluate import significance
 
-    assert one.result is not None
-    assert other.result is not None
-    if "declaration" not in one.result or "declaration" not in other.result:
+    assert first_side.result is not None
+    assert second_side.result is not None
+    if "declaration" not in first_side.result or "declaration" not in second_side.result:
         return None
-    if not one.answers_file.is_file() or not other.answers_file.is_file():
+    if not first_side.answers_file.is_file() or not second_side.answers_file.is_file():
         return None
-    one_recipe = BenchmarkRecipe.model_validate(one.result["declaration"])
-    other_recipe = BenchmarkRecipe.model_validate(other.result["declaration"])
-    one_items, other_items = _shared_items(one.answers_file, other.answers_file)
+    one_recipe = BenchmarkRecipe.model_validate(first_side.result["declaration"])
+    other_recipe = BenchmarkRecipe.model_validate(second_side.result["declaration"])
+    one_items, other_items = _shared_items(first_side.answers_file, second_side.answers_file)
     if len(one_items) < 2 or one_recipe.average != other_recipe.average:
         return None
     by_category = one_recipe.average == "category"
@@ -248,16 +254,16 @@ def _test_paired(metric: Metric, one: _Side, other: _Side) -> PairedDifference |
 
 def _test_scored_again(
     metric: Metric,
-    one: tuple[BenchmarkRecipe, list[AnsweredItem]],
-    other: tuple[BenchmarkRecipe, list[AnsweredItem]],
+    first_answered: tuple[BenchmarkRecipe, list[AnsweredItem]],
+    second_answered: tuple[BenchmarkRecipe, list[AnsweredItem]],
 ) -> PairedDifference | None:
     """Score both sides' answers again by a metric whose item values are not recorded, and compare."""
     from openba.evaluate import significance
     from openba.evaluate.metrics import category_values, corpus_score, score_items
     from openba.evaluate.run import extract_answers
 
-    one_answers = extract_answers(*one)
-    other_answers = extract_answers(*other)
+    one_answers = extract_answers(*first_answered)
+    other_answers = extract_answers(*second_answered)
     # The two left out need a sandbox and a further model.
     if is_mean_of_items(metric) and metric not in ("pass_at_k", "sim"):
         one_values = score_items([metric], one_answers)[1][metric]
@@ -278,10 +284,10 @@ def _test_scored_again(
     )
 
 
-def _shared_items(one: Path, other: Path) -> tuple[list[AnsweredItem], list[AnsweredItem]]:
+def _shared_items(first_file: Path, second_file: Path) -> tuple[list[AnsweredItem], list[AnsweredItem]]:
     """Return the items of both files with the same id and references, in the order of the first."""
-    one_items: list[AnsweredItem] = pq.read_table(one).to_pylist()
-    other_items: list[AnsweredItem] = pq.read_table(other).to_pylist()
+    one_items: list[AnsweredItem] = pq.read_table(first_file).to_pylist()
+    other_items: list[AnsweredItem] = pq.read_table(second_file).to_pylist()
     other_by_id = {item["id"]: item for item in other_items}
     # Equal references, since another version of a data set may reuse the ids.
     shared = [

@@ -97,8 +97,8 @@ def _embed(
     """
     embeddings = torch.zeros(len(texts), model.config.hidden_size)
     rows_with_text = [row for row, text in enumerate(texts) if text.strip()]
-    for begin in range(0, len(rows_with_text), _BATCH_SIZE):
-        batch_rows = rows_with_text[begin : begin + _BATCH_SIZE]
+    for batch_start in range(0, len(rows_with_text), _BATCH_SIZE):
+        batch_rows = rows_with_text[batch_start : batch_start + _BATCH_SIZE]
         encoded = tokenizer(
             [texts[row] for row in batch_rows],
             padding=True,

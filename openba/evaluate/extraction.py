@@ -146,8 +146,11 @@ def code(text: str) -> str:
     first_line = next((line for line in lines if line.strip()), "")
     if first_line[:1].isspace():
         body = lines[lines.index(first_line) :]
-        end = next((i for i, line in enumerate(body) if line.strip() and not line[0].isspace()), len(body))
-        return _end_with_newline("\n".join(body[:end]))
+        end_line = next(
+            (line_index for line_index, line in enumerate(body) if line.strip() and not line[0].isspace()),
+            len(body),
+        )
+        return _end_with_newline("\n".join(body[:end_line]))
     if _is_prose(first_line):
         code_begin = _CODE_BEGINS.search(text)
         if code_begin is None:
@@ -155,7 +158,9 @@ def code(text: str) -> str:
         text = text[code_begin.start() :]
     text = _MAIN.sub("", text)
     paragraph_begins = (match.end() for match in re.finditer(r"\n[ \t]*\n(?=\S)", text))
-    prose_begins = (begin for begin in paragraph_begins if _is_prose(text[begin:].split("\n")[0]))
+    prose_begins = (
+        prose_start for prose_start in paragraph_begins if _is_prose(text[prose_start:].split("\n")[0])
+    )
     return _end_with_newline(text[: next(prose_begins, len(text))])
 
 

@@ -90,10 +90,13 @@ class Scorer:
         sources = {prompt: encode_input(self.tokenizer, prompt, (), self.max_length) for prompt, _ in pairs}
         # Sorted by length for less padding, and by prompt, so that a prompt is encoded once for all its
         # continuations.
-        order = sorted(range(len(pairs)), key=lambda i: (len(sources[pairs[i][0]]), pairs[i][0]))
+        order = sorted(
+            range(len(pairs)),
+            key=lambda request_index: (len(sources[pairs[request_index][0]]), pairs[request_index][0]),
+        )
         results: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
-        for begin in range(0, len(order), BATCH_SIZE):
-            batch_rows = order[begin : begin + BATCH_SIZE]
+        for batch_start in range(0, len(order), BATCH_SIZE):
+            batch_rows = order[batch_start : batch_start + BATCH_SIZE]
             targets = [self.tokenizer.encode(pairs[row][1]) or [self.tokenizer.eos] for row in batch_rows]
             batch_sources = [sources[pairs[row][0]] for row in batch_rows]
             batch_scores = score_continuations(self.model, batch_sources, targets, self.decoder_start)
@@ -250,13 +253,13 @@ def __getattr__(name: str) -> type:
     raise AttributeError(name)
 
 
-def export(out: Path, benchmarks: dict[str, BenchmarkRecipe]) -> tuple[list[Path], dict[str, str]]:
+def export(out_folder: Path, benchmarks: dict[str, BenchmarkRecipe]) -> tuple[list[Path], dict[str, str]]:
     """Write each benchmark as `openba_NAME.yaml`, with its items and its declaration beside it.
 
     Returns:
         The YAML files; and benchmark, or benchmark and metric, -> why it was not exported.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    out_folder.mkdir(parents=True, exist_ok=True)
     written: list[Path] = []
     refused: dict[str, str] = {}
     for name, benchmark in benchmarks.items():
@@ -271,13 +274,13 @@ def export(out: Path, benchmarks: dict[str, BenchmarkRecipe]) -> tuple[list[Path
             for metric in omitted_metrics:
                 refused[f"{name}: {metric}"] = "compares by a further model; the others are exported"
             try:
-                written.append(_export_benchmark(out, name, benchmark))
+                written.append(_export_benchmark(out_folder, name, benchmark))
             except UserError as error:
                 refused[name] = str(error)
     return written, refused
 
 
-def _export_benchmark(out: Path, name: str, benchmark: BenchmarkRecipe) -> Path:
+def _export_benchmark(out_folder: Path, name: str, benchmark: BenchmarkRecipe) -> Path:
     with tempfile.TemporaryDirectory() as folder:
         labelled.build(Build(Path(folder), TaskStep(name=name, task=benchmark.task), {}))
         records: list[HeldOutRecord] = (
@@ -285,13 +288,13 @@ def _export_benchmark(out: Path, name: str, benchmark: BenchmarkRecipe) -> Path:
         )
     if not records:
         raise UserError("its task has no held-out record; raise task.heldout or add data")
-    declaration_file = (out / f"openba_{name}.json").resolve()
+    declaration_file = (out_folder / f"openba_{name}.json").resolve()
     declaration_file.write_text(benchmark.model_dump_json(indent=1), encoding="utf-8")
-    items_file = out / f"openba_{name}.jsonl"
+    items_file = out_folder / f"openba_{name}.jsonl"
     items = [_exported_item(record, declaration_file) for record in records]
     lines = [json.dumps(item, ensure_ascii=False) + "\n" for item in items]
     items_file.write_text("".join(lines), encoding="utf-8")
-    task_file = out / f"openba_{name}.yaml"
+    task_file = out_folder / f"openba_{name}.yaml"
     task = _task_declaration(name, benchmark, items_file)
     task_yaml = yaml.dump(task, Dumper=_Dumper, allow_unicode=True, sort_keys=False)
     task_file.write_text(task_yaml, encoding="utf-8")

@@ -63,7 +63,12 @@ class AspectCounts(TypedDict):
 
 
 def write_sheet(
-    one: Path, other: Path, benchmark: str, out: Path, items: int = 100, seed: int = 1234
+    first_folder: Path,
+    second_folder: Path,
+    benchmark: str,
+    out_folder: Path,
+    items: int = 100,
+    seed: int = 1234,
 ) -> Path:
     """Write `sheet.csv`, to be copied for each annotator, and `key.json`, to be kept from them.
 
@@ -71,43 +76,48 @@ def write_sheet(
     that begins like a formula gets an apostrophe, since spreadsheets run formulas whoever wrote them.
 
     Args:
-        one: folder of an evaluation, as `openba eval` writes it.
-        other: another model's.
+        first_folder: folder of an evaluation, as `openba eval` writes it.
+        second_folder: another model's.
         benchmark: name of the benchmark whose generations are compared.
-        out: folder to write to.
+        out_folder: folder to write to.
         items: number of items to draw from those that both answered.
         seed: draws items and order.
 
     Raises:
-        UserError: a folder lacks the benchmark, they share no item, or `out` has a sheet already.
+        UserError: a folder lacks the benchmark, they share no item, or `out_folder` has a sheet already.
     """
-    if existing := [path for path in (out / SHEET_FILE, out / KEY_FILE) if path.exists()]:
+    if existing := [path for path in (out_folder / SHEET_FILE, out_folder / KEY_FILE) if path.exists()]:
         raise UserError(
             f"{existing[0]}: is there already, perhaps filled in; it is not overwritten. Give another --out, "
             "or move it away"
         )
-    first_generations = _read_generations(one, benchmark)
-    other_generations = _read_generations(other, benchmark)
+    first_generations = _read_generations(first_folder, benchmark)
+    other_generations = _read_generations(second_folder, benchmark)
     shared_ids = [item_id for item_id in first_generations if item_id in other_generations]
     if not shared_ids:
-        raise UserError(f"{one} and {other}: no item of {benchmark} in both; evaluate both on the same data")
+        raise UserError(
+            f"{first_folder} and {second_folder}: no common item of {benchmark}; use one data set for both"
+        )
     drawn_ids = sorted(shared_ids, key=lambda item_id: _hash(f"judge {seed} {item_id}"))[:items]
-    out.mkdir(parents=True, exist_ok=True)
+    out_folder.mkdir(parents=True, exist_ok=True)
     order: dict[str, list[str]] = {}
-    with (out / SHEET_FILE).open("w", encoding="utf-8-sig", newline="") as file:
+    with (out_folder / SHEET_FILE).open("w", encoding="utf-8-sig", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["item", "prompt", "text 1", "text 2", *ASPECTS])
         for number, item_id in enumerate(drawn_ids, 1):
-            sides = [(first_generations[item_id], str(one)), (other_generations[item_id], str(other))]
+            sides = [
+                (first_generations[item_id], str(first_folder)),
+                (other_generations[item_id], str(second_folder)),
+            ]
             # By hash rather than a generator, so that an item's order does not depend on the other items.
             if _hash(f"order {seed} {item_id}") % 2:
                 sides.reverse()
             order[str(number)] = [folder for _, folder in sides]
             texts = [sides[0][0]["input"], *(generation["output"] for generation, _ in sides)]
             writer.writerow([number, *map(_escape_formula, texts), "", ""])
-    sheet_key: SheetKey = {"one": str(one), "other": str(other), "order": order}
-    (out / KEY_FILE).write_text(json.dumps(sheet_key), encoding="utf-8")
-    return out / SHEET_FILE
+    sheet_key: SheetKey = {"one": str(first_folder), "other": str(second_folder), "order": order}
+    (out_folder / KEY_FILE).write_text(json.dumps(sheet_key), encoding="utf-8")
+    return out_folder / SHEET_FILE
 
 
 def read_sheets(folder: Path, sheets: Sequence[Path]) -> dict[str, AspectCounts]:

@@ -204,5 +204,6 @@ def make_batches(records: Sequence[HeldOutRecord], benchmark: BenchmarkRecipe) -
         # Characters rather than tokens: the records are not encoded yet.
         sorted_rows = sorted(rows, key=lambda row: len(records[row]["input"]))
         yield from (
-            sorted_rows[begin : begin + BATCH_SIZE] for begin in range(0, len(sorted_rows), BATCH_SIZE)
+            sorted_rows[batch_start : batch_start + BATCH_SIZE]
+            for batch_start in range(0, len(sorted_rows), BATCH_SIZE)
         )

@@ -80,8 +80,8 @@ def mcnemar(one: Sequence[float], other: Sequence[float]) -> float:
     from scipy.stats import binomtest
 
     # Items that both have right or wrong say nothing about the difference.
-    gained = sum(second > first for first, second in zip(one, other, strict=True))
-    lost = sum(first > second for first, second in zip(one, other, strict=True))
+    gained = sum(second > first_only for first_only, second in zip(one, other, strict=True))
+    lost = sum(first_only > second for first_only, second in zip(one, other, strict=True))
     return float(binomtest(gained, gained + lost).pvalue) if gained + lost else 1.0
 
 
@@ -89,8 +89,8 @@ def _resample_means(values: np.ndarray, generator: np.random.Generator) -> np.nd
     """Return the means of resamples of the values, `[MEAN_RESAMPLES]`."""
     chunk_size = max(1, _CHUNK_VALUES // len(values))
     means = []
-    for begin in range(0, MEAN_RESAMPLES, chunk_size):
-        resample_count = min(chunk_size, MEAN_RESAMPLES - begin)
+    for batch_start in range(0, MEAN_RESAMPLES, chunk_size):
+        resample_count = min(chunk_size, MEAN_RESAMPLES - batch_start)
         rows = generator.integers(len(values), size=(resample_count, len(values)))
         means.append(values[rows].mean(axis=1))
     return np.concatenate(means)

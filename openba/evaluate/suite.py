@@ -67,7 +67,7 @@ def select_benchmarks(
 def run_suite(
     model_folder: Path,
     benchmarks: dict[str, BenchmarkRecipe],
-    out: Path,
+    out_folder: Path,
     report: Callable[[str, BenchmarkResult], None] = lambda name, result: None,
     mode: str = "S",
     mapper: ShardMapper = map_in_process,
@@ -77,7 +77,7 @@ def run_suite(
     Args:
         model_folder: folder of an exported model.
         benchmarks: name -> benchmark.
-        out: gets `NAME.json` and `NAME.parquet` of each benchmark, and `results.json` with all.
+        out_folder: gets `NAME.json` and `NAME.parquet` of each benchmark, and `results.json` with all.
         report: called with each benchmark's name and result as soon as it has one.
         mode: R, S or X, the mode token of the prompts.
         mapper: where shards are answered.
@@ -88,7 +88,7 @@ def run_suite(
     Raises:
         UserError: the model cannot be loaded.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    out_folder.mkdir(parents=True, exist_ok=True)
     encoder_length = load_architecture(model_folder).max_seq_length
     weight_digests = folder_digests(model_folder)
     results: dict[str, BenchmarkResult] = {}
@@ -99,7 +99,7 @@ def run_suite(
         # Written after each benchmark, in the order asked for, so that an interrupted run has its results.
         ordered_results = {name: results[name] for name in benchmarks if name in results}
         _write_json(
-            out / RESULTS, {"model": str(model_folder), "prefix": mode, "benchmarks": ordered_results}
+            out_folder / RESULTS, {"model": str(model_folder), "prefix": mode, "benchmarks": ordered_results}
         )
 
     evaluations: dict[str, BenchmarkEvaluation] = {}
@@ -108,7 +108,7 @@ def run_suite(
             {"benchmarks": {name: benchmark}, "encoder_length": encoder_length, "prefix": mode}
         )
         try:
-            prepared = _prepare(weight_digests, name, step, out)
+            prepared = _prepare(weight_digests, name, step, out_folder)
         except UserError as error:
             prepared = {"error": str(error)}
         if isinstance(prepared, BenchmarkEvaluation):
@@ -119,13 +119,13 @@ def run_suite(
         if isinstance(result, UserError):
             add_result(name, {"error": str(result)})
         else:
-            _publish(evaluations[name], out, result)
+            _publish(evaluations[name], out_folder, result)
             add_result(name, result)
     return {name: results[name] for name in benchmarks}
 
 
 def _prepare(
-    weight_digests: dict[str, str], name: str, step: EvaluateStep, out: Path
+    weight_digests: dict[str, str], name: str, step: EvaluateStep, out_folder: Path
 ) -> BenchmarkEvaluation | BenchmarkResult:
     """Render a benchmark's records, or return its result on the same recipe, weights and data."""
     benchmark = step.benchmarks[name]
@@ -140,12 +140,12 @@ def _prepare(
     }
     # Twelve digits are enough for one folder of results.
     result_key = hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()[:12]
-    result_file = out / f"{name}.json"
+    result_file = out_folder / f"{name}.json"
     if result_file.is_file():
         earlier = json.loads(result_file.read_text(encoding="utf-8"))
         if earlier["key"] == result_key:
             return dict(earlier["result"])
-    work_folder = out / "work" / f"{name}-{result_key}"
+    work_folder = out_folder / "work" / f"{name}-{result_key}"
     work_folder.mkdir(parents=True, exist_ok=True)
     if not (work_folder / "done").exists():
         # The marker is written after the records, so that an interrupted rendering starts again.
@@ -154,13 +154,13 @@ def _prepare(
     return BenchmarkEvaluation(name, step, work_folder, work_folder)
 
 
-def _publish(evaluation: BenchmarkEvaluation, out: Path, result: BenchmarkResult) -> None:
-    """Move a benchmark's answers to `out`, write its result there, and delete its work folder."""
+def _publish(evaluation: BenchmarkEvaluation, out_folder: Path, result: BenchmarkResult) -> None:
+    """Move a benchmark's answers to `out_folder`, write its result there, and delete its work folder."""
     work_folder = evaluation.out
     answers_file = f"{evaluation.name}.parquet"
-    (work_folder / answers_file).replace(out / answers_file)
+    (work_folder / answers_file).replace(out_folder / answers_file)
     result_key = work_folder.name.rpartition("-")[2]
-    _write_json(out / f"{evaluation.name}.json", {"key": result_key, "result": result})
+    _write_json(out_folder / f"{evaluation.name}.json", {"key": result_key, "result": result})
     for work_file in work_folder.iterdir():
         work_file.unlink()
     work_folder.rmdir()

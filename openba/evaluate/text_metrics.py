@@ -149,8 +149,11 @@ def _reference_streams(references: Sequence[Sequence[str]]) -> list[list[str | N
     """Return lists of all first, second, ... references, as sacreBLEU takes them; None for a missing one."""
     most_references = max(map(len, references))
     return [
-        [item_references[i] if i < len(item_references) else None for item_references in references]
-        for i in range(most_references)
+        [
+            item_references[reference_index] if reference_index < len(item_references) else None
+            for item_references in references
+        ]
+        for reference_index in range(most_references)
     ]
 
 
@@ -161,7 +164,7 @@ def _tokenize_predictions(answers: Answers) -> Iterable[list[str]]:
 
 
 def _ngrams(words: Sequence[str], order: int) -> Iterable[tuple[str, ...]]:
-    return zip(*(words[i:] for i in range(order)), strict=False)
+    return zip(*(words[start_index:] for start_index in range(order)), strict=False)
 
 
 def _word_splitter(answers: Answers) -> Callable[[str], list[str]]:

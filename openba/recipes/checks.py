@@ -46,6 +46,7 @@ def accumulation_steps(recipe: TrainRecipe, runtime: TrainRuntime, world: int) -
     Raises:
         UserError: the workers cannot share a batch evenly; one would wait for the others for ever.
     """
+    # Else one worker would have a sample more, and the others would wait for it in every collective.
     if recipe.batch % world:
         raise UserError(
             f"runtime.train.workers: {world} data-parallel workers cannot share a batch of {recipe.batch}; "

@@ -27,12 +27,14 @@ class FilterRecipe(Recipe):
     def _read_version(cls, values: Any) -> Any:  # Any: pydantic passes what the YAML holds
         if not isinstance(values, Mapping) or not isinstance(values.get("filter"), str):
             return values
+        # The class may be of a newer version by now, or not be importable where a manifest is read.
         if values.get("version"):  # a recipe that was read before and came here as JSON
             return values
         module_name, colon, class_name = values["filter"].partition(":")
         if not colon:
             raise ValueError(f"{values['filter']!r}: expected package.module:Class")
         try:
+            # Imported here so that a misspelt name ends the command before any step.
             filter_class = getattr(importlib.import_module(module_name), class_name)
         except (ImportError, AttributeError) as error:
             reason = f"{values['filter']!r} cannot be imported: {error}; is it on PYTHONPATH?"

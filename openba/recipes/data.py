@@ -128,9 +128,9 @@ class TokenizerRecipe(Recipe):
 
     @model_validator(mode="after")
     def _complete(self) -> TokenizerRecipe:
-        wanted = {"file": "path", "unigram": "vocab_size"}.get(self.kind)
-        if wanted is not None and getattr(self, wanted) is None:
-            raise ValueError(f"kind {self.kind!r} needs {wanted!r}")
+        required_field = {"file": "path", "unigram": "vocab_size"}.get(self.kind)
+        if required_field is not None and getattr(self, required_field) is None:
+            raise ValueError(f"kind {self.kind!r} needs {required_field!r}")
         if self.kind == "weights" and self.whitespace_tokens:
             raise ValueError(
                 "'whitespace_tokens' is for kind 'file'; the weights' tokenizer is taken as it is"
@@ -165,6 +165,7 @@ class MixtureRecipe(Recipe):
 
     @model_validator(mode="after")
     def _whole(self) -> MixtureRecipe:
+        # Decimal shares such as 0.475 have no exact binary form, so their sum is 1 to within a rounding.
         if abs(sum(self.shares.values()) - 1) > 1e-9:
             raise ValueError(f"shares add up to {sum(self.shares.values()):g}, not 1")
         if unknown := sorted(self.epochs.keys() - self.shares.keys()):
@@ -176,6 +177,7 @@ class MixtureRecipe(Recipe):
     @property
     def tokens(self) -> dict[str, int]:
         """Part -> tokens of all groups, in the order in which parts choose documents."""
+        # The held-out part first: it chooses before the others, so that no part has its documents.
         return {HELDOUT: self.heldout} | {part: self.parts[part] for part in sorted(self.parts)}
 
     def budgets(self) -> dict[str, dict[str, int]]:

@@ -37,6 +37,7 @@ def dialled(size: int, tokens_per_parameter: float) -> JsonObject:
     width = HEAD * size
     encoders = max(1, round(size / 3))
     tokens = tokens_per_parameter * (12 * encoders + 16 * size) * width**2
+    # A power of two divides evenly among workers and micro-batches.
     batch = min(_LARGEST_BATCH, 2 ** round(math.log2(32 * (width / REFERENCE_WIDTH) ** (4 / 3))))
     rate = REFERENCE_RATE * (REFERENCE_WIDTH / width) ** 0.5
     values: JsonObject = {

@@ -177,6 +177,8 @@ class BenchmarkRecipe(Recipe):
         if self.extract is None or self.extract in EXTRACTORS:
             return
         try:
+            # Compiled where the recipe is read: a faulty pattern would otherwise end an evaluation after its
+            # answers.
             groups = re.compile(self.extract).groups
         except re.error as error:
             names = ", ".join(EXTRACTORS)

@@ -30,6 +30,7 @@ def read_experts(files: Config, experts: ExpertsConfig, overrides: list[str]) ->
     recipes = {}
     for name, file in recipe_files.items():
         config = Config.read(file)
+        # Before the overrides of the one expert, which therefore win over what is laid over all.
         config.lay_over("train", experts.train, str(files.source_of("experts.train")))
         prefix = f"experts.{name}."
         for text in overrides:

@@ -50,6 +50,7 @@ class ModelRecipe(Recipe):
 
     @model_validator(mode="after")
     def _is_a_model(self) -> ModelRecipe:
+        # `Architecture` has the rules; the number of token ids does not matter for them.
         self.architecture(1)  # says what no model can have
         return self
 

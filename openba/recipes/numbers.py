@@ -17,6 +17,7 @@ from openba.units import Bytes, Steps, Tokens
 
 def _plain_number(value: Any) -> Any:
     """Refuse what pydantic would turn into a number: `true` into 1, "12" into 12."""
+    # `batch: yes` in YAML is true, and true is 1 in Python.
     if isinstance(value, bool | str):
         raise ValueError(f"{value!r} is not a number; write it without quotes and without a unit")
     return value

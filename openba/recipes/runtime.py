@@ -177,6 +177,7 @@ class PipelineRuntime(Runtime):
     @classmethod
     def _complete(cls, runners: dict[Place, RunnerName]) -> dict[Place, RunnerName]:
         complete: dict[Place, RunnerName] = {"flow": "local", "job": "ray", "gang": "ray", **runners}
+        # A worker group needs what Ray Train does: start, process group, restart after a lost node.
         if complete["gang"] != "ray":
             raise ValueError("gang: worker groups are Ray Train's; only ray runs them")
         if complete["flow"] != "local":

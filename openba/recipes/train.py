@@ -45,13 +45,15 @@ class DenoiserRecipe(Recipe):
 
     def masked(self, length: int) -> int:
         """Masked tokens of a sample: the ratio, rounded half to even as the release does, and never all."""
+        # Never none, as there would be nothing to learn, nor all, as the encoder would see nothing.
         return min(max(1, round(length * self.ratio)), length - 1)
 
     def wanted_spans(self, length: int) -> int:
         """Masked spans of a sample by the mean span, were there sentinels without end."""
         masked = self.masked(length)
-        wanted = 1 if self.mean_span is None else max(1, round(masked / self.mean_span))
-        return min(wanted, masked, length - masked)
+        span_count = 1 if self.mean_span is None else max(1, round(masked / self.mean_span))
+        # Each span has a masked token of its own and kept text before it.
+        return min(span_count, masked, length - masked)
 
     def spans(self, length: int) -> int:
         """Masked spans of a sample; each has one of the 100 sentinels and kept text before it."""
@@ -59,12 +61,12 @@ class DenoiserRecipe(Recipe):
 
     def clipped(self, length: int) -> str | None:
         """One line if the sentinels do not suffice, so that spans are longer than the mean span says."""
-        wanted = self.wanted_spans(length)
+        wanted_count = self.wanted_spans(length)
         spans = self.spans(length)
-        if wanted == spans:
+        if wanted_count == spans:
             return None
         return (
-            f"{self.mode}({self.mean_span}, {self.ratio:g}) wants {wanted} spans of {length:,} tokens "
+            f"{self.mode}({self.mean_span}, {self.ratio:g}) wants {wanted_count} spans of {length:,} tokens "
             f"and has {spans} sentinels: its mean span is {self.masked(length) / spans:.1f} tokens"
         )
 
@@ -318,6 +320,7 @@ class TrainRecipe(Recipe):
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole budget."""
+        # A budget of tokens is rounded up: no training falls short of it.
         if self.budget.unit == "steps":
             return self.budget.amount
         return -(-self.budget.amount // self.tokens_per_step)

@@ -31,6 +31,7 @@ def ablation_rows(shapes: Mapping[str, JsonObject]) -> list[Row]:
     rows = []
     for shape_name, shape in shapes.items():
         for point in shape["heldout"]:
+            # A measurement has the loss of a mode under its letter, and the loss over all as `loss`.
             for heldout_set in HELDOUT_SETS:
                 is_mixed = heldout_set == "mixed"
                 rows.append(

@@ -126,6 +126,7 @@ def mixture_chart(mixture: Mixture) -> str:
 def loss_chart(title: str, curve: Sequence[CurvePoint]) -> str:
     """Draw training loss by step: every logged step faint, and a running mean over 5 % of them."""
     points = _finite_points(curve, "loss")
+    # 2.5 % of the steps on either side.
     half_window = len(points) // 40
     shown_indices = _thin(range(len(points)))
     means = [
@@ -157,8 +158,8 @@ def heldout_chart(title: str, points: Sequence[HeldoutPoint]) -> str:
                 axes.plot(steps, losses, color=colour, marker="o", markersize=3, label=label)
         for (level, text), dashes in zip(levels, ((5, 3), (1.5, 2.5)), strict=False):
             axes.axhline(level, color=_MUTED, linewidth=0.9, dashes=dashes)
-            right = axes.get_yaxis_transform()
-            axes.text(1.01, level, text, transform=right, va="center", color=_MUTED, fontsize=8)
+            right_margin = axes.get_yaxis_transform()
+            axes.text(1.01, level, text, transform=right_margin, va="center", color=_MUTED, fontsize=8)
         _steps_and_loss(axes)
         if series["R"] or series["S"] or series["X"]:
             _legend_above(axes, 4)

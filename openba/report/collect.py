@@ -107,6 +107,7 @@ def _funnel_with_tokens(
     funnel: list[JsonObject], pipeline: Pipeline, tokenizer_facts: JsonObject
 ) -> list[JsonObject]:
     """Add tokens to the funnel's rows, from their bytes: text is cleaned before the tokenizer is trained."""
+    # By language, as scripts differ in bytes per token.
     bytes_per_token = tokenizer_facts.get("bytes_per_token", {})
     rows = []
     for row in funnel:

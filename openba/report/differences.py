@@ -41,8 +41,10 @@ def write_differences(path: Path, folders: Sequence[Path], shown_items: int = SH
     for benchmark in benchmark_names:
         answer_files = [(model_names[folder], folder / f"{benchmark}.parquet") for folder in folders]
         answers = {model: pq.read_table(file).to_pylist() for model, file in answer_files if file.is_file()}
+        # A folder may lack the benchmark, or have been written without answers.
         if len(answers) < 2:
             continue
+        # `sorted` is stable: within each of the groups items stay in the order of the data set.
         items = sorted(_items_of(answers), key=lambda item: (not item["verdicts_differ"], not item["differ"]))
         score_rows = [
             (model, next(row for row in comparison if row["benchmark"] == benchmark))

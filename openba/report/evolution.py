@@ -37,6 +37,7 @@ def evolution(report: Report | JsonObject) -> dict[str, list[Point]]:
     for row in [*(facts.get("evaluations") or []), *(facts.get("evaluations_between") or [])]:
         model = row["model"]
         if model in first_step and row["scores"]:
+            # A benchmark's first metric is the one that it is ranked and compared by.
             metric = next(iter(row["scores"]))
             lines.setdefault(row["benchmark"], []).append(
                 {

@@ -94,6 +94,7 @@ def _parse_sample(sample: Sample, form: Form) -> ShownSample:
 
 def _mark_entities(entities: Sequence[Entity], other_entities: Sequence[Entity]) -> list[Mark]:
     """Mark each entity as shared, at most as often as the other side has it."""
+    # Counted, as an entity may be named twice by one side and once by the other.
     unmatched = Counter(other_entities)
     marks = []
     for entity in entities:

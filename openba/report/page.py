@@ -40,6 +40,7 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {name: _or_not_run(formatter) for name, formatter in _FORMATTERS.items()}
+    # A missing standard error prints nothing, in place of "not run".
     environment.filters |= {"difference": _text_difference, "error": _score_error, "on_bar": _bar_percent}
     trainings = report.get("training") or []
     skill_rows = skills(report.get("evaluations") or [])
@@ -103,6 +104,7 @@ def _next_commands(report: Report) -> list[tuple[str, str]]:
     """Return what can be done with the models next: (purpose, command)."""
     champions = [row for row in report.get("registry") or [] if "champion" in row["alias"]]
     # A chat model answers on the served page as a reader expects; any other champion can be served too.
+    # A reader expects a page to talk on; without a chat model any champion answers there.
     served_model = next(
         (row for row in champions if row["name"].endswith("chat")), champions[0] if champions else None
     )

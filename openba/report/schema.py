@@ -5,9 +5,12 @@ Owns names and units only. Everything is optional: a missing value is shown as "
 
 from __future__ import annotations
 
-from typing import Literal, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Literal, NotRequired, TypedDict
 
 from openba.json_types import JsonObject
+
+if TYPE_CHECKING:  # it loads the compiled search, which a page does not need
+    from openba.data.contamination import SetFacts
 
 
 class Git(TypedDict):
@@ -66,20 +69,6 @@ class Mixture(TypedDict, total=False):
     shares_wanted: dict[str, float]
     tokens: dict[str, dict[str, int]]
     documents: dict[str, int]
-
-
-class ContaminationRow(TypedDict):
-    """One evaluation set against what is trained on; counts are of held-out records."""
-
-    set: str
-    records: int
-    too_short: int
-    """Records shorter than one n-gram, which cannot be searched for."""
-    clean: int
-    partly: int
-    dirty: int
-    overlaps: dict[str, int]
-    """Source or task -> records that are not clean in it."""
 
 
 class TokenizerFacts(TypedDict, total=False):
@@ -179,7 +168,7 @@ class Evaluation(TypedDict):
     paper: NotRequired[PaperFigure | None]
     counts: NotRequired[dict[str, int]]
     """Deviations, such as prompts that were cut -> how many."""
-    contamination: NotRequired[ContaminationRow | None]
+    contamination: NotRequired[SetFacts | None]
     """Search for this benchmark's records in the training data (Table 4)."""
     baselines: NotRequired[Baselines | None]
     groups: NotRequired[dict[str, JsonObject]]
@@ -231,7 +220,7 @@ class Report(TypedDict, total=False):
     quarantined: list[Quarantined]
     cleaning_examples: dict[str, list[Example]]
     mixture: Mixture
-    contamination: list[ContaminationRow]
+    contamination: list[SetFacts]
     tokenizer: TokenizerFacts
     training: list[Training]
     ablation: list[JsonObject]

@@ -188,7 +188,7 @@ class OpenBATokenizer(PreTrainedTokenizer):
         split = kwargs.get("split_special_tokens", self.split_special_tokens)
         texts = [text] if isinstance(text, str) else text
         # transformers takes a batch of ids too, which its signature lacks.
-        ids = [self._prompt(str(each), split, rendered, max_length) for each in texts]
+        ids = [self._prompt(str(prompt), split, rendered, max_length) for prompt in texts]
         batch = ids[0] if isinstance(text, str) else cast(list[int], ids)
         return super()._encode_plus(batch, None, False, **kwargs)
 
@@ -230,11 +230,11 @@ class OpenBATokenizer(PreTrainedTokenizer):
         kwargs["tokenizer_kwargs"] = {**(kwargs.get("tokenizer_kwargs") or {}), "rendered": True}
         is_batched = bool(conversation) and not isinstance(conversation[0], Mapping)
         batch = cast(Sequence[Sequence[Message]], conversation if is_batched else [conversation])
-        conversations = [_with_joined_parts(each) for each in batch]
+        conversations = [_with_joined_parts(turns) for turns in batch]
         if kwargs.get("truncation") and kwargs.get("tokenize", True):
             kwargs["max_length"] = self._stated_length(kwargs.get("max_length"))
             conversations = [
-                self._drop_oldest(each, kwargs["max_length"], template) for each in conversations
+                self._drop_oldest(turns, kwargs["max_length"], template) for turns in conversations
             ]
         joined = conversations if is_batched else conversations[0]
         return super().apply_chat_template(cast(list[dict[str, str]], joined), **kwargs)
