@@ -42,7 +42,7 @@ def to_bin_shards(folder: Path, weights: dict[str, Tensor], shards: int = 3) -> 
     for path in folder.glob("*.safetensors*"):
         path.unlink()
     names = sorted(weights)
-    places = {}
+    places: dict[str, str] = {}
     for number in range(shards):
         file = f"pytorch_model-{number + 1:05d}-of-{shards:05d}.bin"
         part = names[number::shards]
