@@ -15,6 +15,7 @@ from openba.errors import UserError
 GROUPS = {
     "data": "benchmarks.data.figures",
     "eval": "benchmarks.evaluation.figures",
+    "gpu-ready": "benchmarks.gpu.ready",
     "learning": "benchmarks.learning.figures",
     "model": "benchmarks.model.figures",
     "ner": "benchmarks.ner",
@@ -29,12 +30,20 @@ GROUPS = {
 
 
 def main(
-    group: Annotated[str, typer.Argument(help=f"One of: {', '.join(GROUPS)}.")],
+    group: Annotated[str, typer.Argument(help=f"One of: {', '.join([*GROUPS, 'gpu'])}.")],
     as_json: Annotated[bool, typer.Option("--json", help="A JSON object a line.")] = False,
+    device: Annotated[str, typer.Option(help="Of `gpu`: the device that is measured.")] = "cuda",
+    small: Annotated[bool, typer.Option("--small", help="Of `gpu`: a tiny model, once each.")] = False,
 ) -> None:
     """Print the figures; exit code 1 if one misses its target."""
+    if group == "gpu":
+        from benchmarks.gpu.measure import measure
+
+        for row in measure(device, small):
+            print(json.dumps(row), flush=True)
+        return
     if group not in GROUPS:
-        print(f"benchmarks: {group}: no such group; there are {', '.join(GROUPS)}", file=sys.stderr)
+        print(f"benchmarks: {group}: no such group; there are {', '.join([*GROUPS, 'gpu'])}", file=sys.stderr)
         raise typer.Exit(2)
     is_missed = False
     try:

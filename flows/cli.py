@@ -347,6 +347,9 @@ def _print_plan(planned: JsonObject) -> None:
     for row in planned["steps"]:
         for line in row.get("clipped", []):
             console.print(f"note: {row['name']}: {line}", markup=False)
+    for row in planned["steps"]:
+        if (prediction := row.get("training", {}).get("prediction")) is not None:
+            console.print(f"{row['name']}: {_predicted(prediction)}", markup=False)
     if planned["mixture"]:
         console.print(_mixture_table(planned["mixture"]))
     plan_total = planned["total"]
@@ -366,6 +369,19 @@ def _mixture_table(groups: list[JsonObject]) -> Table:
         token_counts = [human(count) for count in group["tokens"].values()]
         table.add_row(group["group"], f"{group['share']:.1%}", *token_counts, epochs)
     return table
+
+
+def _predicted(prediction: JsonObject) -> str:
+    """Describe a predicted step in a line: its parts, the share of the peak, and what limits it."""
+    milliseconds = ", ".join(
+        f"{part} {1e3 * seconds:.0f}" for part, seconds in prediction["micro_batch"].items() if seconds > 5e-4
+    )
+    once = ", ".join(f"{part} {1e3 * seconds:.0f}" for part, seconds in prediction["once"].items())
+    return (
+        f"predicted {prediction['seconds']:.3g} s a step: {prediction['micro_batches']} micro-batches of "
+        f"{milliseconds} ms; once {once} ms; MFU {prediction['padded_mfu']:.0%} padded, "
+        f"{prediction['useful_mfu']:.0%} useful; most beside the products: {prediction['limit']}"
+    )
 
 
 def _training_cells(training: JsonObject) -> list[str]:

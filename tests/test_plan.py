@@ -12,6 +12,9 @@ from openba.errors import UserError
 from openba.graph import Pipeline, find_pipeline
 from openba.plan import plan
 
+MEASURED = "runtime.device.utilisation=0.294"
+"""Share of the peak that the paper reached (docs/accounting.md)."""
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
@@ -19,7 +22,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_the_papers_pipeline_costs_what_the_paper_says(store: Store) -> None:
-    found = plan(Pipeline(find_pipeline("paper")), store)
+    found = plan(Pipeline(find_pipeline("paper"), [MEASURED]), store)
     stages = {row["name"]: row["training"] for row in found["steps"] if row["name"].startswith("stage")}
     assert list(stages) == ["stage1", "stage2", "stage3"]
     assert [stages[name]["steps"] for name in stages] == [77_098, 19_074, 30_518]
@@ -32,7 +35,7 @@ def test_the_papers_pipeline_costs_what_the_paper_says(store: Store) -> None:
     # 91.7 model TFLOP/s on each GPU (the paper's 120 count recomputation).
     hours = sum(stage["gpu_hours"] for stage in stages.values())
     assert hours == pytest.approx(1.55e22 / 91.7e12 / 3600, rel=2e-3)
-    assert all(stage["fits"] for stage in stages.values())
+    assert all(stage["fits"] and stage["prediction"] is None for stage in stages.values())
     totals = {
         part: sum(row["tokens"][part] for row in found["mixture"]) for part in ("stage1", "stage2", "heldout")
     }
@@ -95,12 +98,24 @@ def test_the_plan_refuses_workers_that_the_run_would(override: str, message: str
 
 def test_fewer_workers_take_longer(store: Store) -> None:
     hours = [
-        plan(Pipeline(find_pipeline("paper"), [f"runtime.train.workers={workers}"]), store)["total"][
-            "wall_hours"
-        ]
+        plan(Pipeline(find_pipeline("paper"), [f"runtime.train.workers={workers}", MEASURED]), store)[
+            "total"
+        ]["wall_hours"]
         for workers in (32, 8)
     ]
     assert hours[1] == pytest.approx(4 * hours[0])
+
+
+def test_a_step_is_predicted_where_no_utilisation_is_stated(store: Store) -> None:
+    found = plan(Pipeline(find_pipeline("paper")), store)
+    for row in found["steps"]:
+        if (training := row.get("training")) is None:
+            continue
+        predicted = training["prediction"]
+        hours = training["steps"] * predicted["seconds"] * training["workers"] / 3600
+        assert training["gpu_hours"] == pytest.approx(hours)
+        assert 0.2 < predicted["useful_mfu"] < 0.6
+        assert predicted["limit"] in {**predicted["micro_batch"], **predicted["once"]}
 
 
 def test_planning_writes_nothing(store: Store, tmp_path: Path) -> None:

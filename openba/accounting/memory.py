@@ -60,18 +60,20 @@ def activation_bytes(
 
     Counted in tensors per token of a block, of width d (model), A = heads * kv_channels or f (SwiGLU):
 
-    * encoder block: 5 d (input, normalised input and output of attention, input and normalised input
-      of the MLP) + 1 d allowed for a norm's own intermediates; 4 A (q, k, v, result); 3 f (gate, up,
-      product). Without sandwich norms the attention's output need not be kept: 1 d less.
+    * encoder block: 5 d (input, normalised input and output of attention, input and normalised input of the
+      MLP), without sandwich norms 4; 6 A (packed q, k and v, rotated q and k, result); 4 f (gate and up,
+      activated gate, product). With dropout 2 d bytes of masks.
     * decoder block: the same, and cross-attention's 3 d (2 d) + 2 A per decoder token (q, result) and
-      2 A per encoder token (k, v).
+      2 A per encoder token (k, v), and another mask.
     * `recompute="none"` adds each attention's score matrices, 2 elements and 1 byte per score and head
       (Korthikanti et al., arXiv 2205.05198, section 4.1: softmax, its dropout mask and output). With
       "attention", or a fused attention kernel, they are recomputed. "full" holds block inputs only.
     * "selective" holds the input, the outputs of matrix products and attention's results: 3 d, 4 A and
-      2 f a block; cross-attention 1 d and 2 A per decoder token, 2 A per encoder token.
+      2 f a block; cross-attention 1 d and 2 A per decoder token, 2 A per encoder token. Compiled blocks hold
+      about as much.
 
-    Tensor parallelism divides A, f and the scores, and leaves d whole (no sequence parallelism).
+    Within 5 % of what autograd saves of the real code (`tests/accounting/test_counts.py`). Tensor parallelism
+    divides A, f and the scores, and leaves d whole (no sequence parallelism).
     """
     s = encoder_length
     t = decoder_length
@@ -81,13 +83,19 @@ def activation_bytes(
     if recompute == "full":
         return micro_batch * element_width * model.d_model * block_tokens
     cross_tokens = model.decoder_layers * t
-    narrow_tensors = (5 + model.sandwich) * block_tokens + (2 + model.sandwich) * cross_tokens
-    if recompute == "selective":
+    is_selective = recompute == "selective"
+    narrow_tensors = (4 + model.sandwich) * block_tokens + (2 + model.sandwich) * cross_tokens
+    mask_bytes = model.d_model * (2 * block_tokens + cross_tokens) if model.dropout else 0
+    if is_selective:
         narrow_tensors = 3 * block_tokens + cross_tokens
+        mask_bytes = 0
     attention_width = model.num_heads * model.kv_channels
-    wide_elements = attention_width * (4 * block_tokens + 2 * cross_tokens + 2 * model.decoder_layers * s)
-    wide_elements += (2 if recompute == "selective" else 3) * model.ffn_inner * block_tokens
-    held_bytes = element_width * (narrow_tensors * model.d_model + wide_elements / tensor_parallel)
+    wide_elements = (4 if is_selective else 6) * block_tokens * attention_width
+    wide_elements += attention_width * (2 * cross_tokens + 2 * model.decoder_layers * s)
+    wide_elements += (2 if is_selective else 4) * model.ffn_inner * block_tokens
+    held_bytes = (
+        element_width * (narrow_tensors * model.d_model + wide_elements / tensor_parallel) + mask_bytes
+    )
     # Scores grow with the square of the length; all else grows with the length.
     if recompute == "none":
         score_elements = model.encoder_layers * s * s + model.decoder_layers * (t * t + t * s)
@@ -121,12 +129,16 @@ def loss_bytes(
 ) -> int:
     """Peak of `openba.model.loss`.
 
-    Logits of a slice of tokens in fp32 and twice in the weights' precision, and the head's gradient in fp32.
+    Logits of a slice of tokens in fp32 and twice in the weights' precision, and the head's gradient: in fp32,
+    or, of a single slice in half precision, in that. On CUDA the embedding's two gradients are beside it.
     """
     # The slices of `openba.model.loss`; tensor parallelism divides the words, not the tokens.
     vocab_rows = model.padded_vocab(vocab) // tensor_parallel
     slice_length = min(micro_batch * decoder_length, slice_tokens(vocab_rows, device))
-    return vocab_rows * (slice_length * (4 + 2 * _WIDTH[precision]) + 4 * model.d_model)
+    is_one_slice = slice_length == micro_batch * decoder_length
+    width = _WIDTH[precision] if is_one_slice else 4
+    gradient_width = width + 2 * _WIDTH[precision] * (device == "cuda")
+    return vocab_rows * (slice_length * (4 + 2 * _WIDTH[precision]) + gradient_width * model.d_model)
 
 
 def checkpoint_bytes(parameters: int) -> int:

@@ -1,19 +1,22 @@
 """Plan of a training run, before any device is touched: `openba plan`.
 
-Pure functions of recipe and runtime. Utilisation is the runtime file's figure, so hours and energy
-are as good as that figure; FLOPs, steps and model state are exact.
+Pure functions of recipe and runtime. Hours and energy follow from the runtime file: at the utilisation that
+it states, or predicted from counts of the code and the device's data sheet (`roofline.py`). FLOPs, steps and
+model state are exact.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TypedDict
 
 from openba.accounting.energy import paper_energy
 from openba.accounting.flops import parameters, run_flops, run_hardware_flops, useful_run_flops
 from openba.accounting.memory import activation_bytes, checkpoint_bytes, loss_bytes, state_bytes
+from openba.json_types import JsonObject
 from openba.recipes.architecture import Recompute
 from openba.recipes.checks import check_training, data_parallel_workers
-from openba.recipes.runtime import PipelineRuntime
+from openba.recipes.runtime import PipelineRuntime, TrainRuntime
 from openba.recipes.train import TrainStep
 
 
@@ -45,6 +48,8 @@ class TrainingPlan(TypedDict):
     """The model's on real tokens; None for instruction data, whose lengths nobody knows before."""
     flops_hardware: float | None
     """The same with what is computed again."""
+    prediction: JsonObject | None
+    """`roofline.StepTime`, and what limits the step; None where the runtime states a utilisation."""
     workers: int
     gpu_hours: float
     wall_hours: float
@@ -76,8 +81,16 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
     check_training(train, runtime)
     parameter_count = sum(parameters(recipe.model, vocab).values())
     padded_flops = run_flops(recipe, vocab)
-    # Padded FLOPs at the runtime's utilisation, which is measured the same way: as the paper counts.
-    gpu_hours = padded_flops / (device.peak_tflops * 1e12 * device.utilisation) / 3600
+    prediction = None
+    if device.utilisation is not None:
+        # Padded FLOPs at the runtime's utilisation, which is measured the same way: as the paper counts.
+        gpu_hours = padded_flops / (device.peak_tflops * 1e12 * device.utilisation) / 3600
+    else:
+        from openba.accounting.roofline import predict  # loads torch, which no other plan needs
+
+        step_time = predict(recipe, runtime, vocab)
+        prediction = asdict(step_time) | {"limit": step_time.limit}
+        gpu_hours = train.steps * step_time.seconds * runtime.train.workers / 3600
     carbon = paper_energy(gpu_hours, device.watts, runtime.pue, runtime.carbon_intensity)
     memory = _memory(recipe, runtime, vocab, parameter_count)
     recompute = runtime.train.recompute
@@ -90,6 +103,7 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
         "flops_hardware_padded": run_hardware_flops(recipe, vocab, recompute),
         "flops_useful": useful_flops and useful_flops[0],
         "flops_hardware": useful_flops and useful_flops[1],
+        "prediction": prediction,
         "workers": runtime.train.workers,
         "gpu_hours": gpu_hours,
         "wall_hours": gpu_hours / runtime.train.workers,
@@ -106,6 +120,13 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
     }
 
 
+def _held(gang: TrainRuntime) -> Recompute:
+    """What the blocks keep, in the terms of `activation_bytes`."""
+    if gang.compile and gang.recompute != "full":
+        return "selective"
+    return "attention" if gang.recompute == "none" else gang.recompute
+
+
 def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int) -> list[ZeroMemory]:
     train = recipe.train
     gang = runtime.train
@@ -118,7 +139,7 @@ def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int)
         tensor_parallel=tensor_parallel,
         precision=train.precision,
         # The attention kernels keep no scores, so there is nothing to be saved by computing them again.
-        recompute="attention" if gang.recompute == "none" else gang.recompute,
+        recompute=_held(gang),
     )
     loss_total = loss_bytes(
         recipe.model,

@@ -18,6 +18,7 @@ from openba.recipes.numbers import (
     NonNegativeSteps,
     ObjectStoreMemory,
     Port,
+    Positive,
     PositiveShare,
     PositiveSteps,
     PowerOverhead,
@@ -41,8 +42,27 @@ class DeviceRuntime(Runtime):
     watts: Watts
     """Nominal power of one device (paper section 4.2 uses the A100's 400 W)."""
     memory: DeviceMemory
-    utilisation: PositiveShare
-    """Share of the peak that training reaches, for `openba plan`; the file says where it was measured."""
+    utilisation: PositiveShare | None = None
+    """Share of the peak that training reaches, for `openba plan`; the file says where it was measured. None:
+    predicted from the bandwidths below (`openba.accounting.roofline`)."""
+    memory_bandwidth: Positive | None = None
+    """GB/s of the device's memory, data sheet."""
+    multiprocessors: Count = 1
+    """Of a GPU, data sheet."""
+    link_bandwidth: Positive = 1.0
+    """GB/s that a collective moves through each device of a node (bus bandwidth of an all-reduce)."""
+    network_bandwidth: Positive = 1.0
+    """The same between nodes."""
+    devices_per_node: Count = 1
+
+    @model_validator(mode="after")
+    def _can_be_planned(self) -> DeviceRuntime:
+        if self.utilisation is None and self.memory_bandwidth is None:
+            raise ValueError(
+                "utilisation: missing; give the share of the peak that was measured, or memory_bandwidth, "
+                "multiprocessors, link_bandwidth and network_bandwidth of the data sheet to have it predicted"
+            )
+        return self
 
 
 class RayRuntime(Runtime):

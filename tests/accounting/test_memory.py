@@ -1,4 +1,7 @@
-"""Memory plan of the paper's 15B on its cluster, in decimal GB, to the digits it was worked out to."""
+"""Memory plan of the paper's 15B on its cluster, in decimal GB.
+
+State was worked out by hand; activations are what `test_counts.py` finds that autograd saves.
+"""
 
 import pytest
 from hypothesis import given
@@ -71,20 +74,20 @@ STAGES = {"I": (570, 380), "II": (1024, 1024), "III": (1024, 256)}
 @pytest.mark.parametrize(
     ("stage", "options", "gigabytes"),
     [
-        ("I", {}, 4.2),
-        ("I", {"tensor_parallel": 2}, 2.8),
+        ("I", {}, 4.94),
+        ("I", {"tensor_parallel": 2}, 3.06),
         ("I", {"tensor_parallel": 4}, 2.1),
-        ("I", {"recompute": "none"}, 7.6),
+        ("I", {"recompute": "none"}, 8.32),
         ("I", {"recompute": "full"}, 0.17),
-        ("II", {}, 10.1),
-        ("II", {"tensor_parallel": 2}, 6.7),
-        ("II", {"tensor_parallel": 4}, 5.0),
-        ("II", {"recompute": "none"}, 27.7),
+        ("II", {}, 11.78),
+        ("II", {"tensor_parallel": 2}, 7.35),
+        ("II", {"tensor_parallel": 4}, 5.13),
+        ("II", {"recompute": "none"}, 29.39),
         ("II", {"recompute": "full"}, 0.40),
-        ("III", {}, 4.5),
-        ("III", {"tensor_parallel": 2}, 2.9),
+        ("III", {}, 5.27),
+        ("III", {"tensor_parallel": 2}, 3.19),
         ("III", {"tensor_parallel": 4}, 2.1),
-        ("III", {"recompute": "none"}, 9.4),
+        ("III", {"recompute": "none"}, 10.14),
         ("III", {"recompute": "full"}, 0.18),
     ],
 )
@@ -106,7 +109,7 @@ def test_paper_micro_batch_needs_recompute_without_fused_attention() -> None:
     logits = logits_bytes(MODEL, VOCAB, 380, **shape)
     assert state + logits + activation_bytes(MODEL, 570, 380, **shape, recompute="attention") < 80 * GB
     whole = activation_bytes(MODEL, 570, 380, **shape, recompute="none")
-    assert whole / GB == pytest.approx(46, abs=1)
+    assert whole / GB == pytest.approx(47.4, abs=0.1)
 
 
 def test_a_checkpoint_of_15b_is_175_gb() -> None:

@@ -372,8 +372,10 @@ def stalled(killed: Cases) -> Cases:
     quick = {"stall_seconds": 2, "checkpoint_every": 100}
     jobs = [
         killed.job(fault, fault, at=[11], evaluate_every=1, runtime=quick)
-        for fault in ("sleep", "stop_itself", "sleep_in_data", "sleep_in_evaluation")
+        for fault in ("sleep", "stop_itself", "sleep_in_evaluation")
     ]
+    # Earlier: batches are made some steps ahead, and are to be missed before the last step.
+    jobs.append(killed.job("sleep_in_data", "sleep_in_data", at=[5], evaluate_every=1, runtime=quick))
     often = {**quick, "checkpoint_every": 2}  # so that the watchdog knows how long a save takes
     jobs.append(killed.job("sleep_in_save", "sleep_in_save", at=[11], runtime=often))
     gangs = [killed.start(job) for job in jobs]

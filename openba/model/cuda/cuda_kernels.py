@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 
-from openba.model.functions import rms_norm, split_rotate, swiglu
+from openba.model.functions import rms_norm, rotate, swiglu
 
 
 class CUDAKernels:
@@ -44,4 +44,8 @@ class CUDAKernels:
         self, packed_qkv: Tensor, cosines: Tensor, sines: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`[tokens, heads, 3, kv]` to three of `[tokens, heads, kv]`."""
-        return split_rotate(packed_qkv, cosines, sines)
+        # Query and key in one rotation: half the launches of two.
+        query_and_key, value = packed_qkv.split([2, 1], dim=-2)
+        rotated = rotate(query_and_key, cosines[:, :, None], sines[:, :, None])
+        query, key = rotated.unbind(-2)
+        return query, key, value.squeeze(-2)
