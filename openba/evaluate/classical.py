@@ -59,7 +59,7 @@ def most_frequent(examples: Examples, questions: Sequence[str]) -> list[str]:
 
 
 def logistic_regression(examples: Examples, questions: Sequence[str]) -> list[str]:
-    """Each question's likeliest label: TF-IDF of words and character n-grams, one regression a label."""
+    """Likeliest label of each question: TF-IDF of words and character n-grams, one regression a label."""
     features = _tf_idf(len(examples.questions))
     trained = features.fit_transform(examples.questions)
     if len(set(examples.answers)) == 1:

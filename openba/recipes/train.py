@@ -73,7 +73,7 @@ class DenoiserRecipe(Recipe):
 
 @dataclass(frozen=True)
 class Corruption:
-    """How one kind of sample is made of a window of tokens."""
+    """Rule by which one kind of sample is made of a window of tokens."""
 
     mode: Literal["R", "S", "X"]
     """First token of the encoder's input."""
@@ -117,7 +117,7 @@ class WindowsRecipe(Recipe):
 
     @property
     def longest(self) -> tuple[int, int]:
-        """Most encoder and target tokens of a sample."""
+        """Largest numbers of encoder and target tokens of a sample."""
         sizes = [size for corruption in self.corruptions() for size in corruption.sizes(self.length)]
         return max(encoder for encoder, _ in sizes), max(target for _, target in sizes)
 
@@ -206,7 +206,8 @@ class SpanCorruptionRecipe(WindowsRecipe):
     def corruptions(self) -> tuple[Corruption, ...]:
         """See `WindowsRecipe`."""
         denoiser = self._denoiser()
-        masked, spans = denoiser.masked(self.length), denoiser.spans(self.length)
+        masked = denoiser.masked(self.length)
+        spans = denoiser.spans(self.length)
         return (Corruption("R", masked, spans, ends_anywhere=True),)
 
     @property
