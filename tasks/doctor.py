@@ -46,7 +46,9 @@ def examine(home: Home) -> list[Check]:
 
 def _python() -> Iterator[Check]:
     version = ".".join(str(part) for part in sys.version_info[:3])
-    yield Check("Python", version, sys.version_info >= (3, 11), "install Python 3.11 and make a new .venv")
+    yield Check(
+        "Python", version, sys.version_info[:2] == (3, 11), "install Python 3.11 and make a new .venv"
+    )
 
 
 def _packages() -> Iterator[Check]:
