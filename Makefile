@@ -37,7 +37,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 # Resolve pyproject.toml anew and pin the result, without the local parts of versions (+cpu).
 lock:
 	$(PYTHON) -m venv $(VENV).lock
-	DS_BUILD_OPS=0 $(VENV).lock/bin/python -m pip install --quiet --editable '.[sample,cluster,export,web,dev]' setuptools
+	DS_BUILD_OPS=0 $(VENV).lock/bin/python -m pip install --quiet --editable '.[sample,cluster,export,quality,web,dev]' setuptools
 	$(VENV).lock/bin/python -m pip freeze --exclude-editable --all | grep -v '^pip==' | sed 's/+cpu$$//' > requirements.lock
 	rm -rf $(VENV).lock
 

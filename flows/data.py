@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -86,6 +87,25 @@ def why(
         )
         for piece in removal_pieces:
             console.print(f"    {piece}", markup=False)
+
+
+@app.command()
+def report(
+    pipeline: Annotated[
+        str, typer.Argument(metavar="PIPELINE", help="Name in configs/pipeline, or a YAML file.")
+    ] = "tiny",
+    out: Annotated[Path, typer.Option("--out", "-o", help="HTML file to write.")] = Path("corpus.html"),
+) -> None:
+    """Write one page about the cleaned corpus: lengths, languages, removals by rule, copies and examples."""
+    from openba.report.corpus import render
+
+    home = Home.from_environment()
+    step = read_pipeline(pipeline).step("clean")
+    folder = _built(home, step, pipeline)
+    manifest = home.store.manifest(step)
+    assert manifest is not None  # `_built` has seen it
+    out.write_text(render(pipeline, folder, manifest["facts"]), encoding="utf-8")
+    console.print(f"{out}", markup=False)
 
 
 def _pieces(home: Home, clean: Step, rows: list[Removal]) -> list[list[str]]:

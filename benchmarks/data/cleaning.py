@@ -30,7 +30,7 @@ from openba.recipes.data import CorpusRecipe
 
 _MB = 1e6
 _ROUNDS = 5
-_NOTHING = CleanRecipe(
+NOTHING = CleanRecipe(
     privacy=False, html=False, unusual_characters=False, document_dedup=False, character_dedup=False,
     paragraph_dedup=False, min_words=0, languages=(),
 )  # fmt: skip
@@ -55,13 +55,13 @@ def figures() -> Iterator[Figure]:
         root = Path(folder)
         path = root / "text" / DOCUMENTS
         size = corpora.write(path, corpora.prose()[::2]) / _MB
-        all_texts = _Against(path, size, lambda out: clean(path.parent, paper(), out))
+        all_texts = Against(path, size, lambda out: clean(path.parent, paper(), out))
         yield from all_texts.figures("cleaning", "chain", 12, 5)
         held = [p for b in pq.ParquetFile(path).iter_batches() for p in split_batch(b, shards.PIECE_BYTES)]
-        runs = _Against(path, size, lambda _: dedup_runs(held))
+        runs = Against(path, size, lambda _: dedup_runs(held))
         yield from runs.figures("run_dedup", "runs", 100, None)
-        exact = _NOTHING.model_copy(update={"document_dedup": True})
-        documents = _Against(path, size, lambda out: clean(path.parent, exact, out))
+        exact = NOTHING.model_copy(update={"document_dedup": True})
+        documents = Against(path, size, lambda out: clean(path.parent, exact, out))
         yield from documents.figures("document_dedup", "documents", 100, 10)
         yield from _privacy(path, "text", 10)
         if corpora.pages():
@@ -73,7 +73,7 @@ def figures() -> Iterator[Figure]:
             yield from _privacy(pages, "pages", 10)
 
 
-class _Against:
+class Against:
     """A case of ours and one of the peer's on the same file."""
 
     def __init__(self, path: Path, size: float, ours: Callable[[Path], object]) -> None:

@@ -11,6 +11,7 @@ import os
 import subprocess
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from openba.errors import UserError
 
@@ -24,13 +25,22 @@ def seconds(case: str, path: Path) -> float | None:
     Raises:
         UserError: the peer failed; the message has the end of its error output.
     """
+    with tempfile.TemporaryDirectory(prefix="openba-peer-") as work_folder:
+        found = answer("peer_datatrove.py", case, str(path), work_folder)
+    return None if found is None else float(found["seconds"])
+
+
+def answer(script_name: str, *arguments: str) -> Any | None:  # Any: each script prints JSON of its own form
+    """Return what a script of this folder prints in its last line; None without the peer.
+
+    Raises:
+        UserError: the peer failed; the message has the end of its error output.
+    """
     interpreter = os.environ.get(VARIABLE)
     if not interpreter:
         return None
-    script = Path(__file__).with_name("peer_datatrove.py")
-    with tempfile.TemporaryDirectory(prefix="openba-peer-") as work_folder:
-        command = [interpreter, str(script), case, str(path), work_folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    script = Path(__file__).with_name(script_name)
+    done = subprocess.run([interpreter, str(script), *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise UserError(f"benchmarks: {interpreter} {script.name} {case}: {done.stderr[-400:]}")
-    return float(json.loads(done.stdout.splitlines()[-1])["seconds"])
+        raise UserError(f"benchmarks: {interpreter} {script_name}: {done.stderr[-400:]}")
+    return json.loads(done.stdout.splitlines()[-1])

@@ -5,6 +5,7 @@ case, imports and the loading of models left out, and documents at the end. Case
 
     chain      exact dedup, PII, language, 3-sentence dedup: three readings and two writings of Parquet
     documents  exact dedup: Parquet to Parquet
+    near       MinHash dedup, its defaults: three steps over signatures, two readings and a writing of Parquet
     runs       3-sentence dedup of documents that are in memory already
     copy       Parquet to Parquet, nothing else: what its form of a document costs
 
@@ -29,6 +30,10 @@ from datatrove.pipeline.dedup import (
     ExactDedupFilter,
     ExactDedupSignature,
     ExactFindDedups,
+    MinhashDedupBuckets,
+    MinhashDedupCluster,
+    MinhashDedupFilter,
+    MinhashDedupSignature,
     SentDedupConfig,
     SentenceDedupFilter,
     SentenceDedupSignature,
@@ -94,6 +99,13 @@ class _Case:
     def _mark_documents(self) -> None:
         _run(self._read(), ExactDedupSignature(self._at("keys"), config=self.exact))
         ExactFindDedups(self._at("keys"), self._at("copies"), config=self.exact).run()
+
+    def near(self) -> int:
+        _run(self._read(), MinhashDedupSignature(self._at("signatures")))
+        for bucket in range(14):
+            MinhashDedupBuckets(self._at("signatures"), self._at("buckets")).run(None, bucket, 14)
+        MinhashDedupCluster(self._at("buckets"), self._at("near-copies")).run()
+        return _run(self._read(), MinhashDedupFilter(self._at("near-copies")), ParquetWriter(self._at("out")))
 
     def runs(self) -> int:
         held = list(self._read().run(None, 0, 1))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from benchmarks.figure import Figure
-from benchmarks.quality import answers, contamination, experts, parts, shipped, text
+from benchmarks.quality import answers, contamination, experts, parts, private_numbers, shipped, text
 
-MODULES = (text, answers, experts, contamination, parts, shipped)
+MODULES = (text, private_numbers, answers, experts, contamination, parts, shipped)
 """Modules with a function `figures`, in the order they run. To add a figure, add its module here."""
 
 

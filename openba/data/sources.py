@@ -11,6 +11,7 @@ import difflib
 import importlib.metadata
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -41,6 +42,7 @@ from openba.recipes.data import (
     FileSource,
     HuggingFaceSource,
     PackageSource,
+    ScoreRange,
     SourceRecipe,
     SourceStep,
     TaskRecipe,
@@ -71,6 +73,8 @@ class Facts(TypedDict):
     """Facts that the step records in its manifest."""
 
     documents: int
+    outside_score: int
+    """Records that the source's `score` leaves out."""
     bytes: int
     """UTF-8 bytes of the texts."""
     licence: str
@@ -88,12 +92,19 @@ def build(build: Build) -> Facts:
     for skipped in unread_files(step.source):
         quarantine(skipped)
     has_text = getattr(step.source, "text_field", None) is not None
-    batches = read(step.name, step.source, quarantine, skip_empty=has_text)
+    left_out: Counter[str] = Counter()
+    batches = read(step.name, step.source, quarantine, skip_empty=has_text, left_out=left_out)
     documents, text_bytes = write_documents(build.out / DOCUMENTS, batches)
     quarantined = quarantine.close()
     if not documents:
         raise UserError(f"source {step.name}: {quarantine.summary()}")
-    return Facts(documents=documents, bytes=text_bytes, licence=step.source.licence, quarantined=quarantined)
+    return Facts(
+        documents=documents,
+        outside_score=left_out["score"],
+        bytes=text_bytes,
+        licence=step.source.licence,
+        quarantined=quarantined,
+    )
 
 
 def unread_files(source_recipe: SourceRecipe) -> list[Unreadable]:
@@ -110,6 +121,7 @@ def read(
     source_recipe: SourceRecipe,
     on_unreadable: UnreadableHandler = refuse,
     skip_empty: bool = False,
+    left_out: Counter[str] | None = None,
 ) -> Iterator[pa.RecordBatch]:
     """Yield the source's documents in batches of the common schema, in the order of its files and rows.
 
@@ -118,13 +130,15 @@ def read(
         source_recipe: the source.
         on_unreadable: called with files and rows that cannot be read; unless it raises, the rest is read.
         skip_empty: treat documents without text as unreadable. Records of labelled data may have no text.
+        left_out: counts under `score` the records that the source's score leaves out.
 
     Raises:
         UserError: a file is missing, an id occurs twice, or there is neither a document nor anything
             unreadable.
     """
+    counts = Counter[str]() if left_out is None else left_out
     try:
-        yield from _batches(source_name, source_recipe, on_unreadable, skip_empty)
+        yield from _batches(source_name, source_recipe, on_unreadable, skip_empty, counts)
     except UserError as error:
         raise UserError(f"source {source_name}: {error}") from None
 
@@ -194,7 +208,11 @@ def _beside(template: str) -> list[tuple[str, Path]]:
 
 
 def _batches(
-    source_name: str, source_recipe: SourceRecipe, on_unreadable: UnreadableHandler, skip_empty: bool
+    source_name: str,
+    source_recipe: SourceRecipe,
+    on_unreadable: UnreadableHandler,
+    skip_empty: bool,
+    left_out: Counter[str],
 ) -> Iterator[pa.RecordBatch]:
     if source_recipe.limit is not None and source_recipe.limit < 1:
         raise UserError(f"limit: {source_recipe.limit} keeps nothing; give 1 or more, or leave it out")
@@ -208,7 +226,11 @@ def _batches(
         has_unreadable = True
         on_unreadable(unreadable)
 
-    for document in islice(_documents(source_recipe, handle), source_recipe.limit):
+    documents = _documents(source_recipe, handle)
+    score = None if isinstance(source_recipe, PackageSource) else source_recipe.score
+    if score is not None:
+        documents = _within(documents, score, handle, left_out)
+    for document in islice(documents, source_recipe.limit):
         if skip_empty and not document.text.strip():
             handle(Unreadable(document.file, document.row, "the text is empty; remove the row"))
             continue
@@ -227,6 +249,29 @@ def _batches(
         raise UserError("there is no document in it; check the path")
     if batch:
         yield pa.RecordBatch.from_pylist(batch, SCHEMA)
+
+
+def _within(
+    documents: Iterator[_Document],
+    score: ScoreRange,
+    on_unreadable: UnreadableHandler,
+    left_out: Counter[str],
+) -> Iterator[_Document]:
+    """Yield the documents whose score lies in the range; one without a score is unreadable."""
+    for document in documents:
+        value = _field(document.extra, score.field)
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            reason = f"score: {score.field!r} is no number; remove the row or name another field"
+            on_unreadable(Unreadable(document.file, document.row, reason))
+            continue
+        is_low = score.min is not None and number < score.min
+        is_high = score.below is not None and number >= score.below
+        if is_low or is_high or number != number:  # NaN is in no range
+            left_out["score"] += 1
+        else:
+            yield document
 
 
 def _row(source_name: str, language: str, document: _Document) -> dict[str, str]:

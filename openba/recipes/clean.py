@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -42,11 +44,57 @@ class FilterRecipe(Recipe):
         return {**values, "version": str(getattr(filter_class, "version", ""))}
 
 
+class BadWordsRecipe(Recipe):
+    """Lists of words whose documents go."""
+
+    files: tuple[str, ...]
+    """Text files with a word a line, such as those of LDNOOBW; every machine that cleans must have them."""
+    digest: str = ""
+    """Of the files' contents; filled in when the recipe is read, so that another list cleans anew."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_digest(cls, values: Any) -> Any:  # Any: pydantic passes what the YAML holds
+        if not isinstance(values, Mapping) or not isinstance(values.get("files"), list | tuple):
+            return values
+        if values.get("digest"):  # a recipe that was read before and came here as JSON
+            return values
+        return {**values, "digest": digest_of_files(values["files"])}
+
+
+def digest_of_files(files: Sequence[object]) -> str:
+    """Return a digest of the contents of text files.
+
+    Raises:
+        ValueError: a file cannot be read as UTF-8.
+    """
+    state = hashlib.sha256()
+    for file in files:
+        try:
+            state.update(Path(str(file)).read_text(encoding="utf-8").encode() + b"\0")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file}: cannot be read as UTF-8 text ({error})") from None
+    return state.hexdigest()[:16]
+
+
+_NOT_OF_THE_PAPER = (
+    "normalise", "private_numbers", "gopher_repetition", "gopher", "c4", "fineweb", "bad_words", "near_dedup",
+    "filters",
+)  # fmt: skip
+
+
 class CleanRecipe(Recipe):
     """The paper's filters (section 3.1.1), each with its switch. Order: as the fields stand."""
 
+    normalise: tuple[Literal["encoding", "forms", "script"], ...] = ()
+    """Repair mojibake (ftfy), write full-width letters, ligatures and the like as usual, write traditional
+    Chinese in simplified characters (OpenCC); in this order, whatever the order here. Not in the paper."""
     privacy: bool = True
     """Remove phone numbers, e-mail addresses and links."""
+    private_numbers: tuple[
+        Literal["id_card", "bank_card", "passport", "qq", "wechat", "ip", "plate"], ...
+    ] = ()
+    """Remove these as well (not in the paper)."""
     html: bool = True
     """Remove HTML tags and decode entities."""
     unusual_characters: bool = True
@@ -73,6 +121,16 @@ class CleanRecipe(Recipe):
     """Sentences with fewer words go; for Chinese one Han character counts as a word. 0 keeps all."""
     languages: tuple[Literal["zh", "en"], ...] = ("zh", "en")
     """Keep documents that CLD2 is sure are in one of these; empty keeps all."""
+    gopher_repetition: bool = False
+    """Remove documents in which paragraphs, lines or runs of words repeat each other (MassiveText)."""
+    gopher: bool = False
+    """Remove documents of odd length, words, symbols or lists, and those without stop words (MassiveText)."""
+    c4: bool = False
+    """Remove lines that end no sentence, and documents with fewer than five sentences (C4)."""
+    fineweb: bool = False
+    """Remove documents whose lines are short, repeated or end no sentence (FineWeb)."""
+    bad_words: BadWordsRecipe | None = None
+    """Remove documents that hold a listed word (C4)."""
     near_dedup: bool = False
     """Remove documents that are nearly the same as an earlier one that stays (not in the paper)."""
     near_similarity: PositiveShare = 0.8
@@ -84,9 +142,9 @@ class CleanRecipe(Recipe):
 
     @model_serializer(mode="wrap")
     def _without_what_is_off(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Recipes are hashed as they are serialised: one that uses neither own filters nor the search for near
-        # duplicates has the fingerprint that it had before there were any.
-        omitted = set() if self.filters else {"filters"}
+        # Recipes are hashed as they are serialised: one without filters that are not the paper's has the
+        # fingerprint that it had before there were any.
+        omitted = {name for name in _NOT_OF_THE_PAPER if not getattr(self, name)}
         if not self.near_dedup:
-            omitted |= {"near_dedup", "near_similarity", "near_units"}
+            omitted |= {"near_similarity", "near_units"}
         return {key: value for key, value in serialize(self).items() if key not in omitted}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
     model_validator,
 )
 
@@ -39,6 +41,21 @@ class _Source(Recipe):
     clean: bool | CleanRecipe = False
     """Filter it: true by the pipeline's `clean`, a name by that file of `configs/clean`. The paper filters
     its Chinese data only (section 3.1.1, footnote 2)."""
+
+
+class ScoreRange(Recipe):
+    """Which records of a source are read, by a number that each has, such as a classifier's score.
+
+    Two sources with the same files and other ranges are two buckets of quality; the mixture's `shares` and
+    `epochs` weigh them.
+    """
+
+    field: str
+    """Column or key, with dots for one inside another."""
+    min: float | None = None
+    """Records below are left out."""
+    below: float | None = None
+    """Records with this and more are left out."""
 
 
 class PackageSource(_Source):
@@ -76,7 +93,12 @@ class FileSource(_Source):
     U+FFFD and is counted in the quarantine. WARC pages state their own."""
     extract: Literal["none", "article"] = "none"
     """`article`: the text is HTML, and trafilatura takes the article out of it; plain text of WARC stays."""
+    score: ScoreRange | None = None
     limit: Records | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_score(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_absent_score(serialize(self))
 
 
 class HuggingFaceSource(_Source):
@@ -90,7 +112,17 @@ class HuggingFaceSource(_Source):
     """Commit of the data set; required for a hub data set, so that a fingerprint means one text."""
     text_field: str | None = "text"
     id_field: str | None = None
+    score: ScoreRange | None = None
     limit: Records | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_score(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_absent_score(serialize(self))
+
+
+def _without_absent_score(fields: dict[str, Any]) -> dict[str, Any]:
+    """Leave out an absent range: recipes are hashed as they are serialised, and most sources have none."""
+    return {name: value for name, value in fields.items() if name != "score" or value is not None}
 
 
 SourceRecipe = Annotated[PackageSource | FileSource | HuggingFaceSource, Field(discriminator="adapter")]

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,9 +21,10 @@ from pydantic import TypeAdapter
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from openba.artifacts import Build
 from openba.data import opening, sources
 from openba.data.quarantine import Unreadable
-from openba.recipes.data import SourceRecipe
+from openba.recipes.data import FileSource, SourceRecipe, SourceStep
 
 SIMPLIFIED = "房间很干净，服务也不错，下次还会再来。\n价格便宜，早餐丰富，离地铁站很近。\n"
 TRADITIONAL = "房間很乾淨，服務也不錯，下次還會再來。\n價格便宜，早餐豐富，離地鐵站很近。\n"
@@ -201,3 +203,34 @@ def test_html_files_become_articles(tmp_path: Path) -> None:
     assert [row["id"] for row in rows] == ["a.html"]
     assert rows[0]["text"].startswith("Bridge to be rebuilt")
     assert [bad.reason for bad in told] == ["no article is found in its HTML; remove the row"]
+
+
+def test_a_score_range_leaves_out_the_rest_and_counts_it(tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"text": f"text {number}", "meta": {"score": score}}
+        for number, score in enumerate([1, 2.5, 3, "3.5", 4, "nan", None, "good"])
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in rows))
+
+    def texts(**score: object) -> tuple[list[str], sources.Facts]:
+        fields = {"adapter": "jsonl", "path": str(path), "language": "en", "licence": "test"}
+        source = FileSource.model_validate({**fields, "score": {"field": "meta.score", **score}})
+        out = tmp_path / "-".join(map(str, score.values()))
+        out.mkdir()
+        facts = sources.build(Build(out, SourceStep(name="rows", source=source), {}))
+        return pq.read_table(out / "documents.parquet")["text"].to_pylist(), facts
+
+    high, facts = texts(min=3)
+    assert high == ["text 2", "text 3", "text 4"]
+    assert facts["outside_score"] == 3
+    assert facts["quarantined"]["rows"] == 2
+    low, _ = texts(min=2.5, below=3)
+    assert low == ["text 1"]
+
+
+def test_a_source_without_a_score_has_the_recipe_that_it_had() -> None:
+    fields = {"adapter": "jsonl", "path": "x", "language": "en", "licence": "test"}
+    assert "score" not in FileSource.model_validate(fields).model_dump()
+    scored = FileSource.model_validate(fields | {"score": {"field": "s", "min": 1}})
+    assert scored.model_dump()["score"] == {"field": "s", "min": 1.0, "below": None}

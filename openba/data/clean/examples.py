@@ -14,6 +14,7 @@ from openba.data.clean.edit_matrix import ROW, RULE
 from openba.data.clean.edits import Edit, apply
 from openba.data.clean.markup import Markup
 from openba.data.clean.privacy import Privacy
+from openba.data.clean.private_numbers import PrivateNumbers
 from openba.data.clean.text_arrays import Texts
 from openba.data.clean.unusual_characters import UnusualCharacters
 
@@ -92,12 +93,13 @@ def holds_private_value(text: str) -> bool:
     # Entities and invisible characters can hide a value that a reader or a later stage would see.
     for revealing in (Markup(), UnusualCharacters()):
         texts = edit_matrix.apply(texts, revealing.find(texts))
-    return len(Privacy().find(texts)) > 0
+    return len(Privacy().find(texts)) + len(PrivateNumbers().find(texts)) > 0
 
 
 def _snippets(text: str, text_edits: list[Edit], rule: str) -> tuple[str, str] | None:
     """Return the text around the rule's first edit before and after, None if a private value would show."""
-    masks = [edit._replace(replacement=f"[{edit.rule}]") for edit in text_edits if edit.rule in Privacy.rules]
+    private_rules = (*Privacy.rules, *PrivateNumbers.rules)
+    masks = [edit._replace(replacement=f"[{edit.rule}]") for edit in text_edits if edit.rule in private_rules]
     text_before = apply(text, masks) if masks else text
     text_after = apply(text, text_edits)
     if holds_private_value(text_before) or holds_private_value(text_after):

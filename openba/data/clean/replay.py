@@ -16,6 +16,7 @@ from openba.data.clean.edits import Edit, apply
 from openba.data.clean.examples import holds_private_value
 from openba.data.clean.filter import Filter
 from openba.data.clean.privacy import Privacy
+from openba.data.clean.private_numbers import PrivateNumbers
 from openba.data.clean.removals import Removal
 from openba.data.clean.repeats import Repeats
 from openba.data.clean.stages import stage_names, stages_after_paragraph_dedup, stages_before_paragraph_dedup
@@ -67,7 +68,7 @@ def _find_in_text(chosen: Filter, text: str) -> list[Edit]:
 
 def _mark(document_text: str, edit: Edit) -> str:
     """Return the text around a removal, which stands in brackets; private values are masked."""
-    private_edits = _find_in_text(Privacy(), document_text)
+    private_edits = _private_edits(document_text)
     start = max(0, edit.start - _CONTEXT)
     end = min(len(document_text), edit.end + _CONTEXT)
     parts = [
@@ -80,6 +81,15 @@ def _mark(document_text: str, edit: Edit) -> str:
     # One line for the console. If masking left a value readable, nothing is shown.
     line = " ".join("".join(parts).split())
     return _HIDDEN if _holds_private_value(line.replace(OPEN, "").replace(CLOSE, "")) else line
+
+
+def _private_edits(text: str) -> list[Edit]:
+    """Return the private values of all kinds, whatever the recipe removes, in order and without overlap."""
+    private_edits: list[Edit] = []
+    for edit in sorted([*_find_in_text(Privacy(), text), *PrivateNumbers().find_in_text(text)]):
+        if not private_edits or edit.start >= private_edits[-1].end:
+            private_edits.append(edit)
+    return private_edits
 
 
 def _holds_private_value(shown_text: str) -> bool:

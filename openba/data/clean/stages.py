@@ -8,7 +8,13 @@ from typing import NamedTuple
 from openba.data.clean.filter import Filter, Stage, load_filter
 from openba.data.clean.language import Languages
 from openba.data.clean.markup import Markup
+from openba.data.clean.normalise import FILTERS as NORMALISATIONS
 from openba.data.clean.privacy import Privacy
+from openba.data.clean.private_numbers import PrivateNumbers
+from openba.data.clean.quality.bad_words import BadWords
+from openba.data.clean.quality.c4 import C4Lines
+from openba.data.clean.quality.fineweb import FineWebQuality
+from openba.data.clean.quality.gopher import GopherQuality, GopherRepetition
 from openba.data.clean.repeats import Repeats
 from openba.data.clean.short_sentences import ShortSentences
 from openba.data.clean.unusual_characters import UnusualCharacters
@@ -23,8 +29,21 @@ INPUT = "input"
 """Stage under which texts that are not UTF-8 and row groups that cannot be read are recorded."""
 UNFILTERED = "unfiltered"
 """Stage of sources that are not cleaned."""
-_PRIVACY_REPEATS = ("privacy_again", "privacy_last")
-_SHIPPED = (Markup, UnusualCharacters, Privacy, Repeats, ShortSentences, Languages)
+_PRIVACY_REPEATS = ("privacy_again", "privacy_last", "privacy_after_c4")
+_QUALITY = (GopherRepetition, GopherQuality, C4Lines, FineWebQuality)
+"""Their names are those of the switches in `CleanRecipe`; the order is FineWeb's."""
+_SHIPPED = (
+    Markup,
+    UnusualCharacters,
+    Privacy,
+    Repeats,
+    ShortSentences,
+    Languages,
+    *_QUALITY,
+    BadWords,
+    PrivateNumbers,
+    *NORMALISATIONS.values(),
+)
 
 
 class _Entry(NamedTuple):
@@ -45,8 +64,17 @@ def stages_before_paragraph_dedup(clean_recipe: CleanRecipe) -> list[Stage]:
     """
     return _switched_on(
         [
+            *(
+                _Entry(step in clean_recipe.normalise, rewriter.name, rewriter)
+                for step, rewriter in NORMALISATIONS.items()
+            ),
             _Entry(clean_recipe.html, Markup.name, Markup),
             _Entry(clean_recipe.unusual_characters, UnusualCharacters.name, UnusualCharacters),
+            _Entry(
+                bool(clean_recipe.private_numbers),
+                PrivateNumbers.name,
+                lambda: PrivateNumbers(clean_recipe.private_numbers),
+            ),
             _Entry(clean_recipe.privacy, Privacy.name, Privacy),
             _Entry(clean_recipe.character_dedup, Repeats.name, lambda: Repeats.from_recipe(clean_recipe)),
             _Entry(
@@ -62,6 +90,7 @@ def stages_before_paragraph_dedup(clean_recipe: CleanRecipe) -> list[Stage]:
 def stages_after_paragraph_dedup(clean_recipe: CleanRecipe) -> list[Stage]:
     """Return the filters between the paragraph deduplication and the last document deduplication."""
     user_filters = _load_user_filters(clean_recipe)
+    bad_words = clean_recipe.bad_words
     removes_parts = clean_recipe.min_words > 0 or clean_recipe.paragraph_dedup or bool(user_filters)
     return [
         *_switched_on(
@@ -82,8 +111,14 @@ def stages_after_paragraph_dedup(clean_recipe: CleanRecipe) -> list[Stage]:
                 _Entry(
                     bool(clean_recipe.languages), Languages.name, lambda: Languages.from_recipe(clean_recipe)
                 ),
+                *(_Entry(getattr(clean_recipe, rules.name), rules.name, rules) for rules in _QUALITY),
+                # A citation that goes may join two halves of a number.
+                _Entry(
+                    clean_recipe.privacy and clean_recipe.c4, _PRIVACY_REPEATS[2], Privacy, only_changed=True
+                ),
             ]
         ),
+        *([Stage(BadWords.name, BadWords.from_recipe(bad_words))] if bad_words else []),
     ]
 
 
@@ -109,7 +144,12 @@ def order_of_stages(recipes: Iterable[CleanRecipe]) -> list[str]:
     """Return the names of all stages of several recipes, in the order of the chain."""
     recipes = list(recipes)
     user_filters = [user_filter for recipe in recipes for user_filter in recipe.filters]
-    chain = stage_names(CleanRecipe(filters=tuple(user_filters), near_dedup=True))
+    switches: dict[str, object] = dict.fromkeys((rules.name for rules in _QUALITY), True)
+    switches["normalise"] = tuple(NORMALISATIONS)
+    switches |= {"filters": user_filters, "near_dedup": True, "private_numbers": PrivateNumbers.rules}
+    everything = CleanRecipe.model_validate(switches)
+    chain = [*stage_names(everything)]
+    chain.insert(chain.index(DOCUMENT_DEDUP_AGAIN), BadWords.name)
     used = {name for recipe in recipes for name in stage_names(recipe)}
     return [name for name in dict.fromkeys(chain) if name in used]
 
