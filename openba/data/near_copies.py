@@ -75,29 +75,29 @@ def cluster_keys(texts: np.ndarray, pairs: np.ndarray) -> np.ndarray:
         texts: uint64 `[documents]`, digests, equal for equal texts; these are linked as well.
         pairs: int64 `[pairs, 2]`, linked documents.
     """
-    digests, text_numbers = np.unique(texts, return_inverse=True)
+    text_digests, text_numbers = np.unique(texts, return_inverse=True)
     # Digests are sorted, so the smallest number in a cluster is that of its smallest digest.
-    roots = _join(len(digests), text_numbers[pairs])
-    sizes = np.bincount(roots, minlength=len(digests))
+    cluster_roots = _join(len(text_digests), text_numbers[pairs])
+    cluster_sizes = np.bincount(cluster_roots, minlength=len(text_digests))
     # The smallest of many digests would be first in the order of keys: the digest of the digest is not.
-    mixed = (digests ^ (digests >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
-    mixed ^= mixed >> np.uint64(29)
-    return np.where(sizes > 1, mixed, digests)[roots][text_numbers]
+    mixed_digests = (text_digests ^ (text_digests >> np.uint64(31))) * np.uint64(0x9E3779B97F4A7C15)
+    mixed_digests ^= mixed_digests >> np.uint64(29)
+    return np.where(cluster_sizes > 1, mixed_digests, text_digests)[cluster_roots][text_numbers]
 
 
 def _plan(corpus: Path, folder: Path) -> Plan:
     """Divide the corpus into shards of row groups."""
-    shards: list[Shard] = []
+    corpus_shards: list[Shard] = []
     total_bytes = 0
     for path in corpus_files(corpus):
         metadata = pq.ParquetFile(path).metadata
-        sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
-        total_bytes += sum(sizes)
-        for row_groups in divide_row_groups(sizes, SHARD_BYTES):
-            shards.append(Shard(len(shards), path.stem, path, row_groups))
+        group_sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+        total_bytes += sum(group_sizes)
+        for row_groups in divide_row_groups(group_sizes, SHARD_BYTES):
+            corpus_shards.append(Shard(len(corpus_shards), path.stem, path, row_groups))
     partitions = min(_MAX_PARTITIONS, 1 + total_bytes // PARTITION_BYTES)
-    recipes = dict.fromkeys((shard.source for shard in shards), _RECIPE)
-    return Plan(folder, tuple(shards), recipes, partitions, total_bytes)
+    recipes = dict.fromkeys((shard.source for shard in corpus_shards), _RECIPE)
+    return Plan(folder, tuple(corpus_shards), recipes, partitions, total_bytes)
 
 
 def _documents(shard: Shard) -> int:

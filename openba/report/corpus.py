@@ -98,8 +98,8 @@ def render(name: str, folder: Path, facts: Mapping[str, Any]) -> str:
 
 def sources(folder: Path) -> list[SourceRow]:
     """Return a row for each source and language, in the order of the sources' names."""
-    counts: Counter[tuple[str, str]] = Counter()
-    sizes: Counter[tuple[str, str]] = Counter()
+    document_counts: Counter[tuple[str, str]] = Counter()
+    text_sizes: Counter[tuple[str, str]] = Counter()
     lengths: dict[tuple[str, str], np.ndarray] = {}
     letters: dict[tuple[str, str], np.ndarray] = {}
     for path in corpus_files(folder):
@@ -107,22 +107,22 @@ def sources(folder: Path) -> list[SourceRow]:
             keys = list(zip(batch["source"].to_pylist(), batch["language"].to_pylist(), strict=True))
             for key in set(keys):
                 chosen = batch["text"].filter(pa.array([key == other for other in keys]))
-                counts[key] += len(chosen)
-                sizes[key] += pc.sum(pc.binary_length(chosen)).as_py() or 0
+                document_counts[key] += len(chosen)
+                text_sizes[key] += pc.sum(pc.binary_length(chosen)).as_py() or 0
                 lengths[key] = lengths.get(key, 0) + _histogram(_characters(chosen), _LENGTH_LIMITS)
                 letters[key] = letters.get(key, 0) + _histogram(_letter_shares(chosen), _SHARE_LIMITS)
     return [
-        SourceRow(*key, counts[key], sizes[key], lengths[key].tolist(), letters[key].tolist())
-        for key in sorted(counts)
+        SourceRow(*key, document_counts[key], text_sizes[key], lengths[key].tolist(), letters[key].tolist())
+        for key in sorted(document_counts)
     ]
 
 
 def removals(folder: Path) -> tuple[list[RuleRow], list[ClusterRow]]:
-    """Return what each rule removed, most spans first, and the largest clusters of copies."""
-    spans: Counter[tuple[str, str]] = Counter()
-    characters: Counter[tuple[str, str]] = Counter()
-    documents: dict[tuple[str, str], set[str]] = {}
-    survivors: Counter[tuple[str, str]] = Counter()
+    """Return what each rule removed, most first, and the largest clusters of copies."""
+    span_counts: Counter[tuple[str, str]] = Counter()
+    character_counts: Counter[tuple[str, str]] = Counter()
+    document_names: dict[tuple[str, str], set[str]] = {}
+    survivor_counts: Counter[tuple[str, str]] = Counter()
     for batch in pq.ParquetFile(folder / f"{REMOVED}.parquet").iter_batches(_BATCH):
         table = pa.Table.from_batches([batch])
         table = table.append_column("characters", pc.subtract(table["end"], table["start"]))
@@ -132,18 +132,18 @@ def removals(folder: Path) -> tuple[list[RuleRow], list[ClusterRow]]:
         )
         for row in grouped.to_pylist():
             key = (row["stage"], row["rule"])
-            spans[key] += row["name_count"]
-            characters[key] += row["characters_sum"]
-            documents.setdefault(key, set()).update(row["name_distinct"])
+            span_counts[key] += row["name_count"]
+            character_counts[key] += row["characters_sum"]
+            document_names.setdefault(key, set()).update(row["name_distinct"])
         copies = table.filter(pc.is_in(table["rule"], pa.array(_COPY_RULES)))
         for row in copies.group_by(["survivor", "rule"]).aggregate([([], "count_all")]).to_pylist():
-            survivors[row["survivor"], row["rule"]] += row["count_all"]
+            survivor_counts[row["survivor"], row["rule"]] += row["count_all"]
     rules = [
-        RuleRow(*key, spans[key], len(documents[key]), characters[key])
-        for key in sorted(spans, key=lambda key: (-spans[key], key))
+        RuleRow(*key, span_counts[key], len(document_names[key]), character_counts[key])
+        for key in sorted(span_counts, key=lambda key: (-span_counts[key], key))
     ]
-    largest = sorted(survivors, key=lambda key: (-survivors[key], key))[:_CLUSTERS]
-    return rules, [ClusterRow(*key, survivors[key]) for key in largest]
+    largest = sorted(survivor_counts, key=lambda key: (-survivor_counts[key], key))[:_CLUSTERS]
+    return rules, [ClusterRow(*key, survivor_counts[key]) for key in largest]
 
 
 def _characters(texts: pa.Array) -> np.ndarray:

@@ -56,9 +56,9 @@ class Mojibake(Filter):
     def find(self, texts: Texts) -> np.ndarray:
         """Return the edits of a batch; see `Filter.find`."""
         # ftfy does 2 MB/s, and mojibake has two characters beyond ASCII in a row that are not of East Asia.
-        rows = np.flatnonzero(_may_be_mojibake(texts.code_points, texts.offsets))
+        candidate_rows = np.flatnonzero(_may_be_mojibake(texts.code_points, texts.offsets))
         return from_edits(
-            texts, ((row, self.find_in_text(texts.text(row))) for row in rows.tolist()), self.rules
+            texts, ((row, self.find_in_text(texts.text(row))) for row in candidate_rows.tolist()), self.rules
         )
 
     def find_in_text(self, text: str) -> list[Edit]:
@@ -79,8 +79,10 @@ class CompatibilityForms(Filter):
         """Return the edits of a batch; see `Filter.find`."""
         first, second = _usual_forms()
         edits = _find_forms(texts.code_points, texts.offsets, first, second)
-        rows = np.flatnonzero(_has_accents(texts.code_points, texts.offsets))
-        accents = from_edits(texts, ((row, _compose(texts.text(row))) for row in rows.tolist()), self.rules)
+        candidate_rows = np.flatnonzero(_has_accents(texts.code_points, texts.offsets))
+        accents = from_edits(
+            texts, ((row, _compose(texts.text(row))) for row in candidate_rows.tolist()), self.rules
+        )
         # An accent belongs to the letter before it, so the two sorts of edits never touch the same character
         # unless that letter is a compatibility form; the accent's edit then stands for both.
         covered = np.isin(edits[:, 1], accents[:, 1])
@@ -96,9 +98,9 @@ class SimplifiedScript(Filter):
 
     def find(self, texts: Texts) -> np.ndarray:
         """Return the edits of a batch; see `Filter.find`."""
-        rows = np.flatnonzero(_holds_any(texts.code_points, texts.offsets, _traditional()))
+        candidate_rows = np.flatnonzero(_holds_any(texts.code_points, texts.offsets, _traditional()))
         return from_edits(
-            texts, ((row, self.find_in_text(texts.text(row))) for row in rows.tolist()), self.rules
+            texts, ((row, self.find_in_text(texts.text(row))) for row in candidate_rows.tolist()), self.rules
         )
 
     def find_in_text(self, text: str) -> list[Edit]:

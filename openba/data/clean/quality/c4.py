@@ -53,9 +53,9 @@ class C4Lines(Filter):
     def find(self, texts: Texts) -> np.ndarray:
         """Return the edits of a batch; see `Filter.find`."""
         is_chinese = word_table.find_chinese(texts)
-        classes = character_classes()
+        class_table = character_classes()
         lines, citations, buffer, left_offsets = _read_lines(
-            texts.code_points, texts.offsets, is_chinese, classes,
+            texts.code_points, texts.offsets, is_chinese, class_table,
             _encode((_ENGLISH_ENDS,))[0], _encode((_CHINESE_ENDS,))[0], *_encode(_POLICIES),
             *_encode(("javascript",)), *_encode(("lorem ipsum",)), *_encode(_CITATIONS),
         )  # fmt: skip
@@ -72,8 +72,8 @@ ROW, START, END, STRIPPED_START, STRIPPED_END, FOLLOWING, RULE = range(7)
 
 def _encode(phrases: tuple[str, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Return phrases as code points, uint32, and their offsets, int64."""
-    offsets = np.cumsum([0, *map(len, phrases)])
-    return np.frombuffer("".join(phrases).encode("utf-32-le"), np.uint32), offsets
+    row_offsets = np.cumsum([0, *map(len, phrases)])
+    return np.frombuffer("".join(phrases).encode("utf-32-le"), np.uint32), row_offsets
 
 
 @njit(cache=True, nogil=True)
@@ -81,7 +81,7 @@ def _read_lines(
     code_points: np.ndarray,
     text_offsets: np.ndarray,
     is_chinese: np.ndarray,
-    classes: np.ndarray,
+    class_table: np.ndarray,
     english_ends: np.ndarray,
     chinese_ends: np.ndarray,
     policies: np.ndarray,
@@ -108,8 +108,8 @@ def _read_lines(
         ends = chinese_ends if is_chinese[row] else english_ends
         while line_start < row_end:
             line_end, following = next_line(code_points, line_start, row_end)
-            start, end = strip(code_points, line_start, line_end, classes)
-            count, longest = _count_line_words(code_points, start, end, classes, is_chinese[row])
+            start, end = strip(code_points, line_start, line_end, class_table)
+            count, longest = _count_line_words(code_points, start, end, class_table, is_chinese[row])
             # The line without citations goes to the end of `buffer`, where it stays if the line does.
             length, citations, citation_count = _copy_without_citations(
                 code_points,
@@ -189,7 +189,7 @@ def _copy_without_citations(
 
 @njit(cache=True, nogil=True)
 def _count_line_words(
-    code_points: np.ndarray, start: int, end: int, classes: np.ndarray, is_chinese: bool
+    code_points: np.ndarray, start: int, end: int, class_table: np.ndarray, is_chinese: bool
 ) -> tuple[int, int]:
     """Return the words between white space, or Han characters, and the longest word's length."""
     words = 0
@@ -197,7 +197,7 @@ def _count_line_words(
     longest = 0
     length = 0
     for position in range(start, end):
-        bits = classes[code_points[position]]
+        bits = class_table[code_points[position]]
         han += bits & HAN != 0
         if bits & SPACE:
             length = 0
@@ -240,22 +240,22 @@ def _has_end(text: np.ndarray, start: int, end: int, ends: np.ndarray) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def _holds_any(text: np.ndarray, start: int, end: int, phrases: np.ndarray, offsets: np.ndarray) -> bool:
+def _holds_any(text: np.ndarray, start: int, end: int, phrases: np.ndarray, row_offsets: np.ndarray) -> bool:
     """Return whether a span holds one of some phrases in lower case, whatever its own case."""
     for position in range(start, end):
         first = text[position]
         first += 32 if 65 <= first <= 90 else 0
-        for number in range(len(offsets) - 1):
-            if first != phrases[offsets[number]]:
+        for number in range(len(row_offsets) - 1):
+            if first != phrases[row_offsets[number]]:
                 continue
-            length = offsets[number + 1] - offsets[number]
+            length = row_offsets[number + 1] - row_offsets[number]
             if position + length > end:
                 continue
             is_equal = True
             for index in range(1, length):
                 code_point = text[position + index]
                 code_point += 32 if 65 <= code_point <= 90 else 0
-                if code_point != phrases[offsets[number] + index]:
+                if code_point != phrases[row_offsets[number] + index]:
                     is_equal = False
                     break
             if is_equal:
@@ -264,16 +264,16 @@ def _holds_any(text: np.ndarray, start: int, end: int, phrases: np.ndarray, offs
 
 
 @njit(cache=True, nogil=True)
-def _count_sentences(kinds: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+def _count_sentences(kinds: np.ndarray, row_offsets: np.ndarray) -> np.ndarray:
     """Return the sentences of each line, int64 `[lines]`: a new one begins with the first word after a stop.
 
     As spaCy's sentencizer: punctuation behind a stop belongs to the sentence before it.
     """
-    sentences = np.zeros(len(offsets) - 1, np.int64)
-    for line in range(len(offsets) - 1):
+    sentences = np.zeros(len(row_offsets) - 1, np.int64)
+    for line in range(len(row_offsets) - 1):
         is_after_stop = False
-        sentences[line] = offsets[line + 1] > offsets[line]
-        for index in range(offsets[line], offsets[line + 1]):
+        sentences[line] = row_offsets[line + 1] > row_offsets[line]
+        for index in range(row_offsets[line], row_offsets[line + 1]):
             kind = kinds[index]
             if kind & ENDS_SENTENCE:
                 is_after_stop = True

@@ -53,19 +53,27 @@ class FineWebQuality(Filter):
 
 
 @njit(cache=True, nogil=True)
-def _count_repeated(code_points: np.ndarray, offsets: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def _count_repeated(code_points: np.ndarray, text_offsets: np.ndarray, class_table: np.ndarray) -> np.ndarray:
     """Return the characters of each text's lines that repeat an earlier one, int64 `[texts]`."""
     longest = 1
-    for row in range(len(offsets) - 1):
-        longest = max(longest, offsets[row + 1] - offsets[row])
+    for row in range(len(text_offsets) - 1):
+        longest = max(longest, text_offsets[row + 1] - text_offsets[row])
     table_size = 16
     while table_size < 2 * longest + 2:
         table_size *= 2
-    keys = np.empty(table_size, np.uint64)
-    stamps = np.zeros(table_size, np.int64)
-    repeated = np.zeros(len(offsets) - 1, np.int64)
-    for row in range(len(offsets) - 1):
+    slot_keys = np.empty(table_size, np.uint64)
+    slot_stamps = np.zeros(table_size, np.int64)
+    repeated = np.zeros(len(text_offsets) - 1, np.int64)
+    for row in range(len(text_offsets) - 1):
         _, _, repeated[row] = count_repeats(
-            code_points, offsets[row], offsets[row + 1], 1, True, classes, keys, stamps, row + 1
+            code_points,
+            text_offsets[row],
+            text_offsets[row + 1],
+            1,
+            True,
+            class_table,
+            slot_keys,
+            slot_stamps,
+            row + 1,
         )
     return repeated

@@ -122,13 +122,17 @@ class GopherRepetition(Filter):
 
 @njit(cache=True, nogil=True)
 def _count_words(
-    hashes: np.ndarray, lengths: np.ndarray, kinds: np.ndarray, offsets: np.ndarray, stop_words: np.ndarray
+    hashes: np.ndarray,
+    lengths: np.ndarray,
+    kinds: np.ndarray,
+    row_offsets: np.ndarray,
+    stop_words: np.ndarray,
 ) -> np.ndarray:
     """Return per text: words, those that are no symbols and their characters, with letters, stop words."""
-    counts = np.zeros((len(offsets) - 1, 5), np.int64)
-    for row in range(len(offsets) - 1):
+    counts = np.zeros((len(row_offsets) - 1, 5), np.int64)
+    for row in range(len(row_offsets) - 1):
         seen = 0
-        for index in range(offsets[row], offsets[row + 1]):
+        for index in range(row_offsets[row], row_offsets[row + 1]):
             counts[row, 0] += 1
             if kinds[index] & NO_SYMBOL:
                 counts[row, 1] += 1
@@ -147,11 +151,11 @@ def _find_repetition(
     text_offsets: np.ndarray,
     hashes: np.ndarray,
     lengths: np.ndarray,
-    offsets: np.ndarray,
+    row_offsets: np.ndarray,
     units: np.ndarray,
     limits: np.ndarray,
     top_count: int,
-    classes: np.ndarray,
+    class_table: np.ndarray,
 ) -> np.ndarray:
     """Return the number of the first rule that each text breaks, 0 if none, int64 `[texts]`."""
     longest = 1
@@ -160,11 +164,11 @@ def _find_repetition(
     table_size = 16
     while table_size < 2 * longest + 2:
         table_size *= 2
-    keys = np.empty(table_size, np.uint64)
-    stamps = np.zeros(table_size, np.int64)
+    slot_keys = np.empty(table_size, np.uint64)
+    slot_stamps = np.zeros(table_size, np.int64)
     counts = np.zeros(table_size, np.int64)
-    slots = np.empty(longest + 1, np.int64)
-    stamp = 0
+    run_slots = np.empty(longest + 1, np.int64)
+    current_stamp = 0
     rules = np.zeros(len(text_offsets) - 1, np.int64)
     for row in range(len(text_offsets) - 1):
         start = text_offsets[row]
@@ -172,32 +176,51 @@ def _find_repetition(
         size = end - start
         if size == 0:
             continue
-        stripped_start, stripped_end = strip(code_points, start, end, classes)
+        stripped_start, stripped_end = strip(code_points, start, end, class_table)
         pieces, repeats, characters = count_repeats(
-            code_points, stripped_start, stripped_end, 2, False, classes, keys, stamps, stamp + 1
+            code_points,
+            stripped_start,
+            stripped_end,
+            2,
+            False,
+            class_table,
+            slot_keys,
+            slot_stamps,
+            current_stamp + 1,
         )
         lines, line_repeats, line_characters = count_repeats(
-            code_points, start, end, 1, False, classes, keys, stamps, stamp + 2
+            code_points, start, end, 1, False, class_table, slot_keys, slot_stamps, current_stamp + 2
         )
-        stamp += 2
+        current_stamp += 2
         shares = (repeats / pieces, characters / size, line_repeats / lines, line_characters / size)
         rule = 0
         for index in range(4):
             if rule == 0 and shares[index] > limits[index]:
                 rule = index + 1
-        first = offsets[row]
-        last = offsets[row + 1]
+        first = row_offsets[row]
+        last = row_offsets[row + 1]
         for index in range(units.shape[1]):
             length = units[row, index]
             if rule or last - first < length:
                 continue
-            stamp += 1
+            current_stamp += 1
             if index < top_count:
                 characters = _top_characters(
-                    hashes, lengths, first, last, length, keys, stamps, counts, slots, stamp
+                    hashes,
+                    lengths,
+                    first,
+                    last,
+                    length,
+                    slot_keys,
+                    slot_stamps,
+                    counts,
+                    run_slots,
+                    current_stamp,
                 )
             else:
-                characters = _repeated_characters(hashes, lengths, first, last, length, keys, stamps, stamp)
+                characters = _repeated_characters(
+                    hashes, lengths, first, last, length, slot_keys, slot_stamps, current_stamp
+                )
             if characters / size > limits[4 + index]:
                 rule = 5 + index
         rules[row] = rule
@@ -211,30 +234,30 @@ def _top_characters(
     first: int,
     last: int,
     length: int,
-    keys: np.ndarray,
-    stamps: np.ndarray,
+    slot_keys: np.ndarray,
+    slot_stamps: np.ndarray,
     counts: np.ndarray,
-    slots: np.ndarray,
-    stamp: int,
+    run_slots: np.ndarray,
+    current_stamp: int,
 ) -> int:
     """Return the characters of all occurrences of the most frequent run of so many words, blanks included."""
-    mask = len(keys) - 1
+    mask = len(slot_keys) - 1
     for index in range(first, last - length + 1):
         key = _run_key(hashes, index, length)
         slot = np.int64(key & np.uint64(mask))
-        while stamps[slot] == stamp and keys[slot] != key:
+        while slot_stamps[slot] == current_stamp and slot_keys[slot] != key:
             slot = (slot + 1) & mask
-        if stamps[slot] != stamp:
-            stamps[slot] = stamp
-            keys[slot] = key
+        if slot_stamps[slot] != current_stamp:
+            slot_stamps[slot] = current_stamp
+            slot_keys[slot] = key
             counts[slot] = 0
         counts[slot] += 1
-        slots[index - first] = slot
+        run_slots[index - first] = slot
     most = 0
     top = first
     for index in range(first, last - length + 1):  # of equally frequent runs the first one counts
-        if counts[slots[index - first]] > most:
-            most = counts[slots[index - first]]
+        if counts[run_slots[index - first]] > most:
+            most = counts[run_slots[index - first]]
             top = index
     return most * (lengths[top : top + length].sum() + length - 1)
 
@@ -246,26 +269,26 @@ def _repeated_characters(
     first: int,
     last: int,
     length: int,
-    keys: np.ndarray,
-    stamps: np.ndarray,
-    stamp: int,
+    slot_keys: np.ndarray,
+    slot_stamps: np.ndarray,
+    current_stamp: int,
 ) -> int:
     """Return the characters of runs that occurred before; after one the search goes on behind it."""
-    mask = len(keys) - 1
+    mask = len(slot_keys) - 1
     characters = 0
     index = first
     while index <= last - length:
         key = _run_key(hashes, index, length)
         slot = np.int64(key & np.uint64(mask))
-        while stamps[slot] == stamp and keys[slot] != key:
+        while slot_stamps[slot] == current_stamp and slot_keys[slot] != key:
             slot = (slot + 1) & mask
-        if stamps[slot] == stamp:
+        if slot_stamps[slot] == current_stamp:
             for position in range(index, index + length):
                 characters += lengths[position]
             index += length
         else:
-            stamps[slot] = stamp
-            keys[slot] = key
+            slot_stamps[slot] = current_stamp
+            slot_keys[slot] = key
             index += 1
     return characters
 

@@ -37,11 +37,11 @@ def next_line(code_points: np.ndarray, start: int, end: int) -> tuple[int, int]:
 
 
 @njit(cache=True, nogil=True)
-def strip(code_points: np.ndarray, start: int, end: int, classes: np.ndarray) -> tuple[int, int]:
+def strip(code_points: np.ndarray, start: int, end: int, class_table: np.ndarray) -> tuple[int, int]:
     """Return the span without the white space around it."""
-    while start < end and classes[code_points[start]] & SPACE:
+    while start < end and class_table[code_points[start]] & SPACE:
         start += 1
-    while end > start and classes[code_points[end - 1]] & SPACE:
+    while end > start and class_table[code_points[end - 1]] & SPACE:
         end -= 1
     return start, end
 
@@ -55,18 +55,18 @@ def ends_in_ellipsis(code_points: np.ndarray, start: int, end: int) -> bool:
 
 
 @njit(cache=True, nogil=True)
-def count_marks(code_points: np.ndarray, offsets: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def count_marks(code_points: np.ndarray, text_offsets: np.ndarray, class_table: np.ndarray) -> np.ndarray:
     """Return per text: lines, lines with a bullet, lines that end in an ellipsis, #, and ellipses.
 
     int64 `[texts, 5]`.
     """
-    counts = np.zeros((len(offsets) - 1, 5), np.int64)
-    for row in range(len(offsets) - 1):
-        line_start = offsets[row]
-        row_end = offsets[row + 1]
+    counts = np.zeros((len(text_offsets) - 1, 5), np.int64)
+    for row in range(len(text_offsets) - 1):
+        line_start = text_offsets[row]
+        row_end = text_offsets[row + 1]
         while line_start < row_end:
             line_end, following = next_line(code_points, line_start, row_end)
-            start, end = strip(code_points, line_start, line_end, classes)
+            start, end = strip(code_points, line_start, line_end, class_table)
             counts[row, 0] += 1
             if start < end:
                 counts[row, 1] += code_points[start] == 0x2022 or code_points[start] == 45  # • -
@@ -75,7 +75,7 @@ def count_marks(code_points: np.ndarray, offsets: np.ndarray, classes: np.ndarra
                 )
             line_start = following
         dots = 0
-        for position in range(offsets[row], row_end):
+        for position in range(text_offsets[row], row_end):
             code_point = code_points[position]
             counts[row, 3] += code_point == 35
             dots = dots + 1 if code_point == 46 else 0
@@ -92,10 +92,10 @@ def count_repeats(
     end: int,
     newlines: int,
     skips_blank: bool,
-    classes: np.ndarray,
-    keys: np.ndarray,
-    stamps: np.ndarray,
-    stamp: int,
+    class_table: np.ndarray,
+    slot_keys: np.ndarray,
+    slot_stamps: np.ndarray,
+    current_stamp: int,
 ) -> tuple[int, int, int]:
     """Return how many pieces a text has, how many repeat an earlier one, and the characters of these.
 
@@ -105,16 +105,16 @@ def count_repeats(
         end: of the text.
         newlines: so many or more line feeds divide two pieces.
         skips_blank: leave out pieces of white space, and divide at each single line feed.
-        classes: `character_classes()`.
-        keys: scratch hash table, a power of two over twice the number of pieces.
-        stamps: scratch, as long.
-        stamp: number that `stamps` does not hold yet.
+        class_table: `character_classes()`.
+        slot_keys: scratch hash table, a power of two over twice the number of pieces.
+        slot_stamps: scratch, as long.
+        current_stamp: number that `slot_stamps` does not hold yet.
     """
     pieces = 0
     repeats = 0
     repeated_characters = 0
     piece_start = start
-    mask = len(keys) - 1
+    mask = len(slot_keys) - 1
     while True:
         piece_end = piece_start
         following = piece_start
@@ -129,7 +129,7 @@ def count_repeats(
             piece_end = max(following, piece_end + 1)
         is_last = piece_end >= end
         piece_end = min(piece_end, end)
-        stripped_start, stripped_end = strip(code_points, piece_start, piece_end, classes)
+        stripped_start, stripped_end = strip(code_points, piece_start, piece_end, class_table)
         if not (skips_blank and stripped_start == stripped_end):
             pieces += 1
             mixed = _SEED
@@ -137,13 +137,13 @@ def count_repeats(
                 mixed = (mixed ^ np.uint64(code_points[position])) * _MULTIPLIER
                 mixed ^= mixed >> np.uint64(29)
             slot = np.int64(mixed & np.uint64(mask))
-            while stamps[slot] == stamp and keys[slot] != mixed:
+            while slot_stamps[slot] == current_stamp and slot_keys[slot] != mixed:
                 slot = (slot + 1) & mask
-            if stamps[slot] == stamp:
+            if slot_stamps[slot] == current_stamp:
                 repeats += 1
                 repeated_characters += piece_end - piece_start
-            stamps[slot] = stamp
-            keys[slot] = mixed
+            slot_stamps[slot] = current_stamp
+            slot_keys[slot] = mixed
         if is_last:
             return pieces, repeats, repeated_characters
         piece_start = following
@@ -151,29 +151,33 @@ def count_repeats(
 
 @njit(cache=True, nogil=True)
 def count_line_ends(
-    code_points: np.ndarray, offsets: np.ndarray, classes: np.ndarray, kinds: np.ndarray, short: np.ndarray
+    code_points: np.ndarray,
+    text_offsets: np.ndarray,
+    class_table: np.ndarray,
+    kinds: np.ndarray,
+    short: np.ndarray,
 ) -> np.ndarray:
     """Return per text: lines that are not blank, those that end a sentence, short ones, and line feeds.
 
     Args:
         code_points: of the batch.
-        offsets: of the texts.
-        classes: `character_classes()`.
+        text_offsets: of the texts.
+        class_table: `character_classes()`.
         kinds: `word_kinds()`.
         short: per text, characters of a line up to which it is short, int64 `[texts]`.
 
     Returns:
         int64 `[texts, 4]`.
     """
-    counts = np.zeros((len(offsets) - 1, 4), np.int64)
-    for row in range(len(offsets) - 1):
-        line_start = offsets[row]
-        row_end = offsets[row + 1]
+    counts = np.zeros((len(text_offsets) - 1, 4), np.int64)
+    for row in range(len(text_offsets) - 1):
+        line_start = text_offsets[row]
+        row_end = text_offsets[row + 1]
         while line_start <= row_end:
             line_end = line_start
             while line_end < row_end and code_points[line_end] != 10:
                 line_end += 1
-            start, end = strip(code_points, line_start, line_end, classes)
+            start, end = strip(code_points, line_start, line_end, class_table)
             if start < end:
                 counts[row, 0] += 1
                 counts[row, 1] += kinds[code_points[line_end - 1]] & ENDS_SENTENCE != 0

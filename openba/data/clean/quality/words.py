@@ -142,10 +142,10 @@ class _Memo:
         ]
         if flat:
             self._tokens = [np.concatenate(pair) for pair in zip(self._tokens, new, strict=True)]
-        keys = np.array([_hash(_code_points(chunk), 0, len(chunk)) for chunk in chunks], np.uint64)
+        slot_keys = np.array([_hash(_code_points(chunk), 0, len(chunk)) for chunk in chunks], np.uint64)
         while 2 * len(self._starts) > len(self._table_keys):
             self._table_keys, self._table_values = _grow(self._table_keys, self._table_values)
-        _insert(self._table_keys, self._table_values, keys, first_chunk)
+        _insert(self._table_keys, self._table_values, slot_keys, first_chunk)
 
 
 _TYPES = (np.uint64, np.int32, np.uint8)
@@ -172,8 +172,8 @@ def _load_language() -> Language:
 def word_kinds() -> np.ndarray:
     """Return the kind of a word of each single character, uint8 `[0x110000]`."""
     kinds = np.zeros(0x110000, np.uint8)
-    classes = character_classes()
-    kinds[classes & LETTER != 0] |= ALPHABETIC
+    class_table = character_classes()
+    kinds[class_table & LETTER != 0] |= ALPHABETIC
     symbols = {*map(ord, _SYMBOLS), *range(0x20), *range(0x7F, 0xA0)} - {10, 9}
     symbols |= {code for code in range(0x21, 0x7F) if not chr(code).isalnum()}
     ends = set(_load_language().get_pipe("sentencizer").punct_chars)  # type: ignore[attr-defined]
@@ -192,13 +192,13 @@ def _code_points(text: str) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _find_chinese(code_points: np.ndarray, offsets: np.ndarray, classes: np.ndarray) -> np.ndarray:
+def _find_chinese(code_points: np.ndarray, offsets: np.ndarray, class_table: np.ndarray) -> np.ndarray:
     is_chinese = np.zeros(len(offsets) - 1, np.bool_)
     for row in range(len(offsets) - 1):
         balance = 0
         is_in_word = False
         for position in range(offsets[row], offsets[row + 1]):
-            bits = classes[code_points[position]]
+            bits = class_table[code_points[position]]
             if bits & HAN:
                 balance += 1
             elif bits & WORD and not is_in_word:
@@ -235,35 +235,35 @@ def _describe(text: np.ndarray, start: int, end: int, kinds: np.ndarray) -> tupl
 
 
 @njit(cache=True, nogil=True)
-def _insert(keys: np.ndarray, values: np.ndarray, new_keys: np.ndarray, first_value: int) -> None:
-    mask = np.uint64(len(keys) - 1)
+def _insert(slot_keys: np.ndarray, values: np.ndarray, new_keys: np.ndarray, first_value: int) -> None:
+    mask = np.uint64(len(slot_keys) - 1)
     for index in range(len(new_keys)):
         slot = np.int64(new_keys[index] & mask)
-        while values[slot] >= 0 and keys[slot] != new_keys[index]:
-            slot = (slot + 1) & (len(keys) - 1)
-        keys[slot] = new_keys[index]
+        while values[slot] >= 0 and slot_keys[slot] != new_keys[index]:
+            slot = (slot + 1) & (len(slot_keys) - 1)
+        slot_keys[slot] = new_keys[index]
         values[slot] = first_value + index
 
 
 @njit(cache=True, nogil=True)
-def _grow(keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    grown_keys = np.zeros(2 * len(keys), np.uint64)
-    grown_values = np.full(2 * len(keys), -1, np.int64)
-    for slot in range(len(keys)):
+def _grow(slot_keys: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    grown_keys = np.zeros(2 * len(slot_keys), np.uint64)
+    grown_values = np.full(2 * len(slot_keys), -1, np.int64)
+    for slot in range(len(slot_keys)):
         if values[slot] >= 0:
-            _insert(grown_keys, grown_values, keys[slot : slot + 1], values[slot])
+            _insert(grown_keys, grown_values, slot_keys[slot : slot + 1], values[slot])
     return grown_keys, grown_values
 
 
 @njit(cache=True, nogil=True)
-def _look_up(keys: np.ndarray, values: np.ndarray, text: np.ndarray, start: int, end: int) -> int:
+def _look_up(slot_keys: np.ndarray, values: np.ndarray, text: np.ndarray, start: int, end: int) -> int:
     """Return the number of a chunk that spaCy was asked about, -1 if it was not."""
     key = _hash(text, start, end)
-    slot = np.int64(key & np.uint64(len(keys) - 1))
+    slot = np.int64(key & np.uint64(len(slot_keys) - 1))
     while values[slot] >= 0:
-        if keys[slot] == key:
+        if slot_keys[slot] == key:
             return values[slot]
-        slot = (slot + 1) & (len(keys) - 1)
+        slot = (slot + 1) & (len(slot_keys) - 1)
     return -1
 
 
@@ -272,7 +272,7 @@ def _words(
     code_points: np.ndarray,
     text_offsets: np.ndarray,
     is_chinese: np.ndarray,
-    classes: np.ndarray,
+    class_table: np.ndarray,
     character_kinds: np.ndarray,
     table_keys: np.ndarray,
     table_values: np.ndarray,
@@ -296,8 +296,8 @@ def _words(
         row_end = text_offsets[row + 1]
         while position < row_end:
             start = position
-            is_space = classes[code_points[start]] & SPACE != 0
-            while position < row_end and (classes[code_points[position]] & SPACE != 0) == is_space:
+            is_space = class_table[code_points[start]] & SPACE != 0
+            while position < row_end and (class_table[code_points[position]] & SPACE != 0) == is_space:
                 position += 1
             if is_space:
                 # spaCy counts one blank to the word before it; the rest is a token.
@@ -311,7 +311,7 @@ def _words(
             if is_chinese[row]:
                 cut_start = start
                 while cut_start < position:
-                    cut_end = _end_of_unit(code_points, cut_start, position, classes)
+                    cut_end = _end_of_unit(code_points, cut_start, position, class_table)
                     hashes[count], lengths[count], kinds[count] = _describe(
                         code_points, cut_start, cut_end, character_kinds
                     )
@@ -361,11 +361,11 @@ def _with_room(spans: np.ndarray, count: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _end_of_unit(code_points: np.ndarray, start: int, end: int, classes: np.ndarray) -> int:
+def _end_of_unit(code_points: np.ndarray, start: int, end: int, class_table: np.ndarray) -> int:
     """Return where a Han character, a mark, or a run of other letters ends that begins at `start`."""
     position = start + 1
-    if classes[code_points[start]] & (WORD | HAN) == WORD:
-        while position < end and classes[code_points[position]] & (WORD | HAN) == WORD:
+    if class_table[code_points[start]] & (WORD | HAN) == WORD:
+        while position < end and class_table[code_points[position]] & (WORD | HAN) == WORD:
             position += 1
     return position
 
@@ -375,7 +375,7 @@ def _divide(
     text: np.ndarray,
     chunk_start: int,
     end: int,
-    keys: np.ndarray,
+    slot_keys: np.ndarray,
     values: np.ndarray,
     special_count: int,
     cuts: np.ndarray,
@@ -413,7 +413,7 @@ def _divide(
     # spaCy looks for its special cases at each step, with and without what precedes and follows.
     for from_here in range(chunk_start, start + 1):
         for to_here in range(core_end, end + 1):
-            number = _look_up(keys, values, text, from_here, to_here)
+            number = _look_up(slot_keys, values, text, from_here, to_here)
             if 0 <= number < special_count:
                 return 0
     return count
