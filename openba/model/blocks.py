@@ -20,6 +20,14 @@ from openba.model.rows import Rows
 from openba.recipes.architecture import Architecture
 
 
+class EncoderAttention(Protocol):
+    """Attention that encoder blocks ask. All tensors are `[tokens, heads, kv]`."""
+
+    def attend_self(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend to all tokens of the row."""
+        ...
+
+
 class DecoderAttention(Protocol):
     """Source of keys and values for decoder blocks. All tensors are `[tokens, heads, kv]`."""
 
@@ -30,6 +38,26 @@ class DecoderAttention(Protocol):
     def attend_cross(self, layer_index: int, query: Tensor, projection: CrossAttention) -> Tensor:
         """Attend to the encoder's output, which `projection` turns into keys and values."""
         ...
+
+
+class SourceAttention:
+    """Attention of the encoder's tokens to each other."""
+
+    def __init__(
+        self, rows: Rows, dropout: float = 0.0, dropout_stream: int | None = None, recompute: bool = False
+    ) -> None:
+        """Take the layout of the tokens; the rest is as in `attend`."""
+        self.rows = rows
+        self.dropout = dropout
+        self.dropout_stream = dropout_stream
+        self.recompute = recompute
+
+    def attend_self(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attend within each row."""
+        return attend(
+            query, key, value, self.rows, self.rows,
+            dropout=self.dropout, dropout_stream=self.dropout_stream, recompute=self.recompute,
+        )  # fmt: skip
 
 
 class FullAttention:
@@ -79,23 +107,17 @@ class EncoderBlock(nn.Module):
         self.post_attn_layernorm = make_norm(architecture)
         self.mlp = MLP(architecture)
         self.dropout = nn.Dropout(architecture.hidden_dropout)
-        self.attention_dropout = architecture.attention_dropout
-        self.recompute_attention = False
-        self.dropout_stream: int | None = None
 
-    def forward(self, hidden_states: Tensor, rotary_angles: Tensor, rows: Rows) -> Tensor:
+    def forward(
+        self, hidden_states: Tensor, rotary_angles: Tensor, layer_index: int, attention: EncoderAttention
+    ) -> Tensor:
         """`[tokens, hidden]` to the same."""
         # Pre-norm: the residual stream itself is never normalised between blocks.
         query, key, value = self.self_attn.project(self.input_layernorm(hidden_states), rotary_angles)
-        attention_output = attend(
-            query, key, value, rows, rows,
-            dropout=self.attention_dropout if self.training else 0.0,
-            dropout_stream=self.dropout_stream,
-            recompute=self.recompute_attention and self.training,
-        )  # fmt: skip
+        attention_output = attention.attend_self(layer_index, query, key, value)
         # The sandwich norm bounds what attention adds to the stream (paper section 3.2); released weights
         # have none, and the norm is the identity.
-        sublayer_output = self.self_attn_norm(self.self_attn.o(attention_output.flatten(1)))
+        sublayer_output = self.self_attn_norm(self.self_attn.output(attention_output))
         hidden_states = hidden_states + self.dropout(sublayer_output)
         return hidden_states + self.dropout(self.mlp(self.post_attn_layernorm(hidden_states)))
 
@@ -121,13 +143,13 @@ class DecoderBlock(nn.Module):
         """`[tokens, hidden]` to the same; caches find their layer by `layer_index`."""
         query, key, value = self.self_attn.project(self.input_layernorm(hidden_states), rotary_angles)
         attention_output = attention.attend_self(layer_index, query, key, value)
-        sublayer_output = self.self_attn_norm(self.self_attn.o(attention_output.flatten(1)))
+        sublayer_output = self.self_attn_norm(self.self_attn.output(attention_output))
         hidden_states = hidden_states + self.dropout(sublayer_output)
 
         # The encoder's output is normalised once, at the end of its stack: keys and values need no norm here.
         query = self.inter_attn.query(self.post_attn_layernorm(hidden_states))
         attention_output = attention.attend_cross(layer_index, query, self.inter_attn)
-        sublayer_output = self.inter_attn_norm(self.inter_attn.o(attention_output.flatten(1)))
+        sublayer_output = self.inter_attn_norm(self.inter_attn.output(attention_output))
         hidden_states = hidden_states + self.dropout(sublayer_output)
 
         return hidden_states + self.dropout(self.mlp(self.post_inter_attn_layernorm(hidden_states)))
@@ -172,6 +194,33 @@ class _Stack(nn.Module):
         for block in self.block:
             block.compile(backend=backend, fullgraph=True)
 
+    def forward(
+        self,
+        hidden_states: Tensor,
+        rotary_angles: Tensor,
+        attention: EncoderAttention | DecoderAttention,
+        block_inputs: list[Tensor] | None = None,
+    ) -> Tensor:
+        """Embedded tokens `[tokens, hidden]` to the stack's normalised output, same shape.
+
+        Args:
+            hidden_states: embedded tokens.
+            rotary_angles: of the tokens, see `Seq2Seq.rotary_angles`.
+            attention: as the stack's blocks want it.
+            block_inputs: filled with each block's input.
+        """
+        if self.is_compiled and isinstance(attention, SourceAttention):
+            _vary(hidden_states, rotary_angles, attention.rows)
+        if self.is_compiled and isinstance(attention, FullAttention):
+            _vary(hidden_states, rotary_angles, attention.target_rows)
+            _vary(attention.encoder_output, None, attention.source_rows)
+        # The number goes along for caches; attention over all positions ignores it.
+        for layer_index, block in enumerate(self.block):
+            if block_inputs is not None:
+                block_inputs.append(hidden_states)
+            hidden_states = self._run(block, hidden_states, rotary_angles, layer_index, attention)
+        return self.final_layernorm(hidden_states)
+
     def _run(self, block: nn.Module, hidden_states: Tensor, *arguments: Any) -> Tensor:
         # Evaluation keeps nothing for a backward pass, so there is nothing to recompute. A compiled block
         # keeps products and computes the elementwise rest again by itself.
@@ -193,14 +242,6 @@ class Encoder(_Stack):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__([EncoderBlock(architecture) for _ in range(architecture.num_layers)], architecture)
 
-    def forward(self, hidden_states: Tensor, rotary_angles: Tensor, rows: Rows) -> Tensor:
-        """Embedded tokens `[tokens, hidden]` to the encoder's output, same shape."""
-        if self.is_compiled:
-            _vary(hidden_states, rotary_angles, rows)
-        for block in self.block:
-            hidden_states = self._run(block, hidden_states, rotary_angles, rows)
-        return self.final_layernorm(hidden_states)
-
 
 class Decoder(_Stack):
     """The decoder's blocks."""
@@ -209,13 +250,3 @@ class Decoder(_Stack):
         super().__init__(
             [DecoderBlock(architecture) for _ in range(architecture.num_decoder_layers)], architecture
         )
-
-    def forward(self, hidden_states: Tensor, rotary_angles: Tensor, attention: DecoderAttention) -> Tensor:
-        """Embedded tokens `[tokens, hidden]` to hidden states, same shape."""
-        if self.is_compiled and isinstance(attention, FullAttention):
-            _vary(hidden_states, rotary_angles, attention.target_rows)
-            _vary(attention.encoder_output, None, attention.source_rows)
-        # The number goes along for caches; attention over all positions ignores it.
-        for layer_index, block in enumerate(self.block):
-            hidden_states = self._run(block, hidden_states, rotary_angles, layer_index, attention)
-        return self.final_layernorm(hidden_states)

@@ -54,5 +54,7 @@ _CUDA_KERNELS = CUDAKernels()
 
 
 def kernels_for(device: torch.device) -> Kernels:
-    """Return the kernels for tensors on `device`; meta tensors follow CUDA's path."""
-    return _CPU_KERNELS if runs_cpu_code(device) else _CUDA_KERNELS
+    """Return the kernels for tensors on `device`; meta tensors, and a graph that is compiled, take CUDA's."""
+    # The compiler fuses the plain formulas; it cannot look into the CPU's own.
+    takes_cpu_kernels = runs_cpu_code(device) and not torch.compiler.is_compiling()
+    return _CPU_KERNELS if takes_cpu_kernels else _CUDA_KERNELS

@@ -7,12 +7,11 @@ Owns the training loss. How a batch becomes rows and which positions carry loss 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from openba.model.blocks import EncoderBlock, FullAttention
+from openba.model.blocks import EncoderAttention, FullAttention, SourceAttention
 from openba.model.flat_batch import FlatBatch
 from openba.model.loss import linear_cross_entropy
 from openba.model.rows import Rows
@@ -26,6 +25,7 @@ class OpenBAModel(Seq2Seq):
     def __init__(self, architecture: Architecture) -> None:
         super().__init__()
         device = torch.get_default_device()
+        self.architecture = architecture
         with torch.device("meta"):  # torch's own initial values would be drawn in vain
             self._build(architecture, tied_head_is_shared=False)
         for module in self.modules() if device.type != "meta" else ():
@@ -91,11 +91,17 @@ class OpenBAModel(Seq2Seq):
         )
         return self.decode(decoder_ids, target_rows, attention)
 
+    def _source_attention(self, rows: Rows) -> EncoderAttention:
+        return SourceAttention(
+            rows,
+            dropout=self.architecture.attention_dropout if self.training else 0.0,
+            dropout_stream=self.dropout_stream,
+            recompute=self.recompute_attention and self.training,
+        )
+
     def share_heads(self, rank: int | None) -> None:
         """Draw attention's dropout from this rank's own stream: heads lie on several ranks (see `attend`)."""
         self.dropout_stream = rank
-        for block in self.encoder.block:
-            cast(EncoderBlock, block).dropout_stream = rank
 
     def compile_blocks(self, backend: str | Callable[..., object] = "inductor") -> None:
         """Compile the blocks for any rows: two graphs a stack and mode, which all of its blocks share.
@@ -112,9 +118,6 @@ class OpenBAModel(Seq2Seq):
         products and attention. `full`: each block, of which only the input is saved.
         """
         self.recompute_attention = kind == "attention"
-        # The decoder's blocks are told by the attention that they are handed, see `hidden`.
-        for block in self.encoder.block:
-            cast(EncoderBlock, block).recompute_attention = kind == "attention"
         for stack in (self.encoder, self.decoder):
             stack.gradient_checkpointing = kind in ("selective", "full")
             stack.saves_products = kind == "selective"

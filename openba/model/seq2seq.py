@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from openba.model.blocks import Decoder, DecoderAttention, Encoder
+from openba.model.blocks import Decoder, DecoderAttention, Encoder, EncoderAttention, SourceAttention
 from openba.model.functions import rotary_table
 from openba.model.kernels import kernels_for
 from openba.model.rows import Rows
@@ -26,7 +26,6 @@ class Seq2Seq(nn.Module):
 
     def _build(self, architecture: Architecture, *, tied_head_is_shared: bool) -> None:
         """Make the modules. A tied head has no weight, unless `tied_head_is_shared` wants one to tie."""
-        self.architecture = architecture
         vocab_size = architecture.vocab_size
         hidden_size = architecture.hidden_size
         self.shared_embedding = nn.Embedding(vocab_size, hidden_size)
@@ -40,7 +39,7 @@ class Seq2Seq(nn.Module):
     def encode(self, ids: Tensor, rows: Rows) -> Tensor:
         """Ids `[tokens]` to the encoder's output `[tokens, hidden]`."""
         rotary_angles = self._angles(rows, self.architecture.max_seq_length, "input")
-        return self.encoder(self.embed(ids), rotary_angles, rows)
+        return self.encoder(self.embed(ids), rotary_angles, self._source_attention(rows))
 
     def decode(self, ids: Tensor, rows: Rows, attention: DecoderAttention) -> Tensor:
         """Ids `[tokens]` to hidden states `[tokens, hidden]`."""
@@ -60,6 +59,10 @@ class Seq2Seq(nn.Module):
         linear = kernels_for(hidden_states.device).linear
         return linear(hidden_states, self.head_weight, self.lm_head.bias).float()
 
+    def _source_attention(self, rows: Rows) -> EncoderAttention:
+        """Attention of the encoder's tokens in a layout."""
+        return SourceAttention(rows, self.architecture.attention_dropout if self.training else 0.0)
+
     @property
     def head_weight(self) -> Tensor:
         """`[vocab, hidden]`: the embedding's, if the head is tied."""
@@ -74,16 +77,15 @@ class Seq2Seq(nn.Module):
                     f"{input_name} row {row}: {length} tokens are more than the model's {position_limit} "
                     "positions"
                 )
-        return self.rotary_angles().index_select(1, rows.positions)
+        return self.rotary_angles(rows.positions.device).index_select(1, rows.positions)
 
-    def rotary_angles(self) -> Tensor:
-        """fp32 `[2, positions, 1, kv / 2]` on the weights' device."""
+    def rotary_angles(self, device: torch.device) -> Tensor:
+        """fp32 `[2, positions, 1, kv / 2]` on a device."""
         # Not a buffer: an engine that casts the module to bf16 would cast the angles with it
         # (the released training code lost precision that way, its inference code did not).
-        device = self.shared_embedding.weight.device
-        if self._rotary is None or self._rotary.device != device:
-            shape = self.architecture
-            length = max(shape.max_seq_length, shape.decoder_max_seq_length)
+        shape = self.architecture
+        length = max(shape.max_seq_length, shape.decoder_max_seq_length)
+        if self._rotary is None or self._rotary.device != device or self._rotary.shape[1] < length:
             with torch.inference_mode(False):  # made while generating, it must serve training as well
                 self._rotary = rotary_table(length, shape.kv_channels, shape.rope_theta, device)
         return self._rotary
@@ -133,6 +135,15 @@ def check_ids(ids: Tensor, mask: Tensor, vocab: int, input_name: str) -> None:
         ValueError: names the row, and the id.
     """
     check_vocabulary(ids, vocab, input_name)
+    check_rows(mask, input_name)
+
+
+def check_rows(mask: Tensor, input_name: str) -> None:
+    """Refuse a row without tokens.
+
+    Raises:
+        ValueError: names the row.
+    """
     empty_rows = (~mask.any(-1)).nonzero()
     if len(empty_rows):
         row = int(empty_rows[0])

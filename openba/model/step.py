@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from openba.model.caches import decode_new_tokens
+from openba.model.layers import is_plain, linear_layers
 from openba.model.seq2seq import Seq2Seq
 
 
@@ -73,9 +74,11 @@ class BlockStep:
 
 
 def make_step(model: Seq2Seq) -> Step:
-    """Return compiled loops for fp32 weights on a CPU, else the model's own blocks."""
+    """Return compiled loops for plain layers in fp32 on a CPU, else the model's own blocks."""
     on_cpu = model.shared_embedding.weight.device.type == "cpu"
-    if on_cpu and all(parameter.dtype == torch.float32 for parameter in model.parameters()):
+    is_fp32 = all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    # The loops read weights, so they would pass over adapters and hooks.
+    if on_cpu and is_fp32 and all(is_plain(layer) for layer in linear_layers(model.decoder)):
         # Here: a process that never decodes in fp32 on a CPU need not load the loops (0.6 s).
         from openba.model.cpu.cpu_step import CompiledStep
 

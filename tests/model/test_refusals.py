@@ -193,14 +193,6 @@ def test_generation_stops_at_the_last_position(model: OpenBAForConditionalGenera
     assert "input_ids: there is no token" in refusal(lambda: model.generate(ids(2, 0), max_new_tokens=2))
 
 
-def test_what_the_fused_attention_does_not_keep_is_refused(model: OpenBAForConditionalGeneration) -> None:
-    inputs: dict[str, Any] = {"input_ids": ids(1, 4), "decoder_input_ids": ids(1, 2)}
-    for name in ("output_attentions", "output_hidden_states"):
-        assert refusal(lambda n=name: model(**inputs, **{n: True})).startswith(f"{name}: not supported")
-    assert refusal(model).startswith("input_ids: missing")
-    assert refusal(lambda: model(input_ids=ids(1, 4))).startswith("decoder_input_ids: missing")
-
-
 @pytest.mark.parametrize("cached", [False, True])
 def test_what_may_be_padding_is_never_nan(model: OpenBAForConditionalGeneration, cached: bool) -> None:
     seen = torch.tensor([[1, 1, 1], [0, 0, 0], [0, 0, 1]])
@@ -223,3 +215,8 @@ def test_the_trainer_is_told_of_ids_outside_the_vocabulary() -> None:
             f"{name} row 1, position 2: id {VOCAB} {OUTSIDE}"
         )
     assert plain.loss(mask=everything, **good).isfinite()
+
+
+def test_a_call_without_tokens_is_refused(model: OpenBAForConditionalGeneration) -> None:
+    assert refusal(model).startswith("input_ids: missing")
+    assert refusal(lambda: model(input_ids=ids(1, 4))).startswith("decoder_input_ids: missing")

@@ -37,7 +37,7 @@ class CompiledStep:
         # The model's own memory: nothing is copied.
         self.embedding = _array(model.shared_embedding.weight)
         self.embedding_scale = np.float32(model.architecture.embedding_scale)
-        cosines, sines = model.rotary_angles()
+        cosines, sines = model.rotary_angles(torch.device("cpu"))
         self.cosines = _array(cosines[:, 0])
         self.sines = _array(sines[:, 0])
         self.final_norm = _norm_arrays(model.decoder.final_layernorm)
