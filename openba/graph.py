@@ -22,6 +22,7 @@ from openba.kinds import (
     CONTAMINATION,
     CORPUS,
     EVALUATE,
+    GROWTH,
     INSTRUCT,
     MIXTURE,
     SOURCE,
@@ -31,6 +32,7 @@ from openba.kinds import (
     WEIGHTS,
     Model,
     Transfer,
+    transfers_of,
 )
 from openba.model.origin import Registered, resolve
 from openba.recipes.checks import check_training
@@ -47,7 +49,7 @@ from openba.recipes.dial import dialled
 from openba.recipes.evaluate import BaselinesStep, BenchmarkRecipe, EvaluateStep
 from openba.recipes.experts import overrides_of_pipeline, read_experts
 from openba.recipes.model import ModelRecipe
-from openba.recipes.pipeline import PipelineConfig
+from openba.recipes.pipeline import ExpertConfig, PipelineConfig
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.start import WeightsRecipe, WeightsStep
 from openba.recipes.train import TrainRecipe, TrainStep
@@ -80,7 +82,7 @@ class Pipeline:
             self.files.derive(dialled(self.config.size, self.config.tokens_per_parameter), "size")
             self.config = self.files.validate(PipelineConfig)
         self.experts = read_experts(self.files, self.config.experts, overrides or [])
-        self.transfers: dict[str, Transfer] = self._transfers()
+        self.transfers: dict[str, Transfer] = transfers_of(self.config.transfer, self.experts)
         self.steps: dict[str, Step] = {}
         self._data()
         self._stages()
@@ -178,9 +180,8 @@ class Pipeline:
             fresh = [n for n, stage in self.config.stages.items() if not isinstance(stage.start, str)]
             return fresh or list(self.experts)
         done = self.step(name)
-        steps = [
-            s.name for s in self.steps.values() if s.kind in (TRAIN, EVALUATE) and done in s.inputs.values()
-        ]
+        users = (step for step in self.steps.values() if done in step.inputs.values())
+        steps = [step.name for step in users if step.kind in (TRAIN, EVALUATE)]
         models = [m for m in self.models if m.register_as and (m.evaluation or m.training) is done]
         return steps + [f"model-{model.name}" for model in models]
 
@@ -260,10 +261,8 @@ class Pipeline:
             sets = {
                 f"task-{key}": self._task(key, b.task, f"benchmarks.{key}.task") for key, b in self._dropped()
             }
-            corpus = self.steps["clean"]
-            self._add(
-                "mixture", MIXTURE, config.mixture, "mixture", corpus=corpus, tokenizer=tokenizer, **sets
-            )
+            inputs = {"corpus": self.steps["clean"], "tokenizer": tokenizer, **sets}
+            self._add("mixture", MIXTURE, config.mixture, "mixture", **inputs)
         flan = config.flan
         lengths = config.pairs_lengths
         if flan is not None and lengths is not None:
@@ -317,6 +316,7 @@ class Pipeline:
         over_long: Literal["drop", "truncate"],
         shares: dict[str, float] | None,
         parts: dict[str, dict[str, float]],
+        tokenizer: Step | None = None,
     ) -> Step:
         recipe = InstructRecipe(
             tasks={task: recipe.group or recipe.source.language for task, recipe in tasks.items()},
@@ -331,7 +331,8 @@ class Pipeline:
             f"task-{task}": self._task(task, recipe, f"{config}.tasks.{task}")
             for task, recipe in tasks.items()
         }
-        return self._add(name, INSTRUCT, recipe, config, tokenizer=self.steps["tokenizer"], **steps)
+        tokenizer = tokenizer or self.steps["tokenizer"]
+        return self._add(name, INSTRUCT, recipe, config, tokenizer=tokenizer, **steps)
 
     def _train(
         self,
@@ -353,8 +354,10 @@ class Pipeline:
             check_training(recipe, runtime.for_expert() if self._is_expert(name) else runtime)
         except UserError as error:
             raise ConfigError(f"{name}: {error}") from None
+        if recipe.adapter is not None and "start" not in inputs:
+            raise ConfigError(f"{name}: adapter: it stands on weights that exist, and there is no start")
         step = TrainStep(model=model, train=recipe, part=part, start_step=start_step)
-        self._add(name, TRAIN, step, config, tokenizer=self.steps["tokenizer"], **inputs)
+        self._add(name, TRAIN, step, config, **{"tokenizer": self.steps["tokenizer"], **inputs})
 
     def _stages(self) -> None:
         for name, stage in self.config.stages.items():
@@ -382,29 +385,28 @@ class Pipeline:
                 start = self._weights(name, expert.start, f"experts.{name}.start")
             elif shared is not None:
                 start = self._start("experts", shared, "experts.start")
+            tokenizer = self._grown_tokenizer(name, expert)
             pairs = self._pairs(
-                f"pairs-{name}", expert.tasks, f"experts.{name}", expert.train, expert.over_long, None, {}
-            )
-            config = f"experts.{name}.train"
-            self._train(
-                name, expert.train, config, model=self.config.model, inputs={"data": pairs, "start": start}
-            )
+                f"pairs-{name}", expert.tasks, f"experts.{name}", expert.train, expert.over_long, None, {},
+                tokenizer,
+            )  # fmt: skip
+            inputs = {"data": pairs, "start": start, "tokenizer": tokenizer}
+            self._train(name, expert.train, f"experts.{name}.train", model=self.config.model, inputs=inputs)
         for name, transfer in self.transfers.items():
             train = self.experts[transfer.expert].train.model_copy(update={"seed": transfer.seed})
-            inputs = {"data": self.steps[f"pairs-{transfer.expert}"]}
+            pairs = self.steps[f"pairs-{transfer.expert}"]
+            inputs = {"data": pairs, "tokenizer": pairs.inputs["tokenizer"]}
             if transfer.start != "nothing":
                 inputs["start"] = self.steps[transfer.start]
             config = f"experts.{transfer.expert}.train"
             self._train(name, train, config, model=self.config.model, inputs=inputs)
 
-    def _transfers(self) -> dict[str, Transfer]:
-        """Step -> what it compares."""
-        if (config := self.config.transfer) is None:
-            return {}
-        return {
-            f"{expert}-from-{start}-{seed}": Transfer(expert, start, seed)
-            for expert, start, seed in product(self.experts, config.starts, config.seeds)
-        }
+    def _grown_tokenizer(self, name: str, expert: ExpertConfig) -> Step:
+        """Return the step of an expert's tokenizer: the pipeline's, or one with more tokens."""
+        base = self.steps["tokenizer"]
+        if expert.grow is None:
+            return base
+        return self._add(f"tokenizer-{name}", GROWTH, expert.grow, f"experts.{name}.grow", tokenizer=base)
 
     def _compared(self, shape: str) -> str:
         """Name of the step that trains a shape of `ablation`."""

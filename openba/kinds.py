@@ -5,10 +5,13 @@ Owns which function builds a kind of step, where it runs, and its version. `grap
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import product
 
 from openba.artifacts import Kind, Step
 from openba.recipes.evaluate import SCORING_VERSION
+from openba.recipes.pipeline import TransferConfig
 
 SOURCE = Kind("openba.data.sources:build", "4")
 CORPUS = Kind("openba.data.clean.corpus:build", "7", resumable=True)
@@ -17,6 +20,7 @@ MIXTURE = Kind("openba.data.mixture:build", "4")
 CONTAMINATION = Kind("openba.data.contamination:build", "2")
 TASK = Kind("openba.data.labelled:build", "6")
 INSTRUCT = Kind("openba.data.instruct:build", "4")
+GROWTH = Kind("openba.data.tokenizer_growth:build", "1")
 WEIGHTS = Kind("openba.model.adopt:build", "1")
 TRAIN = Kind(
     "openba.train.stage:build", "8", place="gang", resumable=True, scratch=("checkpoints", "heartbeat")
@@ -46,3 +50,13 @@ class Transfer:
     start: str
     """A stage, or `nothing`."""
     seed: int
+
+
+def transfers_of(config: TransferConfig | None, experts: Iterable[str]) -> dict[str, Transfer]:
+    """Return the trainings that a pipeline compares, by the name of their step."""
+    if config is None:
+        return {}
+    return {
+        f"{expert}-from-{start}-{seed}": Transfer(expert, start, seed)
+        for expert, start, seed in product(experts, config.starts, config.seeds)
+    }

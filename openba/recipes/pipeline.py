@@ -11,6 +11,7 @@ from openba.json_types import JsonObject
 from openba.recipes.clean import CleanRecipe
 from openba.recipes.data import MixtureRecipe, SourceRecipe, TaskRecipe, TokenizerRecipe
 from openba.recipes.evaluate import BenchmarkRecipe, Metric
+from openba.recipes.growth import GrowthRecipe
 from openba.recipes.model import ModelRecipe
 from openba.recipes.numbers import Layers, NonNegative, Positive, PositiveSteps, Seed, Share
 from openba.recipes.runtime import PipelineRuntime
@@ -99,6 +100,8 @@ class ExpertConfig(Recipe):
     over_long: Literal["drop", "truncate"] = "drop"
     start: WeightsRecipe | None = None
     """Weights that exist, to be fine-tuned by this expert; none: those of `experts.start`."""
+    grow: GrowthRecipe | None = None
+    """Tokens that this expert adds to the tokenizer; none: it reads and writes with the pipeline's."""
     train: TrainRecipe
 
 

@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 from openba.tokenizer.pieces_openba import CHAT_TEMPLATE, MODEL_FILE
-from openba.tokenizer.tokenizer import CONFIG_FILE, SWITCH, Tokenizer
+from openba.tokenizer.tokenizer import CONFIG_FILE, GROWN, SWITCH, Tokenizer
 
 MODULES = ("tokenization_openba.py", "pieces_openba.py")
 
@@ -30,6 +30,8 @@ def write_tokenizer_files(folder: Path, tokenizer: Tokenizer, model_max_length: 
         "auto_map": {"AutoTokenizer": ["tokenization_openba.OpenBATokenizer", None]},
         SWITCH: tokenizer.whitespace,
     }
+    if tokenizer.grown:
+        config[GROWN] = list(tokenizer.grown)
     if model_max_length is not None:
         config["model_max_length"] = model_max_length
     # A tokenizer may have been loaded from this very folder.

@@ -7,12 +7,17 @@ Layout: the SentencePiece model's pieces (0 pad, 1 </s>, 2 <unk>), <extra_id_99>
 With the mT5 file (250,100 pieces) <extra_id_0> = 250199 and <R> = 250200, the released ids. Tokens of white
 space and full-width forms, which make the tokenizer lossless, follow from 250203 on. They are openba's own:
 the release recorded neither strings nor ids of its whitespace tokens.
+
+Two forms have them. `whitespace` is of a model that is trained with them from the beginning: a text begins
+without SentencePiece's added space. `grown` are tokens that a trained tokenizer gets for fine-tuning: text
+that it could write before keeps its ids, the added space included.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 import sentencepiece as spm
@@ -54,16 +59,17 @@ class Pieces:
     unknown = 2
     _appended = SENTINELS + len(MODES)
 
-    def __init__(self, model: bytes, whitespace: bool = False) -> None:
+    def __init__(self, model: bytes, whitespace: bool = False, grown: Sequence[str] = ()) -> None:
         """Read a model.
 
         Args:
             model: content of a `.model` file.
             whitespace: append the whitespace tokens and do not normalise.
+            grown: more tokens, appended after those. With a newline among them text is not normalised.
 
         Raises:
-            ValueError: not a SentencePiece model, another numbering than mT5's, or, with `whitespace`, no
-                byte pieces or one of the tokens as a piece.
+            ValueError: not a SentencePiece model, another numbering than mT5's, no byte pieces where text is
+                not normalised, or one of the tokens is a piece already.
         """
         self.model = _load_model(model)
         # The appended ids and the model's embedding rely on mT5's numbering.
@@ -72,16 +78,32 @@ class Pieces:
             raise ValueError(f"pad, </s> and <unk> are pieces {special_ids}, not (0, 1, 2) as in mT5's")
         self.base = self.model.get_piece_size()
         self.whitespace = whitespace
-        self.size = self.base + self._appended + (len(LOSSLESS) if whitespace else 0)
-        if whitespace:
-            # Without normalisation unknown characters are encoded as bytes, so these must exist.
-            if self.base <= 258 or not (self.model.is_byte(3) and self.model.is_byte(258)):
-                raise ValueError("whitespace tokens need byte pieces at 3..258, as in mT5's")
+        self.grown = tuple(grown)
+        self.is_verbatim = whitespace or "\n" in self.grown
+        """Whether text is not normalised, so that it comes back byte for byte."""
+        added_pieces = (LOSSLESS if whitespace else ()) + self.grown
+        self.size = self.base + self._appended + len(added_pieces)
+        # Without normalisation unknown characters are encoded as bytes, so these must exist.
+        has_bytes = self.base > 258 and self.model.is_byte(3) and self.model.is_byte(258)
+        if self.is_verbatim and not has_bytes:
+            raise ValueError("whitespace tokens need byte pieces at 3..258, as in mT5's")
+        self._bytes = model + _fields(added_pieces, self.is_verbatim, keeps_prefix=not whitespace)
+        if added_pieces:
             try:
                 # Loaded again with the fields appended: SentencePiece cannot change a loaded model.
-                self.model = _load_model(model + _lossless_fields())
+                self.model = _load_model(self._bytes)
             except ValueError as error:
-                raise ValueError(f"it takes no whitespace tokens: {error}; turn them off") from None
+                name = "whitespace tokens" if whitespace else "more tokens"
+                raise ValueError(f"it takes no {name}: {error}; turn them off") from None
+
+    @cached_property
+    def _continuing(self) -> spm.SentencePieceProcessor:
+        """The model for text that follows other text, and gets no added space."""
+        return (
+            self.model
+            if self.whitespace
+            else _load_model(self._bytes + _fields((), True, keeps_prefix=False))
+        )
 
     def sentinel(self, number: int) -> int:
         """Return the id of <extra_id_number>, number in 0..99; the block is stored in falling order."""
@@ -101,26 +123,26 @@ class Pieces:
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of raw text; no control token is added or recognised."""
-        if not self.whitespace:
-            return self.model.encode(text)
+        if not self.is_verbatim:
+            return [self._from_model(model_id) for model_id in self.model.encode(text)]
         # SentencePiece writes a space as U+2581 and would decode that character as a space.
         first_part, *other_parts = text.split(_SPACE_SIGN)
         model_ids = self.model.encode(first_part)
         for part in other_parts:
-            model_ids += _SPACE_SIGN_BYTES + self.model.encode(part)
+            model_ids += _SPACE_SIGN_BYTES + self._continuing.encode(part)
         return [self._from_model(model_id) for model_id in model_ids]
 
     def encode_rows(self, rows: list[bytes]) -> list[np.ndarray]:
         """Return the ids of texts in UTF-8, int32 `[tokens]` each, equal to `encode`."""
         # One thread: callers run a process per core.
         encoded = self.model.encode(rows, return_type="numpy", num_threads=1)
-        if not self.whitespace:
+        if not (self.whitespace or self.grown):
             return encoded
         # Only rows with the sign itself take the slow way over `encode`.
         space_sign = _SPACE_SIGN.encode()
         return [
             np.array(self.encode(text.decode()), dtype=np.int32)
-            if space_sign in text
+            if self.is_verbatim and space_sign in text
             else np.where(model_ids >= self.base, model_ids + self._appended, model_ids)
             for text, model_ids in zip(rows, encoded, strict=True)
         ]
@@ -205,8 +227,10 @@ def _load_model(model: bytes) -> spm.SentencePieceProcessor:
     return processor
 
 
-def _lossless_fields() -> bytes:
-    """Return protobuf fields that make a model lossless: whitespace pieces and no normaliser.
+def _fields(added_pieces: Sequence[str], is_verbatim: bool, *, keeps_prefix: bool) -> bytes:
+    """Return protobuf fields that give a model more pieces and, if `is_verbatim`, no normaliser.
+
+    `keeps_prefix` leaves it to the model whether a space is added before every text.
 
     Protobuf merges concatenated messages, so the bytes are appended to the model; SentencePiece's own message
     classes would need the protobuf package. Fields: ModelProto.pieces = 1 {piece = 1, score
@@ -217,6 +241,7 @@ def _lossless_fields() -> bytes:
     def field(number: int, payload: bytes) -> bytes:
         return bytes([number << 3 | 2, len(payload)]) + payload
 
-    pieces = [field(1, piece.encode()) + b"\x15\0\0\0\0\x18\x04" for piece in LOSSLESS]
-    normaliser = field(1, b"identity") + field(2, b"") + b"\x18\x00\x20\x00"
-    return b"".join(field(1, piece) for piece in pieces) + field(3, normaliser)
+    spelt = [piece.replace(" ", _SPACE_SIGN).encode() for piece in added_pieces]
+    pieces = [field(1, piece) + b"\x15\0\0\0\0\x18\x04" for piece in spelt]
+    normaliser = field(1, b"identity") + field(2, b"") + (b"" if keeps_prefix else b"\x18\x00") + b"\x20\x00"
+    return b"".join(field(1, piece) for piece in pieces) + (field(3, normaliser) if is_verbatim else b"")

@@ -44,12 +44,19 @@ class OpenBATokenizer(PreTrainedTokenizer):
     padding_side = "right"
     _auto_class = "AutoTokenizer"
 
-    def __init__(self, vocab_file: str, whitespace_tokens: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        vocab_file: str,
+        whitespace_tokens: bool = False,
+        grown_tokens: Sequence[str] = (),
+        **kwargs: Any,
+    ) -> None:
         """Read the model.
 
         Args:
             vocab_file: path of `spiece.model`.
             whitespace_tokens: tokens for newline, tab and runs of spaces, and no normalisation.
+            grown_tokens: tokens that were added for fine-tuning, see `Pieces`.
             **kwargs: transformers' own.
 
         Raises:
@@ -60,7 +67,7 @@ class OpenBATokenizer(PreTrainedTokenizer):
             raise ValueError(f"whitespace_tokens: {whitespace_tokens!r} is neither true nor false")
         self.vocab_file = vocab_file
         try:
-            self.pieces = Pieces(Path(vocab_file).read_bytes(), whitespace_tokens)
+            self.pieces = Pieces(Path(vocab_file).read_bytes(), whitespace_tokens, grown_tokens)
         except ValueError as error:
             raise ValueError(f"{vocab_file}: {error}; give the mT5 spiece.model or one of openba's") from None
         self.whitespace_tokens = whitespace_tokens
@@ -78,6 +85,8 @@ class OpenBATokenizer(PreTrainedTokenizer):
         extra_tokens = [name for name in control_tokens if name not in named_tokens.values()]
         extra_tokens += [token for token in user_tokens if str(token) not in control_tokens]
         kwargs["extra_special_tokens"] = extra_tokens
+        if grown_tokens:  # written into the config only where there are any
+            kwargs["grown_tokens"] = list(grown_tokens)
         super().__init__(whitespace_tokens=whitespace_tokens, special_tokens_pattern="eos", **kwargs)
 
     @property

@@ -1,6 +1,7 @@
 """Tokenizer read from the folder of a tokenizer step or of an exported model.
 
-The folder has `spiece.model`, and in `tokenizer_config.json` the switch of the whitespace tokens. Encoding
+The folder has `spiece.model`, and in `tokenizer_config.json` the switch of the whitespace tokens and the
+tokens that were added for fine-tuning. Encoding
 itself is in `openba.tokenizer.pieces_openba`, training a new model in `openba.data.tokenizer_training`.
 """
 
@@ -20,6 +21,9 @@ from openba.tokenizer.pieces_openba import MODEL_FILE, Pieces, split_control_tok
 CONFIG_FILE = "tokenizer_config.json"
 SWITCH = "whitespace_tokens"
 """Key of the switch in the config file, and field of the recipe."""
+
+GROWN = "grown_tokens"
+"""Key of the tokens that were added for fine-tuning."""
 
 Ids = Sequence[int] | np.ndarray
 
@@ -48,24 +52,26 @@ class Tokenizer:
     eos = Pieces.eos
     unknown = Pieces.unknown
 
-    def __init__(self, path: Path, whitespace: bool = False) -> None:
+    def __init__(self, path: Path, whitespace: bool = False, grown: Sequence[str] = ()) -> None:
         """Read a model.
 
         Args:
             path: `.model` file.
             whitespace: white space has tokens and text is kept byte for byte.
+            grown: tokens that were added for fine-tuning, see `Pieces`.
 
         Raises:
             UserError: the file is not there, not a SentencePiece model, or numbered unlike mT5's.
         """
         self.path = path
         try:
-            self.pieces = Pieces(path.read_bytes(), whitespace)
+            self.pieces = Pieces(path.read_bytes(), whitespace, grown)
         except (OSError, ValueError) as error:
             raise UserError(f"{path}: {error}; give the mT5 spiece.model or one trained here") from None
         self.base = self.pieces.base
         self.size = self.pieces.size
         self.whitespace = whitespace
+        self.grown = self.pieces.grown
         self.sentinel = self.pieces.sentinel
         self.mode = self.pieces.mode
         self._control_tokens = self.pieces.control_tokens()
@@ -73,7 +79,7 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
         """Read the tokenizer of a tokenizer step's folder or of an exported model's."""
-        return cls(folder / MODEL_FILE, _read_switch(folder / CONFIG_FILE))
+        return cls(folder / MODEL_FILE, *_read_config(folder / CONFIG_FILE))
 
     def encode(self, text: str, *, control_tokens: bool = False) -> list[int]:
         """Return the ids of a text, without adding any.
@@ -126,14 +132,18 @@ class Tokenizer:
             raise UserError(f"{self.path}: {error}; are these ids another tokenizer's, or labels?") from None
 
 
-def _read_switch(path: Path) -> bool:
-    """Return whether a tokenizer config switches the whitespace tokens on."""
+def _read_config(path: Path) -> tuple[bool, list[str]]:
+    """Return whether a tokenizer config switches the whitespace tokens on, and the tokens that were added."""
     if not path.exists():
-        return False
+        return False, []
     try:
-        is_on = json.loads(path.read_text(encoding="utf-8")).get(SWITCH, False)
+        config = json.loads(path.read_text(encoding="utf-8"))
+        is_on = config.get(SWITCH, False)
+        grown_tokens = config.get(GROWN, [])
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a JSON object ({error}); rebuild the step that wrote it") from None
     if not isinstance(is_on, bool):
         raise UserError(f"{path}: {SWITCH}: {is_on!r} is neither true nor false")
-    return is_on
+    if not isinstance(grown_tokens, list) or not all(isinstance(token, str) for token in grown_tokens):
+        raise UserError(f"{path}: {GROWN}: not a list of tokens; rebuild the step that wrote it")
+    return is_on, grown_tokens

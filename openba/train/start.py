@@ -6,13 +6,23 @@ precision). Which folder it is follows from the step's inputs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from openba.errors import UserError
-from openba.model.files import EMBEDDING, HEAD, fitting, load_architecture, load_weights
+from openba.model.adapter_base import is_adapter, whole_base_of
+from openba.model.files import (
+    EMBEDDING,
+    HEAD,
+    fitting,
+    load_architecture,
+    load_model,
+    load_weights,
+)
+from openba.model.grown_rows import grow_rows
 from openba.model.model import OpenBAModel
 from openba.recipes.architecture import Architecture
 from openba.tokenizer.tokenizer import Tokenizer
@@ -47,11 +57,18 @@ def start_weights(folder: Path, architecture: Architecture, tokenizer: Tokenizer
     Raises:
         UserError: shape, vocabulary or tokenizer differ; see also `load_weights` and `fitting`.
     """
-    check_shape(load_architecture(folder), architecture, folder)
-    check_tokenizer(Tokenizer.load(folder), tokenizer, folder)
-    start_tensors = load_weights(folder)
+    start_tokenizer = Tokenizer.load(folder)
+    check_tokenizer(start_tokenizer, tokenizer, folder)
+    start_shape = load_architecture(whole_base_of(folder))
+    is_grown = tokenizer.size > start_tokenizer.size
+    if is_grown:  # other rows are added below; as many as the model has
+        start_shape = replace(start_shape, vocab_size=architecture.vocab_size)
+    check_shape(start_shape, architecture, folder)
+    start_tensors = load_model(folder)[0].state_dict() if is_adapter(folder) else load_weights(folder)
     if not architecture.tie_word_embeddings:
         start_tensors.setdefault(HEAD, start_tensors[EMBEDDING])  # of a tied model
+    if is_grown:
+        start_tensors = grow_rows(start_tensors, start_tokenizer, tokenizer, architecture.vocab_size)
     # Names and shapes only: the full model of 15B parameters is 58 GB in fp32.
     with torch.device("meta"):
         empty_model = OpenBAModel(architecture)
@@ -78,10 +95,12 @@ def check_tokenizer(start_tokenizer: Tokenizer, model_tokenizer: Tokenizer, star
     """Refuse weights that were trained with another tokenizer: their rows would stand for other words.
 
     Raises:
-        UserError: the files or the whitespace tokens differ.
+        UserError: the files or the whitespace tokens differ, or tokens that were added to the weights' lack
+            in the pipeline's. It may have more.
     """
     is_same_file = start_tokenizer.path.read_bytes() == model_tokenizer.path.read_bytes()
-    if not is_same_file or start_tokenizer.whitespace != model_tokenizer.whitespace:
+    goes_on = model_tokenizer.grown[: len(start_tokenizer.grown)] == start_tokenizer.grown
+    if not (is_same_file and start_tokenizer.whitespace == model_tokenizer.whitespace and goes_on):
         raise UserError(
             f"{start_folder}: the weights' tokenizer ({start_tokenizer.size} ids) is not the pipeline's "
             f"({model_tokenizer.size} ids); take theirs with tokenizer.kind=weights"
