@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from openba.errors import UserError
 from openba.home import Home
 
 
@@ -47,6 +48,10 @@ def serve(
     poll: Annotated[
         float, typer.Option(min=0.1, help="Seconds between checks whether the alias names another version.")
     ] = 5.0,
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FOLDER or NAME=models:/... of an adapter over the model; may be repeated."),
+    ] = None,
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Run on the Ray cluster that RAY_ADDRESS names.")
     ] = False,
@@ -60,6 +65,9 @@ def serve(
     from openba.serve.limits import Limits
     from tasks import serve as process
 
+    adapters = _by_name(adapter or [])
+    if adapters and cluster:
+        raise UserError("--adapter: not with --cluster; serve them from one process")
     home = Home.from_environment()
     limits = Limits(
         max_rows=rows, max_queued=queue, max_body_bytes=body, client_timeout=patience, answer_timeout=answer
@@ -74,4 +82,19 @@ def serve(
         return
     if threads:
         torch.set_num_threads(threads)
-    process.serve(model, home, limits, host=host, port=port, device=device, poll_seconds=poll)
+    process.serve(
+        model, home, limits, host=host, port=port, device=device, poll_seconds=poll, adapters=adapters
+    )
+
+
+def _by_name(arguments: list[str]) -> dict[str, str]:
+    """Return name -> adapter of arguments NAME=ADAPTER."""
+    adapters: dict[str, str] = {}
+    for argument in arguments:
+        name, separator, reference = argument.partition("=")
+        if not (name and separator and reference):
+            raise UserError(f"--adapter {argument}: write it as NAME=FOLDER or NAME=models:/NAME@ALIAS")
+        if name in adapters:
+            raise UserError(f"--adapter {argument}: {name} is given twice; choose another name")
+        adapters[name] = reference
+    return adapters

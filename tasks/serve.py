@@ -11,23 +11,24 @@ import asyncio
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
 import uvicorn
 
-from openba.artifacts import fetched
 from openba.errors import UserError, one_line
 from openba.home import Home
+from openba.model.adapter_base import holds_model
 from openba.model.origin import REGISTERED
+from openba.model.pointer import fetched_model
 from openba.serve.app import Application
 from openba.serve.limits import HeaderTimeoutProtocol, Limits
 from openba.serve.model_host import LoadedModel, ModelHost
 from openba.serve.server_metrics import ServerMetrics
-from tasks.pointers import Pointer, version_of
+from tasks.pointers import read_pointer, version_of
 
 LOOPBACK = ("127.0.0.1", "localhost")
 EXIT_ENGINE_FAILED = 70
@@ -56,12 +57,14 @@ class Source:
             UserError: neither of the two.
         """
         self.asked = model_reference
+        self.adapters: dict[str, Source] = {}
+        """Name -> adapter that is served over the model."""
         self.uri = home.tracking_uri
         registered_match = REGISTERED.fullmatch(model_reference)
         self.name: str = registered_match[1] if registered_match else Path(model_reference).resolve().name
         self.alias: str | None = registered_match[2] if registered_match else None
         self.folder = None if registered_match else Path(model_reference)
-        if self.folder is not None and not (self.folder / "config.json").exists():
+        if self.folder is not None and not holds_model(self.folder):
             raise UserError(
                 f"{model_reference}: not a model's folder (no config.json in it), nor models:/NAME@ALIAS or "
                 "models:/NAME/VERSION"
@@ -89,18 +92,22 @@ class Source:
             yield model_location.folder
             return
         number = model_location.version.removeprefix("v")
-        pointer = Pointer.read(self.uri, model_location.name, number)
-        with fetched(pointer.uri, pointer.files) as output:
-            yield output / "model"
+        with fetched_model(read_pointer(self.uri, model_location.name, number)) as folder:
+            yield folder
 
     def load(self, model_location: Place, models: ModelHost) -> LoadedModel:
-        """Load the model; it takes a while and may run in any thread.
+        """Load the model and its adapters; it takes a while and may run in any thread.
 
         Raises:
-            UserError: see `fetched` and `load_model`.
+            UserError: see `fetched`, `load_model` and `AdapterBank`.
         """
-        with self.fetched(model_location) as folder:
-            return models.load(folder, model_location.name, model_location.version)
+        with ExitStack() as stack:
+            folder = stack.enter_context(self.fetched(model_location))
+            adapter_folders = {
+                name: stack.enter_context(source.fetched(source.now()))
+                for name, source in self.adapters.items()
+            }
+            return models.load(folder, model_location.name, model_location.version, adapter_folders)
 
 
 async def begin(source: Source, models: ModelHost) -> Place:
@@ -131,6 +138,7 @@ def serve(
     port: int,
     device: str,
     poll_seconds: float,
+    adapters: Mapping[str, str] | None = None,
 ) -> None:
     """Answer until SIGINT or SIGTERM.
 
@@ -142,6 +150,7 @@ def serve(
         port: 0 for a free one.
         device: of the model, as torch names it.
         poll_seconds: seconds between two looks at the alias.
+        adapters: name -> folder or address of an adapter over the model, chosen by a request's `model`.
 
     Raises:
         UserError: no such model, no key, or the port is in use.
@@ -152,6 +161,7 @@ def serve(
             f"--host {host}: set OPENBA_API_KEY to a secret first, or whoever reaches this machine may ask"
         )
     source = Source(model_reference, home)
+    source.adapters = {name: Source(reference, home) for name, reference in (adapters or {}).items()}
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(_serve(source, limits, api_key, host, port, device, poll_seconds))
 

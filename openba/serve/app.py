@@ -27,6 +27,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openba.errors import UserError, one_line
+from openba.model.adapter_bank import NO_ADAPTER
 from openba.redact import redact
 from openba.serve.decoding_engine import EngineFailedError, QueueFullError
 from openba.serve.limits import ClientDisconnectedError, check_key, read_body
@@ -117,6 +118,9 @@ class Application:
             vocabulary_size=engine.vocabulary_size,
             max_answers=self.limits.max_prompts,
         )
+        number = model.adapters.get(request.model or "", NO_ADAPTER)
+        for generation in generations:
+            generation.adapter = number
         pending = PendingResponse(request, model, generations, self.limits, self.metrics, received_at)
         try:
             if self._current_model() is not model:
@@ -135,9 +139,11 @@ class Application:
     @staticmethod
     def _check_model_name(name: str | None, model: LoadedModel) -> None:
         """Raise a 404 for another model's name; a missing or empty name means the current model."""
-        if name not in (None, "", model.name):
+        if name not in (None, "", *model.names):
             quoted_name = repr(name[:MAX_QUOTED_CHARACTERS])
-            message = f"model: {quoted_name} is not served, {model.name!r} is"
+            served_names = ", ".join(map(repr, model.names))
+            verb = "is" if len(model.names) == 1 else "are"
+            message = f"model: {quoted_name} is not served, {served_names} {verb}"
             raise RequestError(404, message, "model_not_found", "model")
 
     def _current_model(self) -> LoadedModel:
@@ -145,12 +151,13 @@ class Application:
         return self.model_host.current
 
     async def list_models(self, http: HTTPRequest) -> Response:
-        """List the one model that is served."""
+        """List the model that is served, and the adapters over it."""
         try:
             check_key(http.headers, self.api_key)
         except RequestError as error:
             return error_response(error)
-        return _json_response({"object": "list", "data": [self._model_card()]})
+        cards = [self._model_card(name) for name in self._current_model().names]
+        return _json_response({"object": "list", "data": cards})
 
     async def describe_model(self, http: HTTPRequest) -> Response:
         """Describe the model named in the path; 404 for another name."""
@@ -159,12 +166,12 @@ class Application:
             self._check_model_name(http.path_params["model"], self._current_model())
         except RequestError as error:
             return error_response(error)
-        return _json_response(self._model_card())
+        return _json_response(self._model_card(http.path_params["model"]))
 
-    def _model_card(self) -> JSONObject:
+    def _model_card(self, name: str) -> JSONObject:
         model = self._current_model()
         return {
-            "id": model.name,
+            "id": name,
             "object": "model",
             "created": model.loaded_at,
             "owned_by": "openba",

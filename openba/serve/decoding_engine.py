@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from openba.errors import UserError, one_line
+from openba.model.adapter_bank import NO_ADAPTER, AdapterBank
 from openba.model.decoding import check_sources
 from openba.model.seq2seq import Seq2Seq
 from openba.serve.row_cache import RowCache
@@ -45,6 +46,8 @@ class Generation:
     """Encoder ids with the instruction's wrapping."""
     max_new_tokens: int
     sampling: Sampling = GREEDY
+    adapter: int = NO_ADAPTER
+    """Number of the adapter that answers."""
     notify_each_step: bool = False
     """Notify after every step, not only on completion."""
     wake: Callable[[], None] = lambda: None
@@ -74,6 +77,7 @@ class DecodingEngine:
         max_rows: int,
         max_queued: int,
         notify: Callable[[list[Generation]], None],
+        bank: AdapterBank | None = None,
     ) -> None:
         """Run the self-test and start the thread.
 
@@ -85,6 +89,7 @@ class DecodingEngine:
             max_rows: answers decoded at the same time.
             max_queued: generations that may wait for a row.
             notify: called in the engine's thread after a step with the generations to wake.
+            bank: adapters in the model's layers; None: there are none.
 
         Raises:
             EngineFailedError: the model gives no finite logits.
@@ -94,7 +99,7 @@ class DecodingEngine:
         self.vocabulary_size = vocabulary_size
         self.max_queued = max_queued
         self.notify = notify
-        self.row_cache = RowCache(model, max_rows, start_ids)
+        self.row_cache = RowCache(model, max_rows, start_ids, bank)
         self.active: list[Generation] = []
         """Generation of each row of the cache."""
         self.queue: deque[Generation] = deque()
@@ -224,7 +229,10 @@ class DecodingEngine:
         if not admitted:
             return
         try:
-            logits = self.row_cache.add_rows([generation.source_ids for generation in admitted])
+            logits = self.row_cache.add_rows(
+                [generation.source_ids for generation in admitted],
+                [generation.adapter for generation in admitted],
+            )
         except Exception as error:
             if len(admitted) == 1:
                 self._fail(admitted[0], one_line(error), changed)

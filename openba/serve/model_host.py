@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from openba.errors import UserError
+from openba.model.adapter_bank import AdapterBank
 from openba.model.files import load_model
 from openba.model.generate import start_tokens
 from openba.redact import redact
@@ -37,6 +38,13 @@ class LoadedModel:
     tokenizer: Tokenizer
     loaded_at: int
     """Unix time in seconds."""
+    adapters: Mapping[str, int]
+    """Names that answer beside the model's own -> number of the adapter."""
+
+    @property
+    def names(self) -> list[str]:
+        """Names by which a request may ask: the base's first."""
+        return [self.name, *self.adapters]
 
 
 class ModelHost:
@@ -52,26 +60,38 @@ class ModelHost:
         self.reload_error = ""
         """Why the last replacement failed; empty after a successful one."""
 
-    def load(self, folder: Path, name: str, version: str) -> LoadedModel:
+    def load(
+        self, folder: Path, name: str, version: str, adapter_folders: Mapping[str, Path] | None = None
+    ) -> LoadedModel:
         """Load a model and start its engine; blocking, may be called in any thread.
+
+        Args:
+            folder: of the model.
+            name: by which requests ask for it.
+            version: for people.
+            adapter_folders: name -> folder of an adapter that is served over it.
 
         Raises:
             UserError: see `load_model`; or the model gives no finite logits.
         """
         model, tokenizer = load_model(folder)
+        model = model.to(torch.device(self.device))
+        bank = AdapterBank(model, folder, adapter_folders) if adapter_folders else None
         try:
             engine = DecodingEngine(
-                model.to(torch.device(self.device)),
+                model,
                 start_ids=start_tokens(tokenizer),
                 eos_id=tokenizer.eos,
                 vocabulary_size=tokenizer.size,
                 max_rows=self.limits.max_rows,
                 max_queued=self.limits.max_queued,
                 notify=self._notify,
+                bank=bank,
             )
         except EngineFailedError as error:
             raise UserError(f"{folder}: {error}; serve another version") from None
-        return LoadedModel(name, version, engine, tokenizer, int(time.time()))
+        numbers = {} if bank is None else {adapter: number for number, adapter in enumerate(bank.names)}
+        return LoadedModel(name, version, engine, tokenizer, int(time.time()), numbers)
 
     def state(self) -> str:
         """Return the state of the current engine: `ok`, `dead` or `stalled`."""

@@ -45,7 +45,7 @@ class PendingResponse:
         self.limits = limits
         self.metrics = metrics
         self.received_at = received_at
-        self.builder = ResponseBuilder(request, model.name, model.version, uuid.uuid4().hex)
+        self.builder = ResponseBuilder(request, request.model or model.name, model.version, uuid.uuid4().hex)
         self.texts = [
             GeneratedText(model.tokenizer, generation, request.stop_strings) for generation in generations
         ]

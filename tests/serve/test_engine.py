@@ -13,6 +13,7 @@ import torch
 
 from openba.data.instruct import encode_input
 from openba.errors import UserError
+from openba.model.adapter_bank import AdapterBank
 from openba.model.files import load_model
 from openba.model.generate import generate_ids, start_tokens
 from openba.model.model import OpenBAModel
@@ -52,7 +53,9 @@ class Watch:
             assert self.change.wait_for(lambda: all(job.finish_reason for job in jobs), 30)
 
 
-def started(loaded: tuple[OpenBAModel, Tokenizer], rows: int, queue: int) -> tuple[DecodingEngine, Watch]:
+def started(
+    loaded: tuple[OpenBAModel, Tokenizer], rows: int, queue: int, bank: AdapterBank | None = None
+) -> tuple[DecodingEngine, Watch]:
     model, tokenizer = loaded
     watch = Watch()
     engine = DecodingEngine(
@@ -63,6 +66,7 @@ def started(loaded: tuple[OpenBAModel, Tokenizer], rows: int, queue: int) -> tup
         max_rows=rows,
         max_queued=queue,
         notify=watch,
+        bank=bank,
     )
     return engine, watch
 
