@@ -25,6 +25,7 @@ GROUPS = {
     "soak": "benchmarks.operations.soak",
     "story": "benchmarks.operations.story",
     "train": "benchmarks.train.figures",
+    "weights": "benchmarks.weights.figures",
 }
 """Name of a group -> its module, with a function `figures`."""
 

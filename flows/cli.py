@@ -345,7 +345,7 @@ def _print_plan(planned: JsonObject) -> None:
         step_table.add_row(f"{row['name']}@{row['fingerprint']}", row["state"], *training_cells)
     console.print(step_table)
     for row in planned["steps"]:
-        for line in row.get("clipped", []):
+        for line in (*row.get("clipped", []), *row.get("training", {}).get("adapter_notes", [])):
             console.print(f"note: {row['name']}: {line}", markup=False)
     for row in planned["steps"]:
         if (prediction := row.get("training", {}).get("prediction")) is not None:

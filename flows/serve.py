@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from openba.errors import UserError
 from openba.home import Home
 
 
@@ -65,9 +64,7 @@ def serve(
     from openba.serve.limits import Limits
     from tasks import serve as process
 
-    adapters = _by_name(adapter or [])
-    if adapters and cluster:
-        raise UserError("--adapter: not with --cluster; serve them from one process")
+    adapters = process.adapters_by_name(adapter or [], on_cluster=cluster)
     home = Home.from_environment()
     limits = Limits(
         max_rows=rows, max_queued=queue, max_body_bytes=body, client_timeout=patience, answer_timeout=answer
@@ -85,16 +82,3 @@ def serve(
     process.serve(
         model, home, limits, host=host, port=port, device=device, poll_seconds=poll, adapters=adapters
     )
-
-
-def _by_name(arguments: list[str]) -> dict[str, str]:
-    """Return name -> adapter of arguments NAME=ADAPTER."""
-    adapters: dict[str, str] = {}
-    for argument in arguments:
-        name, separator, reference = argument.partition("=")
-        if not (name and separator and reference):
-            raise UserError(f"--adapter {argument}: write it as NAME=FOLDER or NAME=models:/NAME@ALIAS")
-        if name in adapters:
-            raise UserError(f"--adapter {argument}: {name} is given twice; choose another name")
-        adapters[name] = reference
-    return adapters

@@ -243,7 +243,7 @@ class Pipeline:
         config = self.config
         if config.mixture is not None:
             self._corpus()
-        tokenizer_inputs = {"corpus": self.steps["clean"]} if config.mixture is not None else {}
+        tokenizer_inputs = {"corpus": self.steps["clean"]} if config.mixture else {}
         if config.tokenizer.kind == "weights" and (weights := config.weights_of_tokenizer) is not None:
             owner = next((n for n, stage in config.stages.items() if stage.start == weights), "experts")
             key = "experts.start" if owner == "experts" else f"stages.{owner}.start"
@@ -331,8 +331,8 @@ class Pipeline:
             f"task-{task}": self._task(task, recipe, f"{config}.tasks.{task}")
             for task, recipe in tasks.items()
         }
-        tokenizer = tokenizer or self.steps["tokenizer"]
-        return self._add(name, INSTRUCT, recipe, config, tokenizer=tokenizer, **steps)
+        inputs = {"tokenizer": tokenizer or self.steps["tokenizer"], **steps}
+        return self._add(name, INSTRUCT, recipe, config, **inputs)
 
     def _train(
         self,
@@ -346,9 +346,8 @@ class Pipeline:
         start_step: int | None = None,
     ) -> None:
         longest = max(recipe.encoder_length, recipe.decoder_length)
-        if longest > model.positions:
-            message = f"model.positions: {model.positions} are fewer than {name}'s {longest} tokens; raise it"
-            raise ConfigError(message)
+        if longest > (limit := model.positions):
+            raise ConfigError(f"model.positions: {limit} are fewer than {name}'s {longest} tokens; raise it")
         runtime = self.config.runtime
         try:
             check_training(recipe, runtime.for_expert() if self._is_expert(name) else runtime)

@@ -20,8 +20,8 @@ def read_pipeline(pipeline: str, overrides: list[str] | None = None, strict: boo
 
 def _registered(address: str) -> tuple[str, Mapping[str, Json]]:
     """Return where the output of a registered model is, and its files with their digests."""
-    from tasks.pointers import Pointer, version_of  # MLflow takes seconds to import
+    from tasks.pointers import read_pointer, version_of  # MLflow takes seconds to import
 
     home = Home.from_environment()
-    pointer = Pointer.read(home.tracking_uri, *version_of(home.tracking_uri, address))
-    return pointer.uri, pointer.files
+    pointer = read_pointer(home.tracking_uri, *version_of(home.tracking_uri, address))
+    return pointer["uri"], pointer["files"]

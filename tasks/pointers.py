@@ -8,49 +8,37 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from openba.errors import UserError, one_line
-from openba.json_types import Json
+from openba.json_types import JsonObject
 from openba.model.origin import REGISTERED
 
 
-@dataclass(frozen=True)
-class Pointer:
-    """Address of a registered version's output, and its files."""
+def read_pointer(tracking_uri: str, name: str, number: str) -> JsonObject:
+    """Return the pointer of a version, see `openba.model.pointer`.
 
-    uri: str
-    """Of the output in its store."""
-    files: Mapping[str, Mapping[str, Json]]
-    """Files of the model below it, each with its digest."""
+    Raises:
+        UserError: the registry does not know the version, or does not answer.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
 
-    @classmethod
-    def read(cls, tracking_uri: str, name: str, number: str) -> Pointer:
-        """Read the pointer of a version.
-
-        Raises:
-            UserError: the registry does not know the version, or does not answer.
-        """
-        import mlflow
-        from mlflow.exceptions import MlflowException
-
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for 300 bytes
-        mlflow.set_tracking_uri(tracking_uri)
-        address = f"models:/{name}/{number}"
-        with tempfile.TemporaryDirectory() as scratch_folder:
-            try:
-                artifact_folder = mlflow.artifacts.download_artifacts(
-                    artifact_uri=address, dst_path=scratch_folder
-                )
-                pointer_text = (Path(artifact_folder) / "artifacts" / "pointer.json").read_text(
-                    encoding="utf-8"
-                )
-                pointer = json.loads(pointer_text)
-                return cls(pointer["uri"], pointer["files"])
-            except (MlflowException, OSError, ValueError, KeyError, TypeError) as error:
-                raise UserError(f"{address}: no readable pointer.json: {one_line(error)}") from None
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for 300 bytes
+    mlflow.set_tracking_uri(tracking_uri)
+    address = f"models:/{name}/{number}"
+    with tempfile.TemporaryDirectory() as scratch_folder:
+        try:
+            artifact_folder = mlflow.artifacts.download_artifacts(
+                artifact_uri=address, dst_path=scratch_folder
+            )
+            pointer_file = Path(artifact_folder) / "artifacts" / "pointer.json"
+            pointer: JsonObject = json.loads(pointer_file.read_text(encoding="utf-8"))
+            if not {"uri", "files"} <= pointer.keys():
+                raise ValueError("it has no uri or no files")
+            return pointer
+        except (MlflowException, OSError, ValueError, AttributeError) as error:
+            raise UserError(f"{address}: no readable pointer.json: {one_line(error)}") from None
 
 
 def version_of(tracking_uri: str, address: str) -> tuple[str, str]:

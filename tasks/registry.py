@@ -27,7 +27,7 @@ from openba.artifacts import MANIFEST, Store
 from openba.errors import UserError
 from openba.gate import champion_refusals, not_compared
 from openba.graph import Model, Pipeline
-from openba.json_types import JsonObject
+from openba.model.pointer import make_pointer
 from openba.recipes.pipeline import GateConfig
 from tasks import serve_model
 from tasks.evidence import Witness
@@ -97,7 +97,7 @@ class Registry:
         if record is None:
             raise UserError(f"{step.key}: not built; `openba run --until {step.name}` builds it")
         with one_line_errors(self.tracking.uri), self.log.locked():
-            version = str(self._version(name, step.fingerprint) or self._create(model, record))
+            version = str(self._version(name, step.fingerprint) or self._create(model))
             for key, value in self.witness.tags(model).items():
                 self.client.set_model_version_tag(name, version, key, value)
             # Written in each run: evaluations and licences may have come since the version was made.
@@ -226,10 +226,9 @@ class Registry:
             None,
         )
 
-    def _create(self, model: Model, record: JsonObject) -> str:
+    def _create(self, model: Model) -> str:
         assert model.register_as is not None
-        files = {name: entry for name, entry in record["files"].items() if name.startswith("model/")}
-        pointer = {"uri": self.store.uri(model.training), "files": files}
+        pointer = make_pointer(model.training, self.store)
         mlflow.set_tracking_uri(self.tracking.uri)
         with tempfile.TemporaryDirectory() as folder, mlflow.start_run(self.tracking.run_of(model.training)):
             path = Path(folder) / "pointer.json"

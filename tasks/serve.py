@@ -129,6 +129,25 @@ def names(host: str) -> tuple[str, ...]:
     return LOOPBACK if host in LOOPBACK else ("*",)
 
 
+def adapters_by_name(arguments: list[str], *, on_cluster: bool) -> dict[str, str]:
+    """Return name -> adapter of arguments NAME=ADAPTER.
+
+    Raises:
+        UserError: an argument has another form, a name is given twice, or a cluster is to serve them.
+    """
+    if arguments and on_cluster:
+        raise UserError("--adapter: not with --cluster; serve them from one process")
+    adapter_references: dict[str, str] = {}
+    for argument in arguments:
+        adapter_name, separator, reference = argument.partition("=")
+        if not (adapter_name and separator and reference):
+            raise UserError(f"--adapter {argument}: write it as NAME=FOLDER or NAME=models:/NAME@ALIAS")
+        if adapter_name in adapter_references:
+            raise UserError(f"--adapter {argument}: {adapter_name} is given twice; choose another name")
+        adapter_references[adapter_name] = reference
+    return adapter_references
+
+
 def serve(
     model_reference: str,
     home: Home,

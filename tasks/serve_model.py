@@ -26,13 +26,13 @@ class OpenBA(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Fetch the weights if they are remote, check their digests, load them."""
-        from openba.artifacts import fetched
         from openba.model.files import load_model
+        from openba.model.pointer import fetched_model
 
         pointer = json.loads(Path(context.artifacts["pointer"]).read_text(encoding="utf-8"))
         # From the store, with their digests checked: what MLflow holds is the address alone.
-        with fetched(pointer["uri"], pointer["files"]) as output_folder:
-            self.model, self.tokenizer = load_model(output_folder / "model")
+        with fetched_model(pointer) as folder:
+            self.model, self.tokenizer = load_model(folder)
 
     def predict(
         self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None

@@ -82,7 +82,7 @@ def _counted(architecture: Architecture, lengths: tuple[Sequence[int], Sequence[
     with _META:
         model = OpenBAModel(architecture).to(torch.bfloat16).train()
     batch = _batch(*lengths).to(_META)
-    model.rotary_angles()
+    model.rotary_angles(_META)
     weights = {id(parameter) for parameter in model.parameters()}
     saved: dict[tuple[int, ...], int] = {}
 

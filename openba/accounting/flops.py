@@ -12,7 +12,7 @@ import numpy as np
 
 from openba.recipes.architecture import Recompute
 from openba.recipes.model import ModelRecipe
-from openba.recipes.train import TrainStep, WindowsRecipe
+from openba.recipes.train import TrainRecipe, TrainStep, WindowsRecipe
 
 TRAIN_PER_FORWARD = 3
 """The backward pass multiplies each product's output gradient with both of its operands."""
@@ -63,7 +63,15 @@ def run_flops(step: TrainStep, vocab: int) -> int:
     """FLOPs of a whole training run at its padded lengths, which is what the paper's figures count."""
     train = step.train
     per_sequence = train_flops(step.model, vocab, train.encoder_length, train.decoder_length)
-    return train.steps * train.batch * per_sequence
+    return round(train.steps * train.batch * per_sequence * trained_share(train))
+
+
+def trained_share(train: TrainRecipe) -> float:
+    """Return the FLOPs of a training step as a share of one that trains all weights.
+
+    Beside an adapter weights are frozen: the backward pass makes the gradients of inputs alone.
+    """
+    return 1.0 if train.adapter is None else (TRAIN_PER_FORWARD - 1) / TRAIN_PER_FORWARD
 
 
 def run_hardware_flops(step: TrainStep, vocab: int, recompute: Recompute) -> int:
@@ -89,7 +97,8 @@ def useful_run_flops(step: TrainStep, vocab: int, recompute: Recompute) -> tuple
     for sizes in kind_sizes:
         sources, targets = ([size[side] for size in sizes] for side in (0, 1))
         share = sample_count / len(kind_sizes) / len(sizes)
-        useful_flops += share * useful_train_flops(step.model, vocab, sources, targets)
+        model_flops = useful_train_flops(step.model, vocab, sources, targets)
+        useful_flops += share * trained_share(step.train) * model_flops
         recomputed += share * recomputed_flops(step.model, vocab, sources, targets, recompute)
     return useful_flops, useful_flops + recomputed
 

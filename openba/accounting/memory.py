@@ -126,18 +126,20 @@ def loss_bytes(
     micro_batch: int = 1,
     tensor_parallel: int = 1,
     precision: Precision = "bf16",
+    frozen: bool = False,
 ) -> int:
     """Peak of `openba.model.loss`.
 
-    Logits of a slice of tokens in fp32 and twice in the weights' precision, and the head's gradient: in fp32,
-    or, of a single slice in half precision, in that. On CUDA the embedding's two gradients are beside it.
+    Logits of a slice of tokens in fp32 and twice in the weights' precision, and, unless it is frozen, the
+    head's gradient: in fp32, or, of a single slice in half precision, in that. On CUDA the embedding's two
+    gradients are beside it.
     """
     # The slices of `openba.model.loss`; tensor parallelism divides the words, not the tokens.
     vocab_rows = model.padded_vocab(vocab) // tensor_parallel
     slice_length = min(micro_batch * decoder_length, slice_tokens(vocab_rows, device))
     is_one_slice = slice_length == micro_batch * decoder_length
     width = _WIDTH[precision] if is_one_slice else 4
-    gradient_width = width + 2 * _WIDTH[precision] * (device == "cuda")
+    gradient_width = 0 if frozen else width + 2 * _WIDTH[precision] * (device == "cuda")
     return vocab_rows * (slice_length * (4 + 2 * _WIDTH[precision]) + gradient_width * model.d_model)
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TypedDict
 
+from openba.accounting.adapters import adapter_note, adapter_state_bytes
 from openba.accounting.energy import paper_energy
 from openba.accounting.flops import parameters, run_flops, run_hardware_flops, useful_run_flops
 from openba.accounting.memory import activation_bytes, checkpoint_bytes, loss_bytes, state_bytes
 from openba.json_types import JsonObject
+from openba.recipes.adapter import adapter_parameters
 from openba.recipes.architecture import Recompute
 from openba.recipes.checks import check_training, data_parallel_workers
 from openba.recipes.runtime import PipelineRuntime, TrainRuntime
@@ -67,6 +69,8 @@ class TrainingPlan(TypedDict):
     fits: bool
     """Whether the runtime's own ZeRO stage does."""
     checkpoint_bytes: int
+    adapter_notes: list[str]
+    """Lines about the adapter that is trained; none if all weights are."""
 
 
 def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> TrainingPlan:
@@ -94,6 +98,12 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
     carbon = paper_energy(gpu_hours, device.watts, runtime.pue, runtime.carbon_intensity)
     memory = _memory(recipe, runtime, vocab, parameter_count)
     recompute = runtime.train.recompute
+    trained_count = parameter_count
+    adapter_notes: list[str] = []
+    if train.adapter is not None:
+        trained_count = adapter_parameters(recipe.model, train.adapter)
+        planned_bytes = memory[0]["total"]  # of stage 0: nothing is shared out
+        adapter_notes = [adapter_note(recipe.model, train.adapter, vocab, planned_bytes, train.precision)]
     useful_flops = useful_run_flops(recipe, vocab, recompute)
     return {
         "parameters": parameter_count,
@@ -116,7 +126,8 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
         "recompute": runtime.train.recompute,
         "device_memory": device.memory,
         "fits": any(stage["fits"] for stage in memory if stage["chosen"]),
-        "checkpoint_bytes": checkpoint_bytes(parameter_count),
+        "checkpoint_bytes": checkpoint_bytes(trained_count),
+        "adapter_notes": adapter_notes,
     }
 
 
@@ -149,6 +160,7 @@ def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int)
         micro_batch=gang.micro_batch,
         tensor_parallel=tensor_parallel,
         precision=train.precision,
+        frozen=train.adapter is not None,
     )
     stage_rows: list[ZeroMemory] = []
     # All stages, so that a reader sees which would fit; training itself has 1 to 3.
@@ -161,6 +173,15 @@ def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int)
             precision=train.precision,
             fp32_gradients=train.precision == "bf16",  # as `openba.train.engine` accumulates them
         )["total"]
+        if train.adapter is not None:
+            state_total = adapter_state_bytes(
+                recipe.model,
+                train.adapter,
+                vocab,
+                zero_stage=stage,
+                data_parallel=data_parallel_workers(runtime),
+                precision=train.precision,
+            )
         total_bytes = state_total + activation_total + loss_total
         stage_rows.append(
             {

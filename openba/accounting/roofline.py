@@ -13,8 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from openba.accounting.counts import count_model, share_of
-from openba.accounting.flops import parameters, run_flops, useful_run_flops
+from openba.accounting.flops import parameters, run_flops, trained_share, useful_run_flops
 from openba.accounting.operations import Product
+from openba.recipes.adapter import adapter_parameters
 from openba.recipes.architecture import Architecture
 from openba.recipes.checks import data_parallel_workers
 from openba.recipes.runtime import DeviceRuntime, PipelineRuntime
@@ -97,12 +98,19 @@ def predict(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> StepTime
         launches *= _FUSED_LAUNCHES
     bandwidth = memory_bandwidth(device)
     parameter_count = sum(parameters(recipe.model, vocab).values()) / ranks
+    # Frozen weights have no gradients; ZeRO still gathers them.
+    computed_share = trained_share(train)
+    trained_count = (
+        parameter_count if train.adapter is None else adapter_parameters(recipe.model, train.adapter)
+    )
     parts = {
-        "products": sum(number * product_seconds(block.products, device) for block, number in blocks),
+        "products": computed_share
+        * sum(number * product_seconds(block.products, device) for block, number in blocks),
         "elementwise": elementwise / bandwidth,
-        "head": product_seconds(counted.rest.products, device) + counted.rest.other_bytes / bandwidth,
+        "head": computed_share * product_seconds(counted.rest.products, device)
+        + counted.rest.other_bytes / bandwidth,
         "attention": _attention_seconds(recipe, rows, ranks, device),
-        "gradients": GRADIENT_BYTES[gang.zero_stage] * parameter_count / bandwidth,
+        "gradients": GRADIENT_BYTES[gang.zero_stage] * trained_count / bandwidth,
         "tensor parallel": _tensor_parallel_seconds(architecture, rows, ranks, device),
     }
     computing = sum(parts.values())
@@ -111,8 +119,8 @@ def predict(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> StepTime
     host += _GATHER_HOST_SECONDS * (gang.zero_stage == 3)
     parts["host"] = max(0.0, host - sum(parts.values()))
     once = {
-        "optimiser": _OPTIMIZER_BYTES * parameter_count / workers / bandwidth,
-        "reduction": _reduction_seconds(parameter_count, runtime, workers),
+        "optimiser": _OPTIMIZER_BYTES * trained_count / workers / bandwidth,
+        "reduction": _reduction_seconds(trained_count, runtime, workers),
     }
     seconds = micro_batches * sum(parts.values()) + sum(once.values())
     peak = device.peak_tflops * 1e12 * runtime.train.workers * seconds

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openba.errors import UserError
+from openba.model.adapter_base import is_adapter
 from openba.model.exported_code import exported_code
 from openba.model.model import OpenBAModel
 from openba.model.usage_card import CARD, usage_card
@@ -68,6 +69,7 @@ def save_model(
         "architectures": ["OpenBAForConditionalGeneration"],
         "auto_map": {
             "AutoConfig": "configuration_openba.OpenBAConfig",
+            "AutoModel": "modeling_openba.OpenBAEncoderDecoder",
             "AutoModelForSeq2SeqLM": "modeling_openba.OpenBAForConditionalGeneration",
         },
         "dtype": str(dtype).removeprefix("torch."),
@@ -147,12 +149,18 @@ def weights_folder(stage: Path, step: int | None = None) -> Path:
     return stage / "model" if step is None else stage / "steps" / str(step)
 
 
-def load_weights(folder: Path) -> dict[str, Tensor]:
+def load_weights(folder: Path, file_name: str | None = None) -> dict[str, Tensor]:
     """The tensors of a model's folder, from one file or from all shards of its index.
+
+    Args:
+        folder: of a model.
+        file_name: the one file to read; None: those of the whole model.
 
     Raises:
         UserError: a file is missing or damaged, or a shard lacks a tensor that the index names.
     """
+    if file_name is not None:
+        return _read(folder / file_name)
     index = next((folder / name for name in (INDEX, TORCH_INDEX) if (folder / name).exists()), None)
     if index is None:
         has_torch_file = (folder / TORCH_WEIGHTS).exists() and not (folder / WEIGHTS).exists()
@@ -222,11 +230,17 @@ def fitting(model: OpenBAModel, weights: dict[str, Tensor], where: Path) -> dict
 
 
 def load_model(folder: Path) -> tuple[OpenBAModel, Tokenizer]:
-    """A model in evaluation mode, in the dtype of its weights, and its tokenizer.
+    """A model in evaluation mode, in the dtype of its weights, and its tokenizer. An adapter's is merged.
 
     Raises:
-        UserError: see the functions above; or the tokenizer has more ids than the embedding has rows.
+        UserError: see the functions above; the tokenizer has more ids than the embedding has rows; the base
+            of an adapter is not there, or another one.
     """
+    if is_adapter(folder):
+        # Here: peft imports transformers, which takes seconds, and a whole model needs neither.
+        from openba.model.adapter import load_adapted
+
+        return load_adapted(folder)
     # No memory and no initial values: the tensors of the files become the parameters themselves.
     with torch.device("meta"):
         model = OpenBAModel(load_architecture(folder))

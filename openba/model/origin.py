@@ -19,6 +19,7 @@ from openba.artifacts import MANIFEST
 from openba.errors import UserError
 from openba.home import Home
 from openba.json_types import Json, JsonObject
+from openba.model.adapter_base import ADAPTER_CONFIG, BASE_FILE, holds_model
 from openba.recipes.start import WeightsRecipe, WeightsStep
 
 REGISTERED = re.compile(r"models:/([^@/]+)(?:@([^@/]+)|/(\d+))")
@@ -27,8 +28,10 @@ Registered = Callable[[str], tuple[str, Mapping[str, Json]]]
 """Looks up a `models:/` address: URL of the output in its store, and its files with their digests."""
 CONFIG_FILE = "config.json"
 TOKENIZER_FILES = ("spiece.model", "tokenizer_config.json")
-FILE_PATTERNS = (CONFIG_FILE, "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json",
-                 *TOKENIZER_FILES)  # fmt: skip
+FILE_PATTERNS = (
+    *(CONFIG_FILE, ADAPTER_CONFIG, BASE_FILE, *TOKENIZER_FILES),
+    *("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json"),
+)
 """Files of a model's folder that are read; others, such as code, are not."""
 _MODEL_FOLDER = "model/"
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -72,7 +75,7 @@ def _location_and_files(recipe: WeightsRecipe, registered: Registered | None) ->
     if (manifest := _manifest(weights_address)) is not None:
         return weights_address, _digests_of_output(manifest["files"])
     folder = Path(weights_address)
-    if (folder / CONFIG_FILE).is_file():
+    if holds_model(folder):
         return str(folder.resolve()), _digests(_weight_files(folder))
     if folder.exists():
         raise UserError(f"weights: {weights_address}: no {CONFIG_FILE} in it; give the folder of a model")

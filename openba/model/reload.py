@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from openba.errors import UserError
 from openba.model import reload_child
+from openba.model.adapter_base import is_adapter
+from openba.model.export import export
 from openba.model.files import load_model
 from openba.model.rows import Rows
 
@@ -28,9 +30,16 @@ _TARGET = 6
 def logits_apart(folder: Path, seconds: float = 1800.0) -> float:
     """The largest absolute difference of logits between both ways to load `folder`; 0 where they are equal.
 
+    An adapter is compared as what it is exported as: merged.
+
     Raises:
         UserError: transformers could not load it; the message is its last line.
     """
+    if is_adapter(folder):
+        with tempfile.TemporaryDirectory(prefix="openba-merged-") as scratch_folder:
+            whole_model = Path(scratch_folder) / "model"
+            export(folder, whole_model, "safetensors")
+            return logits_apart(whole_model, seconds)
     model, tokenizer = load_model(folder)
     places = torch.linspace(0, tokenizer.size - 1, _SOURCE + _TARGET).long()
     ids = {"encoder": places[None, :_SOURCE].contiguous(), "decoder": places[None, _SOURCE:].contiguous()}

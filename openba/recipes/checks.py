@@ -14,12 +14,18 @@ def check_training(recipe: TrainRecipe, runtime: PipelineRuntime) -> None:
     """Refuse a runtime that cannot run this training.
 
     Raises:
-        UserError: more workers than devices, or workers that cannot share the weights or the batch evenly.
+        UserError: more workers than devices, an adapter with tensor parallelism, or workers that cannot
+            share the weights or the batch evenly.
     """
     if runtime.train.workers > runtime.devices:
         raise UserError(
             f"runtime.train.workers: {runtime.train.workers} workers need a device each, but runtime.devices "
             f"is {runtime.devices}; lower the workers or raise the devices"
+        )
+    if recipe.adapter is not None and runtime.tensor_parallel > 1:
+        raise UserError(
+            f"runtime.tensor_parallel: {runtime.tensor_parallel} workers share each weight, and an adapter "
+            "wants whole ones; set it to 1, and train.zero_stage to 3 if the weights do not fit"
         )
     accumulation_steps(recipe, runtime.train, data_parallel_workers(runtime))
 

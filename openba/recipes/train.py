@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from openba.artifacts import Recipe
+from openba.recipes.adapter import AdapterRecipe
 from openba.recipes.model import ModelRecipe
 from openba.recipes.numbers import (
     Count,
@@ -276,6 +277,9 @@ class TrainRecipe(Recipe):
     """Tokens are counted as the paper's Table 2 seems to: batch * (encoder_length + decoder_length)."""
     optim: OptimRecipe
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    adapter: Annotated[AdapterRecipe | None, Field(exclude_if=lambda recipe: recipe is None)] = None
+    """Train an adapter beside frozen weights, not the weights; needs a start. A recipe without keeps its
+    fingerprint."""
     skip_loss_above: Positive = 10_000.0
     """A step whose loss is larger, or not finite, is skipped (paper section 5.4)."""
     skip_loss_sigma: Positive | None = None

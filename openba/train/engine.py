@@ -118,8 +118,10 @@ class Engine:
             betas=(recipe.optim.beta1, recipe.optim.beta2),
             eps=recipe.optim.eps,
         )
-        if gang.zero_stage == 3:
+        if gang.zero_stage == 3 and all(parameter.requires_grad for parameter in model.parameters()):
             # A block's weights are gathered together: hooks of its parts would be half of the host's time.
+            # Not beside frozen ones: the first block's input then needs no gradient, and DeepSpeed 0.19.8
+            # would free the block's weights as its backward pass begins.
             deepspeed.utils.set_z3_leaf_modules(model, [EncoderBlock, DecoderBlock])
         mpu = self.groups if self.groups.tensor.size > 1 else None
         deepspeed.utils.groups.mpu = mpu  # DeepSpeed keeps that of an engine before this one
@@ -249,16 +251,18 @@ class Engine:
         state.restore(self.engine, read_tensor, numbers, self.groups.tensor)
 
     def weights(self) -> dict[str, Tensor]:
-        """The full weights in fp32 or the compute precision, in host memory, complete on rank 0.
+        """The trained weights in fp32 or the compute precision, in host memory, complete on rank 0.
 
         All workers call it together.
         """
         # Under ZeRO 3 no rank has a parameter in full; DeepSpeed gathers layer by layer.
         if self.zero_stage == 3:
-            return self.engine._zero3_consolidated_16bit_state_dict()
+            return self.engine._zero3_consolidated_16bit_state_dict(exclude_frozen_parameters=True)
         full_weights: dict[str, Tensor] = {}
         # Each to the host before the next is joined: all of them at once would be 29 GB on the first GPU.
         for parameter_name, parameter in self.engine.module.named_parameters():
+            if not parameter.requires_grad:
+                continue
             full_tensor = gathered(parameter, parameter.detach(), self.groups.tensor)
             if self.groups.tensor.size == 1 or self.rank == 0:
                 full_weights[parameter_name] = full_tensor.cpu()
@@ -267,6 +271,8 @@ class Engine:
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[JsonObject]:
     """Parameter groups without weight decay on biases and other vectors (release)."""
-    matrices = [p for p in model.parameters() if p.dim() > 1]
-    vectors = [p for p in model.parameters() if p.dim() <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.dim() > 1]
+    vectors = [parameter for parameter in trained if parameter.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]  # DeepSpeed takes no empty one

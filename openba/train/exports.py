@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.distributed as dist
@@ -17,9 +18,7 @@ from torch import Tensor
 
 from openba import durable
 from openba.errors import UserError
-from openba.model.files import save_model, weights_folder
-from openba.recipes.architecture import Architecture
-from openba.tokenizer.tokenizer import Tokenizer
+from openba.model.files import weights_folder
 from openba.train.checkpoint import FAILURES
 from openba.train.engine import Engine
 
@@ -27,9 +26,11 @@ from openba.train.engine import Engine
 class Exports:
     """Writes the exported models of one stage; all workers call each method together."""
 
-    def __init__(self, out: Path, engine: Engine, architecture: Architecture, tokenizer: Tokenizer) -> None:
-        self.out, self.engine = out, engine
-        self.architecture, self.tokenizer = architecture, tokenizer
+    def __init__(self, out: Path, engine: Engine, write: Callable[[Path, dict[str, Tensor]], None]) -> None:
+        """Take the training's folder and engine, and what writes the weights of rank 0 into a folder."""
+        self.out = out
+        self.engine = engine
+        self.write = write
         self.failures = 0
         """Exports in a row that failed; the same on all workers."""
         self.reason = ""
@@ -96,7 +97,7 @@ class Exports:
         reason = [""]
         if self.engine.rank == 0:
             try:
-                save_model(folder, weights, self.architecture, self.tokenizer)
+                self.write(folder, weights)
             except (OSError, SafetensorError) as error:
                 if isinstance(error, SafetensorError) and durable.error_number(error) is None:
                     raise

@@ -24,6 +24,7 @@ def training_facts(trainer: Trainer) -> JsonObject:
     recompute = trainer.runtime.train.recompute
     facts = {
         "parameters": sum(parameters(trainer.step_recipe.model, vocab).values()),
+        "trained_parameters": trainer.trained_parameters,
         "vocab": trainer.model.architecture.vocab_size,
         "steps": trainer.recipe.steps,
         "epochs": round(trainer.batches.epochs(trainer.recipe.steps), 3),

@@ -6,14 +6,15 @@ were copied, data that was changed in place, and checkpoints of another version 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from openba import durable
 from openba.config import flatten
 from openba.errors import UserError
 from openba.json_types import JsonObject
+from openba.model.adapter_base import BASE_FILE
 from openba.model.files import weights_folder
 from openba.recipes.train import TrainStep
 
@@ -21,14 +22,12 @@ FORMAT = 4
 """Of checkpoints; 1 had no identity, 2 no FLOPs among its totals, 3 no digest of its marker and no logs."""
 HARMLESS = ("train.evaluate_every", "train.heldout_batches")
 """What may differ: it changes what is measured, not what is learnt."""
-_BLOCKS = 16
-_BLOCK = 2**16
 
 
 def identity(recipe: TrainStep, input_folders: Mapping[str, Path]) -> JsonObject:
     """The identity of a run, as JSON values."""
     start = weights_folder(Path(), recipe.start_step)
-    read = {**_READ, "start": (f"{start}/*.safetensors", f"{start}/*.bin")}
+    read = {**_READ, "start": (f"{start}/*.safetensors", f"{start}/*.bin", f"{start}/{BASE_FILE}")}
     return {
         "model": recipe.model.model_dump(mode="json"),
         "train": recipe.train.model_dump(mode="json"),
@@ -76,17 +75,4 @@ _READ = {"tokenizer": ("*.model",), "data": ("**/*.npy",)}
 def _folder(folder: Path, patterns: tuple[str, ...]) -> dict[str, str]:
     """Path -> digest of an input's files."""
     input_files = {path for pattern in patterns for path in folder.glob(pattern)}
-    return {path.relative_to(folder).as_posix(): _digest(path) for path in sorted(input_files)}
-
-
-def _digest(path: Path) -> str:
-    """Digest of the size and of sixteen blocks over the file: a store is terabytes, a resume seconds."""
-    file_size = path.stat().st_size
-    digest = hashlib.sha256(str(file_size).encode())
-    with path.open("rb") as file:
-        for number in range(_BLOCKS):
-            file.seek(max(0, file_size - _BLOCK) * number // (_BLOCKS - 1))
-            digest.update(file.read(_BLOCK))
-            if file_size <= _BLOCK:
-                break
-    return digest.hexdigest()[:16]
+    return {path.relative_to(folder).as_posix(): durable.sampled_digest(path) for path in sorted(input_files)}

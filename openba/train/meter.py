@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from openba.accounting.flops import recomputed_flops, train_flops, useful_train_flops
+from openba.accounting.flops import recomputed_flops, train_flops, trained_share, useful_train_flops
 from openba.json_types import JsonObject
 from openba.recipes.runtime import PipelineRuntime
 from openba.recipes.train import TrainStep
@@ -29,9 +29,9 @@ class Meter:
         train = recipe.train
         self.peak = runtime.device.peak_tflops * 1e12 * world_size
         self.padded_tokens = train.tokens_per_step
-        self.padded_flops = train.batch * train_flops(
-            self.model, vocab, train.encoder_length, train.decoder_length
-        )
+        self.trained_share = trained_share(train)
+        sequence_flops = train_flops(self.model, vocab, train.encoder_length, train.decoder_length)
+        self.padded_flops = train.batch * sequence_flops * self.trained_share
         self._process = psutil.Process()
 
     def flops(self, batches: list[Batch]) -> tuple[float, float]:
@@ -40,7 +40,8 @@ class Meter:
         batch_lengths = [batch.lengths for batch in batches]
         source_lengths = [count for encoder, _ in batch_lengths for count in encoder]
         target_lengths = [count for _, decoder in batch_lengths for count in decoder]
-        model_flops = useful_train_flops(self.model, self.vocab, source_lengths, target_lengths)
+        all_trained = useful_train_flops(self.model, self.vocab, source_lengths, target_lengths)
+        model_flops = all_trained * self.trained_share
         recomputed = recomputed_flops(self.model, self.vocab, source_lengths, target_lengths, self.recompute)
         return float(model_flops), float(model_flops + recomputed)
 

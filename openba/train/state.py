@@ -83,7 +83,10 @@ def restore(
 
 
 def _parameters(engine: DeepSpeedEngine) -> Iterator[tuple[str, nn.Parameter]]:
-    return engine.module.named_parameters()
+    """Trained parameters by name; frozen ones are those of the start."""
+    return (
+        (name, parameter) for name, parameter in engine.module.named_parameters() if parameter.requires_grad
+    )
 
 
 def _numel(parameter: nn.Parameter) -> int:

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from openba.accounting.energy import EnergyMeter, totals
 from openba.accounting.estimate import estimated
@@ -23,7 +25,7 @@ from openba.accounting.memory import checkpoint_bytes
 from openba.artifacts import Build
 from openba.errors import UserError
 from openba.json_types import JsonObject
-from openba.model.files import weights_folder
+from openba.model.files import save_model, weights_folder
 from openba.model.model import OpenBAModel
 from openba.model.parallel import make_part
 from openba.model.parallel_loss import TensorGroup
@@ -95,6 +97,9 @@ class Trainer:
         self.tokenizer = Tokenizer.load(build.inputs["tokenizer"])
         groups = make_groups(self.runtime.tensor_parallel)
         self.model = self._make_model(build.inputs.get("start"), groups.tensor)
+        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        self.trained_parameters = sum(parameter.numel() for parameter in trained)
+        """Numbers that this rank trains; of a model that tensor-parallel ranks share, its part."""
         self.engine = Engine(self.model, groups, self.recipe, self.runtime)
         # After the engine, whose first collectives show that all workers are there.
         self.lease = self._take_lease()
@@ -111,7 +116,7 @@ class Trainer:
         self.log = StageLog(self.out, enabled=self.engine.rank == 0)
         self.totals: dict[str, float] = dict.fromkeys(TOTALS, 0)
         self.checkpoints = Checkpoints(self.out / "checkpoints", self.runtime.train.keep_checkpoints)
-        self.exports = Exports(self.out, self.engine, self.model.architecture, self.tokenizer)
+        self.exports = Exports(self.out, self.engine, self._writer())
         self.identity = identity(self.step_recipe, build.inputs)
         self.guard = Guard(self.recipe, self.out / "debug")
         self.label_entropies = samples.label_entropies()
@@ -336,7 +341,29 @@ class Trainer:
         if start_folder is not None:
             folder = weights_folder(start_folder, self.step_recipe.start_step)
             weights = start_weights(folder, architecture, self.tokenizer)
-        return make_part(architecture, group, weights)
+        model = make_part(architecture, group, weights)
+        if self.recipe.adapter is not None:
+            # Here: peft imports transformers, which takes seconds, and few trainings have an adapter.
+            from openba.model.adapter import add_adapter, narrow_frozen, train_new_rows
+
+            add_adapter(model, self.recipe.adapter)
+            if start_folder is not None and (count := self.tokenizer.size - self._start_ids(start_folder)):
+                train_new_rows(model, self.tokenizer.size - count, count)
+            narrow_frozen(model, self.recipe.precision)
+        return model
+
+    def _start_ids(self, start_folder: Path) -> int:
+        """Return how many ids the start's tokenizer has."""
+        return Tokenizer.load(weights_folder(start_folder, self.step_recipe.start_step)).size
+
+    def _writer(self) -> Callable[[Path, dict[str, Tensor]], None]:
+        """Return what writes the trained weights into a folder: a whole model or an adapter."""
+        if self.recipe.adapter is not None:
+            from openba.model.adapter import AdapterWriter
+
+            base = weights_folder(self.build.inputs["start"], self.step_recipe.start_step)
+            return AdapterWriter(self.model, self.recipe.adapter, self.tokenizer, base).write
+        return partial(save_model, architecture=self.model.architecture, tokenizer=self.tokenizer)
 
     def _take_lease(self) -> Lease:
         lease = Lease(self.out)

@@ -80,7 +80,7 @@ def test_a_training_step_reads_nothing_from_the_device(
         model = OpenBAModel(SHAPE).to(dtype).train()
     model.recompute(recompute)  # type: ignore[arg-type]
     batch = batch_of(SOURCE_LENGTHS, TARGET_LENGTHS, padded).to(META)
-    model.rotary_angles()  # made once a process
+    model.rotary_angles(META)  # made once a process and device
     with NoHost():
         scale = torch.zeros((), device=META)
         loss = model(batch, gradient_scale=scale) * scale

@@ -142,6 +142,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
             runtime={"log_every": 3},
         ),
         "uneven": runs.job("uneven", batch=5),
+        **adapted(runs, start),
         "metered": runs.job("metered", do="metered_stage", budget="2 steps"),
         **parallel(runs),
         **{name: halves(runs, name, *kind) for name, kind in HALVES.items()},
@@ -190,6 +191,30 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
     again = {name: runs.interrupted(name) for name in ("again", "again-damaged")}
     runs.facts |= gangs.results(root, {"again": (2, again)})
     return runs
+
+
+ADAPTED: dict[str, dict[str, Any]] = {
+    "lora": {"precision": "fp32"},
+    "dora-zero2-bf16": {"precision": "bf16", "runtime": {"zero_stage": 2}},
+    "rslora-zero3": {"precision": "fp32", "runtime": {"zero_stage": 3}},
+}
+
+
+def adapted(runs: Runs, start: dict[str, str]) -> dict[str, Any]:
+    """Adapters on the reference's weights: straight, and stopped after a step and gone on."""
+    return {
+        f"{name}{ending}": runs.job(
+            f"{name}{ending}",
+            do=do,
+            data={"objective": "instruction"},
+            inputs=start,
+            adapter={"kind": name.partition("-")[0], "rank": 4, "dropout": 0.1},
+            keep_every="2 steps",
+            **options,
+        )
+        for name, options in ADAPTED.items()
+        for ending, do in (("", "run_stage"), ("-stopped", "stopped_stage"))
+    }
 
 
 def extremes(runs: Runs) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Weights that exist: adapters, other engines, transformers."""
