@@ -7,8 +7,6 @@ so no other flow follows it.
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated
 
 from prefect import flow, runtime
@@ -21,11 +19,10 @@ from openba.artifacts import Step
 from openba.errors import UserError, error_boundary
 from openba.gate import evaluation_refusals, stage_refusals
 from openba.graph import Pipeline
-from openba.home import Home
 from openba.json_types import JsonObject
 from tasks import events
 from tasks.cancel import end_flow_run
-from tasks.graphs import read_pipeline
+from tasks.graphs import read_pipeline, steps_of_evaluation, worker_home
 from tasks.registry import Registry
 from tasks.session import open_session
 
@@ -98,7 +95,7 @@ def evaluate_model(
         graph = _graph(pipeline, overrides)
         evaluation = graph.step(f"evaluate-{model}")
         # The gate of promotion asks for contamination too, and no other flow builds it.
-        facts = _build(graph, _steps_of_evaluation(graph, evaluation))[evaluation.name]
+        facts = _build(graph, steps_of_evaluation(graph, evaluation))[evaluation.name]
         if refusal_reasons := evaluation_refusals(tuple(evaluation.recipe.benchmarks), facts["benchmarks"]):  # type: ignore[attr-defined]
             raise UserError(f"{evaluation.name}: the gate refuses it: {'; '.join(refusal_reasons)}")
         events.passed(
@@ -123,7 +120,7 @@ def promote_model(model: str, pipeline: str = "tiny", overrides: Overrides = Non
         )
         if chosen_model is None or chosen_model.register_as is None:
             raise UserError(f"{model}: no model that {pipeline} registers; see registry.models")
-        home = _home()
+        home = worker_home()
         with open_session(graph, home, [], str(runtime.flow_run.id)) as session:
             registry = Registry(session.tracking, session.store, home.promotions, graph)
             registration = registry.register(chosen_model, graph.config.registry.gate)
@@ -142,40 +139,14 @@ def promote_model(model: str, pipeline: str = "tiny", overrides: Overrides = Non
         return f"{model_version}: {registration.decision}: {registration.reason}"
 
 
-def _steps_of_evaluation(graph: Pipeline, evaluation: Step) -> list[Step]:
-    """Return the steps of an evaluation, of the classical models beside its scores, and of contamination."""
-    compared = [
-        candidate.baselines
-        for candidate in graph.models
-        if candidate.evaluation == evaluation and candidate.baselines is not None
-    ]
-    outputs = [evaluation, *compared, graph.step("contamination")]
-    return [step for output in outputs for step in output.walk()]
-
-
 def _graph(pipeline: str, overrides: list[str] | None) -> Pipeline:
     return read_pipeline(pipeline, overrides, strict=True)
-
-
-def _home() -> Home:
-    """Return the home of the worker's environment.
-
-    Raises:
-        UserError: it is not set to an absolute path; a worker runs each flow in a temporary folder.
-    """
-    home_setting = os.environ.get("OPENBA_HOME", "")
-    if runtime.deployment.id is not None and not Path(home_setting).expanduser().is_absolute():
-        raise UserError(
-            f"OPENBA_HOME={home_setting}: set it to an absolute path in the environment of the Prefect "
-            "worker, which runs each flow in a temporary folder"
-        )
-    return Home.from_environment()
 
 
 def _build(graph: Pipeline, steps: list[Step]) -> dict[str, JsonObject]:
     """Build or reuse steps, inputs first; return their facts by name."""
     steps = list({step.name: step for step in steps}.values())
-    with open_session(graph, _home(), steps, str(runtime.flow_run.id)) as session:
+    with open_session(graph, worker_home(), steps, str(runtime.flow_run.id)) as session:
         build_steps(session, steps)
         records = {step.name: session.store.manifest(step) for step in steps}
     return {name: record["facts"] for name, record in records.items() if record}

@@ -8,9 +8,8 @@ import pytest
 from prefect.exceptions import ParameterTypeError
 
 from flows import deployed
-from flows.deployed import _home
 from openba.errors import UserError
-from tasks.graphs import read_pipeline
+from tasks.graphs import read_pipeline, steps_of_evaluation, worker_home
 
 
 @pytest.mark.parametrize("given", [None, "", "state"])
@@ -22,15 +21,15 @@ def test_a_deployed_flow_asks_for_an_absolute_home(
     if given is not None:
         monkeypatch.setenv("OPENBA_HOME", given)
     with pytest.raises(UserError, match="absolute path in the environment of the Prefect worker"):
-        _home()
+        worker_home()
     monkeypatch.delenv("PREFECT__RUNTIME__DEPLOYMENT__ID")
-    assert _home().root.is_absolute()
+    assert worker_home().root.is_absolute()
 
 
 def test_a_deployed_flow_takes_an_absolute_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", "any")
     monkeypatch.setenv("OPENBA_HOME", str(tmp_path))
-    assert _home().root == tmp_path
+    assert worker_home().root == tmp_path
 
 
 @pytest.mark.parametrize(
@@ -54,7 +53,7 @@ def test_every_flow_checks_its_parameters(name: str, parameters: dict[str, objec
 @pytest.mark.parametrize(("model", "baselines"), [("stage3", "baselines"), ("ner", "baselines-ner")])
 def test_an_evaluation_comes_with_the_models_that_it_is_compared_with(model: str, baselines: str) -> None:
     graph = read_pipeline("tiny", None, strict=True)
-    steps = deployed._steps_of_evaluation(graph, graph.step(f"evaluate-{model}"))
+    steps = steps_of_evaluation(graph, graph.step(f"evaluate-{model}"))
     names = {step.name for step in steps}
     assert {f"evaluate-{model}", model, baselines, "contamination"} <= names
     assert not {name for name in names if name.startswith("baselines")} - {baselines}
