@@ -30,7 +30,7 @@ def figures() -> Iterator[Figure]:
         yield from _planted(language)
     with tempfile.TemporaryDirectory(prefix="openba-near-") as folder:
         path = Path(folder) / "text" / DOCUMENTS
-        english = [pair for pair in corpora.prose() if pair[0] == "en"]
+        english = tuple(pair for pair in corpora.prose() if pair[0] == "en")
         size = corpora.write(path, english) / 1e6
         recipe = NOTHING.model_copy(update={"near_dedup": True})
         against = Against(path, size, lambda out: clean(path.parent, recipe, out))
@@ -44,7 +44,8 @@ def _planted(language: str) -> Iterator[Figure]:
     batch, _ = decode(pa.array(texts, pa.large_string()))
     of_texts = shingles(batch, 5)
     pairs = candidate_pairs(*band_keys(of_texts))
-    confirmed = pairs[are_similar(*[of_texts.sets(np.arange(len(texts)))] * 2, pairs, _SIMILARITY)]
+    sets = of_texts.sets(np.arange(len(texts)))
+    confirmed = pairs[are_similar(sets, sets, pairs, _SIMILARITY)]
     found = {(first, second) for first, second in confirmed.tolist()}
     planted = {(number, number + len(originals)) for number in range(len(originals))}
     alike = {pair for pair in planted if _jaccard(texts[pair[0]], texts[pair[1]]) >= _SIMILARITY}

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
@@ -47,7 +48,7 @@ def figures() -> Iterator[Figure]:
             break
         ours = edit_matrix.apply(batch, rules.find(batch))
         differing = sum(
-            _lines(ours.text(row)) != _lines(left)
+            int(_lines(ours.text(row)) != _lines(left))
             for row, left in enumerate(found[rules.name]["left"])
             if not is_chinese[row]
         )
@@ -94,10 +95,11 @@ def _lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def _peer(texts: list[str]) -> dict[str, dict[str, list[str]]] | None:
+def _peer(texts: list[str]) -> dict[str, dict[str, Any]] | None:
     with tempfile.TemporaryDirectory(prefix="openba-quality-") as folder:
         path = Path(folder) / "texts.jsonl"
         path.write_text("\n".join(map(json.dumps, texts)), encoding="utf-8")
+        # Filter -> `left`, the text of each document, and `seconds`.
         return peer.answer("peer_quality.py", str(path))
 
 

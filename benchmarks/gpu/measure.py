@@ -15,9 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openba.model.decoding import greedy
 from openba.model.device_code import cuda_code_everywhere
@@ -169,7 +171,8 @@ def _numerics(machine: Machine, ceilings: Row) -> Iterator[Row]:
         torch.cat([p.grad.float().cpu().flatten() for p in model.parameters() if p.grad is not None])
         for model in (half, exact)
     ]
-    cosine = torch.nn.functional.cosine_similarity(*gradients, dim=0)
+    half_gradient, exact_gradient = gradients
+    cosine = torch.nn.functional.cosine_similarity(half_gradient, exact_gradient, dim=0)
     yield {
         "loss": float(loss.detach()),
         "loss_fp32": float(expected.detach()),
@@ -222,7 +225,8 @@ def _t5(machine: Machine, architecture: Architecture) -> Iterator[Row]:
         d_ff=architecture.ffn_inner, num_layers=architecture.num_layers, num_heads=architecture.num_heads,
         num_decoder_layers=architecture.num_decoder_layers, feed_forward_proj="gated-gelu", dropout_rate=0.0,
     )  # fmt: skip
-    model = T5ForConditionalGeneration(config).to(machine.device, torch.bfloat16).train()
+    model = T5ForConditionalGeneration(config).train()
+    cast(nn.Module, model).to(machine.device, torch.bfloat16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
     rows = len(batch.source_rows.lengths)
     encoder_ids = batch.encoder_ids.view(rows, -1).to(machine.device)
@@ -283,7 +287,7 @@ def _kernels(machine: Machine, ceilings: Row) -> Iterator[Row]:
     for name, (function, arguments, moved_bytes) in cases.items():
         for form in ("eager", "compiled") if machine.on_gpu else ("eager",):
             run = torch.compile(function) if form == "compiled" else function
-            seconds = machine.seconds(lambda run=run, arguments=arguments: run(*arguments))
+            seconds = machine.seconds(partial(run, *arguments))
             share = moved_bytes / seconds / 1e9 / float(str(ceilings.get("copy_gb_per_second", "nan")))
             yield {"kernel": name, "form": form, "share_of_copy": share}
 
@@ -318,7 +322,8 @@ def _attention_shapes(machine: Machine, ceilings: Row) -> Iterator[Row]:
 
     generator = torch.Generator().manual_seed(0)
     count, longest = (4, 12) if machine.small else (50, 900)
-    first_seconds, again_seconds = [], []
+    first_seconds: list[float] = []
+    again_seconds: list[float] = []
     for _ in range(count):
         lengths = torch.randint(1, longest, (8,), generator=generator)
         rows = Rows.ragged(first(lengths, longest)).to(machine.device)

@@ -34,8 +34,8 @@ class FusionCounter:
         return aot_module_simplified(
             graph,
             inputs,
-            fw_compiler=self._count,
-            bw_compiler=self._count,
+            fw_compiler=self._count,  # type: ignore[arg-type]  # any callable does
+            bw_compiler=self._count,  # type: ignore[arg-type]
             partition_fn=min_cut_rematerialization_partition,
             decompositions=select_decomp_table(),
         )

@@ -87,8 +87,8 @@ def predict(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> StepTime
         (counted.decoder_block, architecture.num_decoder_layers),
     ]
     # Blocks by number, then what recomputation and the compiler make of them.
-    elementwise = sum(number * block.other_bytes for block, number in blocks)
-    launches = sum(number * block.launches for block, number in blocks)
+    elementwise = float(sum(number * block.other_bytes for block, number in blocks))
+    launches = float(sum(number * block.launches for block, number in blocks))
     # Both stacks once more but for their products, unless the compiler keeps what is cheap to keep.
     if gang.recompute == "selective" and not gang.compile:
         elementwise *= 4 / 3
@@ -144,8 +144,9 @@ class _Lengths:
 def _micro_batch_lengths(train: TrainRecipe, micro_batch: int, padded: bool) -> _Lengths:
     """Lengths of a usual micro-batch; of instruction data, whose lengths nobody knows before, full ones."""
     if padded or not isinstance(train.data, WindowsRecipe):
-        rows = (train.encoder_length,) * micro_batch, (train.decoder_length,) * micro_batch
-        return _Lengths(*rows, samples=micro_batch)
+        return _Lengths(
+            (train.encoder_length,) * micro_batch, (train.decoder_length,) * micro_batch, samples=micro_batch
+        )
     kinds = [
         sizes for corruption in train.data.corruptions() for sizes in [corruption.sizes(train.data.length)]
     ]

@@ -166,7 +166,9 @@ def merged(model: OpenBAModel, tensors: dict[str, Tensor], folder: Path) -> Open
     except (RuntimeError, ValueError, TypeError, KeyError, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{folder}: the adapter does not fit its base ({reason}); train it again") from None
-    wrong_names = [*outcome.unexpected_keys, *(name for name in outcome.missing_keys if ".lora_" in name)]
+    unexpected_keys: list[str] = outcome.unexpected_keys  # type: ignore[attr-defined]
+    missing_keys: list[str] = outcome.missing_keys  # type: ignore[attr-defined]
+    wrong_names = [*unexpected_keys, *(name for name in missing_keys if ".lora_" in name)]
     if wrong_names:
         raise UserError(
             f"{folder / ADAPTER_WEIGHTS}: {wrong_names[0]} is missing or unexpected; fetch it again"

@@ -87,6 +87,7 @@ class _Stacked:
 class OpenBAPreTrainedModel(Seq2Seq, PreTrainedModel):
     """Embedding and both stacks with transformers' loading, saving and inputs."""
 
+    config: OpenBAConfig
     config_class = OpenBAConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
@@ -242,7 +243,8 @@ class OpenBAPreTrainedModel(Seq2Seq, PreTrainedModel):
     def _angles(self, rows: Rows | Grid, position_limit: int, input_name: str) -> Tensor:
         """See `Seq2Seq`; a graph that is compiled makes the table anew, and keeps none."""
         if not torch.compiler.is_compiling():
-            return super()._angles(rows, position_limit, input_name)
+            # A grid has what is read of rows: lengths and positions.
+            return super()._angles(rows, position_limit, input_name)  # type: ignore[arg-type]
         config = self.config
         table = rotary_table(position_limit, config.kv_channels, config.rope_theta, rows.positions.device)
         return table.index_select(1, rows.positions)
@@ -402,6 +404,7 @@ class OpenBAForConditionalGeneration(OpenBAPreTrainedModel, GenerationMixin):
             inputs_embeds, decoder_inputs_embeds, kwargs,
         )  # fmt: skip
         hidden = run.last_hidden_state
+        assert hidden is not None  # the output class allows it, no run of ours gives it
         is_fused = is_plain(self.lm_head) and not torch.compiler.is_compiling()
         needs_logits = labels is None or not self.training or not is_fused
         logits = self.logits(hidden) if needs_logits else None
@@ -417,10 +420,10 @@ class OpenBAForConditionalGeneration(OpenBAPreTrainedModel, GenerationMixin):
 
     def prepare_decoder_input_ids_from_labels(self, labels: Tensor) -> Tensor:
         """Labels shifted right, the decoder's start token first."""
-        start = labels.new_full((labels.shape[0], 1), self.config.decoder_start_token_id)
-        return torch.cat(
-            [start, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE, self.config.pad_token_id)], 1
-        )
+        start_id = cast(int, self.config.decoder_start_token_id)
+        pad_id = cast(int, self.config.pad_token_id)
+        start = labels.new_full((labels.shape[0], 1), start_id)
+        return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE, pad_id)], 1)
 
     def get_output_embeddings(self) -> nn.Module:
         """The head."""

@@ -139,7 +139,7 @@ class Application:
     @staticmethod
     def _check_model_name(name: str | None, model: LoadedModel) -> None:
         """Raise a 404 for another model's name; a missing or empty name means the current model."""
-        if name not in (None, "", *model.names):
+        if name and name not in model.names:
             quoted_name = repr(name[:MAX_QUOTED_CHARACTERS])
             served_names = ", ".join(map(repr, model.names))
             verb = "is" if len(model.names) == 1 else "are"

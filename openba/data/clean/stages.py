@@ -32,7 +32,7 @@ UNFILTERED = "unfiltered"
 _PRIVACY_REPEATS = ("privacy_again", "privacy_last", "privacy_after_c4")
 _QUALITY = (GopherRepetition, GopherQuality, C4Lines, FineWebQuality)
 """Their names are those of the switches in `CleanRecipe`; the order is FineWeb's."""
-_SHIPPED = (
+_SHIPPED: tuple[type[Filter], ...] = (
     Markup,
     UnusualCharacters,
     Privacy,

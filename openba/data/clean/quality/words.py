@@ -102,7 +102,7 @@ class _Memo:
 
     def __init__(self) -> None:
         self._language = _load_language()
-        self.special = sorted(rule for rule in self._language.tokenizer.rules if not rule.isspace())  # type: ignore[attr-defined]
+        self.special = sorted(rule for rule in self._language.tokenizer.rules if not rule.isspace())  # type: ignore[union-attr]
         self._reset()
 
     def _reset(self) -> None:
