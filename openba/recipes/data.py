@@ -16,6 +16,7 @@ from openba.recipes.clean import CleanRecipe
 from openba.recipes.numbers import (
     Count,
     CountOrNone,
+    Finite,
     NonNegative,
     PositiveTokens,
     Records,
@@ -52,9 +53,9 @@ class ScoreRange(Recipe):
 
     field: str
     """Column or key, with dots for one inside another."""
-    min: float | None = None
+    min: Finite | None = None
     """Records below are left out."""
-    below: float | None = None
+    below: Finite | None = None
     """Records with this and more are left out."""
 
 

@@ -431,6 +431,7 @@ def test_step_writes_the_same_bytes_twice(tmp_path: Path) -> None:
         "documents": table.num_rows,
         "bytes": sum(len(text.encode()) for text in table["text"].to_pylist()),
         "licence": "test",
+        "outside_score": 0,
         "quarantined": {"files": 0, "rows": 0, "first": []},
     }
 

@@ -119,7 +119,7 @@ def loss_by_forward(model: OpenBAModel, tokenizer: Tokenizer, source: list[int],
     labels: Tensor = torch.tensor([[IGNORE, *target[1:]]])
     ids = torch.tensor([source])
     with torch.no_grad():
-        loss = model(
+        loss = model.loss(
             ids, torch.ones_like(ids, dtype=torch.bool), torch.tensor([[tokenizer.pad, *target[:-1]]]), labels
         )
     return float(loss) / (len(target) - 1)
