@@ -70,11 +70,10 @@ def _clean(root: Path) -> None:
         for number, text in enumerate(_TEXTS)
     ]
     write_documents(source_folder / DOCUMENTS, [pa.RecordBatch.from_pylist(rows, SCHEMA)], 0)
-    for recipe_name, output_name in (("modern", "modern"), ("paper", "corpus")):
-        recipe = load(CONFIGS / "clean" / f"{recipe_name}.yaml", CleanRecipe, ["near_dedup=true"])
-        (root / output_name).mkdir()
-        build = Build(root / output_name, CorpusRecipe(sources={"source": recipe}), {"source": source_folder})
-        corpus.build(build, passes.in_this_process)
+    recipe = load(CONFIGS / "clean" / "paper.yaml", CleanRecipe, ["near_dedup=true"])
+    (root / "corpus").mkdir()
+    build = Build(root / "corpus", CorpusRecipe(sources={"source": recipe}), {"source": source_folder})
+    corpus.build(build, passes.in_this_process)
     find_blank(pa.array([" "], pa.large_string()))
 
 

@@ -14,7 +14,15 @@ from openba.compile_kernels import compile_kernels
 def kernels() -> dict[str, Dispatcher]:
     """All functions that numba compiles, by module and name."""
     found_kernels = {}
+    # The paper's recipe does not use these.
+    optional = (
+        "openba.data.clean.quality",
+        "openba.data.clean.normalise",
+        "openba.data.clean.private_numbers",
+    )
     for module_info in pkgutil.walk_packages(openba.__path__, "openba."):
+        if module_info.name.startswith(optional):
+            continue
         if module_info.name.startswith(("openba.data", "openba.model.cpu")):
             module = importlib.import_module(module_info.name)
             for name, value in vars(module).items():
