@@ -15,7 +15,7 @@ def kernels() -> dict[str, Dispatcher]:
     """All functions that numba compiles, by module and name."""
     found_kernels = {}
     # The paper's recipe does not use these.
-    optional = (
+    optional = tuple(f"openba.data.clean.{name}" for name in ("quality", "normalise", "private_numbers"))
         "openba.data.clean.quality",
         "openba.data.clean.normalise",
         "openba.data.clean.private_numbers",
