@@ -16,10 +16,6 @@ def kernels() -> dict[str, Dispatcher]:
     found_kernels = {}
     # The paper's recipe does not use these.
     optional = tuple(f"openba.data.clean.{name}" for name in ("quality", "normalise", "private_numbers"))
-        "openba.data.clean.quality",
-        "openba.data.clean.normalise",
-        "openba.data.clean.private_numbers",
-    )
     for module_info in pkgutil.walk_packages(openba.__path__, "openba."):
         if module_info.name.startswith(optional):
             continue
