@@ -14,7 +14,7 @@ from openba.recipes.evaluate import SCORING_VERSION
 from openba.recipes.pipeline import TransferConfig
 
 SOURCE = Kind("openba.data.sources:build", "4")
-CORPUS = Kind("openba.data.clean.corpus:build", "7", resumable=True)
+CORPUS = Kind("openba.data.clean.corpus:build", "8", resumable=True)
 TOKENIZER = Kind("openba.data.tokenizer_training:build", "2")
 MIXTURE = Kind("openba.data.mixture:build", "4")
 CONTAMINATION = Kind("openba.data.contamination:build", "2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceNormalizer
 
@@ -270,6 +270,7 @@ def planted_texts(draw: st.DrawFn) -> str:
 
 
 @settings(max_examples=1000, deadline=None)
+@example(["wang.wu@\u3000example.coma\u030113812345678"])
 @given(st.lists(st.one_of(planted_texts(), st.text(max_size=20)), min_size=1, max_size=6))
 def test_nothing_private_is_left_to_the_filter_or_to_a_tokenizer(texts: list[str]) -> None:
     after = filtered(texts)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -175,9 +175,26 @@ def test_rules_are_the_published_ones_on_real_text() -> None:
     assert len(removed) == 4
 
 
+def joins_chunks(text: str) -> bool:
+    """Whether spaCy takes characters on both sides of white space for one of its special cases, such as ":)".
+
+    Its matcher does not see white space. Chunks of text are divided apart here, so these texts differ.
+    """
+    chunks = text.split()
+    joined = "".join(chunks)
+    ends = np.cumsum([len(chunk) for chunk in chunks])[:-1].tolist()
+    return any(
+        rule in joined[max(0, end - len(rule) + 1) : end + len(rule) - 1]
+        for rule in english().tokenizer.rules
+        for end in ends
+    )
+
+
 @settings(max_examples=300)
+@example(") :)7")
 @given(st.text(st.sampled_from("aZ'’-.,:;!?()[]\"“”7é$%_ \n"), max_size=40))
 def test_words_are_spacys(text: str) -> None:
+    assume(not joins_chunks(text))
     found = word_table.words(texts_of([text, "x"]), np.zeros(2, bool))
     tokens = [token.text for token in english().tokenizer(text)]
     expected = [0 if token.isspace() else len(token) for token in tokens]

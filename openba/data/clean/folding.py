@@ -7,6 +7,7 @@ that does not appear in the folded text cannot appear in a tokenizer's output ei
 
 from __future__ import annotations
 
+import unicodedata
 from bisect import bisect_left
 from collections.abc import Mapping
 from functools import cache
@@ -117,7 +118,8 @@ def folded_ascii(several: int) -> np.ndarray:
     """Return the lower-case ASCII character that each code point folds to, uint8 `[0x110000]`; else 0.
 
     Args:
-        several: entry of characters that vanish or fold to several with ASCII among them.
+        several: entry of characters that vanish, fold to several with ASCII among them, or are accents that
+            become one character with the ASCII character before them.
     """
     table = np.zeros(0x110000, np.uint8)
     for code_point in range(1, 0x80):
@@ -129,4 +131,16 @@ def folded_ascii(several: int) -> np.ndarray:
             table[code_point] = several
         else:
             table[code_point] = 0
+    table[_accents()] = several
     return table
+
+
+def _accents() -> list[int]:
+    """Return combining marks that form one character with the ASCII character before them."""
+    ascii_characters = [chr(code_point) for code_point in range(0x21, 0x7F)]
+    marks = [code_point for code_point in range(0x80, 0x3100) if unicodedata.combining(chr(code_point))]
+    return [
+        mark
+        for mark in marks
+        if any(len(unicodedata.normalize("NFC", before + chr(mark))) == 1 for before in ascii_characters)
+    ]
