@@ -46,14 +46,16 @@ def _planted(language: str) -> Iterator[Figure]:
     pairs = candidate_pairs(*band_keys(of_texts))
     sets = of_texts.sets(np.arange(len(texts)))
     confirmed = pairs[are_similar(sets, sets, pairs, _SIMILARITY)]
-    found = {(first, second) for first, second in confirmed.tolist()}
+    confirmed_pairs = {(first, second) for first, second in confirmed.tolist()}
     planted = {(number, number + len(originals)) for number in range(len(originals))}
     alike = {pair for pair in planted if _jaccard(texts[pair[0]], texts[pair[1]]) >= _SIMILARITY}
-    told = f"exact Jaccard of Python sets: {len(alike):,} of {len(planted):,} planted copies reach 0.8"
-    recall = 100 * len(found & alike) / len(alike)
-    yield Figure(f"data/near_recall_{language}", recall, "%", 95, "higher", told)
-    true = sum(_jaccard(texts[first], texts[second]) >= _SIMILARITY for first, second in found)
-    yield Figure(f"data/near_precision_{language}", 100 * true / len(found), "%", 99, "higher", told)
+    peer_text = f"exact Jaccard of Python sets: {len(alike):,} of {len(planted):,} planted copies reach 0.8"
+    recall = 100 * len(confirmed_pairs & alike) / len(alike)
+    yield Figure(f"data/near_recall_{language}", recall, "%", 95, "higher", peer_text)
+    true = sum(_jaccard(texts[first], texts[second]) >= _SIMILARITY for first, second in confirmed_pairs)
+    yield Figure(
+        f"data/near_precision_{language}", 100 * true / len(confirmed_pairs), "%", 99, "higher", peer_text
+    )
 
 
 def _copies(texts: Sequence[str]) -> list[str]:

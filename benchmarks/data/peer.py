@@ -26,8 +26,8 @@ def seconds(case: str, path: Path) -> float | None:
         UserError: the peer failed; the message has the end of its error output.
     """
     with tempfile.TemporaryDirectory(prefix="openba-peer-") as work_folder:
-        found = answer("peer_datatrove.py", case, str(path), work_folder)
-    return None if found is None else float(found["seconds"])
+        peer_result = answer("peer_datatrove.py", case, str(path), work_folder)
+    return None if peer_result is None else float(peer_result["seconds"])
 
 
 def answer(script_name: str, *arguments: str) -> Any | None:  # Any: each script prints JSON of its own form

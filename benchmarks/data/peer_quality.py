@@ -37,11 +37,11 @@ def _left(chosen: Any, text: str) -> str:
 
 if __name__ == "__main__":
     texts = [json.loads(line) for line in Path(sys.argv[1]).read_text(encoding="utf-8").splitlines()]
-    found = {}
+    results = {}
     for name, filter_class in _FILTERS.items():
         chosen = filter_class()
         _left(chosen, "Loaded before the clock starts. " * 30)
         started = time.process_time()
         left = [_left(chosen, text) for text in texts]
-        found[name] = {"seconds": time.process_time() - started, "left": left}
-    print(json.dumps(found))
+        results[name] = {"seconds": time.process_time() - started, "left": left}
+    print(json.dumps(results))

@@ -40,16 +40,16 @@ def figures() -> Iterator[Figure]:
     """Yield differing verdicts of each filter, and the speed of all together."""
     texts = _texts()
     compared = _sample(texts)
-    found = _peer(compared)
+    peer_results = _peer(compared)
     batch = _decode(compared)
     is_chinese = words.find_chinese(batch)
     for rules in _FILTERS:
-        if found is None:
+        if peer_results is None:
             break
         ours = edit_matrix.apply(batch, rules.find(batch))
         differing = sum(
             int(_lines(ours.text(row)) != _lines(left))
-            for row, left in enumerate(found[rules.name]["left"])
+            for row, left in enumerate(peer_results[rules.name]["left"])
             if not is_chinese[row]
         )
         name = f"data/quality_{rules.name}: documents with another verdict or text, of {len(compared):,}"
@@ -58,15 +58,15 @@ def figures() -> Iterator[Figure]:
     size = sum(len(text.encode()) for text in texts) / _MB
     yield Figure(f"data/quality_rules, first {size:.0f} MB", size / _seconds(everything), "MB/s")
     speed = size / statistics.median(_seconds(everything, is_warm=True) for _ in range(3))
-    if found is None:
+    if peer_results is None:
         yield Figure("data/quality_rules", speed, "MB/s", peer=peer.ABSENT)
         return
     compared_size = sum(len(text.encode()) for text in compared) / _MB
-    other = compared_size / sum(found[rules.name]["seconds"] for rules in _FILTERS)
-    told = f"datatrove, the same four filters: {other:.2f} MB/s"
-    yield Figure("data/quality_rules", speed, "MB/s", None, "higher", told, speed / other)
+    other = compared_size / sum(peer_results[rules.name]["seconds"] for rules in _FILTERS)
+    peer_text = f"datatrove, the same four filters: {other:.2f} MB/s"
+    yield Figure("data/quality_rules", speed, "MB/s", None, "higher", peer_text, speed / other)
     yield Figure(
-        "data/quality_rules_against_datatrove", speed / other, "x", 15, "higher", told, speed / other
+        "data/quality_rules_against_datatrove", speed / other, "x", 15, "higher", peer_text, speed / other
     )
 
 

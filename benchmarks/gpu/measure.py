@@ -65,13 +65,13 @@ class Machine:
         """Median seconds of a call, after one that is not counted."""
         run()
         self.wait()
-        found = []
+        seconds = []
         for _ in range(1 if self.small else rounds):
             started = time.perf_counter()
             run()
             self.wait()
-            found.append(time.perf_counter() - started)
-        return statistics.median(found)
+            seconds.append(time.perf_counter() - started)
+        return statistics.median(seconds)
 
     def model(self, architecture: Architecture, dtype: torch.dtype = torch.bfloat16) -> OpenBAModel:
         """Return a model with random weights, in training mode."""
@@ -328,11 +328,11 @@ def _attention_shapes(machine: Machine, ceilings: Row) -> Iterator[Row]:
         lengths = torch.randint(1, longest, (8,), generator=generator)
         rows = Rows.ragged(first(lengths, longest)).to(machine.device)
         query = torch.randn(int(lengths.sum()), 4, 64, dtype=torch.bfloat16, device=machine.device)
-        for found in (first_seconds, again_seconds):
+        for seconds in (first_seconds, again_seconds):
             started = time.perf_counter()
             attend(query, query, query, rows, rows, causal=True)
             machine.wait()
-            found.append(time.perf_counter() - started)
+            seconds.append(time.perf_counter() - started)
     yield {
         "first_ms": 1e3 * statistics.median(first_seconds),
         "again_ms": 1e3 * statistics.median(again_seconds),

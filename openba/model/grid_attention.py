@@ -22,7 +22,7 @@ class AttentionWeights:
     """Attention probabilities of a forward pass, `[batch, heads, queries, keys]` a layer."""
 
     def __init__(self) -> None:
-        self.own: list[Tensor] = []
+        self.self_attention: list[Tensor] = []
         """Of each self-attention."""
         self.cross: list[Tensor] = []
         """Of each cross-attention."""
@@ -123,7 +123,7 @@ class GridAttention:
 
     def attend_self(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attend to the tokens of the same side."""
-        weights = None if self.weights is None else self.weights.own
+        weights = None if self.weights is None else self.weights.self_attention
         return self._attend(query, key, value, self.self_mask, weights)
 
     def attend_cross(self, layer_index: int, query: Tensor, projection: CrossAttention) -> Tensor:
@@ -198,7 +198,7 @@ class CachedAttention:
     def attend_self(self, layer_index: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Store the new keys and values, attend to all so far."""
         keys, values = self.cache.self_attention_cache.update(self._grid(key), self._grid(value), layer_index)
-        weights = None if self.weights is None else self.weights.own
+        weights = None if self.weights is None else self.weights.self_attention
         return self._attend(query, keys, values, self._causal(keys.shape[-2]), weights)
 
     def attend_cross(self, layer_index: int, query: Tensor, projection: CrossAttention) -> Tensor:

@@ -185,7 +185,7 @@ class OpenBAPreTrainedModel(Seq2Seq, PreTrainedModel):
         return BaseModelOutput(
             last_hidden_state=stacked.hidden,
             hidden_states=stacked.states,
-            attentions=tuple(weights.own) or None,
+            attentions=tuple(weights.self_attention) or None,
         )
 
     def _decode_grid(
@@ -295,7 +295,7 @@ class OpenBAPreTrainedModel(Seq2Seq, PreTrainedModel):
             last_hidden_state=decoded.hidden,
             past_key_values=past_key_values,
             decoder_hidden_states=decoded.states,
-            decoder_attentions=tuple(decoded.weights.own) or None,
+            decoder_attentions=tuple(decoded.weights.self_attention) or None,
             cross_attentions=tuple(decoded.weights.cross) or None,
             encoder_last_hidden_state=encoded,
             encoder_hidden_states=getattr(encoder_outputs, "hidden_states", None),

