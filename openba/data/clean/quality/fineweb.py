@@ -12,7 +12,7 @@ from numba import njit
 from openba.data.clean.edit_matrix import remove_rows
 from openba.data.clean.filter import Filter
 from openba.data.clean.quality import words as word_table
-from openba.data.clean.quality.lines import count_line_ends, count_repeats
+from openba.data.clean.quality.lines import count_line_ends, count_repeats, scratch_table
 from openba.data.clean.text_arrays import Texts, character_classes
 
 _MIN_ENDED_LINES = 0.12
@@ -55,14 +55,8 @@ class FineWebQuality(Filter):
 @njit(cache=True, nogil=True)
 def _count_repeated(code_points: np.ndarray, text_offsets: np.ndarray, class_table: np.ndarray) -> np.ndarray:
     """Return the characters of each text's lines that repeat an earlier one, int64 `[texts]`."""
-    longest = 1
-    for row in range(len(text_offsets) - 1):
-        longest = max(longest, text_offsets[row + 1] - text_offsets[row])
-    table_size = 16
-    while table_size < 2 * longest + 2:
-        table_size *= 2
-    slot_keys = np.empty(table_size, np.uint64)
-    slot_stamps = np.zeros(table_size, np.int64)
+    longest = max(1, np.diff(text_offsets).max()) if len(text_offsets) > 1 else 1
+    slot_keys, slot_stamps = scratch_table(longest)
     repeated = np.zeros(len(text_offsets) - 1, np.int64)
     for row in range(len(text_offsets) - 1):
         _, _, repeated[row] = count_repeats(

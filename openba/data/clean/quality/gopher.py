@@ -18,7 +18,7 @@ from numba import njit
 from openba.data.clean.edit_matrix import remove_rows
 from openba.data.clean.filter import Filter
 from openba.data.clean.quality import words as word_table
-from openba.data.clean.quality.lines import count_marks, count_repeats, strip
+from openba.data.clean.quality.lines import count_marks, count_repeats, find_slot, scratch_table, strip
 from openba.data.clean.quality.words import ALPHABETIC, NO_SYMBOL, Words
 from openba.data.clean.text_arrays import Texts, character_classes
 
@@ -158,15 +158,9 @@ def _find_repetition(
     class_table: np.ndarray,
 ) -> np.ndarray:
     """Return the number of the first rule that each text breaks, 0 if none, int64 `[texts]`."""
-    longest = 1
-    for row in range(len(text_offsets) - 1):
-        longest = max(longest, text_offsets[row + 1] - text_offsets[row])
-    table_size = 16
-    while table_size < 2 * longest + 2:
-        table_size *= 2
-    slot_keys = np.empty(table_size, np.uint64)
-    slot_stamps = np.zeros(table_size, np.int64)
-    counts = np.zeros(table_size, np.int64)
+    longest = max(1, np.diff(text_offsets).max()) if len(text_offsets) > 1 else 1
+    slot_keys, slot_stamps = scratch_table(longest)
+    counts = np.zeros(len(slot_keys), np.int64)
     run_slots = np.empty(longest + 1, np.int64)
     current_stamp = 0
     rules = np.zeros(len(text_offsets) - 1, np.int64)
@@ -241,12 +235,9 @@ def _top_characters(
     current_stamp: int,
 ) -> int:
     """Return the characters of all occurrences of the most frequent run of so many words, blanks included."""
-    mask = len(slot_keys) - 1
     for index in range(first, last - length + 1):
         key = _run_key(hashes, index, length)
-        slot = np.int64(key & np.uint64(mask))
-        while slot_stamps[slot] == current_stamp and slot_keys[slot] != key:
-            slot = (slot + 1) & mask
+        slot = find_slot(slot_keys, slot_stamps, key, current_stamp)
         if slot_stamps[slot] != current_stamp:
             slot_stamps[slot] = current_stamp
             slot_keys[slot] = key
@@ -274,14 +265,11 @@ def _repeated_characters(
     current_stamp: int,
 ) -> int:
     """Return the characters of runs that occurred before; after one the search goes on behind it."""
-    mask = len(slot_keys) - 1
     characters = 0
     index = first
     while index <= last - length:
         key = _run_key(hashes, index, length)
-        slot = np.int64(key & np.uint64(mask))
-        while slot_stamps[slot] == current_stamp and slot_keys[slot] != key:
-            slot = (slot + 1) & mask
+        slot = find_slot(slot_keys, slot_stamps, key, current_stamp)
         if slot_stamps[slot] == current_stamp:
             for position in range(index, index + length):
                 characters += lengths[position]

@@ -86,6 +86,28 @@ def count_marks(code_points: np.ndarray, text_offsets: np.ndarray, class_table: 
 
 
 @njit(cache=True, nogil=True)
+def scratch_table(entries: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return keys and stamps of an empty hash table that is at most half full with so many entries.
+
+    A new stamp empties the table, so that one serves all texts.
+    """
+    size = 16
+    while size < 2 * entries + 2:
+        size *= 2
+    return np.empty(size, np.uint64), np.zeros(size, np.int64)
+
+
+@njit(cache=True, nogil=True)
+def find_slot(slot_keys: np.ndarray, slot_stamps: np.ndarray, key: np.uint64, current_stamp: int) -> int:
+    """Return the slot of a key, or the free one that it would get."""
+    mask = len(slot_keys) - 1
+    slot = np.int64(key & np.uint64(mask))
+    while slot_stamps[slot] == current_stamp and slot_keys[slot] != key:
+        slot = (slot + 1) & mask
+    return slot
+
+
+@njit(cache=True, nogil=True)
 def count_repeats(
     code_points: np.ndarray,
     start: int,
@@ -106,15 +128,14 @@ def count_repeats(
         newlines: so many or more line feeds divide two pieces.
         skips_blank: leave out pieces of white space, and divide at each single line feed.
         class_table: `character_classes()`.
-        slot_keys: scratch hash table, a power of two over twice the number of pieces.
-        slot_stamps: scratch, as long.
+        slot_keys: of `scratch_table` for at least as many entries as there are pieces.
+        slot_stamps: the same.
         current_stamp: number that `slot_stamps` does not hold yet.
     """
     pieces = 0
     repeats = 0
     repeated_characters = 0
     piece_start = start
-    mask = len(slot_keys) - 1
     while True:
         piece_end = piece_start
         following = piece_start
@@ -136,9 +157,7 @@ def count_repeats(
             for position in range(piece_start, piece_end):
                 mixed = (mixed ^ np.uint64(code_points[position])) * _MULTIPLIER
                 mixed ^= mixed >> np.uint64(29)
-            slot = np.int64(mixed & np.uint64(mask))
-            while slot_stamps[slot] == current_stamp and slot_keys[slot] != mixed:
-                slot = (slot + 1) & mask
+            slot = find_slot(slot_keys, slot_stamps, mixed, current_stamp)
             if slot_stamps[slot] == current_stamp:
                 repeats += 1
                 repeated_characters += piece_end - piece_start
