@@ -98,7 +98,7 @@ def scratch_table(entries: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @njit(cache=True, nogil=True)
-def find_slot(slot_keys: np.ndarray, slot_stamps: np.ndarray, key: np.uint64, current_stamp: int) -> int:
+def find_slot(slot_keys: np.ndarray, slot_stamps: np.ndarray, key: np.uint64, current_stamp: int) -> np.int64:
     """Return the slot of a key, or the free one that it would get."""
     mask = len(slot_keys) - 1
     slot = np.int64(key & np.uint64(mask))
