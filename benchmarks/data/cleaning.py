@@ -37,7 +37,7 @@ NOTHING = CleanRecipe(
 
 
 def paper() -> CleanRecipe:
-    """The paper's filters, as shipped."""
+    """Return the paper's filters, as shipped."""
     return load(CONFIGS / "clean" / "paper.yaml", CleanRecipe)
 
 
@@ -50,7 +50,7 @@ def clean(
 
 
 def figures() -> Iterator[Figure]:
-    """The chain, run dedup and document dedup against datatrove; privacy against `re`; whole pages."""
+    """Measure the chain and both duplicate filters beside datatrove, privacy beside `re`, and whole pages."""
     with tempfile.TemporaryDirectory(prefix="openba-cleaning-") as folder:
         root = Path(folder)
         path = root / "text" / DOCUMENTS

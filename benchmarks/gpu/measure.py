@@ -132,7 +132,7 @@ def _ceilings(machine: Machine, ceilings: Row) -> Iterator[Row]:
 
 
 def _batch(machine: Machine, vocab: int, samples: int, padded: bool = False) -> FlatBatch:
-    """Samples of Stage I's lengths, a tenth as long where small; in host memory."""
+    """Draw samples of Stage I's lengths, a tenth as long where small; in host memory."""
     scale = 10 if machine.small else 1
     lengths = [(s // scale, t // scale) for s, t in (STAGE_ONE * samples)[:samples]]
     generator = torch.Generator().manual_seed(0)
@@ -199,7 +199,7 @@ def _train_case(machine: Machine, model: OpenBAModel, batch: FlatBatch) -> Calla
 
 
 def _training_slice(machine: Machine, ceilings: Row) -> Iterator[Row]:
-    """Steps of two and six layers of full width: padded, packed, compiled; transformers' T5 beside them."""
+    """Measure steps of 2 + 6 full-width layers, padded, packed and compiled, beside transformers' T5."""
     architecture = _slice(machine)
     for name, padded, compiled in (
         ("padded", True, False),

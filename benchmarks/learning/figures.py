@@ -48,7 +48,7 @@ Measurements = dict[Trial, list[dict[str, Any]]]
 
 
 def figures() -> Iterator[Figure]:
-    """The shipped runs, ours against T5 on each task, then the causes."""
+    """Measure the shipped runs, our model against T5 on each task, then the causes."""
     yield from runs.figures()
     make_inputs()
     results = _run([*COMPARED.values(), *CAUSES.values()])

@@ -106,13 +106,13 @@ class Data:
 
 @cache
 def pipeline() -> Pipeline:
-    """The `tiny` pipeline with the two classification tasks."""
+    """Read the `tiny` pipeline with the two classification tasks."""
     return Pipeline(find_pipeline("tiny"), SETTINGS, strict=True)
 
 
 @cache
 def tokenizer() -> Tokenizer:
-    """The `tiny` pipeline's."""
+    """Load the tokenizer of the `tiny` pipeline."""
     return Tokenizer.load(Home.from_environment().store.path(pipeline().step("tokenizer")))
 
 
@@ -124,7 +124,7 @@ def make_inputs() -> None:
 
 
 def data_of(task: Task) -> Data:
-    """The samples of a task."""
+    """Return the samples of a task."""
     store = Home.from_environment().store
     if task == "copy":
         end = tokenizer().eos
@@ -148,7 +148,7 @@ def data_of(task: Task) -> Data:
 
 
 def make_model(trial: Trial) -> nn.Module:
-    """The trial's model with its initial values, in training mode."""
+    """Create the trial's model with its initial values, in training mode."""
     torch.manual_seed(trial.seed)
     shape = pipeline().config.model.model_copy(
         update={
@@ -171,7 +171,7 @@ def make_model(trial: Trial) -> nn.Module:
 
 
 def losses_and_hits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Summed loss of a batch, with its gradient; bool `[rows]`, which targets are the likeliest."""
+    """Return a batch's summed loss, with its gradient, and which targets are the likeliest, bool `[rows]`."""
     if isinstance(model, OpenBAModel):
         loss = model.loss(batch.encoder_ids, batch.mask, batch.decoder_ids, batch.labels)
         counts = (batch.labels != IGNORE).sum(1)

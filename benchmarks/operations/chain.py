@@ -71,7 +71,7 @@ def _refused(running: Site) -> Iterator[Figure]:
 
 
 def _approved(running: Site) -> Iterator[Figure]:
-    """A better Stage III through the chain with a person asked: no leaves the champion, yes moves it."""
+    """Send a better Stage III through the chain and ask a person: no leaves the champion, yes moves it."""
     steps = '"stages.stage3.budget=40 steps","stages.stage3.evaluate_every=40 steps"'
     better = f'overrides=[{steps},"registry.gate.approval=true"]'
     _start(running, "openba-train/stage3", better, "step=stage3")
@@ -100,7 +100,7 @@ def _approved(running: Site) -> Iterator[Figure]:
 
 
 def _suspended(running: Site) -> str | None:
-    """The flow run that waits for an answer on Stage III, if one does."""
+    """Return the flow run that waits for an answer on Stage III, if one does."""
     waiting = (run for run in running.runs() if run["state_type"] == "PAUSED")
     return next((run["id"] for run in waiting if run["parameters"]["model"] == "stage3"), None)
 
@@ -150,7 +150,7 @@ def _restarts(running: Site) -> Iterator[Figure]:
 
 
 def _dead(running: Site) -> Iterator[Figure]:
-    """A kill -9 of a flow's process, then of a flow's process and its worker: what is left of them."""
+    """Kill a flow's process, then a flow's process and its worker, and measure what remains of them."""
     flow_run, _ = _train(running, LONG)
     _flow_process(running).kill()
     began = time.monotonic()
@@ -184,7 +184,7 @@ def _running_flows(running: Site) -> set[str]:
 
 
 def _start(running: Site, deployment: str, *parameters: str) -> str:
-    """A run of a deployment of the site's pipeline, by hand; its id."""
+    """Start a run of a deployment of the site's pipeline by hand; return its id."""
     command = [word for text in (f"pipeline={running.pipeline}", *parameters) for word in ("--param", text)]
     name = f"by-hand-{uuid4()}"  # a trigger may start other runs meanwhile
     running.prefect("deployment", "run", deployment, "--flow-run-name", name, *command)

@@ -44,7 +44,7 @@ SMALL = (
 
 
 def figures() -> Iterator[Figure]:
-    """The tiny pipeline's data and Stage I on two nodes, then faults on two and on four."""
+    """Run the tiny pipeline's data and Stage I on two nodes, then faults on two and on four."""
     if reason := missing():
         print(f"cluster: not run: {reason}", file=sys.stderr)
         return
@@ -79,7 +79,7 @@ def _pipeline(cluster: RayCluster, home: Path) -> Generator[Figure, None, dict[s
 
 
 def _faults(cluster: RayCluster, nodes: int, inputs: dict[str, Path]) -> Iterator[Figure]:
-    """The same training three times, a worker a node."""
+    """Run the same training three times, one worker a node."""
     trainings = {
         name: job(cluster.folder / name, inputs, nodes) for name in ("undisturbed", "partition", "killed")
     }
@@ -120,7 +120,7 @@ class Result:
 def job(
     out: Path, inputs: dict[str, Path], workers: int, steps: int = STEPS, seconds: float = 60
 ) -> dict[str, Any]:
-    """The smallest Stage I with dropout and a checkpoint every second step, for `RayCluster.train`.
+    """Return the smallest Stage I with dropout and a checkpoint every second step, for `RayCluster.train`.
 
     Args: `seconds`: the watchdog's patience.
     """

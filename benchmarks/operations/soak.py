@@ -58,7 +58,7 @@ runtime:
 
 
 def figures() -> Iterator[Figure]:
-    """The undisturbed run, unless it is there already, then one run for each seed that has no row yet."""
+    """Run without faults, unless that run exists, then once for each seed that has no row yet."""
     for number in (signal.SIGINT, signal.SIGTERM):  # processes and mounts are to be cleared away, also then
         signal.signal(number, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="soak", dir="/var/tmp") as temporary:
@@ -79,7 +79,7 @@ def figures() -> Iterator[Figure]:
 
 
 def _seeds() -> list[int]:
-    """The seeds of OPENBA_SOAK_SEEDS, where `1-20` is all from 1 to 20."""
+    """Read the seeds of OPENBA_SOAK_SEEDS, where `1-20` is all from 1 to 20."""
     seeds: list[int] = []
     for part in os.environ.get("OPENBA_SOAK_SEEDS", str(int(time.time()) % 100_000)).split(","):
         first, _, last = part.partition("-")
@@ -119,7 +119,7 @@ def _try_seed(folder: Path, seed: int, calm: Campaign) -> dict[str, Any]:
 
 
 def _summary(rows: list[dict[str, Any]]) -> Iterator[Figure]:
-    """A figure or two of each seed, and of all together."""
+    """Yield a figure or two of each seed, and of all together."""
     for row in rows:
         yield Figure(f"soak/{row['seed']}/differences", len(row["differences"]), "", 0)
         yield Figure(f"soak/{row['seed']}/goodput", 100 * row["goodput"], "%")
@@ -287,7 +287,7 @@ class Campaign:
         return mlflow_server(f"sqlite:///{folder}/mlflow.db", self.port, folder / "log", folder / "artifacts")
 
     def _take_data(self, calm: Campaign) -> None:
-        """The steps before the trainings, which are not what is tried."""
+        """Build the steps before the trainings, which are not what is tried."""
         for folder in calm.store.iterdir():
             if folder.name not in _TRAININGS and not folder.name.startswith("."):
                 shutil.copytree(folder, self.store / folder.name)

@@ -53,7 +53,7 @@ class Processes:
         self.root = root
 
     def find(self, *words: str) -> list[psutil.Process]:
-        """Processes of the tree whose command line has one of the words, in order of their ids."""
+        """Return the processes of the tree whose command line has one of the words, in order of their ids."""
         with contextlib.suppress(psutil.NoSuchProcess):
             tree = psutil.Process(self.root).children(recursive=True)
             return sorted((p for p in tree if any(w in _command(p) for w in words)), key=lambda p: p.pid)

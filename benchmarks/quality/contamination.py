@@ -71,12 +71,12 @@ class Planted:
     def published(
         self, letters: Callable[[int], str] = lambda index: f"{'ABCDEFGHIJKLMNOPQRSTUVWXYZ'[index]}. "
     ) -> str:
-        """The record with its options, each behind what `letters` gives for its position."""
+        """Return the record with its options, each behind what `letters` gives for its position."""
         options = [f"{letters(index)}{text}" for index, text in enumerate(self.options)]
         return "\n".join([self.passage, self.question, *options, f"Answer: {self.answer}"]).strip()
 
     def answered(self) -> str:
-        """The question and the answer's text, without passage and options."""
+        """Return the question and the answer's text, without passage and options."""
         return f"{self.question}\n{self.answer}"
 
 
@@ -148,7 +148,7 @@ def _belebele_of_cmrc(traditional: bool) -> Iterator[str]:
 
 
 def _records(name: str, recipe: BenchmarkRecipe) -> list[Planted]:
-    """The held-out records of a benchmark in the order of its asked.parquet."""
+    """Return the held-out records of a benchmark in the order of its asked.parquet."""
     task = shipped.without_examples(name, recipe.task)
     raw = task.raw_records()
     return [_planted(raw[identity]) for identity in task.rendered.heldout["id"].to_pylist()]

@@ -250,7 +250,7 @@ def has_data(name: str) -> bool:
 
 
 def overrides(name: str) -> list[str]:
-    """Overrides that put a task or benchmark on its data set of `../shared`; nothing where it needs none."""
+    """Return overrides that put a task or benchmark on its data set of `../shared`, if it needs any."""
     if name not in REAL:
         return []
     prefix = "task." if name.startswith("benchmark/") else ""

@@ -36,7 +36,7 @@ def padding_figures(inputs: Mapping[str, str]) -> Iterator[Figure]:
 
 
 def _padded_share(train: TrainRecipe) -> Figure:
-    """Useful share at full size if every row is padded to 570/380."""
+    """Return the useful share at full size if every row is padded to 570/380."""
     model_recipe = load(find_config("model", "openba-15b"), ModelRecipe)
     assert isinstance(train.data, UL2Recipe)
     sample_lengths = np.array(
@@ -55,7 +55,7 @@ def _padded_share(train: TrainRecipe) -> Figure:
 
 
 def _packed_share(train: TrainRecipe, inputs: Mapping[str, str]) -> Figure:
-    """Useful share of a step's micro-batches at full length: the formula's FLOPs by those torch counts."""
+    """Return the useful share of a step's micro-batches at full length: formula FLOPs by torch's count."""
     tokenizer = Tokenizer.load(Path(inputs["tokenizer"]))
     samples = training_samples(train, Path(inputs["data"]), "stage1", tokenizer)
     batches = TrainingBatches(samples, train, tokenizer.pad, tokenizer.size)

@@ -102,7 +102,7 @@ def _counted(architecture: Architecture, lengths: tuple[Sequence[int], Sequence[
 
 
 def _batch(source_lengths: Sequence[int], target_lengths: Sequence[int]) -> FlatBatch:
-    """A batch of these lengths; which ids it has is of no importance."""
+    """Return a batch of these lengths; its ids do not matter."""
     source_rows, target_rows = (
         Rows.ragged(first(torch.tensor(lengths), max(lengths) + 1))
         for lengths in (source_lengths, target_lengths)

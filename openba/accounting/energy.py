@@ -133,7 +133,7 @@ def cost(facts: TrainFacts, runtime: PipelineRuntime) -> Cost:
 
 
 def totals(parts: list[dict[str, float | None] | None]) -> dict[str, float | None]:
-    """Sums by name over nodes or attempts; None where one of them has no figure: a part is no total."""
+    """Sum by name over nodes or attempts; None where one of them has no figure, since a part is no total."""
     names = sorted({name for figures in parts for name in figures or {}})
     read = {name: [(figures or {}).get(name) for figures in parts] for name in names}
     return {

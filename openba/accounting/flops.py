@@ -75,14 +75,14 @@ def trained_share(train: TrainRecipe) -> float:
 
 
 def run_hardware_flops(step: TrainStep, vocab: int, recompute: Recompute) -> int:
-    """The same with what is computed again."""
+    """Return the FLOPs with those of recomputation."""
     train = step.train
     more = recomputed_flops(step.model, vocab, [train.encoder_length], [train.decoder_length], recompute)
     return run_flops(step, vocab) + train.steps * train.batch * more
 
 
 def useful_run_flops(step: TrainStep, vocab: int, recompute: Recompute) -> tuple[float, float] | None:
-    """Expected FLOPs of a run on real tokens, the model's and the hardware's; None for instruction data.
+    """Return expected FLOPs of a run on real tokens, of model and hardware; None for instruction data.
 
     Lengths of denoised samples follow from the recipe (paper Table 3), those of pairs from the data.
     """

@@ -132,7 +132,7 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
 
 
 def _held(gang: TrainRuntime) -> Recompute:
-    """What the blocks keep, in the terms of `activation_bytes`."""
+    """Return what the blocks keep for backward, in the terms of `activation_bytes`."""
     if gang.compile and gang.recompute != "full":
         return "selective"
     return "attention" if gang.recompute == "none" else gang.recompute

@@ -216,7 +216,7 @@ def _between(runtime: PipelineRuntime, workers: int) -> float:
 
 
 def _zero_seconds(parameter_count: float, runtime: PipelineRuntime, workers: int) -> float:
-    """Collectives of every micro-batch: gradients in fp32, and at stage 3 the weights twice in bf16."""
+    """Return collectives of a micro-batch: gradients in fp32, and at stage 3 the weights twice in bf16."""
     stage = runtime.train.zero_stage
     if workers == 1 or stage == 1:
         return 0.0
@@ -225,7 +225,7 @@ def _zero_seconds(parameter_count: float, runtime: PipelineRuntime, workers: int
 
 
 def _reduction_seconds(parameter_count: float, runtime: PipelineRuntime, workers: int) -> float:
-    """Collectives of every step: gradients in fp32 at stage 1, new weights in bf16 at stages 1 and 2."""
+    """Return collectives of a step: gradients in fp32 at stage 1, new weights in bf16 at stages 1 and 2."""
     if workers == 1 or runtime.train.zero_stage == 3:
         return 0.0
     bandwidth = _between(runtime, workers)
@@ -236,7 +236,7 @@ def _reduction_seconds(parameter_count: float, runtime: PipelineRuntime, workers
 
 
 def _exposed(collective: float, computing: float) -> float:
-    """What computing does not hide of collectives beside it."""
+    """Return the time of collectives that computation beside them does not hide."""
     return max(0.05 * collective, collective - _HIDDEN_SHARE * computing)
 
 

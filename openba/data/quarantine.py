@@ -56,7 +56,7 @@ UnreadableHandler = Callable[[Unreadable], None]
 
 
 def refuse(unreadable: Unreadable) -> NoReturn:
-    """Handler that stops the reading.
+    """Stop the reading at the first bad record.
 
     Raises:
         UserError: always.

@@ -53,7 +53,7 @@ class Examples:
 
 
 def most_frequent(examples: Examples, questions: Sequence[str]) -> list[str]:
-    """The commonest answer of the training pairs, to every question."""
+    """Answer every question with the commonest answer of the training pairs."""
     [(answer, _)] = Counter(examples.answers).most_common(1)
     return [answer] * len(questions)
 
@@ -70,7 +70,7 @@ def logistic_regression(examples: Examples, questions: Sequence[str]) -> list[st
 
 
 def nearest_answer(examples: Examples, questions: Sequence[str]) -> list[str]:
-    """The answer of the training question whose TF-IDF vector has the greatest cosine with the question's."""
+    """Answer as the training question whose TF-IDF vector has the greatest cosine with the question's."""
     features = _tf_idf(len(examples.questions))
     trained = features.fit_transform(examples.questions)
     nearness = features.transform(questions) @ trained.T
@@ -78,7 +78,7 @@ def nearest_answer(examples: Examples, questions: Sequence[str]) -> list[str]:
 
 
 def copied_question(examples: Examples, questions: Sequence[str]) -> list[str]:
-    """The question as its own answer: in translation, names, numbers and signs are right."""
+    """Answer with the question itself: in translation, names, numbers and signs are right."""
     return list(questions)
 
 

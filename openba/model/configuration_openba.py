@@ -70,5 +70,5 @@ class OpenBAConfig(PreTrainedConfig):
         self.architecture()
 
     def architecture(self) -> Architecture:
-        """The shape alone."""
+        """Return the shape alone."""
         return Architecture(**{name: getattr(self, name) for name in Architecture.names()})

@@ -150,7 +150,7 @@ def weights_folder(stage: Path, step: int | None = None) -> Path:
 
 
 def load_weights(folder: Path, file_name: str | None = None) -> dict[str, Tensor]:
-    """The tensors of a model's folder, from one file or from all shards of its index.
+    """Read the tensors of a model's folder, from one file or from all shards of its index.
 
     Args:
         folder: of a model.
@@ -176,7 +176,7 @@ def load_weights(folder: Path, file_name: str | None = None) -> dict[str, Tensor
 
 
 def load_architecture(folder: Path) -> Architecture:
-    """The shape of a model's folder; keys that a released config lacks have the release's values.
+    """Read the shape of a model's folder; keys that a released config lacks have the release's values.
 
     Raises:
         UserError: no readable config, or a value that no model can have.
@@ -198,7 +198,7 @@ def restore(model: OpenBAModel, weights: dict[str, Tensor], where: Path, assign:
 
 
 def fitting(model: OpenBAModel, weights: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
-    """The weights that a model of this shape takes, all of them and no others.
+    """Return the weights that a model of this shape takes, all of them and no others.
 
     Raises:
         UserError: a tensor is missing, unexpected, of another shape or quantised, or a tied head is no copy
@@ -230,7 +230,7 @@ def fitting(model: OpenBAModel, weights: dict[str, Tensor], where: Path) -> dict
 
 
 def load_model(folder: Path) -> tuple[OpenBAModel, Tokenizer]:
-    """A model in evaluation mode, in the dtype of its weights, and its tokenizer. An adapter's is merged.
+    """Load a model in evaluation mode, in the dtype of its weights, and its tokenizer. An adapter is merged.
 
     Raises:
         UserError: see the functions above; the tokenizer has more ids than the embedding has rows; the base

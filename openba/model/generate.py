@@ -34,7 +34,7 @@ def generate(
 def generate_ids(
     model: Seq2Seq, tokenizer: Tokenizer, sources: Sequence[list[int]], max_new_tokens: int
 ) -> list[list[int]]:
-    """The same as token ids; the last is `</s>` unless the answer was still going on. Same errors."""
+    """Return answers as token ids; the last is `</s>` unless the answer was cut. Raises the same errors."""
     # Sources of like lengths together: less padding in cross-attention.
     if sources:
         check_sources(model, sources)  # here, where a row's number is the caller's
@@ -136,7 +136,7 @@ def next_logits(
 
 
 def _distinct(sources: Sequence[Sequence[int]]) -> tuple[list[Sequence[int]], list[int]]:
-    """Sources without equal neighbours, and the place of each source among them."""
+    """Return the sources without equal neighbours, and the index of each source among them."""
     distinct: list[Sequence[int]] = []
     which: list[int] = []
     for source in sources:

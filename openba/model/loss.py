@@ -227,7 +227,7 @@ class _Gradients:
         return self.hidden.mul_(rest), weight_gradient, bias_gradient
 
     def _scaled(self, logit_gradient: Tensor) -> Tensor:
-        """The gradient of logits times the scale, in the weight's precision; `logit_gradient` is used up."""
+        """Return the scaled gradient of logits, in the weight's precision; overwrites `logit_gradient`."""
         if logit_gradient.dtype == self.dtype and self.scale is None:
             return logit_gradient
         return self._narrowed(logit_gradient, 1.0 if self.scale is None else self.scale)

@@ -80,7 +80,7 @@ class OpenBAModel(Seq2Seq):
     def _flat_hidden(
         self, encoder_ids: Tensor, source_rows: Rows, decoder_ids: Tensor, target_rows: Rows
     ) -> Tensor:
-        """The same of ids that are laid out."""
+        """Return hidden states of ids whose rows are laid out."""
         attention = FullAttention(
             target_rows,
             self.encode(encoder_ids, source_rows),

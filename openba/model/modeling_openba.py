@@ -153,7 +153,7 @@ class OpenBAPreTrainedModel(Seq2Seq, PreTrainedModel):
         return _EncoderOfGrids(self)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding, shared by both stacks."""
+        """Return the embedding, shared by both stacks."""
         return self.shared_embedding
 
     def set_input_embeddings(self, value: nn.Module) -> None:
@@ -426,7 +426,7 @@ class OpenBAForConditionalGeneration(OpenBAPreTrainedModel, GenerationMixin):
         return torch.cat([start, labels[:, :-1].masked_fill(labels[:, :-1] == IGNORE, pad_id)], 1)
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head."""
+        """Return the head."""
         return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
@@ -483,7 +483,7 @@ def _as_asked(output: Any, config: OpenBAConfig, kwargs: dict[str, Any]) -> Any:
 
 
 def _mask(mask: Tensor | None, grid: Tensor, mask_name: str) -> Tensor:
-    """A bool mask `[batch, width]` of the tokens of a grid `[batch, width, ...]`."""
+    """Return a bool mask `[batch, width]` of the tokens of a grid `[batch, width, ...]`."""
     if mask is None:
         return torch.ones(grid.shape[:2], dtype=torch.bool, device=grid.device)
     check_shape(mask, grid.shape[:2], mask_name)

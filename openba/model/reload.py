@@ -28,7 +28,7 @@ _TARGET = 6
 
 
 def logits_apart(folder: Path, seconds: float = 1800.0) -> float:
-    """The largest absolute difference of logits between both ways to load `folder`; 0 where they are equal.
+    """Return the largest absolute difference of logits between both ways to load `folder`; 0 where equal.
 
     An adapter is compared as what it is exported as: merged.
 

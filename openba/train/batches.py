@@ -46,7 +46,7 @@ class Samples(Protocol):
         ...
 
     def lengths(self, item_numbers: np.ndarray, sample_numbers: np.ndarray, seed: int) -> np.ndarray:
-        """Encoder and target tokens that `batch` will give them, int64 `[2, B]`."""
+        """Return the encoder and target tokens that `batch` will give them, int64 `[2, B]`."""
         ...
 
     def subsets(self, item_numbers: np.ndarray) -> list[str]:
@@ -54,7 +54,7 @@ class Samples(Protocol):
         ...
 
     def tasks(self, item_numbers: np.ndarray) -> np.ndarray:
-        """Number of each item's task, int64 `[B]`: sources are exchanged within one."""
+        """Return the number of each item's task, int64 `[B]`: sources are exchanged within one."""
         ...
 
     def label_entropies(self) -> dict[str, float]:
@@ -130,7 +130,7 @@ class PairSamples:
         return label_entropies(self.pairs)
 
     def subsets(self, item_numbers: np.ndarray) -> list[str]:
-        """The task's name; "" where there are too many tasks to measure each apart."""
+        """Return the task's name; "" where there are too many tasks to measure each apart."""
         if len(self.pairs.names) > MOST_TASKS_APART:
             return [""] * len(item_numbers)
         return [self.pairs.names[task] for task in self.tasks(item_numbers).tolist()]
@@ -242,7 +242,7 @@ class TrainingBatches:
         return packed(self.samples.lengths(item_numbers, sample_numbers, self.recipe.seed), world_size, room)
 
     def _sound(self, batch: Batch, item_numbers: np.ndarray) -> Batch:
-        """The batch without samples that would break a step: an id of no vocabulary, or an empty side."""
+        """Drop samples that would break a step: an id outside the vocabulary, or an empty side."""
         ids = torch.cat([batch.encoder_ids, batch.decoder_ids, batch.labels.clamp(min=0)], 1)
         # Labels may be IGNORE, which is no id of the vocabulary either.
         is_filled = batch.mask.any(1) & (batch.labels != IGNORE).any(1)
@@ -268,7 +268,7 @@ class TrainingBatches:
         return shuffled(sample_numbers, len(self.samples), self.recipe.seed)
 
     def epochs(self, steps: int) -> float:
-        """Passes over the data in so many steps."""
+        """Return the passes over the data in so many steps."""
         return steps * self.recipe.batch / len(self.samples)
 
 
@@ -295,7 +295,7 @@ def _unlabelled(batch: Batch) -> Batch:
 
 
 def _widened(batch: Batch, source_width: int, target_width: int, pad_id: int) -> Batch:
-    """The batch with so many places on either side."""
+    """Pad the batch to so many positions on either side."""
     source_padding = source_width - batch.mask.shape[1]
     target_padding = target_width - batch.labels.shape[1]
     return Batch(

@@ -196,7 +196,7 @@ class _Save(Thread):
         self.start()
 
     def run(self) -> None:
-        """The thread's work."""
+        """Write what is queued; runs in the thread."""
         try:
             if self.error is None:
                 self._write()
@@ -268,7 +268,7 @@ def read_logs(folder: Path) -> dict[str, list[str]]:
 
 
 def reader(folder: Path) -> tuple[JsonObject, Callable[[str], Tensor]]:
-    """The record of a checkpoint and a function from name to tensor; files are mapped, not read."""
+    """Return the record of a checkpoint and a function from name to tensor; files are mapped, not read."""
     record = read_marker(folder)
     tensor_files: JsonObject = {}
     for name in (name for name in record["files"] if name.endswith(_SHARE)):
@@ -278,7 +278,7 @@ def reader(folder: Path) -> tuple[JsonObject, Callable[[str], Tensor]]:
 
 
 def _prepare(staged: Path) -> OSError | None:
-    """An empty folder to stage in, without what worker groups that died have left; or why there is none."""
+    """Return an empty staging folder without the remains of dead worker groups, or why there is none."""
     try:
         for _, abandoned in _folders(staged.parent, staged=True):
             shutil.rmtree(abandoned, ignore_errors=True)
@@ -308,7 +308,7 @@ def _fault(folder: Path, rank: int, world_size: int) -> str:
 
 
 def _free(path: Path) -> Path:
-    """The path, or the first of path.1, path.2... that is not taken."""
+    """Return the path, or the first of path.1, path.2... that does not exist."""
     taken_paths = (path.with_name(f"{path.name}.{n}") for n in range(1, 1000))
     return next(p for p in (path, *taken_paths) if not p.exists())
 

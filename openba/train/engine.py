@@ -37,7 +37,7 @@ def deepspeed_config(
     data_workers: int,
     device_kind: Literal["cpu", "cuda"] = "cpu",
 ) -> JsonObject:
-    """The `ds_config` of this run, with the batch triangle resolved (no "auto": DeepSpeed rejects it).
+    """Return the `ds_config` of this run, with the batch triangle resolved (no "auto": DeepSpeed rejects it).
 
     `world` is the number of data-parallel workers.
     """
@@ -216,7 +216,7 @@ class Engine:
         return row_scores.index_add_(0, self._computed.label_rows, token_scores)
 
     def scores(self, batch: Batch) -> Tensor:
-        """The same in host memory, with a third column of target tokens."""
+        """Return the sums in host memory, with a third column of target tokens."""
         target_counts = (batch.labels != IGNORE).sum(1)
         row_scores = self.row_scores(len(target_counts)).cpu()
         return torch.cat([row_scores, target_counts[:, None].double()], dim=1)
@@ -226,11 +226,11 @@ class Engine:
         self.engine.train(training)
 
     def sum(self, values: list[float]) -> list[float]:
-        """Sums over all workers, float64; those of a tensor-parallel group count as one, with their mean."""
+        """Sum over all workers in float64; those of a tensor-parallel group count as one, with their mean."""
         return self.sum_on_device(torch.tensor(values, dtype=torch.float64)).tolist()
 
     def sum_on_device(self, values: Tensor) -> Tensor:
-        """The same of a float64 vector, from host or device; the result is on the device, not waited for."""
+        """Sum a float64 vector, from host or device; the result is on the device, not waited for."""
         # Counted before the collective: a worker that waits in it has come, one that is late has not.
         self.meetings += 1
         summed_values = values.to(self.device, copy=True)
@@ -251,7 +251,7 @@ class Engine:
         state.restore(self.engine, read_tensor, numbers, self.groups.tensor)
 
     def weights(self) -> dict[str, Tensor]:
-        """The trained weights in fp32 or the compute precision, in host memory, complete on rank 0.
+        """Gather the trained weights in fp32 or the compute precision, in host memory, complete on rank 0.
 
         All workers call it together.
         """

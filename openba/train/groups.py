@@ -47,7 +47,7 @@ class Groups:
         return self.data_rank
 
     def get_data_parallel_world_size(self) -> int:
-        """Number of workers with other data, this one included."""
+        """Return the number of workers with different data, this one included."""
         return self.data_size
 
     def get_data_parallel_group(self) -> dist.ProcessGroup | None:
@@ -57,7 +57,7 @@ class Groups:
 
 @cache
 def make_groups(tensor_parallel: int) -> Groups:
-    """Groups of all workers; all call it together.
+    """Create the groups of all workers; every worker must call it.
 
     Raises:
         UserError: the workers cannot be divided into groups of this size.

@@ -94,7 +94,7 @@ class HeldOut:
         return figures
 
     def _with_source(self, batch: Batch, samples: Samples, sample_numbers: np.ndarray) -> Batch:
-        """The batch with the sources of other samples."""
+        """Give each sample of the batch the source of another."""
         other_batch = samples.batch(sample_numbers, sample_numbers, HELDOUT_SEED, self.pad)
         return replace(batch, encoder_ids=other_batch.encoder_ids, mask=other_batch.mask)
 
@@ -129,7 +129,7 @@ def _columns(scores: torch.Tensor, source_gain: torch.Tensor) -> torch.Tensor:
 
 
 def _standard_error(value_sum: float, token_sum: float, square_sums: torch.Tensor) -> float:
-    """Standard error of the ratio `total / tokens` of two sums over independent samples of different length.
+    """Return the standard error of the ratio `total / tokens` of sums over samples of different length.
 
     `squares`: sums of value^2, value * tokens and tokens^2.
     """

@@ -25,7 +25,7 @@ HARMLESS = ("train.evaluate_every", "train.heldout_batches")
 
 
 def identity(recipe: TrainStep, input_folders: Mapping[str, Path]) -> JsonObject:
-    """The identity of a run, as JSON values."""
+    """Return the identity of a run, as JSON values."""
     start = weights_folder(Path(), recipe.start_step)
     read = {**_READ, "start": (f"{start}/*.safetensors", f"{start}/*.bin", f"{start}/{BASE_FILE}")}
     return {

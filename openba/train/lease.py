@@ -43,7 +43,7 @@ class Lease:
         return ""
 
     def give_back(self) -> None:
-        """The stage is over."""
+        """Give the lease back at the end of the stage."""
         if self._held is not None:
             self.file.unlink(missing_ok=True)
             self._held.close()

@@ -96,7 +96,7 @@ class StageLog:
         self._keep(EVENTS, [n < settled_count or row["step"] <= step for n, row in enumerate(event_rows)])
 
     def end(self, joules: dict[str, float | None], estimated: dict[str, float | None]) -> None:
-        """The worker group has done its last step, with the energy measured and estimated."""
+        """Write the end of the worker group's last step, with the energy measured and estimated."""
         if self.enabled:
             row = json.loads(self._lines[ATTEMPTS][-1])
             row |= {"seconds": self.seconds, "joules": joules, "estimated": estimated}
@@ -270,7 +270,7 @@ def _parse(file_name: str, file_content: bytes) -> tuple[list[str], int]:
 
 
 def _merged(saved_log: list[str], current_log: list[str]) -> list[str]:
-    """The checkpoint's lines, then those that came after it."""
+    """Return the checkpoint's lines, then those that came after it."""
     saved_lines = set(saved_log)
     return [*saved_log, *(line for line in current_log if line not in saved_lines)]
 

@@ -48,7 +48,7 @@ class Meter:
     def row(
         self, seconds: float, tokens: int, flops: float, data_seconds: float, stall_seconds: float
     ) -> JsonObject:
-        """The figures of a step.
+        """Return the figures of a step.
 
         Args:
             seconds: from the end of the step before to the end of this one, saves and measurements left out.

@@ -141,7 +141,7 @@ def _sources(part: Path) -> dict[str, int]:
 
 
 def _pairs(data: Path) -> dict[str, int]:
-    """Samples by task of a mix of pairs."""
+    """Return samples by task of a mix of pairs."""
     pairs = Pairs(data, "train")
     sample_counts = np.bincount([pairs.task(i) for i in range(len(pairs))], minlength=len(pairs.names))
     return dict(zip(pairs.names, sample_counts.tolist(), strict=True))

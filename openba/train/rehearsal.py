@@ -59,7 +59,7 @@ def rehearse(engine: Engine, checkpoints: Checkpoints, recipe: TrainRecipe, reco
 
 
 def largest(recipe: TrainRecipe, micro_batch: int) -> Batch:
-    """A micro-batch that is full to its last place."""
+    """Return a micro-batch that is full to its last position."""
     source, target = ((micro_batch, n) for n in (recipe.encoder_length, recipe.decoder_length))
     labels = torch.full(target, _ANY)
     return Batch(torch.full(source, _ANY), torch.ones(source, dtype=torch.bool), labels.clone(), labels)

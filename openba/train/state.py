@@ -48,7 +48,7 @@ def share(engine: DeepSpeedEngine, rank: int, world_size: int, group: TensorGrou
 
 
 def numbers(engine: DeepSpeedEngine) -> JsonObject:
-    """The scalars beside the tensors: Adam's step and the loss scaler's."""
+    """Return the scalars beside the tensors: Adam's step and the loss scaler's."""
     steps = [int(state["step"]) for state in engine.optimizer.optimizer.state.values() if "step" in state]
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     return {
@@ -154,7 +154,7 @@ def _set(engine: DeepSpeedEngine, parameter: nn.Parameter, part: str, full_tenso
 
 
 def _set_computed(parameter: nn.Parameter, full_tensor: Tensor) -> None:
-    """The weights that the forward pass reads, in its precision."""
+    """Return the weights that the forward pass reads, in its precision."""
     partition = getattr(parameter, "ds_tensor", None)
     if partition is not None:
         import torch.distributed as dist

@@ -41,6 +41,7 @@ COMMANDS = {
     "serve --cluster": ["models:/openba-chat@champion"],
     "data preview": ["stage1"],
     "data why": ["reviews", "0"],
+    "data report": ["tiny"],
 }
 """With the arguments that bring each to its services."""
 ASKING = ["run", "doctor", "rollback", "ui", "serve", "serve --cluster"]

@@ -130,7 +130,7 @@ def test_what_cannot_be_served_is_one_line(
     with pytest.raises(UserError, match=r"models:/nobody@champion: .*nobody"):
         Source("models:/nobody@champion", home).now()
     monkeypatch.delenv("OPENBA_API_KEY", raising=False)
-    options = {"port": 0, "device": "cpu", "poll": 1.0}
+    options = {"port": 0, "device": "cpu", "poll_seconds": 1.0}
     with pytest.raises(UserError, match="set OPENBA_API_KEY"):
         serve(str(model_folder), home, Limits(), host="0.0.0.0", **options)  # type: ignore[arg-type]
     monkeypatch.setenv("OPENBA_API_KEY", KEY)

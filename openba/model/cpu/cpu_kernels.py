@@ -48,7 +48,7 @@ class CPUKernels:
         return _onednn_linear(hidden_states, weight, bias)
 
     def add_product(self, total: Tensor, left: Tensor, right: Tensor) -> None:
-        """A product of half-precision operands is rounded before it is added: no CPU kernel is mixed."""
+        """Round a product of half-precision operands before adding it: no CPU kernel is mixed."""
         if left.dtype == total.dtype:
             # In place; torch's FLOP counter, which a test asks, does not know `addmm_`.
             torch.addmm(total, left, right, out=total)
