@@ -24,24 +24,26 @@ def state_bytes(
     tensor_parallel: int = 1,
     precision: Precision = "bf16",
     fp32_gradients: bool = False,
+    muon_parameters: int = 0,
 ) -> dict[str, int]:
     """Model state of one device: parameters, gradients, optimizer, total.
 
     Half precision holds 2 + 2 (or 4, accumulated in fp32) bytes per parameter and 12 for Adam: the
     fp32 master copy and two moments. fp32 needs no master copy: 4 + 4 + 8. ZeRO (arXiv 1910.02054)
     divides the optimizer from stage 1, gradients from 2, parameters from 3, over the data-parallel
-    group; tensor parallelism divides all of it, the embedding too.
+    group; tensor parallelism divides all of it, the embedding too. Muon keeps one moment, not two, of its
+    `muon_parameters`.
     """
     # ZeRO shares the optimiser's state first, then gradients, then weights.
     weight_width = _WIDTH[precision]
-    bytes_each = {
-        "parameters": (weight_width, 3),
-        "gradients": (4 if fp32_gradients else weight_width, 2),
-        "optimizer": (_optimizer_width(precision), 1),
+    part_bytes = {
+        "parameters": (weight_width * parameters, 3),
+        "gradients": ((4 if fp32_gradients else weight_width) * parameters, 2),
+        "optimizer": (_optimizer_width(precision) * parameters - 4 * muon_parameters, 1),
     }
     state = {
-        part: -(-size * parameters // (tensor_parallel * (data_parallel if zero_stage >= first else 1)))
-        for part, (size, first) in bytes_each.items()
+        part: -(-size // (tensor_parallel * (data_parallel if zero_stage >= first else 1)))
+        for part, (size, first) in part_bytes.items()
     }
     return {**state, "total": sum(state.values())}
 
@@ -143,12 +145,12 @@ def loss_bytes(
     return vocab_rows * (slice_length * (4 + 2 * _WIDTH[precision]) + gradient_width * model.d_model)
 
 
-def checkpoint_bytes(parameters: int) -> int:
-    """Bytes of one resumable checkpoint: fp32 weights and both of Adam's moments, in any precision.
+def checkpoint_bytes(parameters: int, muon_parameters: int = 0) -> int:
+    """Bytes of one resumable checkpoint: fp32 weights and both of Adam's moments or Muon's one.
 
     The weights in half precision are not written: they are the fp32 ones, rounded (`openba.train.state`).
     """
-    return parameters * 12
+    return parameters * 12 - muon_parameters * 4
 
 
 def _optimizer_width(precision: Precision) -> int:

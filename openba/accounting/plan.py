@@ -15,7 +15,7 @@ from openba.accounting.energy import paper_energy
 from openba.accounting.flops import parameters, run_flops, run_hardware_flops, useful_run_flops
 from openba.accounting.memory import activation_bytes, checkpoint_bytes, loss_bytes, state_bytes
 from openba.json_types import JsonObject
-from openba.recipes.adapter import adapter_parameters
+from openba.recipes.adapter import AdapterRecipe, adapter_parameters, target_shapes
 from openba.recipes.architecture import Recompute
 from openba.recipes.checks import check_training, data_parallel_workers
 from openba.recipes.runtime import PipelineRuntime, TrainRuntime
@@ -126,7 +126,7 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
         "recompute": runtime.train.recompute,
         "device_memory": device.memory,
         "fits": any(stage["fits"] for stage in memory if stage["chosen"]),
-        "checkpoint_bytes": checkpoint_bytes(trained_count),
+        "checkpoint_bytes": checkpoint_bytes(trained_count, _muon_count(recipe)),
         "adapter_notes": adapter_notes,
     }
 
@@ -136,6 +136,14 @@ def _held(gang: TrainRuntime) -> Recompute:
     if gang.compile and gang.recompute != "full":
         return "selective"
     return "attention" if gang.recompute == "none" else gang.recompute
+
+
+def _muon_count(recipe: TrainStep) -> int:
+    """Return the number of parameters that Muon trains: all matrices of the blocks."""
+    if recipe.train.optim.muon is None:
+        return 0
+    every_layer = AdapterRecipe(kind="lora")
+    return sum(inputs * outputs for inputs, outputs in target_shapes(recipe.model, every_layer))
 
 
 def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int) -> list[ZeroMemory]:
@@ -172,6 +180,7 @@ def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int)
             tensor_parallel=tensor_parallel,
             precision=train.precision,
             fp32_gradients=train.precision == "bf16",  # as `openba.train.engine` accumulates them
+            muon_parameters=_muon_count(recipe),
         )["total"]
         if train.adapter is not None:
             state_total = adapter_state_bytes(

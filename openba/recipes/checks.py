@@ -14,8 +14,8 @@ def check_training(recipe: TrainRecipe, runtime: PipelineRuntime) -> None:
     """Refuse a runtime that cannot run this training.
 
     Raises:
-        UserError: more workers than devices, an adapter with tensor parallelism, or workers that cannot
-            share the weights or the batch evenly.
+        UserError: more workers than devices, an adapter with tensor parallelism, Muon where it cannot work,
+            or workers that cannot share the weights or the batch evenly.
     """
     if runtime.train.workers > runtime.devices:
         raise UserError(
@@ -27,7 +27,25 @@ def check_training(recipe: TrainRecipe, runtime: PipelineRuntime) -> None:
             f"runtime.tensor_parallel: {runtime.tensor_parallel} workers share each weight, and an adapter "
             "wants whole ones; set it to 1, and train.zero_stage to 3 if the weights do not fit"
         )
+    if recipe.optim.muon is not None:
+        _check_muon(recipe, runtime)
     accumulation_steps(recipe, runtime.train, data_parallel_workers(runtime))
+
+
+def _check_muon(recipe: TrainRecipe, runtime: PipelineRuntime) -> None:
+    """Refuse what DeepSpeed's Muon cannot do, or does otherwise.
+
+    In fp32, and at ZeRO 2, DeepSpeed 0.19.8 clips the orthogonalised update in place of the gradient.
+    """
+    remedies = {
+        "train.precision: Muon is for bf16; set it to bf16": recipe.precision != "bf16",
+        "runtime.train.zero_stage: Muon is for ZeRO 1; set it to 1": runtime.train.zero_stage != 1,
+        "runtime.tensor_parallel: Muon needs whole matrices; set it to 1": runtime.tensor_parallel > 1,
+        "train.adapter: Muon is for whole weights; leave one of the two out": recipe.adapter is not None,
+    }
+    for remedy, is_wrong in remedies.items():
+        if is_wrong:
+            raise UserError(f"{remedy}, or train without optim.muon")
 
 
 def data_parallel_workers(runtime: PipelineRuntime) -> int:

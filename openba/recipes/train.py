@@ -236,8 +236,16 @@ Objective = Annotated[
 ScheduleName = Literal["cosine", "constant", "inverse_sqrt", "linear", "wsd"]
 
 
+class MuonRecipe(Recipe):
+    """Muon for the blocks' matrices; embedding, head and vectors keep AdamW."""
+
+    lr: LearningRate = 0.02
+    """Rate of the matrices where the schedule is at its highest; their weight decay is AdamW's."""
+    momentum: Decay = 0.95
+
+
 class OptimRecipe(Recipe):
-    """AdamW and its schedule."""
+    """AdamW, or Muon beside it, and the schedule."""
 
     lr: LearningRate
     min_lr: LearningRate = 0.0
@@ -252,11 +260,15 @@ class OptimRecipe(Recipe):
     weight_decay: NonNegative = 0.1
     clip: NonNegative = 1.0
     """Largest norm of the gradient; 0: it is not clipped."""
+    muon: Annotated[MuonRecipe | None, Field(exclude_if=lambda recipe: recipe is None)] = None
+    """Train matrices by Muon. A recipe without keeps its fingerprint."""
 
     @model_validator(mode="after")
     def _falls(self) -> OptimRecipe:
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr {self.min_lr:g} is above lr {self.lr:g}, at which the schedule begins")
+        if self.muon is not None and self.lr == 0:
+            raise ValueError("lr is 0: with muon it is AdamW's rate, of which Muon's is a multiple; raise it")
         return self
 
 

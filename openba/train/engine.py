@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from openba.json_types import JsonObject
 from openba.model.blocks import DecoderBlock, EncoderBlock
@@ -27,6 +27,7 @@ from openba.recipes.train import TrainRecipe
 from openba.train.batches import Batch
 from openba.train.groups import Groups
 from openba.train.lean_deepspeed import add_gradients_at_once, import_deepspeed
+from openba.train.optimizers import choose_optimizer, set_rate
 
 warnings.filterwarnings("ignore", category=FutureWarning)  # torch 2.13: one line per ZeRO collective
 
@@ -111,13 +112,7 @@ class Engine:
         self.meetings = 0
         """Calls of `sum` by this worker; a worker with fewer than the others is the late one."""
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
-        self.optimizer = torch.optim.AdamW(
-            _decay_groups(model, recipe.optim.weight_decay),
-            fused=self.device.type == "cuda",  # one pass over weights, moments and gradients
-            lr=recipe.optim.lr,
-            betas=(recipe.optim.beta1, recipe.optim.beta2),
-            eps=recipe.optim.eps,
-        )
+        self.optimizer = choose_optimizer(recipe.optim).build(model, is_fused=self.device.type == "cuda")
         if gang.zero_stage == 3 and all(parameter.requires_grad for parameter in model.parameters()):
             # A block's weights are gathered together: hooks of its parts would be half of the host's time.
             # Not beside frozen ones: the first block's input then needs no gradient, and DeepSpeed 0.19.8
@@ -188,8 +183,7 @@ class Engine:
     def step(self, lr: float) -> bool:
         """One micro-step; at the last of an accumulation the optimiser moves. False: it was dropped."""
         # Set here and not by a DeepSpeed scheduler, which would be one more state to save and restore.
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        set_rate(self.optimizer, lr)
         self.engine.step()
         if self._left == 0:
             self._left = self.accumulation
@@ -267,12 +261,3 @@ class Engine:
             if self.groups.tensor.size == 1 or self.rank == 0:
                 full_weights[parameter_name] = full_tensor.cpu()
         return full_weights
-
-
-def _decay_groups(model: nn.Module, weight_decay: float) -> list[JsonObject]:
-    """Parameter groups without weight decay on biases and other vectors (release)."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.dim() > 1]
-    vectors = [parameter for parameter in trained if parameter.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]  # DeepSpeed takes no empty one

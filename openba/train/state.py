@@ -1,4 +1,4 @@
-"""Training state of an engine as full tensors by parameter name: fp32 weights and both moments.
+"""Training state of an engine as full tensors by parameter name: fp32 weights and the optimiser's moments.
 
 Owns the way from DeepSpeed's partitions to that form and back, for ZeRO 1, 2 and 3 and tensor-parallel parts,
 so that a checkpoint knows neither the number of workers nor how they shared the model. Files are
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from openba.json_types import JsonObject
 from openba.model.parallel import gathered, taken
 from openba.model.parallel_loss import TensorGroup
+from openba.train.optimizers import group_state, parameter_state
 
 DeepSpeedEngine = Any
 """DeepSpeed declares no types, and what is read here is private to it."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
 WEIGHT = "weight"
 SCALER = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 """What DeepSpeed's dynamic loss scaler remembers."""
@@ -71,7 +71,7 @@ def restore(
         _forget_moments(engine)
     # Tensors are mapped files: each rank reads the whole of one at a time and keeps its piece.
     for name, parameter in _parameters(engine):
-        for part in (WEIGHT, *(MOMENTS if scalars["adam_step"] else ())):
+        for part in (WEIGHT, *(parameter_state(parameter) if scalars["adam_step"] else ())):
             local_tensor = taken(parameter, read_tensor(f"{part}/{name}"), group)
             _set(engine, parameter, part, local_tensor)
             if part == WEIGHT:
@@ -97,24 +97,25 @@ def _full(engine: DeepSpeedEngine, parameter: nn.Parameter) -> Iterator[tuple[st
     full_shape = getattr(parameter, "ds_shape", parameter.shape)
     yield WEIGHT, safe_get_full_fp32_param(parameter).view(full_shape)
     if any("step" in state for state in engine.optimizer.optimizer.state.values()):
-        for moment_name in MOMENTS:
+        for moment_name in parameter_state(parameter):
             yield moment_name, safe_get_full_optimizer_state(parameter, moment_name).view(full_shape)
 
 
 def _make_moments(engine: DeepSpeedEngine, step: int) -> None:
-    """AdamW makes its moments in its first step; a resumed run needs them before."""
+    """Make the moments that an optimiser makes in its first step; a resumed run needs them before."""
     zero_optimizer = engine.optimizer
-    adam = zero_optimizer.optimizer
-    flat_partitions = getattr(zero_optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO 3
-    if flat_partitions is None:
-        flat_partitions = [
-            flat_partition for group in adam.param_groups for flat_partition in group["params"]
-        ]
-    is_fused = bool(adam.defaults["fused"])
-    for flat_partition in flat_partitions:
-        for moment_name in MOMENTS:
-            adam.state[flat_partition].setdefault(moment_name, torch.zeros_like(flat_partition))
-        adam.state[flat_partition]["step"] = step_counter(step, flat_partition, is_fused)
+    optimizer = zero_optimizer.optimizer
+    zero3_partitions = getattr(zero_optimizer, "fp32_partitioned_groups_flat", None)
+    if zero3_partitions is None:
+        partitions = [(flat, group) for group in optimizer.param_groups for flat in group["params"]]
+    else:  # pieces of all groups, which are AdamW's
+        partitions = [(flat, optimizer.param_groups[0]) for flat in zero3_partitions]
+    for flat_partition, group in partitions:
+        state = optimizer.state[flat_partition]
+        for moment_name in group_state(group):
+            state.setdefault(moment_name, torch.zeros_like(flat_partition))
+        if "betas" in group:  # only Adam counts its steps
+            state["step"] = step_counter(step, flat_partition, bool(group["fused"]))
     _link(zero_optimizer)
 
 
@@ -125,7 +126,7 @@ def step_counter(step: int, weight: Tensor, is_fused: bool) -> Tensor:
 
 
 def _forget_moments(engine: DeepSpeedEngine) -> None:
-    """Return to the state before AdamW's first step: zero moments are those that it would make."""
+    """Return to the state before the first step: zero moments are those that it would make."""
     for state in engine.optimizer.optimizer.state.values():
         for value in state.values():
             value.zero_()

@@ -37,7 +37,10 @@ class Runs:
 
     def job(self, name: str, do: str = "run_stage", **change: Any) -> dict[str, Any]:
         """A tiny Stage I but for what is given."""
-        own = ("stopped_stage", "skip_a_step", "metered_stage", "in_fp16", "reduced", "gradient_bytes")
+        own = (
+            "stopped_stage", "skip_a_step", "metered_stage", "in_fp16", "reduced", "gradient_bytes",
+            "muon_updates",
+        )  # fmt: skip
         module = "tests.train.gang" if do in own else gangs.WORKER
         inputs = {**self.inputs, **change.pop("inputs", {})}
         return gangs.job(self.root / name, inputs, do if ":" in do else f"{module}:{do}", **change)
@@ -127,6 +130,10 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
             )
             for stage in (1, 2, 3)
         },
+        "saved-muon": runs.job("saved-muon", do="save_state", **MUON),
+        "muon": {**runs.job("muon", do="halves", model={"dropout": 0.1}, **MUON), "with": {"steps": 1}},
+        "muon-updates": runs.job("muon-updates", do="muon_updates", **MUON),
+        "muon-learns": runs.job("muon-learns", budget="10 steps", **MUON),
         "gradient-bytes": runs.job("gradient-bytes", do="gradient_bytes", precision="bf16"),
         "prefix-lm": runs.job("prefix-lm", data={"objective": "prefix_lm", "length": 60}),
         "spans": runs.job(
@@ -169,6 +176,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
         "one-of-tp2": runs.job("one-of-tp2", do="load_state", inputs=saved("saved-tp2")),
         "one-of-two": runs.job("one-of-two", do="load_state", inputs=saved("saved")),
         "one-of-zero3": runs.job("one-of-zero3", do="load_state", inputs=saved("saved-zero3")),
+        "one-of-muon": runs.job("one-of-muon", do="load_state", inputs=saved("saved-muon"), **MUON),
         "one-of-bf16": runs.job("one-of-bf16", do="load_state", inputs=saved("saved-bf16"), precision="bf16"),
         "no-heldout": runs.job(
             "no-heldout",
@@ -254,6 +262,7 @@ HALVES = {
 """ZeRO stages and precisions that are stopped and resumed between two steps; others: `interrupted`."""
 
 
+MUON: dict[str, Any] = {"precision": "bf16", "optim": {"lr": 1e-3, "muon": {"lr": 0.02}}}
 FP16: dict[str, dict[str, Any]] = {"dp2-fp16": {}, "tp2-fp16": {"tensor_parallel": 2}}
 
 

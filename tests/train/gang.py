@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 from dataclasses import replace
 from functools import partial
+from itertools import chain
 from typing import Any
 from unittest import mock
 
@@ -13,6 +14,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.comm import comm
+from deepspeed.runtime.zero.muon import original_muon
 
 from openba.accounting.energy import EnergyMeter
 from openba.accounting.estimate import estimated
@@ -113,6 +115,26 @@ def gradient_bytes(build: Build) -> float:
             optimizer.accumulate_hp_grads_and_remove_lp(parameter, group, index)
     assert all(parameter.grad is None for parameter, _, _ in parameters)
     return sum(cost.bytes for cost in counter.parts.values()) / sum(p.numel() for p, _, _ in parameters)
+
+
+def muon_updates(build: Build) -> dict[str, Any]:
+    """Shapes of the matrices that the workers orthogonalise in a step, and of those that the model has."""
+    trainer = BareTrainer(build)
+    module = trainer.engine.engine.module
+    matrices = [tuple(p.shape) for p in module.parameters() if getattr(p, "use_muon", False)]
+    orthogonalise = original_muon.muon_update
+    shapes = []
+
+    def watched(gradient: torch.Tensor, *arguments: Any, **options: Any) -> torch.Tensor:
+        shapes.append(tuple(gradient.shape))
+        return orthogonalise(gradient, *arguments, **options)
+
+    with mock.patch.object(original_muon, "muon_update", watched):
+        trainer.step(0)
+    of_all_workers: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(of_all_workers, shapes)
+    others = [name for name, p in module.named_parameters() if not getattr(p, "use_muon", False)]
+    return {"matrices": matrices, "updated": list(chain(*of_all_workers)), "others": others}
 
 
 def reduced(build: Build) -> list[tuple[str, int]]:
