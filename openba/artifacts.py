@@ -54,14 +54,14 @@ class Runtime(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-Place = Literal["flow", "job", "gang"]
+Place = Literal["flow", "job", "worker_group"]
 
 
 @dataclass(frozen=True)
 class Kind:
     """A sort of step: the function that builds it and where that function runs.
 
-    `flow`: in the process that runs the pipeline. `job`: as a Ray job. `gang`: on every worker
+    `flow`: in the process that runs the pipeline. `job`: as a Ray job. `worker_group`: on every worker
     of a Ray Train group inside a Ray job. Bump `version` when the function changes what it
     computes; source text is never hashed, so a log line does not cost 10,000 GPU-hours.
 
@@ -315,7 +315,7 @@ def fetched(output_uri: str, files: Mapping[str, Mapping[str, Json]]) -> Iterato
         for file_name in files:
             target_file = Path(copy_folder) / file_name
             target_file.parent.mkdir(parents=True, exist_ok=True)
-            with suppress(FileNotFoundError):  # told by the check
+            with suppress(FileNotFoundError):  # reported by the check
                 filesystem.get_file(f"{base_path}/{file_name}", str(target_file))
         _check(output_uri, Path(copy_folder), files)
         yield Path(copy_folder)

@@ -57,7 +57,7 @@ def one_line(error: BaseException) -> str:
 
 
 def is_service_failure(error: BaseException) -> bool:
-    """Whether the exception tells of a service (MLflow, Prefect, Ray, a store), not of this package."""
+    """Whether the exception comes from a service (MLflow, Prefect, Ray, a store), not of this package."""
     package = type(error).__module__.partition(".")[0]
     return isinstance(error, ConnectionError | TimeoutError) or package in _SERVICE_PACKAGES
 
@@ -95,7 +95,7 @@ def run_command(command: Callable[[], int | None]) -> int:
         print(f"openba: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except Exception as error:
-        if hasattr(error, "format_message"):  # a wrong option or argument, told by click
+        if hasattr(error, "format_message"):  # a wrong option or argument, reported by click
             print(f"openba: {error.format_message()}", file=sys.stderr)
             return EXIT_USER_ERROR
         if is_service_failure(error):

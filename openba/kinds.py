@@ -23,7 +23,11 @@ INSTRUCT = Kind("openba.data.instruct:build", "4")
 GROWTH = Kind("openba.data.tokenizer_growth:build", "1")
 WEIGHTS = Kind("openba.model.adopt:build", "1")
 TRAIN = Kind(
-    "openba.train.stage:build", "8", place="gang", resumable=True, scratch=("checkpoints", "heartbeat")
+    "openba.train.stage:build",
+    "8",
+    place="worker_group",
+    resumable=True,
+    scratch=("checkpoints", "heartbeat"),
 )
 EVALUATE = Kind("openba.evaluate.run:build", SCORING_VERSION, place="job", resumable=True)
 BASELINES = Kind("openba.evaluate.baselines:build", f"2/{SCORING_VERSION}")

@@ -1,6 +1,6 @@
 """Quantities with units, parsed once: `40B tokens`, `2000 steps`, `4MiB`, `25 %`.
 
-Owns the spelling of quantities in YAML and on the command line. It knows nothing of
+Owns the spelling of quantities in YAML and on the command line. It does not depend on
 what the quantities are for.
 """
 

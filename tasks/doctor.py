@@ -98,7 +98,7 @@ def _machine(home: Home) -> Iterator[Check]:
         available_gib > 8 or None,
         "the tiny pipeline needs up to 8 GiB",
     )
-    # Ray's object store lies there, and a container has 64 MiB of it unless told otherwise.
+    # Ray's object store lies there, and a container has 64 MiB of it by default.
     shared_memory = Path("/dev/shm")  # noqa: S108
     if shared_memory.exists():
         shared_mib = shutil.disk_usage(shared_memory).free / 2**20

@@ -1,4 +1,4 @@
-"""A node that is to be taken away, as Ray is told of it: the training saves first, then goes on elsewhere.
+"""A node that Ray is asked to drain: the training saves first, then goes on elsewhere.
 
 Owns the watch in a job's own process. Ray's `get_preemption_info` is a meeting of all workers with the
 controller; here the stage is asked to stop by its usual file, once, and no step pays for it.
@@ -54,7 +54,7 @@ class DrainWatch(threading.Thread):
 
 
 def _draining() -> set[str]:
-    """Ids of nodes that Ray was told to drain; the list is not public in Ray 2.60, the feature is."""
+    """Ids of nodes that Ray was asked to drain; the list is not public in Ray 2.60, the feature is."""
     import ray
 
     return set(ray._private.state.state.get_draining_nodes())

@@ -1,6 +1,6 @@
-"""A training's figures as Prometheus metrics, told by Ray's own metrics agent on the driver's node.
+"""A training's figures as Prometheus metrics, exported by Ray's own metrics agent on the driver's node.
 
-Owns their names and labels. Numbers come from the files that a stage writes, as everywhere outside the gang;
+Owns their names and labels. Numbers come from the files that a stage writes;
 Ray adds the prefix `ray_`, and its list of nodes is what Prometheus scrapes.
 """
 

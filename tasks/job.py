@@ -55,8 +55,8 @@ def main() -> None:
     durable.write_record(job_folder / PROCESS, {"began": _process_began()})
     try:
         spec = _read_spec(job_folder)
-        if spec["place"] == "gang":
-            _run_gang(job_folder, spec)
+        if spec["place"] == "worker_group":
+            _run_worker_group(job_folder, spec)
         else:
             run_function(job_folder, spec)
     except Preempted as preemption:
@@ -101,12 +101,12 @@ def run_function(job_folder: Path, spec: JsonObject) -> None:
     facts = getattr(importlib.import_module(module_name), function_name)(build)
     # Rank 0 alone has the facts of a training.
     if int(os.environ.get("RANK", "0")) == 0:
-        # Counted by a clock that never jumps, told from the moment of the wall clock that it began.
+        # Counted by a clock that never jumps, as an offset from the wall-clock time at which it began.
         ended_at = began_at + time.monotonic() - clock_start
         durable.write_record(job_folder / FACTS, {"facts": facts, "began": began_at, "ended": ended_at})
 
 
-def _run_gang(job_folder: Path, spec: JsonObject) -> None:
+def _run_worker_group(job_folder: Path, spec: JsonObject) -> None:
     """Run worker groups one after the other until one succeeds, or too many fail without progress.
 
     Ray's own count of failures is for the whole run and tries mistakes of the user again; this one starts
@@ -127,14 +127,14 @@ def _run_gang(job_folder: Path, spec: JsonObject) -> None:
         ray.init(runtime_env=runtime_environment),
         Gauges(stage_folder, _model(spec["runtime_type"]).model_validate(spec["runtime"])),
     ):
-        _try_gangs(
+        _try_worker_groups(
             job_folder, spec, stage_folder, (TrainingFailedError, RayActorError)
         )  # workers; their controller
     if (record := durable.read_record(job_folder / STOPPED)) is not None:
         raise Preempted(record["message"])
 
 
-def _try_gangs(
+def _try_worker_groups(
     job_folder: Path, spec: JsonObject, stage_folder: Path, failure_types: tuple[type[Exception], ...]
 ) -> None:
     stop_asked = Event()
@@ -154,7 +154,7 @@ def _try_gangs(
         try:
             for traceback_file in job_folder.glob(f"rank-*{_TRACEBACK}"):
                 traceback_file.unlink()
-            _trainer(job_folder, spec, f"gang-{attempt}").fit()
+            _trainer(job_folder, spec, f"worker-group-{attempt}").fit()
             if not (drain_watch.noticed and (job_folder / STOPPED).exists()) or stop_asked.is_set():
                 break
             print("the workers saved and left a node that is taken away; started again", file=sys.stderr)

@@ -72,7 +72,7 @@ class Page:
         if (artifact_id := self._progress.pop(training_name, None)) is None:
             return
         _show(lambda: update_progress_artifact(artifact_id, progress=100.0))
-        # The chart wants step, loss and no more of a row.
+        # The chart needs step and loss only.
         loss_rows: Any = [row for row in read_rows(stage_folder / METRICS) if row["loss"] is not None]
         image_address = picture(loss_chart(training_name, loss_rows))
         _show(

@@ -1,4 +1,4 @@
-"""The network interface of a gang's process group: the one whose address Ray knows a worker's node by.
+"""The network interface of a process group: the one with the address that Ray has for a worker's node.
 
 Owns that choice. Left alone, gloo takes the address that the host's name leads to, which Debian writes into
 /etc/hosts as 127.0.1.1: workers of other nodes then find nobody. NCCL chooses for itself.
@@ -18,7 +18,7 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 class NodeTorchConfig(TorchConfig):
-    """Ray's, with each worker told its node's interface before the group is made."""
+    """Ray's, with each worker's network interface set before the group is made."""
 
     @property
     def backend_cls(self) -> type[_TorchBackend]:

@@ -40,11 +40,11 @@ PATIENCE = 600.0
 """Seconds without an answer of the cluster; training there goes on meanwhile. A new head answers before its
 agent can take a job: 40 s and over 60 s were seen on two cores with loads of 19 and 20."""
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
-"""Exit codes of a killed process, as Python and as a shell tells them."""
+"""Exit codes of a killed process, as Python and as a shell report them."""
 SECONDS_TO_SAVE = 10.0
 """How long a training that is asked to stop may take to finish its step and save."""
 SECONDS_TO_END = 5.0
-"""How long a job that is told to stop may take after that; Ray itself kills it after 3 s."""
+"""How long a job may take to stop after the request; Ray itself kills it after 3 s."""
 
 
 class RayJobs:
@@ -221,7 +221,7 @@ class RayJobs:
         # Not a ruler such as ===== or a lone bracket, with which many tools end what they print.
         lines = [line for line in log_text.splitlines() if any(map(str.isalnum, line))]
         reason = lines[-1] if lines else ray_message or "no output"
-        if exit_code in _KILLED:  # what it printed last says nothing of it
+        if exit_code in _KILLED:  # its last output is not the reason
             reason = "its process was killed, by somebody or for want of memory; run again to go on"
         return f"Ray job {job_id} ended as {status.value}: {reason} (whole log: {log_file})"
 

@@ -1,4 +1,4 @@
-"""Write `report.json` and the page made from it, with what only a run knows: links, registry, hardware."""
+"""Write `report.json` and the page made from it, with facts of the run itself: links, registry, hardware."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _git() -> JsonObject | None:
         return completed.stdout.strip()
 
     try:
-        # An installed package may lie in a folder of another repository, whose commit says nothing of openba.
+        # An installed package may lie in a folder of another repository, whose commit is not openba's.
         if Path(ask("rev-parse", "--show-toplevel")) != CONFIGS.parent:
             return None
         return {"commit": ask("rev-parse", "--short", "HEAD"), "dirty": bool(ask("status", "--porcelain"))}

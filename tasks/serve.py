@@ -237,7 +237,7 @@ def _exit_after_failure(model_name: str, failure: str) -> NoReturn:
 
 
 async def watch(source: Source, models: ModelHost, poll_seconds: float) -> None:
-    """Follow the alias. What cannot be loaded is told once and tried again; the present model goes on."""
+    """Follow the alias. What cannot be loaded is logged once and tried again; the present model stays."""
     while True:
         await asyncio.sleep(poll_seconds)
         try:

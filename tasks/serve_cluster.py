@@ -50,7 +50,7 @@ def deploy(
         print(f"{NAME} is no longer served on {client.get_address()}")
         return
     _check_address(serve_details, host, port)
-    source = Source(model_reference, home)  # a mistake in it is told here
+    source = Source(model_reference, home)  # a mistake in it is reported here
     registry_uri = home.tracking_uri
     deployment_settings: JsonObject = {
         "asked": str(source.folder.resolve()) if source.folder else model_reference,
@@ -130,7 +130,7 @@ def _wait(client: ServeSubmissionClient, previous_details: JsonObject) -> None:
 
 
 def _reason(application_details: JsonObject) -> str:
-    """Return the line of a user's mistake in what Serve tells, else its first line."""
+    """Return the line of a user's mistake in Serve's message, else its first line."""
     deployments = application_details.get("deployments") or {}
     messages = [
         application_details.get("message") or "",

@@ -31,8 +31,8 @@ from openba.home import Home
 from openba.recipes.runtime import PipelineRuntime
 
 LOOPBACK = "127.0.0.1"
-# Ray takes the machine's address though it is told 127.0.0.1, and its processes then listen on all
-# interfaces, unless Ray is told to be one machine only. gloo finds addresses by itself.
+# Ray takes the machine's address though it is given 127.0.0.1, and its processes then listen on all
+# interfaces, unless Ray is set to one machine only. gloo finds addresses by itself.
 RAY_ON_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0", "GLOO_SOCKET_IFNAME": "lo"}
 NICENESS = {"RAY_worker_niceness": "0"}
 """Ray's default is 15: beside other work, workers of one group then wait minutes for each other."""
@@ -105,7 +105,7 @@ class Service:
         self.process.wait()
 
     def _family(self) -> list[psutil.Process]:
-        """All that it has started. Where a process between has died, as Ray's, only the environment tells."""
+        """Return all processes that it started, by their environment where a parent between has died."""
         descendants = set[psutil.Process]()
         with suppress(psutil.NoSuchProcess):
             descendants |= set(psutil.Process(self.process.pid).children(recursive=True))

@@ -233,7 +233,7 @@ class Session:
 def open_session(pipeline: Pipeline, home: Home, steps: list[Step], flow_run_id: str) -> Iterator[Session]:
     """Provide the session of this process until the block ends, however it ends."""
     signal.signal(signal.SIGINT, _interrupt)  # set anew: shells start background jobs without it
-    # In a worker's process SIGTERM is Prefect's: it tells a cancelled flow from one that was killed.
+    # In a worker's process SIGTERM is Prefect's: it distinguishes a cancelled flow from a killed one.
     if runtime.deployment.id is None:
         signal.signal(signal.SIGTERM, _interrupt)
     session = Session._current = Session(pipeline, home, steps, flow_run_id)

@@ -399,7 +399,7 @@ class StepRun:
     def link(self, label: str, url: str) -> None:
         """Name a page about this run: as tag `LABEL`, and in the description, where it can be clicked.
 
-        As with `watch`, a server that does not answer stops nothing; it is told later.
+        As with `watch`, a server that does not answer stops nothing; the rows are sent later.
         """
         if url in self._links or time.monotonic() < self._next_link:
             return

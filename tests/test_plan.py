@@ -123,7 +123,7 @@ def test_planning_writes_nothing(store: Store, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_experts_gang_has_its_own_size() -> None:
+def test_an_experts_worker_group_has_its_own_size() -> None:
     pipeline = Pipeline(find_pipeline("tiny"), ["runtime.train.expert_workers=1", "runtime.train.workers=2"])
     workers = {name: pipeline.runtime(pipeline.step(name)).train.workers for name in ("stage3", "chat")}
     assert workers == {"stage3": 2, "chat": 1}

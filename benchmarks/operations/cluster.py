@@ -138,12 +138,12 @@ def job(
         "precision": "fp32", "heldout_batches": 1, "evaluate_every": steps,
     }  # fmt: skip
     device = {"name": "core", "kind": "cpu", "peak_tflops": 0.05, "watts": 15, "memory": "1GiB"}
-    gang = {"workers": workers, "micro_batch": 4, "checkpoint_every": 2, "stall_seconds": seconds}
+    train_runtime = {"workers": workers, "micro_batch": 4, "checkpoint_every": 2, "stall_seconds": seconds}
     return {
         "out": str(out),
         "inputs": {name: str(folder) for name, folder in inputs.items()},
         "recipe": {"model": model, "train": train, "part": "stage1"},
-        "runtime": {"device": device | {"utilisation": 0.3}, "devices": workers, "train": gang},
+        "runtime": {"device": device | {"utilisation": 0.3}, "devices": workers, "train": train_runtime},
     }
 
 

@@ -59,8 +59,8 @@ def _first_run(home: Path) -> Iterator[Figure]:
 def overhead(work: dict[str, list[float]], wall: float, figure: str, most: float) -> Iterator[Figure]:
     """Share of the wall time in which no step was at work; steps side by side count once.
 
-    Work is from the moment a job's Python starts, with its imports and the gang's start, to the end of the
-    step's function. What is within the function alone is told beside it.
+    Work is from the moment a job's Python starts, with its imports and the worker group's start, to the end
+    of the step's function. What is within the function alone is told beside it.
     """
     for name, time_index, target in (("", 0, most), ("_without_worker_start", 1, None)):
         seconds_at_work = 0.0

@@ -1,7 +1,8 @@
 """Group `train`: equality of all ways of sharing and resuming a training, and its overheads.
 
-Owns the order. Exact figures and errors come from groups of processes (`tests/harness/gangs.py`), then
-memory, then a real Stage I and II, then times, which need a quiet machine.
+Owns the order. Exact figures and errors come from groups of processes
+(`tests/harness/worker_groups.py`), then memory, then a real Stage I and II, then times, which need a quiet
+machine.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from benchmarks.train.padding import padding_figures
 from openba.model.loss import IGNORE
 from openba.model.model import OpenBAModel
 from openba.recipes.architecture import Architecture
-from tests.harness import gangs
+from tests.harness import worker_groups
 
 # As in `benchmarks.model.loss_memory`.
 VOCABULARY_SIZE = 250_368
@@ -38,7 +39,7 @@ architecture's FLOPs; of `SHAPE`'s 19.5 %, of the 15B's 1.8 %."""
 
 def figures() -> Iterator[Figure]:
     """Yield errors, shares, memory, a real training, and times."""
-    gangs.start_server()
+    worker_groups.start_server()
     with tempfile.TemporaryDirectory(prefix="openba-train-") as folder:
         inputs = stages.make_inputs(Path(folder))
         yield from sharing.figures(Path(folder) / "sharing", inputs)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.figure import Figure
-from tests.harness import gangs
+from tests.harness import worker_groups
 
 # `Any`: settings of recipes, which validate them, and results of workers, which differ by job.
 Settings = dict[str, Any]
@@ -38,7 +38,7 @@ _RESHARDED = {
 def figures(root: Path, inputs: Mapping[str, str]) -> Iterator[Figure]:
     """Run all jobs at once, then yield their comparisons."""
     root.mkdir()
-    results = gangs.results(root, _groups(root, inputs))
+    results = worker_groups.results(root, _groups(root, inputs))
     for name in _halves_names():
         straight_state, resumed_state = results[name]["states"]
         differing = sum(straight_state[key] != resumed_state.get(key) for key in straight_state)
@@ -78,7 +78,9 @@ def _groups(root: Path, inputs: Mapping[str, str]) -> dict[str, tuple[int, Setti
     def job(name: str, function: str, saved_by: str = "", **changes: Any) -> Settings:
         saved_input = {"saved": str(root / saved_by)} if saved_by else {}
         changes["runtime"] = {"micro_batch": 8, **changes.get("runtime", {})}
-        return gangs.job(root / name, {**inputs, **saved_input}, f"{gangs.WORKER}:{function}", **changes)
+        return worker_groups.job(
+            root / name, {**inputs, **saved_input}, f"{worker_groups.WORKER}:{function}", **changes
+        )
 
     two_workers = {
         "saved": job("saved", "save_state"),

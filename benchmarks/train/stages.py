@@ -21,7 +21,7 @@ from openba.recipes.data import MixtureRecipe, TokenizerRecipe
 from openba.recipes.model import ModelRecipe
 from openba.recipes.train import TrainRecipe
 from openba.train.log import read_rows
-from tests.harness import gangs
+from tests.harness import worker_groups
 
 # `Any`: settings of recipes, which validate them.
 Settings = dict[str, Any]
@@ -50,7 +50,7 @@ def make_inputs(root: Path) -> dict[str, str]:
 def figures(root: Path, inputs: Mapping[str, str]) -> Iterator[Figure]:
     """Train Stage I and then Stage II from it with two workers."""
     root.mkdir()
-    results = gangs.results(root, {"stages": (2, _jobs(root, inputs))})
+    results = worker_groups.results(root, {"stages": (2, _jobs(root, inputs))})
     rows = read_rows(root / "stage1" / "metrics.jsonl")
     events = read_rows(root / "stage1" / "events.jsonl")
     assert not [event for event in events if event["event"] == "save failed"]
@@ -103,10 +103,10 @@ def _jobs(root: Path, inputs: Mapping[str, str]) -> dict[str, Settings]:
     jobs = {}
     for name, settings in settings_by_stage.items():
         job_inputs = inputs if name == "stage1" else {**inputs, "start": str(root / "stage1")}
-        jobs[name] = gangs.job(
+        jobs[name] = worker_groups.job(
             root / name,
             job_inputs,
-            f"{gangs.WORKER}:measured_stage",
+            f"{worker_groups.WORKER}:measured_stage",
             runtime={"micro_batch": settings["batch"] // 2, "checkpoint_every": _SAVE_EVERY_STEPS},
             part=name,
             heldout_batches=4,

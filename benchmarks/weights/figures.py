@@ -12,12 +12,12 @@ from pathlib import Path
 
 from benchmarks.figure import Figure
 from benchmarks.weights import engines, learning, memory, released, serving
-from tests.harness import gangs
+from tests.harness import worker_groups
 
 
 def figures() -> Iterator[Figure]:
     """Yield all figures of the group."""
-    gangs.start_server("benchmarks.weights.memory")
+    worker_groups.start_server("benchmarks.weights.memory")
     with tempfile.TemporaryDirectory(prefix="openba-weights-") as scratch_folder:
         root = Path(scratch_folder)
         yield from released.figures(root / "released")

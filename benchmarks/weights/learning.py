@@ -12,7 +12,7 @@ from openba.artifacts import Step, Store
 from openba.errors import UserError
 from openba.graph import Pipeline, find_pipeline
 from openba.home import Home
-from tests.harness import gangs
+from tests.harness import worker_groups
 
 EXPERT = "tool"
 RANK = 3
@@ -35,9 +35,9 @@ def figures(root: Path) -> Iterator[Figure]:
     jobs = {
         "full": worker_job(root / "full", full_step, store, "run_stage"),
         "adapter": worker_job(root / "adapter", adapter_step, store, "run_stage"),
-        "stopped": worker_job(root / "stopped", adapter_step, store, "tests.train.gang:stopped_stage"),
+        "stopped": worker_job(root / "stopped", adapter_step, store, "tests.train.group_jobs:stopped_stage"),
     }
-    facts = gangs.results(root, {"one": (1, jobs)})
+    facts = worker_groups.results(root, {"one": (1, jobs)})
     gains = {name: _gain(facts[name]) for name in ("full", "adapter")}
     trained_share = facts["adapter"]["trained_parameters"] / facts["adapter"]["parameters"]
     share = gains["adapter"] / gains["full"]
@@ -62,7 +62,9 @@ def _gain(facts: dict[str, Any]) -> float:
 def worker_job(out: Path, step: Step, store: Store, function: str) -> dict[str, Any]:
     """Return a job of one worker for a training of the pipeline, with its inputs from the store."""
     inputs = {name: str(built_output(store, parent)) for name, parent in step.inputs.items()}
-    job = gangs.job(out, inputs, function if ":" in function else f"{gangs.WORKER}:{function}")
+    job = worker_groups.job(
+        out, inputs, function if ":" in function else f"{worker_groups.WORKER}:{function}"
+    )
     job["recipe"] = step.recipe.model_dump(mode="json")
     job["runtime"]["train"] |= {"workers": 1, "micro_batch": 16}
     return job

@@ -20,7 +20,7 @@ from openba.recipes.model import ModelRecipe
 from openba.tokenizer.tokenizer import Tokenizer
 from openba.train.loop import training_steps
 from openba.train.trainer import Trainer
-from tests.harness import gangs
+from tests.harness import worker_groups
 
 WIDE = {
     "d_model": 512, "num_heads": 8, "kv_channels": 64, "ffn": 2048, "ffn_multiple": 256,
@@ -47,7 +47,7 @@ def figures(root: Path) -> Iterator[Figure]:
         job["recipe"]["train"]["optim"]["warmup"] = 0
         job["runtime"]["train"]["micro_batch"] = 4
         groups[name] = (1, {name: job})
-    peaks = gangs.results(root, groups)
+    peaks = worker_groups.results(root, groups)
     share = peaks["adapter"] / peaks["full"]
     comparison = f"full {peaks['full'] / 1e6:.0f} MB, adapter {peaks['adapter'] / 1e6:.0f} MB"
     yield Figure("weights/adapter_memory_of_full", 100 * share, "%", 45.0, peer=comparison, ratio=share)

@@ -1,7 +1,7 @@
 """Counts of a model's parts, by running their real code on meta tensors.
 
 Owns which small models are run so that a block of either stack, and what is outside of the blocks, can be
-told apart; and how a rank's part of tensor parallelism is counted without a group: a block with so much fewer
+distinguished; and how a rank's part of tensor parallelism is counted without a group: a block with fewer
 heads, channels and words. Times are `roofline.py`'s.
 """
 

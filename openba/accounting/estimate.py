@@ -1,8 +1,8 @@
 """codecarbon's estimate of a node, offline: a third figure beside the paper's and the measured one.
 
 Owns how codecarbon is asked. Where a machine has no counters it takes a share of the processor's nominal
-watts and some for each memory module, and it knows each country's grid; so what it says is called an estimate
-everywhere, and is never added to what `energy.py` measures.
+watts and some for each memory module, and it has a figure for each country's grid; so its result is called
+an estimate everywhere, and is never added to what `energy.py` measures.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ class TrainingPlan(TypedDict):
     flops_hardware_padded: int
     """With what the backward pass computes again."""
     flops_useful: float | None
-    """The model's on real tokens; None for instruction data, whose lengths nobody knows before."""
+    """The model's on real tokens; None for instruction data, whose lengths are unknown before."""
     flops_hardware: float | None
     """The same with what is computed again."""
     prediction: JsonObject | None
@@ -131,11 +131,11 @@ def plan_training(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> Tr
     }
 
 
-def _held(gang: TrainRuntime) -> Recompute:
+def _held(train_runtime: TrainRuntime) -> Recompute:
     """Return what the blocks keep for backward, in the terms of `activation_bytes`."""
-    if gang.compile and gang.recompute != "full":
+    if train_runtime.compile and train_runtime.recompute != "full":
         return "selective"
-    return "attention" if gang.recompute == "none" else gang.recompute
+    return "attention" if train_runtime.recompute == "none" else train_runtime.recompute
 
 
 def _muon_count(recipe: TrainStep) -> int:
@@ -148,24 +148,24 @@ def _muon_count(recipe: TrainStep) -> int:
 
 def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int) -> list[ZeroMemory]:
     train = recipe.train
-    gang = runtime.train
+    train_runtime = runtime.train
     tensor_parallel = runtime.tensor_parallel
     activation_total = activation_bytes(
         recipe.model,
         train.encoder_length,
         train.decoder_length,
-        micro_batch=gang.micro_batch,
+        micro_batch=train_runtime.micro_batch,
         tensor_parallel=tensor_parallel,
         precision=train.precision,
         # The attention kernels keep no scores, so there is nothing to be saved by computing them again.
-        recompute=_held(gang),
+        recompute=_held(train_runtime),
     )
     loss_total = loss_bytes(
         recipe.model,
         vocab,
         train.decoder_length,
         device=runtime.device.kind,
-        micro_batch=gang.micro_batch,
+        micro_batch=train_runtime.micro_batch,
         tensor_parallel=tensor_parallel,
         precision=train.precision,
         frozen=train.adapter is not None,
@@ -200,7 +200,7 @@ def _memory(recipe: TrainStep, runtime: PipelineRuntime, vocab: int, count: int)
                 "logits": loss_total,
                 "total": total_bytes,
                 "fits": total_bytes <= runtime.device.memory,
-                "chosen": stage == gang.zero_stage,
+                "chosen": stage == train_runtime.zero_stage,
             }
         )
     return stage_rows

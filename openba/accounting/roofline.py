@@ -75,10 +75,10 @@ def predict(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> StepTime
     """Predict a step of `runtime`'s devices, which state their bandwidths."""
     train = recipe.train
     device = runtime.device
-    gang = runtime.train
+    train_runtime = runtime.train
     ranks = runtime.tensor_parallel
     workers = data_parallel_workers(runtime)
-    rows = _micro_batch_lengths(train, gang.micro_batch, gang.batches == "padded")
+    rows = _micro_batch_lengths(train, train_runtime.micro_batch, train_runtime.batches == "padded")
     micro_batches = math.ceil(train.batch / workers / rows.samples)
     architecture = recipe.model.architecture(vocab)
     counted = count_model(share_of(architecture, ranks), rows.source, rows.target)
@@ -90,10 +90,10 @@ def predict(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> StepTime
     elementwise = float(sum(number * block.other_bytes for block, number in blocks))
     launches = float(sum(number * block.launches for block, number in blocks))
     # Both stacks once more but for their products, unless the compiler keeps what is cheap to keep.
-    if gang.recompute == "selective" and not gang.compile:
+    if train_runtime.recompute == "selective" and not train_runtime.compile:
         elementwise *= 4 / 3
         launches *= 4 / 3
-    if gang.compile:
+    if train_runtime.compile:
         elementwise *= FUSED_SHARE
         launches *= _FUSED_LAUNCHES
     bandwidth = memory_bandwidth(device)
@@ -110,13 +110,13 @@ def predict(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> StepTime
         "head": computed_share * product_seconds(counted.rest.products, device)
         + counted.rest.other_bytes / bandwidth,
         "attention": _attention_seconds(recipe, rows, ranks, device),
-        "gradients": GRADIENT_BYTES[gang.zero_stage] * trained_count / bandwidth,
+        "gradients": GRADIENT_BYTES[train_runtime.zero_stage] * trained_count / bandwidth,
         "tensor parallel": _tensor_parallel_seconds(architecture, rows, ranks, device),
     }
     computing = sum(parts.values())
     parts["ZeRO"] = _exposed(_zero_seconds(parameter_count, runtime, workers), computing)
     host = (launches + counted.rest.launches) * _LAUNCH_SECONDS
-    host += _GATHER_HOST_SECONDS * (gang.zero_stage == 3)
+    host += _GATHER_HOST_SECONDS * (train_runtime.zero_stage == 3)
     parts["host"] = max(0.0, host - sum(parts.values()))
     once = {
         "optimiser": _OPTIMIZER_BYTES * trained_count / workers / bandwidth,
@@ -142,7 +142,7 @@ class _Lengths:
 
 
 def _micro_batch_lengths(train: TrainRecipe, micro_batch: int, padded: bool) -> _Lengths:
-    """Lengths of a usual micro-batch; of instruction data, whose lengths nobody knows before, full ones."""
+    """Lengths of a usual micro-batch; of instruction data, whose lengths are unknown before, full ones."""
     if padded or not isinstance(train.data, WindowsRecipe):
         return _Lengths(
             (train.encoder_length,) * micro_batch, (train.decoder_length,) * micro_batch, samples=micro_batch

@@ -37,7 +37,7 @@ _MARKS = {codecs.BOM_UTF8: "utf-8", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UT
 
 
 class UnknownEncodingError(ValueError):
-    """Raised if no encoding that `auto` knows fits a file."""
+    """Raised if no encoding that `auto` tries fits a file."""
 
 
 def compression(path: Path) -> str | None:

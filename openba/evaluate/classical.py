@@ -115,7 +115,7 @@ def tagged_entities(examples: Examples, questions: Sequence[str]) -> list[str]:
     answers = []
     for text in questions:
         scores = classifier.decision_function(_window_features([text])) if text else np.zeros((0, 1))
-        if scores.ndim == 1:  # of two labels scikit-learn tells the second one's score
+        if scores.ndim == 1:  # of two labels scikit-learn returns the second one's score
             scores = np.stack([-scores, scores], axis=1)
         path = _best_path(-np.logaddexp(0, -scores), list(classifier.classes_))
         answers.append(format_entities(_entities_of(text, path)))

@@ -110,7 +110,7 @@ def __getattr__(name: str) -> Callable[[Sequence[AnsweredItem]], float]:
 
 def _loss_and_tokens(result: Likelihood) -> list[float]:
     if len(result) < 3:
-        raise UserError("perplexity a token needs the number of tokens, which only --model openba tells")
+        raise UserError("perplexity a token needs the number of tokens, which only --model openba reports")
     return [-float(result[0]), float(result[2])]
 
 

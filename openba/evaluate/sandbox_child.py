@@ -50,7 +50,7 @@ _NO_NEW_PRIVS = 38
 _CAPABILITIES_3 = 0x20080522
 
 _AUDIT_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-"""Machine -> its `AUDIT_ARCH` number, by which a seccomp filter tells it."""
+"""Machine -> its `AUDIT_ARCH` number, by which a seccomp filter recognises it."""
 _DENIED_CALLS = {
     # new namespaces and mounts
     "unshare": (272, 97), "setns": (308, 268), "mount": (165, 40), "umount2": (166, 39),

@@ -57,7 +57,7 @@ def whole_base_of(folder: Path) -> Path:
 
 
 def digest_of_weights(folder: Path) -> str:
-    """Return what tells the weights of a folder from others, from parts of each file, which takes no time.
+    """Return a quick fingerprint of a folder's weights, from parts of each file.
 
     Names are no part of it: a copy under another path is the same base.
     """

@@ -81,7 +81,7 @@ class Session:
         """Feed int64 `[rows, new]`; returns hidden states `[rows, new, hidden]`."""
         row_count, new_tokens = ids.shape
         positions = [self.filled] * row_count
-        # A device kind's own step knows one new token a row only.
+        # A device kind's own step handles one new token a row only.
         if new_tokens == 1 and self.filled:
             hidden_states = self.step(
                 ids[:, 0], positions, self.self_cache, self.cross_cache, self.source_lengths

@@ -107,7 +107,7 @@ def write_released(folder: Path, weights: dict[str, Tensor], architecture: Archi
     for name in extra:
         if getattr(architecture, name) != getattr(released, name):
             raise UserError(
-                f"{folder}: {name} is {getattr(architecture, name)!r}; the released form knows "
+                f"{folder}: {name} is {getattr(architecture, name)!r}; the released form allows "
                 f"{getattr(released, name)!r} only, so export this model in its own form"
             )
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What transformers tells of a loading: kept from its log and said as one error instead.
+"""What transformers reports about loading weights, raised as one error instead of logged.
 
 Travels with exported models.
 """

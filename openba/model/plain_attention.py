@@ -51,7 +51,7 @@ def attend_by_row(
     for row_query, row_key, row_value in zip(
         query_rows.split(query), key_rows.split(key), key_rows.split(value), strict=True
     ):
-        # The fused kernel wants the batch dimension: without it torch takes the unfused path.
+        # The fused kernel needs the batch dimension: without it torch takes the unfused path.
         row_output = F.scaled_dot_product_attention(
             as_batch(row_query), as_batch(row_key), as_batch(row_value), None, dropout, is_causal=causal
         )

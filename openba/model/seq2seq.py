@@ -25,7 +25,7 @@ class Seq2Seq(nn.Module):
     architecture: Architecture
 
     def _build(self, architecture: Architecture, *, tied_head_is_shared: bool) -> None:
-        """Make the modules. A tied head has no weight, unless `tied_head_is_shared` wants one to tie."""
+        """Make the modules. A tied head has no weight, unless `tied_head_is_shared` asks for one to tie."""
         vocab_size = architecture.vocab_size
         hidden_size = architecture.hidden_size
         self.shared_embedding = nn.Embedding(vocab_size, hidden_size)

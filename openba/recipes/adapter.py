@@ -35,7 +35,7 @@ class AdapterRecipe(Recipe):
 
     @property
     def scale(self) -> float:
-        """`alpha`, or what it is if it is not told."""
+        """`alpha`, or its default."""
         return 2.0 * self.rank if self.alpha is None else self.alpha
 
 

@@ -25,7 +25,7 @@ def check_training(recipe: TrainRecipe, runtime: PipelineRuntime) -> None:
     if recipe.adapter is not None and runtime.tensor_parallel > 1:
         raise UserError(
             f"runtime.tensor_parallel: {runtime.tensor_parallel} workers share each weight, and an adapter "
-            "wants whole ones; set it to 1, and train.zero_stage to 3 if the weights do not fit"
+            "needs whole ones; set it to 1, and train.zero_stage to 3 if the weights do not fit"
         )
     if recipe.optim.muon is not None:
         _check_muon(recipe, runtime)

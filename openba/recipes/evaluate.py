@@ -100,7 +100,7 @@ class BenchmarkRecipe(Recipe):
     """Held-out records of a task, how to answer them and how to score the answers."""
 
     version: Version = 1
-    """To be raised when prompt, items or scoring change under the same name; told with every score."""
+    """To be raised when prompt, items or scoring change under the same name; reported with every score."""
     task: TaskRecipe
     language: Literal["zh", "en"]
     method: Literal["letters", "choice", "generate", "likelihood"]

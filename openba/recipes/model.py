@@ -30,7 +30,7 @@ class ModelRecipe(Recipe):
     attention_bias: bool = False
     tie_embeddings: bool = True
     scale_embedding: bool = True
-    """Multiply embeddings by sqrt(d_model). Neither the paper nor the release tells of it; without it the
+    """Multiply embeddings by sqrt(d_model). Neither the paper nor the release mentions it; without it the
     paper's sandwich norm drowns the embeddings (docs/learning.md). The released weights do without."""
     head_bias: bool = False
     rope_base: Positive = 10_000.0

@@ -86,4 +86,4 @@ PositiveTokens = Annotated[Tokens, Field(ge=1, le=10**18)]
 DeviceMemory = Annotated[Bytes, Field(ge=2**20, le=2**50)]
 """Memory of a device: `80GiB`."""
 ObjectStoreMemory = Annotated[Bytes, Field(ge=75 * 2**20, le=2**50)]
-"""Memory of Ray's object store, which Ray wants to be 75 MiB or more."""
+"""Memory of Ray's object store, at least 75 MiB, as Ray requires."""

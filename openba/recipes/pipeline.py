@@ -153,7 +153,7 @@ class TransferConfig(Recipe):
     """Comparison of starts: each expert is trained from every one, with the same budget."""
 
     starts: tuple[str, ...]
-    """Stages whose weights to begin with; of `nothing` they are random. Gains are told against it."""
+    """Stages whose weights to begin with; of `nothing` they are random. Gains are relative to it."""
     seeds: tuple[Seed, ...] = Field(min_length=2)
     """Of the order of the data and of random weights; the spread over them is the error."""
 
@@ -301,7 +301,7 @@ class PipelineConfig(Recipe):
 
     @property
     def last_stage(self) -> str | None:
-        """The stage that experts are fine-tuned from unless told otherwise; none: there are no stages."""
+        """The stage that experts are fine-tuned from by default; none: there are no stages."""
         return next(reversed(self.stages), None)
 
     @property

@@ -96,11 +96,12 @@ class EvaluateRuntime(Runtime):
 
 
 class TrainRuntime(Runtime):
-    """One gang of workers."""
+    """One worker group."""
 
     workers: Count
     expert_workers: Count | None = None
-    """Of an expert's gang; several small ones side by side (`parallel_jobs`) wait less. None: `workers`."""
+    """Of an expert's worker group; several small ones side by side (`parallel_jobs`) wait less. None:
+    `workers`."""
     threads: Threads = 1
     """torch threads per worker."""
     micro_batch: Count
@@ -149,8 +150,8 @@ class PipelineRuntime(Runtime):
     tracker: Literal["mlflow", "jsonl"] = "mlflow"
     """Who keeps the runs: MLflow, or the file `runs.jsonl` of the home. The model registry is MLflow's: with
     `jsonl` nothing is registered."""
-    runners: dict[Place, RunnerName] = {"flow": "local", "job": "ray", "gang": "ray"}
-    """Place of a step -> who runs it: processes of this machine, or Ray jobs. A gang needs Ray."""
+    runners: dict[Place, RunnerName] = {"flow": "local", "job": "ray", "worker_group": "ray"}
+    """Place of a step -> who runs it: processes of this machine, or Ray jobs. A worker group needs Ray."""
     parallel_jobs: Count = 1
     """Ray jobs of one pipeline at a time."""
     job_environment: dict[str, str] = {}
@@ -162,7 +163,7 @@ class PipelineRuntime(Runtime):
     codecarbon: str | None = None
     """Country by ISO code, such as CHN: codecarbon estimates each training too, offline. None: no."""
     price: NonNegative | None = None
-    """Of one device hour, in the currency that you think in; None: no cost is told."""
+    """Of one device hour, in your currency; None: costs are not computed."""
 
     @field_validator("codecarbon")
     @classmethod
@@ -173,7 +174,7 @@ class PipelineRuntime(Runtime):
             known_countries = sorted(DataSource().get_global_energy_mix_data())
             if country not in known_countries:
                 near = get_close_matches(country.upper(), known_countries) or ["CHN"]
-                raise ValueError(f"codecarbon knows no country {country!r}; take a code such as {near[0]}")
+                raise ValueError(f"codecarbon has no country {country!r}; take a code such as {near[0]}")
         return country
 
     @field_validator("job_environment")
@@ -190,16 +191,16 @@ class PipelineRuntime(Runtime):
     def for_expert(self) -> PipelineRuntime:
         """Return the runtime of an expert's training."""
         train = self.train
-        gang = train.model_copy(update={"workers": train.expert_workers or train.workers})
-        return self.model_copy(update={"train": gang})
+        train_runtime = train.model_copy(update={"workers": train.expert_workers or train.workers})
+        return self.model_copy(update={"train": train_runtime})
 
     @field_validator("runners")
     @classmethod
     def _complete(cls, runners: dict[Place, RunnerName]) -> dict[Place, RunnerName]:
-        complete: dict[Place, RunnerName] = {"flow": "local", "job": "ray", "gang": "ray", **runners}
+        complete: dict[Place, RunnerName] = {"flow": "local", "job": "ray", "worker_group": "ray", **runners}
         # A worker group needs what Ray Train does: start, process group, restart after a lost node.
-        if complete["gang"] != "ray":
-            raise ValueError("gang: worker groups are Ray Train's; only ray runs them")
+        if complete["worker_group"] != "ray":
+            raise ValueError("worker_group: worker groups are Ray Train's; only ray runs them")
         if complete["flow"] != "local":
             raise ValueError(
                 "flow: these steps need no cluster; clean.engine and evaluate.workers share them out"

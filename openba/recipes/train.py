@@ -67,7 +67,7 @@ class DenoiserRecipe(Recipe):
         if wanted_count == spans:
             return None
         return (
-            f"{self.mode}({self.mean_span}, {self.ratio:g}) wants {wanted_count} spans of {length:,} tokens "
+            f"{self.mode}({self.mean_span}, {self.ratio:g}) needs {wanted_count} spans of {length:,} tokens "
             f"and has {spans} sentinels: its mean span is {self.masked(length) / spans:.1f} tokens"
         )
 
@@ -277,7 +277,7 @@ _MOST_STEPS = 10**11
 
 
 class TrainRecipe(Recipe):
-    """One training run. What it starts from and reads is the step's inputs, not told here."""
+    """One training run. What it starts from and reads is given by the step's inputs."""
 
     data: Objective
     encoder_length: Size

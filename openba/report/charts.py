@@ -29,7 +29,7 @@ WIDTH = 4.8
 MOST_POINTS = 240
 """Points of one line: a column has no pixels to show more, and each chart stays far below 60 kB of SVG."""
 
-# matplotlib knows no CSS variables: it draws in stand-in colours that are replaced in its output.
+# matplotlib supports no CSS variables: it draws in stand-in colours that are replaced in its output.
 _INK = "#000001"
 _MUTED = "#000002"
 _RULE = "#000003"

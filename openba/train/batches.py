@@ -203,7 +203,7 @@ class TrainingBatches:
             pad: Id of padding.
             vocab: Ids of the tokenizer.
             padded: Micro-batches have a number of samples, each padded to the recipe's lengths.
-            modes: First encoder id of each denoiser's samples, whose losses are to be told apart.
+            modes: First encoder id of each denoiser's samples, whose losses are measured separately.
         """
         if len(samples) == 0:
             raise UserError("training data: no sample is long enough; lower data.length or add data")

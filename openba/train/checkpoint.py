@@ -5,7 +5,7 @@
     checkpoints/step-000120/COMMITTED               step, numbers, sizes and digests of files; last
 
 Every byte is covered by a digest, the marker's by its own. While a checkpoint is staged in `step-000120.tmp`,
-`rank-00000.json` tells rank 0 the digest of a share; it is deleted before the commit.
+`rank-00000.json` gives rank 0 the digest of a share; it is deleted before the commit.
 
 Owns staging, the writer thread, the marker, verification, choice and retention. The form is the same for any
 number of workers and ZeRO stage (`state.py`), so another number of them goes on from it.

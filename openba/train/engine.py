@@ -85,7 +85,7 @@ class Engine:
     ) -> None:
         """Take this worker's part of a model (`make_part`); `groups` are of `runtime.tensor_parallel`."""
         device = runtime.device
-        gang = runtime.train
+        train_runtime = runtime.train
         deepspeed = import_deepspeed(device.kind)
         self.rank = dist.get_rank()
         self.world = dist.get_world_size()
@@ -99,21 +99,21 @@ class Engine:
         self.data_world = self.groups.data_size
         """Which batches this worker sees: those of a tensor-parallel group see the same."""
         # Before DeepSpeed wraps the model: its blocks read the setting in each forward pass.
-        model.recompute(gang.recompute)
-        if gang.compile:
+        model.recompute(train_runtime.recompute)
+        if train_runtime.compile:
             model.compile_blocks()
         self.is_half = recipe.precision != "fp32"
-        self.begin(accumulation_steps(recipe, gang, self.data_world), torch.ones(()))
-        self.zero_stage = gang.zero_stage
-        self.micro_batch = gang.micro_batch
+        self.begin(accumulation_steps(recipe, train_runtime, self.data_world), torch.ones(()))
+        self.zero_stage = train_runtime.zero_stage
+        self.micro_batch = train_runtime.micro_batch
         """Samples of the greatest length whose tokens fill a micro-batch."""
-        self.padded = gang.batches == "padded"
+        self.padded = train_runtime.batches == "padded"
         self.vocab = model.architecture.vocab_size
         self.meetings = 0
         """Calls of `sum` by this worker; a worker with fewer than the others is the late one."""
         deepspeed.init_distributed(dist_init_required=False, verbose=False)
         self.optimizer = choose_optimizer(recipe.optim).build(model, is_fused=self.device.type == "cuda")
-        if gang.zero_stage == 3 and all(parameter.requires_grad for parameter in model.parameters()):
+        if train_runtime.zero_stage == 3 and all(parameter.requires_grad for parameter in model.parameters()):
             # A block's weights are gathered together: hooks of its parts would be half of the host's time.
             # Not beside frozen ones: the first block's input then needs no gradient, and DeepSpeed 0.19.8
             # would free the block's weights as its backward pass begins.
@@ -123,7 +123,7 @@ class Engine:
         self.engine, *_ = deepspeed.initialize(
             model=model.to(self.device),
             optimizer=self.optimizer,
-            config=deepspeed_config(recipe, gang, self.data_world, device.kind),
+            config=deepspeed_config(recipe, train_runtime, self.data_world, device.kind),
             mpu=mpu,
             dist_init_required=False,
         )

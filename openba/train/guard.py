@@ -29,7 +29,7 @@ SPIKE_WINDOW = 50
 """Steps whose mean loss is compared."""
 _SPIKE = 0.5
 """A spike: the mean of 50 steps is 0.5 nats above the lowest mean of 50 steps before."""
-_HISTORY = 128  # steps whose losses the sigma rule knows, as in OLMo-core
+_HISTORY = 128  # steps whose losses the sigma rule uses, as in OLMo-core
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Guard:
         """
         mean = sum(losses) / max(1, targets)
         broken_ranks = [rank for rank, loss in enumerate(losses) if not math.isfinite(loss)]
-        # The order tells most first: a loss that is not finite is also above every limit.
+        # The most specific verdict comes first: a loss that is not finite is also above every limit.
         if broken_ranks:
             reason = f"loss not finite on rank {', '.join(map(str, broken_ranks))}"
         elif mean > self.recipe.skip_loss_above:

@@ -92,8 +92,8 @@ class LogHook(Hook):
         seconds = time.perf_counter() - self._step_began
         step_totals = {**finished.counts, **asdict(finished.figures)}
         trainer.totals = {key: total + step_totals[key] for key, total in trainer.totals.items()}
-        gang = trainer.runtime.train
-        cadences = (gang.log_every, gang.checkpoint_every, trainer.recipe.steps)
+        train_runtime = trainer.runtime.train
+        cadences = (train_runtime.log_every, train_runtime.checkpoint_every, trainer.recipe.steps)
         if any(finished.step % cadence == 0 for cadence in cadences):
             self._write_row(trainer, finished, seconds)
 

@@ -134,7 +134,7 @@ class _Exchange:
         for hook in self.hooks:
             own_flags |= hook.flags()
         engine = self.engine
-        # One slot a worker, so that the sum of all tells each of them whose loss is broken.
+        # One slot a worker, so that the sum shows each of them whose loss is broken.
         worker_losses = torch.zeros(engine.world, dtype=torch.float64, device=engine.device)
         worker_losses[engine.rank] = self._loss
         known_here = torch.tensor([*self._mode_tokens, *map(float, own_flags.values())], dtype=torch.float64)

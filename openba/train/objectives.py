@@ -34,7 +34,7 @@ def heldout_groups(recipe: TrainRecipe, data: Path, tokenizer: Tokenizer) -> dic
 
 
 def measured_modes(recipe: TrainRecipe, tokenizer: Tokenizer) -> dict[str, int]:
-    """Return the first encoder id of each denoiser's samples, where losses are told apart by denoiser."""
+    """Return the first encoder id of each denoiser's samples, where losses are measured by denoiser."""
     if not isinstance(recipe.data, WindowsRecipe):
         return {}
     return {mode: tokenizer.mode(mode) for mode in recipe.data.by_mode() if mode != "loss"}

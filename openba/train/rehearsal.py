@@ -37,7 +37,7 @@ def rehearse(engine: Engine, checkpoints: Checkpoints, recipe: TrainRecipe, reco
     """
     begin = time.perf_counter()
     checkpoints.save(engine, 0, record)
-    # Settled first: a save that fails is told before anything else is paid for.
+    # Settled first: a save that fails is reported before anything else is computed.
     if not checkpoints.settle(engine):
         raise UserError(
             f"{checkpoints.folder}: the first checkpoint could not be written ({checkpoints.reason}); "

@@ -1,7 +1,8 @@
 """Measures of whether a training learns from its source: another sample's source, entropy of the labels.
 
-Owns which sample lends its source to which, what a model could reach that knows only how frequent each label
-is, and the verdict on a measurement. It computes no loss: `heldout.py` measures, `hooks.py` writes the alarm.
+Owns which sample lends its source to which, what a model could reach that learned only how frequent each
+label is, and the verdict on a measurement. It computes no loss: `heldout.py` measures, `hooks.py` writes the
+alarm.
 
 A model that ignores its source has the same loss with any other source of the same task. On tasks whose
 answers are a few labels, its loss is then the entropy of the labels, however long it trains.

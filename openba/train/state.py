@@ -1,7 +1,7 @@
 """Training state of an engine as full tensors by parameter name: fp32 weights and the optimiser's moments.
 
 Owns the way from DeepSpeed's partitions to that form and back, for ZeRO 1, 2 and 3 and tensor-parallel parts,
-so that a checkpoint knows neither the number of workers nor how they shared the model. Files are
+so that a checkpoint depends neither on the number of workers nor on how they shared the model. Files are
 `checkpoint.py`'s.
 """
 

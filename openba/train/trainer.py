@@ -304,12 +304,12 @@ class Trainer:
 
     def _own_hooks(self) -> list[Hook]:
         """Return the hooks of every training, in the order in which they act."""
-        gang = self.runtime.train
+        train_runtime = self.runtime.train
         engine = self.engine
         meter = Meter(self.step_recipe, self.tokenizer.size, self.runtime, engine.world)
         heldout = HeldOut(self.recipe, self.build.inputs["data"], self.tokenizer, engine.micro_batch)
         watchdog = Watchdog(
-            self.out, engine.rank, engine.world, lambda: engine.meetings, gang.stall_seconds,
+            self.out, engine.rank, engine.world, lambda: engine.meetings, train_runtime.stall_seconds,
             slow_phases=self._slow_phases(),
         )  # fmt: skip
         # Log before guard: the row of a step that is rolled back is cut with the rest. Measure before save: a
@@ -319,7 +319,7 @@ class Trainer:
             MeterHook(meter),
             GuardHook(),
             RefusedSamplesHook(),
-            ProfileHook(Profile(self.out, engine.rank, gang.profile_after)),
+            ProfileHook(Profile(self.out, engine.rank, train_runtime.profile_after)),
             MeasureHook(heldout, self.label_entropies),
             SaveHook(self),
             StopHook(StopRequest(self.out), engine.rank),

@@ -324,5 +324,5 @@ def test_clipped_sentinels_are_said() -> None:
     assert ul2(row, length=568).clipped == []
     (line,) = ul2(row, length=1024).clipped
     assert line == (
-        "X(3, 0.5) wants 171 spans of 1,024 tokens and has 100 sentinels: its mean span is 5.1 tokens"
+        "X(3, 0.5) needs 171 spans of 1,024 tokens and has 100 sentinels: its mean span is 5.1 tokens"
     )

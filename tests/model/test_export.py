@@ -86,7 +86,7 @@ def test_the_released_form_goes_there_and_back(tokenizer: Tokenizer, tmp_path: P
             "sandwich_norm is true, and CTranslate2 has no norm behind attention alone",
         ),
         ("ctranslate2", "int3", "quantization: 'int3' is unknown"),
-        ("released", "float32", "sandwich_norm is True; the released form knows False only"),
+        ("released", "float32", "sandwich_norm is True; the released form allows False only"),
     ],
 )
 def test_what_a_form_cannot_say_is_refused_and_nothing_is_left(

@@ -62,13 +62,13 @@ def test_the_runner_of_a_place_is_data() -> None:
     graph = Pipeline(find_pipeline("tiny"), ["runtime.runners.job=local", "runtime.evaluate.workers=1"])
     place = kind_of(graph.step("evaluate-stage2"), graph.config.runtime).place
     assert graph.config.runtime.runners[place] == "local"
-    assert graph.config.runtime.runners["gang"] == "ray"
+    assert graph.config.runtime.runners["worker_group"] == "ray"
 
 
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("runtime.runners.gang=local", "runtime.runners.gang: worker groups are Ray Train's"),
+        ("runtime.runners.worker_group=local", "runtime.runners.worker_group: worker groups are Ray Train's"),
         ("runtime.runners.flow=ray", "runtime.runners.flow: these steps need no cluster"),
         ("runtime.tracker=wandb", "runtime.tracker: Input should be 'mlflow' or 'jsonl'"),
     ],

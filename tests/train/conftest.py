@@ -1,4 +1,4 @@
-"""Runs of real worker groups (see `tests.harness.gangs`): made once, the tests look at what they left."""
+"""Runs of real worker groups (`tests.harness.worker_groups`): made once, the tests look at what they left."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from openba.data import instruct, labelled
 from openba.recipes.data import InstructRecipe, TaskRecipe, TaskStep
 from openba.train.checkpoint import MARKER
 from openba.train.log import read_rows
-from tests.harness import gangs
-from tests.harness.gangs import Gang
+from tests.harness import worker_groups
+from tests.harness.worker_groups import WorkerGroup
 
 torch.set_num_threads(1)
 
@@ -41,9 +41,9 @@ class Runs:
             "stopped_stage", "skip_a_step", "metered_stage", "in_fp16", "reduced", "gradient_bytes",
             "muon_updates",
         )  # fmt: skip
-        module = "tests.train.gang" if do in own else gangs.WORKER
+        module = "tests.train.group_jobs" if do in own else worker_groups.WORKER
         inputs = {**self.inputs, **change.pop("inputs", {})}
-        return gangs.job(self.root / name, inputs, do if ":" in do else f"{module}:{do}", **change)
+        return worker_groups.job(self.root / name, inputs, do if ":" in do else f"{module}:{do}", **change)
 
     def interrupted(self, name: str, **options: Any) -> dict[str, Any]:
         """A run with dropout and a checkpoint every second step."""
@@ -70,7 +70,7 @@ class Runs:
 @pytest.fixture(scope="session", autouse=True)
 def fork_server() -> None:
     """Its imports go on while the first tests run."""
-    gangs.start_server("tests.train.gang", "tests.train.faults")
+    worker_groups.start_server("tests.train.group_jobs", "tests.train.faults")
 
 
 def pairs(root: Path, tokenizer_folder: Path) -> Path:
@@ -91,7 +91,7 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
     """All runs: a group killed at its third checkpoint, then one of two workers and one alone."""
     root = tmp_path_factory.mktemp("runs")
     runs = Runs(root, {"tokenizer": str(tokenizer_folder), "data": str(mixture_folder)})
-    killed = Gang(root / "gang-killed", 2, {"killed": runs.interrupted("killed")})
+    killed = WorkerGroup(root / "worker-group-killed", 2, {"killed": runs.interrupted("killed")})
     killed.kill_at(root / "killed" / "checkpoints" / "step-000006" / MARKER)
     assert not (root / "killed" / "model").exists()
     for copy in ("damaged", "other-world"):
@@ -191,13 +191,13 @@ def runs(tokenizer_folder: Path, mixture_folder: Path, tmp_path_factory: pytest.
         "reduced-tp2": runs.job("reduced-tp2", do="reduced", precision="bf16", tensor_parallel=2),
         "many-fillers": runs.job("many-fillers", runtime={"workers": 4, "micro_batch": 1}),
     }
-    runs.facts = gangs.results(root, {"two": (2, two), "one": (1, one), "four": (4, four)})
+    runs.facts = worker_groups.results(root, {"two": (2, two), "one": (1, one), "four": (4, four)})
     for copy in ("again", "again-damaged"):
         shutil.copytree(root / "undisturbed", root / copy)
     weights = root / "again-damaged" / "model" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     again = {name: runs.interrupted(name) for name in ("again", "again-damaged")}
-    runs.facts |= gangs.results(root, {"again": (2, again)})
+    runs.facts |= worker_groups.results(root, {"again": (2, again)})
     return runs
 
 

@@ -1,4 +1,4 @@
-"""A training in which something breaks, as `gang.py` runs it: real numbers, limits, signals and sleeps.
+"""A training in which something breaks, as `group_jobs.py` runs it: real numbers, limits, signals and sleeps.
 
 Nothing of the training is replaced: faults come in through torch's hooks, the kernel's limits, and a hook of
 the trainer.

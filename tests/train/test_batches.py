@@ -25,7 +25,7 @@ from openba.train.batches import (
     heldout_batches,
 )
 from openba.train.objectives import heldout_groups, training_samples
-from tests.harness.gangs import UL2
+from tests.harness.worker_groups import UL2
 
 PREFIX = {"objective": "prefix", "length": 64}
 PREFIX_LM = {"objective": "prefix_lm", "length": 60}

@@ -44,7 +44,7 @@ def test_the_resumed_run_ends_as_the_undisturbed_one(runs: Any, run: str, facts:
 def test_a_turned_bit_and_a_missing_marker_are_passed_over(runs: Any) -> None:
     resumed = runs.rows("killed", "attempts.jsonl")[-1]["from"]
     assert runs.rows("damaged", "attempts.jsonl")[-1]["from"] == resumed - 4 > 0
-    log = "".join(path.read_text() for path in (runs.root / "gang-two").glob("*.log"))
+    log = "".join(path.read_text() for path in (runs.root / "worker-group-two").glob("*.log"))
     assert "rank-00001.safetensors is not what was written" in log
 
 

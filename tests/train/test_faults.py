@@ -2,7 +2,7 @@
 
 1-21, 23-29 and 31-33 are here or, as named in each test, beside what they concern: 1, 4, 8 and 24 in
 `test_checkpoint`, 23 in `test_checkpoint` and `test_batches`, 25, 27 and 28 in `test_identity`, 5 under real
-Ray in `tests/cluster/test_gang.py`, 31 in `test_log` and `tests/tasks/test_tracking.py`, 32 in
+Ray in `tests/cluster/test_worker_group.py`, 31 in `test_log` and `tests/tasks/test_tracking.py`, 32 in
 `tests/tasks/test_job.py`.
 """
 
@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from openba.train.checkpoint import LOGS, MARKER, read_marker
 from openba.train.stopping import EXIT_PREEMPTED
 from openba.train.watchdog import EXIT_STALLED
-from tests.harness.gangs import Gang
+from tests.harness.worker_groups import WorkerGroup
 from tests.train import faults
 from tests.train.conftest import Runs
 
@@ -39,7 +39,7 @@ class Cases:
         self.runs = Runs(root, inputs)
         self.root = root
         self.facts: dict[str, Any] = {}
-        self.gangs: dict[str, Gang] = {}
+        self.worker_groups: dict[str, WorkerGroup] = {}
         self.ends: dict[str, list[int | None]] = {}
 
     def job(self, name: str, fault: str = "", rank: int = 1, at: Any = (), **change: Any) -> dict[str, Any]:
@@ -51,15 +51,17 @@ class Cases:
     def run(self, world: int, jobs: list[dict[str, Any]]) -> None:
         """One group, one job after the other."""
         named = {Path(job["out"]).name: job for job in jobs}
-        gang = Gang(self.root / f"gang-of-{next(iter(named))}-{world}", world, named)
-        self.facts |= gang.results()
-        self.gangs |= dict.fromkeys(named, gang)
+        worker_group = WorkerGroup(self.root / f"worker-group-of-{next(iter(named))}-{world}", world, named)
+        self.facts |= worker_group.results()
+        self.worker_groups |= dict.fromkeys(named, worker_group)
 
-    def start(self, job: dict[str, Any], suffix: str = "") -> Gang:
+    def start(self, job: dict[str, Any], suffix: str = "") -> WorkerGroup:
         """A group of two for a job that ends it."""
         name = Path(job["out"]).name
-        gang = self.gangs[name + suffix] = Gang(self.root / f"gang-{name}{suffix}", 2, {name: job})
-        return gang
+        worker_group = self.worker_groups[name + suffix] = WorkerGroup(
+            self.root / f"worker-group-{name}{suffix}", 2, {name: job}
+        )
+        return worker_group
 
     def begin_at(self, name: str, of: str, step: int) -> None:
         """Let a run go on from another's checkpoint of that step."""
@@ -78,7 +80,7 @@ class Cases:
         return shares, record["adam_step"], record["totals"]["tokens"]
 
     def log(self, name: str) -> str:
-        return self.gangs[name].logs()
+        return self.worker_groups[name].logs()
 
 
 @pytest.fixture(scope="session")
@@ -164,13 +166,16 @@ def killed(broken: Cases) -> Cases:
         cases.job("stopped-twice", "asked_twice", at=[9]),
         {**cases.job("no-memory", "no_memory", at=[5]), "alone": True},
     ]
-    gangs = [cases.start(job) for job in ends]
-    cases.ends = {gang.folder.name.removeprefix("gang-"): gang.wait() for gang in gangs}
+    worker_groups = [cases.start(job) for job in ends]
+    cases.ends = {
+        worker_group.folder.name.removeprefix("worker-group-"): worker_group.wait()
+        for worker_group in worker_groups
+    }
     writing = cases.job("writing")
-    gang = cases.start(writing)
+    worker_group = cases.start(writing)
     shards = cases.root / "writing" / "checkpoints"
-    gang.wait_for(lambda: any(shards.glob("step-00000[3-7].tmp/rank-*.safetensors")))
-    gang.kill()
+    worker_group.wait_for(lambda: any(shards.glob("step-00000[3-7].tmp/rank-*.safetensors")))
+    worker_group.kill()
     again = [{**job, "with": {}} for job in (*ends[:2], writing)]
     cases.run(2, [*again, *differences(cases)])
     return cases
@@ -286,7 +291,7 @@ def test_fault_11_a_slow_disk_delays_saves_and_hides_what_is_not_whole(broken: C
 def test_fault_10_a_full_or_read_only_disk(broken: Cases) -> None:
     if "read-only" not in broken.facts:
         pytest.skip("no right to mount a small disk; the limit of the kernel is tested anyway")
-    results = [broken.gangs["read-only"].result(rank)["read-only"] for rank in (0, 1)]
+    results = [broken.worker_groups["read-only"].result(rank)["read-only"] for rank in (0, 1)]
     assert all("first checkpoint could not be written" in each["error"] for each in results)
     assert all("rank 0: [Errno 30] Read-only file system" in each["error"] for each in results)
     # Failed saves: training goes on to its end and the old checkpoint stays.
@@ -329,7 +334,7 @@ def test_fault_10_a_disk_that_syncs_nothing_ends_the_run_after_five_saves(broken
     failed = [r for r in broken.runs.rows("no-sync", "events.jsonl") if r["event"] == "save failed"]
     assert len(failed) >= 4  # the fifth ends it
     assert failed[0]["why"] == "rank 1: [Errno 5] Input/output error"
-    errors = [broken.gangs["no-sync"].result(rank)["no-sync"]["error"] for rank in (0, 1)]
+    errors = [broken.worker_groups["no-sync"].result(rank)["no-sync"]["error"] for rank in (0, 1)]
     assert errors[0] == errors[1]
     assert "5 checkpoints in a row could not be written (rank 1: [Errno 5]" in errors[0]
     assert broken.runs.rows("no-sync")[-1]["failed_saves"] > 0
@@ -359,7 +364,7 @@ def test_fault_26_samples_that_cannot_be_used_are_told(broken: Cases) -> None:
 
 
 def test_fault_29_out_of_memory_ends_the_group_and_leaves_a_snapshot(killed: Cases) -> None:
-    result = killed.gangs["no-memory"].result(1)["no-memory"]
+    result = killed.worker_groups["no-memory"].result(1)["no-memory"]
     assert "rank 1: out of memory" in result["error"]
     assert "micro_batch from 2" in result["error"]
     assert "rss=" in (killed.root / "no-memory" / "debug" / "memory-00001.txt").read_text()
@@ -378,13 +383,13 @@ def stalled(killed: Cases) -> Cases:
     jobs.append(killed.job("sleep_in_data", "sleep_in_data", at=[5], evaluate_every=1, runtime=quick))
     often = {**quick, "checkpoint_every": 2}  # so that the watchdog knows how long a save takes
     jobs.append(killed.job("sleep_in_save", "sleep_in_save", at=[11], runtime=often))
-    gangs = [killed.start(job) for job in jobs]
+    worker_groups = [killed.start(job) for job in jobs]
     held = killed.start(killed.job("held", "stop_itself", at=[1]))
     held.wait_for((killed.root / "held" / "attempts.jsonl").exists)
     killed.start(killed.job("held"), suffix="-again").wait()
     held.kill()
-    for gang in gangs:
-        gang.wait()
+    for worker_group in worker_groups:
+        worker_group.wait()
     return killed
 
 
@@ -400,7 +405,7 @@ def stalled(killed: Cases) -> Cases:
 )
 def test_faults_14_15_16_the_watchdog_names_who_stands_still(stalled: Cases, name: str, told: str) -> None:
     assert told in stalled.log(name)
-    assert stalled.gangs[name].exits[0] == EXIT_STALLED
+    assert stalled.worker_groups[name].exits[0] == EXIT_STALLED
     stacks = stalled.root / name / "debug" / "stalled"
     assert "all_reduce" in (stacks / "rank-00000.txt").read_text()
     if name != "stop_itself":  # a stopped process writes nothing
@@ -409,6 +414,6 @@ def test_faults_14_15_16_the_watchdog_names_who_stands_still(stalled: Cases, nam
 
 def test_fault_33_a_second_group_is_refused(stalled: Cases) -> None:
     for rank in (0, 1):
-        error = stalled.gangs["held-again"].result(rank)["held"]["error"]
+        error = stalled.worker_groups["held-again"].result(rank)["held"]["error"]
         assert "trains it; wait for that run or end it" in error
     assert f"on {os.uname().nodename}" in error

@@ -16,7 +16,7 @@ from openba.durable import sampled_digest
 from openba.errors import UserError
 from openba.recipes.train import TrainStep
 from openba.train.identity import FORMAT, check, identity
-from tests.harness.gangs import job
+from tests.harness.worker_groups import job
 
 
 @pytest.fixture

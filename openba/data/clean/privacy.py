@@ -252,7 +252,7 @@ def _may_be_link(
 
 @njit(cache=True, nogil=True)
 def _names_domain(code_points: np.ndarray, position: int, text_end: int, folded_table: np.ndarray) -> bool:
-    """Return whether a top-level domain that the pattern knows could follow the full stop at a position."""
+    """Return whether a top-level domain of the pattern could follow the full stop at a position."""
     letter_count = 0
     first = second = third = fourth = 0
     stop = position + 1

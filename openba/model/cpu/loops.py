@@ -365,7 +365,7 @@ def layer_step(
     row_count = hidden_states.shape[0]
     heads = self_cache.shape[3]
     kv_channels = self_cache.shape[5]
-    # numba knows no None in a tuple of arrays: an empty array is a missing bias or norm.
+    # numba allows no None in a tuple of arrays: an empty array is a missing bias or norm.
     no_bias = np.empty(0, np.float32)
     normed = np.empty_like(hidden_states)
     sublayer_output = np.empty_like(hidden_states)

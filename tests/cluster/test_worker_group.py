@@ -23,7 +23,7 @@ from openba.train.log import read_rows
 from openba.train.stopping import EXIT_PREEMPTED
 from tasks.job import SPEC, STOPPED
 from tasks.services import free_port
-from tests.harness.gangs import job
+from tests.harness.worker_groups import job
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -89,7 +89,7 @@ class Job:
             "recipe_type": "openba.recipes.train:TrainStep",
             "runtime_type": "openba.recipes.runtime:PipelineRuntime",
         }
-        spec |= {"function": "openba.train.stage:build", "place": "gang", **types}
+        spec |= {"function": "openba.train.stage:build", "place": "worker_group", **types}
         durable.write_record(self.folder / SPEC, spec)
         self.environment = {**os.environ, **TOKEN, "RAY_ADDRESS": address}
         self.environment["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"

@@ -1,4 +1,4 @@
-"""What only the tests let a worker group do (see `tests.harness.gangs`)."""
+"""What only the tests let a worker group do (see `tests.harness.worker_groups`)."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from openba.train import trainer as trainer_module
 from openba.train.hooks import Hook
 from openba.train.steps import FinishedStep
 from openba.train.trainer import Trainer
-from tests.harness import gang_worker
-from tests.harness.gang_worker import BareTrainer, run_stage
+from tests.harness import group_worker
+from tests.harness.group_worker import BareTrainer, run_stage
 
 
 def stopped_stage(build: Build) -> dict[str, Any]:
@@ -70,9 +70,9 @@ def metered_stage(build: Build) -> dict[str, Any]:
 
 
 def in_fp16(build: Build, function: str, **options: Any) -> dict[str, Any]:
-    """A job of `gang_worker`, on a CPU that DeepSpeed takes for too slow at fp16; torch computes it."""
+    """A job of `group_worker`, on a CPU that DeepSpeed takes for too slow at fp16; torch computes it."""
     with mock.patch.object(get_accelerator(), "is_fp16_supported", return_value=True):
-        return getattr(gang_worker, function)(build, **options)
+        return getattr(group_worker, function)(build, **options)
 
 
 def skip_a_step(build: Build) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Real worker groups on this machine: a fork server, groups of processes, and tiny trainings for them.
 
 DeepSpeed's import costs seconds, a tiny run tenths: so workers are forked from a process that has it,
-and a case may kill its group. Owns the groups; what a worker does is `gang_worker.py`'s.
+and a case may kill its group. Owns the groups; what a worker does is `group_worker.py`'s.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from tests.harness import ROOT
 
 SECONDS = 600.0
-WORKER = "tests.harness.gang_worker"
+WORKER = "tests.harness.group_worker"
 MODEL = {
     "d_model": 32, "num_heads": 2, "kv_channels": 16, "ffn": 64, "ffn_multiple": 16,
     "encoder_layers": 1, "decoder_layers": 2, "positions": 192,
@@ -62,17 +62,22 @@ def job(
     **train: Any,
 ) -> dict[str, Any]:
     """A tiny Stage I but for what is given; `do` is a `module:function` that takes a Build."""
-    gang = {"workers": 2, "micro_batch": 4, "checkpoint_every": 100, **(runtime or {})}
+    train_runtime = {"workers": 2, "micro_batch": 4, "checkpoint_every": 100, **(runtime or {})}
     return {
         "do": do,
         "out": str(out),
         "recipe": {"model": {**MODEL, **(model or {})}, "train": {**_TRAIN, **train}, "part": part},
-        "runtime": {"device": _DEVICE, "devices": 2, "train": gang, "tensor_parallel": tensor_parallel},
+        "runtime": {
+            "device": _DEVICE,
+            "devices": 2,
+            "train": train_runtime,
+            "tensor_parallel": tensor_parallel,
+        },
         "inputs": dict(inputs),
     }
 
 
-class Gang:
+class WorkerGroup:
     """The processes of one worker group, which do some jobs one after the other."""
 
     def __init__(self, folder: Path, world: int, jobs: Mapping[str, Any]) -> None:
@@ -137,15 +142,19 @@ class Gang:
 
 def results(root: Path, groups: Mapping[str, tuple[int, Mapping[str, Any]]]) -> dict[str, Any]:
     """Run groups (name: workers, jobs) at the same time; rank 0's results of all jobs."""
-    gangs: Sequence[Gang] = [Gang(root / f"gang-{name}", *group) for name, group in groups.items()]
+    started_groups: Sequence[WorkerGroup] = [
+        WorkerGroup(root / f"worker-group-{name}", *group) for name, group in groups.items()
+    ]
     try:
-        return {name: facts for gang in gangs for name, facts in gang.results().items()}
+        return {
+            name: facts for started_group in started_groups for name, facts in started_group.results().items()
+        }
     finally:
-        for gang in gangs:
-            gang.kill()
+        for started_group in started_groups:
+            started_group.kill()
 
 
 def _work(rank: int, world: int, folder: Path, jobs: Mapping[str, Any]) -> None:
-    from tests.harness.gang_worker import work  # loaded by the fork server
+    from tests.harness.group_worker import work  # loaded by the fork server
 
     work(rank, world, folder, jobs)
