@@ -140,7 +140,7 @@ TABLES: tuple[PaperTable, ...] = (
     ),
     PaperTable(
         10, "Simplification and paraphrase",
-        "LR-2: less is better. Mav and SIM need a model each; the paper states neither SIM's model nor scale.",
+        "LR-2: less is better. Mav and SIM need models; the paper states neither SIM's model nor scale.",
         _TEXT,
     ),
     PaperTable(11, "BBH, 0-shot", "", (Line("BBH", 34.1, 41.6, _B2, "bbh", "average"),)),
