@@ -37,11 +37,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
 app.add_typer(data.app, name="data")
-app.command("eval")(evaluate.evaluate)
-app.command("compare")(evaluate.compare)
-app.command("judge")(evaluate.judge)
-app.command("serve")(serve.serve)
-app.command("export")(export.export)
 # Wide enough for the table of `openba plan`, which would otherwise be folded at 80 in a pipe.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
 
@@ -301,6 +296,14 @@ def ui(pipeline: PipelineName = "tiny") -> None:
     from tasks.ui import serve
 
     serve(read_pipeline(pipeline), Home.from_environment())
+
+
+# Last: `openba --help` lists commands in this order, and a newcomer looks for `run` first.
+app.command("eval")(evaluate.evaluate)
+app.command("compare")(evaluate.compare)
+app.command("judge")(evaluate.judge)
+app.command("serve")(serve.serve)
+app.command("export")(export.export)
 
 
 def _print_parameters(model_name: str, as_json: bool) -> None:
