@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from openba.accounting.plan import plan_training
-from openba.artifacts import Store
+from openba.artifacts import Step, Store
+from openba.data.store import TokenStore
+from openba.data.windows import mean_fill, windows_of
 from openba.graph import Pipeline
 from openba.json_types import JsonObject
 from openba.recipes.data import TokenizerRecipe
@@ -27,7 +31,9 @@ def plan(pipeline: Pipeline, store: Store) -> JsonObject:
         if isinstance(step.recipe, TrainStep):
             row["training"] = plan_training(step.recipe, pipeline.runtime(step), vocab)
             data = step.recipe.train.data
-            row["clipped"] = data.clipped if isinstance(data, WindowsRecipe) else []
+            if isinstance(data, WindowsRecipe):
+                row["clipped"] = data.clipped
+                row["windows"] = _windows(step, step.recipe, store)
         steps.append(row)
     trainings = [row["training"] for row in steps if "training" in row]
     keys = ("tokens", "steps", "flops", "flops_hardware_padded", "gpu_hours", "wall_hours", "kwh", "tco2eq")
@@ -40,6 +46,31 @@ def plan(pipeline: Pipeline, store: Store) -> JsonObject:
         "steps": steps,
         "total": {key: sum(training[key] for training in trainings) for key in keys}
         | {"money": None if pipeline.config.runtime.price is None else sum(t["money"] for t in trainings)},
+    }
+
+
+def _windows(step: Step, recipe: TrainStep, store: Store) -> JsonObject:
+    """Return the kind of windows, how many there are, and the share of the recipe's lengths that they fill.
+
+    Numbers are None if they follow from a mixture that is not built, or is not on this machine.
+    """
+    data = recipe.train.data
+    assert isinstance(data, WindowsRecipe)
+    mixture = step.inputs["data"]
+    window_count = None
+    # All crossed windows have one length; how many there are makes no difference to the shares.
+    length_counts = np.bincount([data.length]) if data.windows == "crossed" else None
+    if store.manifest(mixture) and not store.remote:
+        length_counts = windows_of(TokenStore(store.path(mixture) / str(recipe.part)), data).length_counts()
+        window_count = int(length_counts.sum())
+    encoder_fill, decoder_fill = (
+        (None, None) if length_counts is None else mean_fill(recipe.train, length_counts)
+    )
+    return {
+        "kind": data.windows,
+        "count": window_count,
+        "encoder_fill": encoder_fill,
+        "decoder_fill": decoder_fill,
     }
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from openba.artifacts import Store, materialize
+from openba.artifacts import Build, Step, Store, materialize
+from openba.data.store import TokenStore
 from openba.errors import UserError
 from openba.graph import Pipeline, find_pipeline
+from openba.json_types import JsonObject
 from openba.plan import plan
 
 MEASURED = "runtime.device.utilisation=0.294"
@@ -30,6 +34,11 @@ def test_the_papers_pipeline_costs_what_the_paper_says(store: Store) -> None:
     assert stages["stage1"]["flops"] == pytest.approx(1.23e22, rel=2e-3)
     assert sum(stage["flops"] for stage in stages.values()) == pytest.approx(1.55e22, rel=2e-3)
     assert stages["stage1"]["flops_useful"] / stages["stage1"]["flops"] == pytest.approx(0.605, abs=1e-3)
+    windows = {row["name"]: row["windows"] for row in found["steps"] if "windows" in row}
+    assert windows["stage1"] == {
+        "kind": "crossed", "count": None, "encoder_fill": pytest.approx(0.731, abs=1e-3),
+        "decoder_fill": pytest.approx(0.538, abs=1e-3),
+    }  # fmt: skip
     assert stages["stage3"]["flops_useful"] is None  # pairs, whose lengths are not known yet
     assert stages["stage1"]["parameters"] == pytest.approx(14.6e9, rel=5e-3)
     # 91.7 model TFLOP/s on each GPU (the paper's 120 count recomputation).
@@ -46,6 +55,37 @@ def test_the_papers_pipeline_costs_what_the_paper_says(store: Store) -> None:
     assert 400 * chinese == pytest.approx(190)
     assert (400 * shares["pile-english"], 400 * shares["pile-github"]) == pytest.approx((190, 20))
     assert (found["pipeline"], found["devices"]) == ("paper", 32)
+
+
+def test_what_bounded_windows_fill_is_counted_once_the_mixture_is_built(
+    store: Store, mixture_folder: Path
+) -> None:
+    graph = Pipeline(find_pipeline("tiny"), ["stages.stage1.data.windows=bounded"])
+
+    def windows() -> dict[str, object]:
+        (row,) = [row for row in plan(graph, store)["steps"] if row["name"] == "stage1"]
+        assert row["training"]["flops_useful"] is None  # lengths are the documents'
+        return row["windows"]
+
+    assert windows() == {"kind": "bounded", "count": None, "encoder_fill": None, "decoder_fill": None}
+    mixture = graph.steps["mixture"]
+
+    def copy(step: Step, build: Build) -> JsonObject:
+        """Stand in for the steps before the mixture, which the plan does not look at."""
+        if step.name == "mixture":
+            shutil.copytree(mixture_folder, build.out, dirs_exist_ok=True)
+        return {"groups": {}}
+
+    for step in mixture.walk():
+        materialize(step, store, run_step=copy)
+    built = windows()
+    tokens = TokenStore(mixture_folder / "stage1")
+    documents = np.diff(tokens.offsets)
+    assert built["count"] == int((-(-documents // 128)).sum())
+    crossed = Pipeline(find_pipeline("tiny"))
+    (row,) = [row for row in plan(crossed, store)["steps"] if row["name"] == "stage1"]
+    assert row["windows"]["count"] == len(tokens) // 128
+    assert 0 < built["encoder_fill"] < row["windows"]["encoder_fill"]
 
 
 @pytest.mark.parametrize("name", ["paper", "tiny"])

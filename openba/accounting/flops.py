@@ -82,12 +82,13 @@ def run_hardware_flops(step: TrainStep, vocab: int, recompute: Recompute) -> int
 
 
 def useful_run_flops(step: TrainStep, vocab: int, recompute: Recompute) -> tuple[float, float] | None:
-    """Return expected FLOPs of a run on real tokens, of model and hardware; None for instruction data.
+    """Return expected FLOPs of a run on real tokens, of model and hardware; None if lengths are the data's.
 
-    Lengths of denoised samples follow from the recipe (paper Table 3), those of pairs from the data.
+    Lengths of denoised samples follow from the recipe (paper Table 3), those of pairs and of windows that end
+    with their document from the data.
     """
     data = step.train.data
-    if not isinstance(data, WindowsRecipe):
+    if not isinstance(data, WindowsRecipe) or data.windows == "bounded":
         return None
     kind_sizes = [corruption.sizes(data.length) for corruption in data.corruptions()]
     # Kinds are drawn uniformly per sample, and sizes within a kind are equally likely.

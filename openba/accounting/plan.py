@@ -47,7 +47,7 @@ class TrainingPlan(TypedDict):
     flops_hardware_padded: int
     """With what the backward pass computes again."""
     flops_useful: float | None
-    """The model's on real tokens; None for instruction data, whose lengths are unknown before."""
+    """The model's on real tokens; None for pairs and bounded windows, whose lengths are the data's."""
     flops_hardware: float | None
     """The same with what is computed again."""
     prediction: JsonObject | None

@@ -94,10 +94,14 @@ class TokenStore:
         Returns:
             int32 `[windows, length]`.
         """
-        token_windows = np.empty((len(numbers), length), np.int32)
-        for row, number in enumerate(numbers.tolist()):
-            token_windows[row] = self.tokens(number * length, (number + 1) * length)
-        return token_windows
+        return self.rows(numbers * length, length)
+
+    def rows(self, begins: np.ndarray, length: int) -> np.ndarray:
+        """Return the `length` tokens from each of these positions on, int32 `[positions, length]`."""
+        token_rows = np.empty((len(begins), length), np.int32)
+        for row, begin in enumerate(begins.tolist()):
+            token_rows[row] = self.tokens(begin, begin + length)
+        return token_rows
 
 
 class TokenWriter:

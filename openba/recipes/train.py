@@ -27,6 +27,8 @@ from openba.units import Budget
 
 SENTINELS = 100
 """`<extra_id_0>` to `<extra_id_99>`."""
+SHORTEST_WINDOW = 2
+"""Tokens of a window: one that the encoder sees and one that the decoder writes."""
 
 
 class DenoiserRecipe(Recipe):
@@ -102,6 +104,25 @@ class WindowsRecipe(Recipe):
     """Base of objectives that corrupt windows of text. A new one says how, and joins `Objective` below."""
 
     length: SampleLength
+    windows: Annotated[
+        Literal["crossed", "bounded"], Field(exclude_if=lambda windows: windows == "crossed")
+    ] = "crossed"
+    """`crossed`: windows of `length` tokens, whatever documents begin and end in them (paper, release).
+    `bounded`: a window has text of one document, of at most `length` tokens. A recipe without keeps its
+    fingerprint."""
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        # Evenly divided windows of three tokens never have fewer than two; of two they may have one.
+        if self.windows == "bounded" and self.length <= SHORTEST_WINDOW:
+            raise ValueError(
+                f"length: {self.length} with bounded windows; the least is {SHORTEST_WINDOW + 1}"
+            )
+        return self
+
+    def at_length(self, length: int) -> Self:
+        """Return the recipe for windows of another length."""
+        return self.model_copy(update={"length": length})
 
     def corruptions(self) -> tuple[Corruption, ...]:
         """Return the kinds of samples; each sample is of one of them, drawn uniformly."""

@@ -19,6 +19,7 @@ from torch import Tensor
 from openba.data.denoise import Denoising, shuffled
 from openba.data.instruct import Pairs
 from openba.data.store import TokenStore
+from openba.data.windows import windows_of
 from openba.errors import UserError
 from openba.model.flat_batch import FlatBatch
 from openba.model.loss import IGNORE
@@ -67,27 +68,44 @@ class DenoisedSamples:
 
     def __init__(self, store: TokenStore, recipe: WindowsRecipe, tokenizer: Tokenizer) -> None:
         self.store = store
-        self.length = recipe.length
-        self.denoising = Denoising(recipe, tokenizer, IGNORE)
+        self.recipe = recipe
+        self.tokenizer = tokenizer
+        self.windows = windows_of(store, recipe)
+        self._denoisings: dict[int, Denoising] = {}
 
     def __len__(self) -> int:
-        return self.store.count(self.length)
+        return len(self.windows)
 
     def batch(self, item_numbers: np.ndarray, sample_numbers: np.ndarray, seed: int, pad_id: int) -> Batch:
         """Windows `items`, corrupted for samples of these numbers, cut to the longest of each side."""
-        made = self.denoising.batch(self.store.windows(item_numbers, self.length), sample_numbers, seed)
-        source_width = int(made.encoder_lengths.max())
-        target_width = int(made.target_lengths.max())
+        begins, lengths = self.windows.places(item_numbers)
+        parts = [
+            (
+                rows,
+                self._denoising(length).batch(
+                    self.store.rows(begins[rows], length), sample_numbers[rows], seed
+                ),
+            )
+            for length, rows in _by_length(lengths)
+        ]
+        encoder_lengths = np.empty(len(lengths), np.int64)
+        for rows, made in parts:
+            encoder_lengths[rows] = made.encoder_lengths
+        source_width = int(encoder_lengths.max())
+        target_width = max(int(made.target_lengths.max()) for _, made in parts)
         return Batch(
-            torch.from_numpy(made.encoder[:, :source_width]).long(),
-            torch.from_numpy(np.arange(source_width) < made.encoder_lengths[:, None]),
-            torch.from_numpy(made.decoder[:, :target_width]).long(),
-            torch.from_numpy(made.labels[:, :target_width]).long(),
+            _joined([(rows, made.encoder) for rows, made in parts], source_width, pad_id),
+            torch.from_numpy(np.arange(source_width) < encoder_lengths[:, None]),
+            _joined([(rows, made.decoder) for rows, made in parts], target_width, pad_id),
+            _joined([(rows, made.labels) for rows, made in parts], target_width, IGNORE),
         )
 
     def lengths(self, item_numbers: np.ndarray, sample_numbers: np.ndarray, seed: int) -> np.ndarray:
-        """Lengths by the samples' corruption; the text does not matter."""
-        return self.denoising.lengths(sample_numbers, seed)
+        """Lengths by the samples' corruption and the windows' lengths; the text does not matter."""
+        sample_lengths = np.empty((2, len(item_numbers)), np.int64)
+        for length, rows in _by_length(self.windows.places(item_numbers)[1]):
+            sample_lengths[:, rows] = self._denoising(length).lengths(sample_numbers[rows], seed)
+        return sample_lengths
 
     def tasks(self, item_numbers: np.ndarray) -> np.ndarray:
         """One task for all."""
@@ -99,9 +117,30 @@ class DenoisedSamples:
 
     def subsets(self, item_numbers: np.ndarray) -> list[str]:
         """Language of the document that each window's middle lies in."""
-        middles = item_numbers * self.length + self.length // 2
+        begins, lengths = self.windows.places(item_numbers)
+        middles = begins + lengths // 2
         rows = np.searchsorted(self.store.offsets, middles, "right") - 1
         return self.store.documents["language"].take(rows).to_pylist()
+
+    def _denoising(self, length: int) -> Denoising:
+        """Return the objective for windows of one length: shares of the window become numbers of tokens."""
+        if length not in self._denoisings:
+            self._denoisings[length] = Denoising(self.recipe.at_length(length), self.tokenizer, IGNORE)
+        return self._denoisings[length]
+
+
+def _by_length(lengths: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Return each length with the rows that have it."""
+    return [(length, np.flatnonzero(lengths == length)) for length in np.unique(lengths).tolist()]
+
+
+def _joined(parts: list[tuple[np.ndarray, np.ndarray]], width: int, fill_id: int) -> Tensor:
+    """Return rows of several arrays as one, int64 `[rows, width]`."""
+    joined_ids = np.full((sum(len(rows) for rows, _ in parts), width), fill_id, np.int64)
+    for rows, ids in parts:
+        part_width = min(width, ids.shape[1])
+        joined_ids[rows, :part_width] = ids[:, :part_width]
+    return torch.from_numpy(joined_ids)
 
 
 class PairSamples:

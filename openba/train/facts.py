@@ -22,6 +22,8 @@ def training_facts(trainer: Trainer) -> JsonObject:
     # Ids of the tokenizer; the embedding's padded rows are in `vocab` below.
     vocab = trainer.tokenizer.size
     recompute = trainer.runtime.train.recompute
+    # Of the lengths that the budget counts; packed micro-batches compute nothing for what is empty.
+    filled_share = trainer.totals["tokens"] / (trainer.recipe.steps * trainer.recipe.tokens_per_step)
     facts = {
         "parameters": sum(parameters(trainer.step_recipe.model, vocab).values()),
         "trained_parameters": trainer.trained_parameters,
@@ -30,6 +32,8 @@ def training_facts(trainer: Trainer) -> JsonObject:
         "epochs": round(trainer.batches.epochs(trainer.recipe.steps), 3),
         "tokens": trainer.totals["tokens"],
         "target_tokens": trainer.totals["targets"],
+        "fill": filled_share,
+        "padding": 1 - filled_share if trainer.engine.padded else 0.0,
         "skipped_steps": trainer.totals["skipped"],
         "final_loss": steps[-1]["loss"],
         "heldout": heldout,

@@ -249,3 +249,50 @@ def test_held_out_is_limited_by_what_there_is(mixture_folder: Path, tokenizer: T
     samples = heldout_groups(train, mixture_folder, tokenizer)["loss"]
     whole = rows(heldout(samples, train, 0, 1, 50, tokenizer.pad))
     assert len(whole) == len(samples) == 6000 // 64
+
+
+@pytest.mark.parametrize("data", [UL2, PREFIX, PREFIX_LM, SPANS], ids=lambda data: data["objective"])
+def test_bounded_windows_make_samples_of_one_document_each(
+    make: Any, mixture_folder: Path, tokenizer: Tokenizer, data: dict[str, Any]
+) -> None:
+    batches = make(data | {"windows": "bounded"})
+    store = TokenStore(mixture_folder / "stage1")
+    begins, lengths = batches.samples.windows.places(np.array(batches.items(2)))
+    wanted = Counter(tuple(store.tokens(b, b + n).tolist()) for b, n in zip(begins, lengths, strict=True))
+    assert len(set(lengths.tolist())) > 1
+    special = {tokenizer.sentinel(number) for number in range(100)}
+    made = [list(batches.micro(2, rank, 2, 2)) for rank in range(2)]
+    seen: Counter[tuple[int, ...]] = Counter()
+    for encoder, labels in (row for micro_batches in made for row in rows(micro_batches)):
+        spans: dict[int, list[int]] = {}
+        for token in labels[:-1]:  # </s> closes
+            if token in special:
+                spans[token] = []
+            else:
+                spans[list(spans)[-1]].append(token)
+        text: list[int] = []
+        for token in encoder[1:-1]:
+            text += spans.pop(token) if token in spans else [token]
+        assert not spans
+        seen[tuple(text)] += 1
+    assert seen == wanted
+
+
+def test_lengths_of_bounded_windows_are_those_of_their_batches(make: Any) -> None:
+    batches = make(UL2 | {"windows": "bounded"})
+    items = np.array(batches.items(0))
+    numbers = np.arange(8)
+    batch = batches.samples.batch(items, numbers, 1234, batches.pad)
+    encoder_lengths, target_lengths = batch.lengths
+    lengths = batches.samples.lengths(items, numbers, 1234)
+    assert (encoder_lengths, target_lengths) == (lengths[0].tolist(), lengths[1].tolist())
+
+
+def test_any_workers_see_the_same_bounded_windows(make: Any) -> None:
+    data = UL2 | {"windows": "bounded"}
+    whole = rows(make(data).micro(1, 0, 1, 8))
+    split = [batch for rank in range(4) for batch in make(data).micro(1, rank, 4, 1)]
+    assert Counter(rows(split)) == Counter(whole)
+    packed = make(data)
+    padded = TrainingBatches(packed.samples, packed.recipe, packed.pad, packed.vocab, padded=True)
+    assert Counter(rows(padded.micro(1, 0, 1, 8))) == Counter(whole)

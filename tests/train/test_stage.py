@@ -52,6 +52,8 @@ def test_facts_add_up(runs: Any) -> None:
     assert facts["flops"] == run_flops(step, 4103)
     assert facts["tokens"] == sum(row["tokens"] for row in rows)
     assert facts["target_tokens"] == sum(row["targets"] for row in rows)
+    assert facts["fill"] == pytest.approx(facts["tokens"] / (4 * step.train.tokens_per_step))
+    assert facts["padding"] == 0  # packed micro-batches
     assert (facts["steps"], facts["workers"], facts["resumed"], facts["skipped_steps"]) == (4, 2, 0, 0)
     assert facts["final_loss"] == rows[-1]["loss"]
     assert facts["heldout_loss"] == facts["heldout"][-1]["loss"] < facts["heldout"][0]["loss"]
