@@ -36,13 +36,13 @@ from openba.data.quarantine import (
 from openba.data.samples import READERS, Reader
 from openba.data.samples.locate import INSTALL
 from openba.data.schema import DOCUMENTS, SCHEMA, write_documents
+from openba.data.score_ranges import within
 from openba.errors import UserError
 from openba.json_types import JsonObject
 from openba.recipes.data import (
     FileSource,
     HuggingFaceSource,
     PackageSource,
-    ScoreRange,
     SourceRecipe,
     SourceStep,
     TaskRecipe,
@@ -229,7 +229,9 @@ def _batches(
     documents = _documents(source_recipe, handle)
     score = None if isinstance(source_recipe, PackageSource) else source_recipe.score
     if score is not None:
-        documents = _within(documents, score, handle, left_out)
+        documents = within(
+            documents, score, lambda scored, name: _field(scored.extra, name), handle, left_out
+        )
     for document in islice(documents, source_recipe.limit):
         if skip_empty and not document.text.strip():
             handle(Unreadable(document.file, document.row, "the text is empty; remove the row"))
@@ -249,29 +251,6 @@ def _batches(
         raise UserError("there is no document in it; check the path")
     if batch:
         yield pa.RecordBatch.from_pylist(batch, SCHEMA)
-
-
-def _within(
-    documents: Iterator[_Document],
-    score: ScoreRange,
-    on_unreadable: UnreadableHandler,
-    left_out: Counter[str],
-) -> Iterator[_Document]:
-    """Yield the documents whose score lies in the range; one without a score is unreadable."""
-    for document in documents:
-        value = _field(document.extra, score.field)
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            reason = f"score: {score.field!r} is no number; remove the row or name another field"
-            on_unreadable(Unreadable(document.file, document.row, reason))
-            continue
-        is_low = score.min is not None and number < score.min
-        is_high = score.below is not None and number >= score.below
-        if is_low or is_high or number != number:  # NaN is in no range
-            left_out["score"] += 1
-        else:
-            yield document
 
 
 def _row(source_name: str, language: str, document: _Document) -> dict[str, str]:

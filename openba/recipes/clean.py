@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from pydantic import JsonValue, SerializerFunctionWrapHandler, model_serializer, model_validator
 
+from openba import durable
 from openba.artifacts import Recipe
-from openba.recipes.numbers import Count, CountOrNone, PositiveShare
+from openba.recipes.numbers import Count, CountOrNone, Finite, PositiveShare
 
 
 class FilterRecipe(Recipe):
@@ -77,8 +78,40 @@ def digest_of_files(files: Sequence[object]) -> str:
     return state.hexdigest()[:16]
 
 
+class ScoringModelRecipe(Recipe):
+    """A model that gives each text a score; see `openba/data/quality_model.py`."""
+
+    file: str
+    """A linear model in a `.safetensors` file, or a fastText model; all machines that read it need it."""
+    label: str | None = None
+    """fastText: the label whose probability is the score, such as `__label__hq`. Without one the file is a
+    linear model."""
+    digest: str = ""
+    """Of the file; filled in when the recipe is read, so that another model is another fingerprint."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_digest(cls, values: Any) -> Any:  # Any: pydantic passes what the YAML holds
+        if not isinstance(values, Mapping) or not isinstance(values.get("file"), str):
+            return values
+        if values.get("digest"):  # a recipe that was read before and came here as JSON
+            return values
+        try:
+            return {**values, "digest": durable.sha256(Path(values["file"]))}
+        except OSError as error:
+            raise ValueError(f"{values['file']}: cannot be read ({error.strerror})") from None
+
+
+class QualityModelRecipe(ScoringModelRecipe):
+    """A model whose low scores remove documents."""
+
+    min: Finite
+    """Documents with a lower score go."""
+
+
 _NOT_OF_THE_PAPER = (
-    "normalise", "private_numbers", "gopher_repetition", "gopher", "c4", "fineweb", "bad_words", "near_dedup",
+    "normalise", "private_numbers", "gopher_repetition", "gopher", "c4", "fineweb", "bad_words",
+    "quality_model", "near_dedup",
     "filters",
 )  # fmt: skip
 
@@ -131,6 +164,8 @@ class CleanRecipe(Recipe):
     """Remove documents whose lines are short, repeated or end no sentence (FineWeb)."""
     bad_words: BadWordsRecipe | None = None
     """Remove documents that hold a listed word (C4)."""
+    quality_model: QualityModelRecipe | None = None
+    """Remove documents to which a model of yours gives a low score."""
     near_dedup: bool = False
     """Remove documents that are nearly the same as an earlier one that stays (not in the paper)."""
     near_similarity: PositiveShare = 0.8

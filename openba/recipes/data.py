@@ -12,7 +12,7 @@ from pydantic import (
 )
 
 from openba.artifacts import Recipe
-from openba.recipes.clean import CleanRecipe
+from openba.recipes.clean import CleanRecipe, ScoringModelRecipe
 from openba.recipes.numbers import (
     Count,
     CountOrNone,
@@ -51,12 +51,20 @@ class ScoreRange(Recipe):
     `epochs` weigh them.
     """
 
-    field: str
+    field: str | None = None
     """Column or key, with dots for one inside another."""
+    model: Annotated[ScoringModelRecipe | None, Field(exclude_if=lambda model: model is None)] = None
+    """What gives the score, in place of a field."""
     min: Finite | None = None
     """Records below are left out."""
     below: Finite | None = None
     """Records with this and more are left out."""
+
+    @model_validator(mode="after")
+    def _one(self) -> ScoreRange:
+        if (self.field is None) == (self.model is None):
+            raise ValueError("give either field or model")
+        return self
 
 
 class PackageSource(_Source):

@@ -15,6 +15,7 @@ from openba.data.clean.quality.bad_words import BadWords
 from openba.data.clean.quality.c4 import C4Lines
 from openba.data.clean.quality.fineweb import FineWebQuality
 from openba.data.clean.quality.gopher import GopherQuality, GopherRepetition
+from openba.data.clean.quality.model_score import ModelScore
 from openba.data.clean.repeats import Repeats
 from openba.data.clean.short_sentences import ShortSentences
 from openba.data.clean.unusual_characters import UnusualCharacters
@@ -41,6 +42,7 @@ _SHIPPED: tuple[type[Filter], ...] = (
     Languages,
     *_QUALITY,
     BadWords,
+    ModelScore,
     PrivateNumbers,
     *NORMALISATIONS.values(),
 )
@@ -91,6 +93,7 @@ def stages_after_paragraph_dedup(clean_recipe: CleanRecipe) -> list[Stage]:
     """Return the filters between the paragraph deduplication and the last document deduplication."""
     user_filters = _load_user_filters(clean_recipe)
     bad_words = clean_recipe.bad_words
+    quality_model = clean_recipe.quality_model
     removes_parts = clean_recipe.min_words > 0 or clean_recipe.paragraph_dedup or bool(user_filters)
     return [
         *_switched_on(
@@ -119,6 +122,7 @@ def stages_after_paragraph_dedup(clean_recipe: CleanRecipe) -> list[Stage]:
             ]
         ),
         *([Stage(BadWords.name, BadWords.from_recipe(bad_words))] if bad_words else []),
+        *([Stage(ModelScore.name, ModelScore.from_recipe(quality_model))] if quality_model else []),
     ]
 
 
@@ -149,7 +153,8 @@ def order_of_stages(recipes: Iterable[CleanRecipe]) -> list[str]:
     switches |= {"filters": user_filters, "near_dedup": True, "private_numbers": PrivateNumbers.rules}
     everything = CleanRecipe.model_validate(switches)
     chain = [*stage_names(everything)]
-    chain.insert(chain.index(DOCUMENT_DEDUP_AGAIN), BadWords.name)
+    for name in (BadWords.name, ModelScore.name):  # both need a file, so `everything` has neither
+        chain.insert(chain.index(DOCUMENT_DEDUP_AGAIN), name)
     used = {name for recipe in recipes for name in stage_names(recipe)}
     return [name for name in dict.fromkeys(chain) if name in used]
 
