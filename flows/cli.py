@@ -348,11 +348,8 @@ def _print_plan(planned: JsonObject) -> None:
         step_table.add_row(f"{row['name']}@{row['fingerprint']}", row["state"], *training_cells)
     console.print(step_table)
     for row in planned["steps"]:
-        for line in (*row.get("clipped", []), *row.get("training", {}).get("adapter_notes", [])):
+        for line in (*row.get("notes", []), *row.get("training", {}).get("adapter_notes", [])):
             console.print(f"note: {row['name']}: {line}", markup=False)
-    for row in planned["steps"]:
-        if (windows := row.get("windows")) is not None:
-            console.print(f"{row['name']}: {_windows_text(windows)}", markup=False)
     for row in planned["steps"]:
         if (prediction := row.get("training", {}).get("prediction")) is not None:
             console.print(f"{row['name']}: {_predicted(prediction)}", markup=False)
@@ -366,17 +363,6 @@ def _print_plan(planned: JsonObject) -> None:
     energy_text = f"{plan_total['kwh']:,.3g} kWh, {plan_total['tco2eq']:.3g} tCO2eq (paper's method)"
     money_text = "" if plan_total["money"] is None else f", {plan_total['money']:,.2f} at your price"
     console.print(f"total: {amount_text} ({duration_text}), {energy_text}{money_text}", markup=False)
-
-
-def _windows_text(windows: JsonObject) -> str:
-    """Describe the windows of a training and how much of the recipe's lengths their samples fill."""
-    count_text = "" if windows["count"] is None else f"{windows['count']:,} "
-    if windows["encoder_fill"] is None:
-        return f"{windows['kind']} windows; what they fill is known when the mixture is built"
-    return (
-        f"{count_text}{windows['kind']} windows; samples fill {windows['encoder_fill']:.1%} of "
-        f"encoder_length and {windows['decoder_fill']:.1%} of decoder_length"
-    )
 
 
 def _mixture_table(groups: list[JsonObject]) -> Table:

@@ -32,8 +32,8 @@ def plan(pipeline: Pipeline, store: Store) -> JsonObject:
             row["training"] = plan_training(step.recipe, pipeline.runtime(step), vocab)
             data = step.recipe.train.data
             if isinstance(data, WindowsRecipe):
-                row["clipped"] = data.clipped
                 row["windows"] = _windows(step, step.recipe, store)
+                row["notes"] = [*data.clipped, _windows_note(row["windows"])]
         steps.append(row)
     trainings = [row["training"] for row in steps if "training" in row]
     keys = ("tokens", "steps", "flops", "flops_hardware_padded", "gpu_hours", "wall_hours", "kwh", "tco2eq")
@@ -72,6 +72,17 @@ def _windows(step: Step, recipe: TrainStep, store: Store) -> JsonObject:
         "encoder_fill": encoder_fill,
         "decoder_fill": decoder_fill,
     }
+
+
+def _windows_note(windows: JsonObject) -> str:
+    """Describe the windows of a training and how much of the recipe's lengths their samples fill."""
+    if windows["encoder_fill"] is None:
+        return f"{windows['kind']} windows; what they fill is known when the mixture is built"
+    count_text = "" if windows["count"] is None else f"{windows['count']:,} "
+    return (
+        f"{count_text}{windows['kind']} windows; samples fill {windows['encoder_fill']:.1%} of "
+        f"encoder_length and {windows['decoder_fill']:.1%} of decoder_length"
+    )
 
 
 def _mixture(pipeline: Pipeline, store: Store) -> list[JsonObject]:
