@@ -6,6 +6,7 @@ case, imports and the loading of models left out, and documents at the end. Case
     chain      exact dedup, PII, language, 3-sentence dedup: three readings and two writings of Parquet
     documents  exact dedup: Parquet to Parquet
     near       MinHash dedup, its defaults: three steps over signatures, two readings and a writing of Parquet
+    modern     language, Gopher, C4 and FineWeb filters, PII, MinHash dedup
     runs       3-sentence dedup of documents that are in memory already
     copy       Parquet to Parquet, nothing else: what its form of a document costs
 
@@ -39,7 +40,13 @@ from datatrove.pipeline.dedup import (
     SentenceDedupSignature,
     SentenceFindDedups,
 )
-from datatrove.pipeline.filters import LanguageFilter
+from datatrove.pipeline.filters import (
+    C4QualityFilter,
+    FineWebQualityFilter,
+    GopherQualityFilter,
+    GopherRepetitionFilter,
+    LanguageFilter,
+)
 from datatrove.pipeline.formatters import PIIFormatter
 from datatrove.pipeline.readers import ParquetReader
 from datatrove.pipeline.writers import ParquetWriter
@@ -100,12 +107,22 @@ class _Case:
         _run(self._read(), ExactDedupSignature(self._at("keys"), config=self.exact))
         ExactFindDedups(self._at("keys"), self._at("copies"), config=self.exact).run()
 
+    def modern(self) -> int:
+        filters = [GopherRepetitionFilter(), GopherQualityFilter(), C4QualityFilter(), FineWebQualityFilter()]
+        steps = [self.language, *filters, PIIFormatter()]
+        _run(self._read(), *steps, ParquetWriter(self._at("between")))
+        return self._near(self._at("between"))
+
     def near(self) -> int:
-        _run(self._read(), MinhashDedupSignature(self._at("signatures")))
+        return self._near(None)
+
+    def _near(self, folder: str | None) -> int:
+        _run(self._read(folder), MinhashDedupSignature(self._at("signatures")))
         for bucket in range(14):
             MinhashDedupBuckets(self._at("signatures"), self._at("buckets")).run(None, bucket, 14)
         MinhashDedupCluster(self._at("buckets"), self._at("near-copies")).run()
-        return _run(self._read(), MinhashDedupFilter(self._at("near-copies")), ParquetWriter(self._at("out")))
+        step = MinhashDedupFilter(self._at("near-copies"))
+        return _run(self._read(folder), step, ParquetWriter(self._at("out")))
 
     def runs(self) -> int:
         held = list(self._read().run(None, 0, 1))

@@ -24,6 +24,7 @@ from benchmarks.figure import Figure
 from benchmarks.timing import require_quiet
 from openba.data.clean import passes
 from openba.data.schema import DOCUMENTS
+from openba.recipes.clean import CleanRecipe
 
 _GB = 10**9
 _MIB = 2**20
@@ -40,18 +41,19 @@ def figures() -> Iterator[Figure]:
     Raises:
         UserError: other processes use the cores, so that times would say nothing.
     """
-    yield memory(_SMALL_CORPUS, _LARGE_CORPUS)
+    yield memory(_SMALL_CORPUS, _LARGE_CORPUS, cleaning.paper())
     require_quiet()
     yield counting()
     yield processes(_TIMED_CORPUS)
 
 
-def memory(small: int, large: int) -> Figure:
+def memory(small: int, large: int, recipe: CleanRecipe) -> Figure:
     """Peak memory of the larger corpus over that of the smaller, with the default of a process per core.
 
     Args:
         small: bytes of text.
         large: bytes of text.
+        recipe: the filters.
     """
     measurements = []
     for corpus_bytes in (small, large):
@@ -59,23 +61,26 @@ def memory(small: int, large: int) -> Figure:
             written_bytes = corpora.write(Path(folder) / "text" / DOCUMENTS, corpora.prose(), corpus_bytes)
             # In a fresh process each: freed memory of the first run would hide a part of the second's peak.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                measurements.append((written_bytes, *pool.submit(_peak_and_seconds, Path(folder)).result()))
+                measurements.append(
+                    (written_bytes, *pool.submit(_peak_and_seconds, Path(folder), recipe).result())
+                )
     peer = "; ".join(
         f"{written_bytes / _GB:.2f} GB: {peak_bytes / _MIB:.0f} MiB, {seconds:.0f} s"
         for written_bytes, peak_bytes, seconds in measurements
     )
     growth = measurements[1][1] / measurements[0][1]
-    return Figure("data/cleaning_memory_growth", growth, "x", 1.3, "lower", peer, growth)
+    name = "data/modern_memory_growth" if recipe.near_dedup else "data/cleaning_memory_growth"
+    return Figure(name, growth, "x", 1.3, "lower", peer, growth)
 
 
-def _peak_and_seconds(folder: Path) -> tuple[int, float]:
+def _peak_and_seconds(folder: Path, recipe: CleanRecipe) -> tuple[int, float]:
     """Return peak anonymous bytes and wall seconds of one cleaning."""
     samples: list[int] = []
     is_done = threading.Event()
     sampler = threading.Thread(target=_sample_memory, args=(samples, is_done))
     sampler.start()
     started = time.perf_counter()
-    cleaning.clean(folder / "text", cleaning.paper(), folder / "out", None)
+    cleaning.clean(folder / "text", recipe, folder / "out", None)
     is_done.set()
     sampler.join()
     return max(samples, default=0), time.perf_counter() - started
