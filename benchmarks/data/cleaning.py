@@ -79,7 +79,7 @@ class Against:
     def __init__(self, path: Path, size: float, ours: Callable[[Path], object]) -> None:
         self.path, self.size, self.ours = path, size, ours
 
-    def figures(self, name: str, case: str, least: float, times: float | None) -> Iterator[Figure]:
+    def figures(self, name: str, case: str, least: float | None, times: float | None) -> Iterator[Figure]:
         """MB/s, and the ratio where one is asked for."""
         other = peer.seconds(case, self.path)
         speed = self.size / _seconds(self.ours)
