@@ -110,7 +110,7 @@ def build(build: Build) -> dict[str, SplitFacts]:
     Raises:
         UserError: no sample is left, or a language group with a share has none.
     """
-    recipe: InstructRecipe = build.recipe
+    recipe = _sorted(build.recipe)
     tokenizer = Tokenizer.load(build.inputs["tokenizer"])
     # `Pairs` gives the position of a sample's task in this list.
     (build.out / "tasks.json").write_text(json.dumps(list(recipe.tasks)), encoding="utf-8")
@@ -134,6 +134,19 @@ def build(build: Build) -> dict[str, SplitFacts]:
             f"decoder_length {recipe.decoder_length}; raise them or shorten the templates"
         )
     return facts
+
+
+def _sorted(recipe: InstructRecipe) -> InstructRecipe:
+    """Return the recipe with its tasks, shares and parts in the order of their names.
+
+    A fingerprint does not depend on the order of keys, so the output must not either: tasks are numbered and
+    remainders of shares are dealt in this order.
+    """
+    in_order: dict[str, object] = {"tasks": dict(sorted(recipe.tasks.items()))}
+    in_order["parts"] = {group: dict(sorted(parts.items())) for group, parts in sorted(recipe.parts.items())}
+    if recipe.shares is not None:
+        in_order["shares"] = dict(sorted(recipe.shares.items()))
+    return recipe.model_copy(update=in_order)
 
 
 def encode_input(tokenizer: Tokenizer, text: str, turns: Sequence[int], length: int) -> list[int]:

@@ -230,6 +230,19 @@ def test_order_follows_the_seed_and_nothing_else(make):
     assert (one / "train_source.npy").read_bytes() != (other / "train_source.npy").read_bytes()
 
 
+def test_the_order_of_names_in_the_recipe_changes_no_byte(make):
+    """A fingerprint sorts keys, so two orders are one step and must have one output."""
+    reverse = dict(reversed(NAMES.items()))
+    assert list(reverse) != sorted(reverse) or list(NAMES) != sorted(NAMES)
+    first, first_facts = make("first", names=NAMES, shares={"en": 0.5, "zh": 0.5})
+    second, second_facts = make("second", names=reverse, shares={"zh": 0.5, "en": 0.5})
+    assert first_facts == second_facts
+    names = sorted(path.name for path in first.iterdir())
+    assert names == sorted(path.name for path in second.iterdir())
+    for name in names:
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
 def test_nothing_is_repeated(make):
     out, facts = make(shares={"en": 0.9, "zh": 0.1})
     pairs = Pairs(out, "train")
