@@ -14,6 +14,7 @@ from openba.errors import UserError
 
 GROUPS = {
     "data": "benchmarks.data.figures",
+    "data-cost": "benchmarks.data.cost",
     "eval": "benchmarks.evaluation.figures",
     "gpu-ready": "benchmarks.gpu.ready",
     "learning": "benchmarks.learning.figures",
