@@ -26,7 +26,7 @@ class OpenBA(PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Fetch the weights if they are remote, check their digests, load them."""
-        from openba.model.files import load_model
+        from openba.model.loading import load_model
         from openba.model.pointer import fetched_model
 
         pointer = json.loads(Path(context.artifacts["pointer"]).read_text(encoding="utf-8"))

@@ -30,8 +30,9 @@ from openba.data import tokenizer_training
 from openba.data.instruct import encode_input
 from openba.errors import UserError
 from openba.graph import find_config
-from openba.model.files import load_model, save_model
+from openba.model.files import save_model
 from openba.model.generate import generate
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.recipes.data import PackageSource, SourceStep, TokenizerRecipe
 from openba.recipes.model import ModelRecipe

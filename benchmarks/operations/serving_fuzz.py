@@ -23,8 +23,9 @@ from hypothesis import strategies as st
 
 from benchmarks.figure import Figure
 from openba.data.instruct import encode_input
-from openba.model.files import EMBEDDING, HEAD, load_model, save_model
+from openba.model.files import EMBEDDING, HEAD, save_model
 from openba.model.generate import generate_ids
+from openba.model.loading import load_model
 
 REQUESTS = 10_000
 BATCH = 16

@@ -13,8 +13,9 @@ from benchmarks.figure import Figure
 from benchmarks.timing import medians
 from benchmarks.weights.fixture import SHAPE, write_fixture
 from openba.model.ctranslate2_files import vocabulary_of, write_ctranslate2
-from openba.model.files import load_model, save_model
+from openba.model.files import save_model
 from openba.model.generate import generate_ids
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe
 from openba.tokenizer.tokenizer import Tokenizer

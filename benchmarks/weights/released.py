@@ -16,8 +16,9 @@ from openba.data import tokenizer_growth
 from openba.model import adopt
 from openba.model.adapter import AdapterWriter, add_adapter, train_new_rows, trained_state
 from openba.model.export import export
-from openba.model.files import load_model, load_weights
+from openba.model.files import load_weights
 from openba.model.generate import generate
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.model.origin import resolve
 from openba.recipes.adapter import AdapterRecipe

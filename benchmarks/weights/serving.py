@@ -17,7 +17,8 @@ from benchmarks.weights.engines import WIDE
 from benchmarks.weights.fixture import write_fixture
 from openba.model.adapter import AdapterWriter, add_adapter, trained_state
 from openba.model.export import export
-from openba.model.files import load_model, save_model
+from openba.model.files import save_model
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.recipes.adapter import AdapterRecipe
 from openba.recipes.model import ModelRecipe

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from openba.model.adapter_bank import NO_ADAPTER, AdapterBank
-from openba.model.files import load_model
 from openba.model.generate import start_tokens
+from openba.model.loading import load_model
 from openba.serve.decoding_engine import DecodingEngine, Generation
 
 NEW_TOKENS = 48

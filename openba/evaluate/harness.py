@@ -29,8 +29,8 @@ from openba.errors import UserError
 from openba.evaluate.items import AnsweredItem, HeldOutRecord
 from openba.evaluate.shards import answer_records, make_batches
 from openba.model.decoding import Session, pad
-from openba.model.files import load_model
 from openba.model.generate import generate, start_tokens
+from openba.model.loading import load_model
 from openba.model.seq2seq import Seq2Seq
 from openba.recipes.data import TaskStep
 from openba.recipes.evaluate import LOWER_IS_BETTER, BenchmarkRecipe, is_mean_of_items, score_key

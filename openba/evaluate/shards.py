@@ -23,7 +23,7 @@ from openba.data.instruct import encode_fitting
 from openba.errors import UserError
 from openba.evaluate.answering import answer_batch
 from openba.evaluate.items import ITEM_SCHEMA, AnsweredItem, HeldOutRecord
-from openba.model.files import load_model
+from openba.model.loading import load_model
 from openba.model.seq2seq import Seq2Seq
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep
 from openba.tokenizer.tokenizer import Tokenizer

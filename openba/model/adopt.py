@@ -20,7 +20,8 @@ from torch import Tensor
 from openba import durable
 from openba.artifacts import Build, fetched
 from openba.errors import UserError
-from openba.model.files import EMBEDDING, HEAD, load_model
+from openba.model.files import EMBEDDING, HEAD
+from openba.model.loading import load_model
 from openba.model.origin import FILE_PATTERNS, TOKENIZER_FILES, is_folder
 from openba.recipes.start import WeightsStep
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from openba.errors import UserError
 from openba.model.blocks import Decoder, DecoderBlock, Encoder, EncoderBlock
-from openba.model.files import load_model
 from openba.model.layers import MLP, CrossAttention, SelfAttention
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.recipes.architecture import Architecture
 from openba.tokenizer.tokenizer import Tokenizer

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from openba.errors import UserError
-from openba.model.files import load_model, save_model, write_released
+from openba.model.files import save_model, write_released
+from openba.model.loading import load_model
 from openba.tokenizer.files import write_tokenizer_files
 
 Format = Literal["safetensors", "released", "ctranslate2"]

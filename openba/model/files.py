@@ -21,7 +21,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from openba.errors import UserError
-from openba.model.adapter_base import is_adapter
 from openba.model.exported_code import exported_code
 from openba.model.model import OpenBAModel
 from openba.model.usage_card import CARD, usage_card
@@ -227,31 +226,6 @@ def fitting(model: OpenBAModel, weights: dict[str, Tensor], where: Path) -> dict
                 "are not read, give them in float16, bfloat16 or float32"
             )
     return weights
-
-
-def load_model(folder: Path) -> tuple[OpenBAModel, Tokenizer]:
-    """Load a model in evaluation mode, in the dtype of its weights, and its tokenizer. An adapter is merged.
-
-    Raises:
-        UserError: see the functions above; the tokenizer has more ids than the embedding has rows; the base
-            of an adapter is not there, or another one.
-    """
-    if is_adapter(folder):
-        # Here: peft imports transformers, which takes seconds, and a whole model needs neither.
-        from openba.model.adapter import load_adapted
-
-        return load_adapted(folder)
-    # No memory and no initial values: the tensors of the files become the parameters themselves.
-    with torch.device("meta"):
-        model = OpenBAModel(load_architecture(folder))
-    restore(model, load_weights(folder), folder, assign=True)
-    tokenizer = Tokenizer.load(folder)
-    if tokenizer.size > model.architecture.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.size} ids, the embedding "
-            f"{model.architecture.vocab_size} rows; they do not belong together"
-        )
-    return model.eval(), tokenizer
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """Comparison of an exported model in transformers with the same weights in openba.
 
-Owns the comparison: the same weights in this process by `files.load_model`, in a clean one by transformers
+Owns the comparison: the same weights in this process by `loading.load_model`, in a clean one by transformers
 and the code that the folder carries (`reload_child.py`).
 """
 
@@ -19,7 +19,7 @@ from openba.errors import UserError
 from openba.model import reload_child
 from openba.model.adapter_base import is_adapter
 from openba.model.export import export
-from openba.model.files import load_model
+from openba.model.loading import load_model
 from openba.model.rows import Rows
 
 _SOURCE = 12

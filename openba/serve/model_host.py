@@ -17,8 +17,8 @@ import torch
 
 from openba.errors import UserError
 from openba.model.adapter_bank import AdapterBank
-from openba.model.files import load_model
 from openba.model.generate import start_tokens
+from openba.model.loading import load_model
 from openba.redact import redact
 from openba.serve.decoding_engine import DecodingEngine, EngineFailedError, Generation
 from openba.serve.limits import Limits

@@ -19,10 +19,10 @@ from openba.model.files import (
     HEAD,
     fitting,
     load_architecture,
-    load_model,
     load_weights,
 )
 from openba.model.grown_rows import grow_rows
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.recipes.architecture import Architecture
 from openba.tokenizer.tokenizer import Tokenizer

@@ -21,8 +21,9 @@ from openba.errors import UserError
 from openba.evaluate import answering, run, shards, suite
 from openba.evaluate.compare import compare
 from openba.evaluate.metrics import score
-from openba.model.files import load_model, save_model
+from openba.model.files import save_model
 from openba.model.generate import choice_losses, generate
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.recipes.data import TaskStep
 from openba.recipes.evaluate import BenchmarkRecipe, EvaluateStep

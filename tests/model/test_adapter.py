@@ -19,7 +19,8 @@ from openba.errors import UserError
 from openba.model.adapter import ADAPTER_WEIGHTS, AdapterWriter, add_adapter, trained_state
 from openba.model.adapter_base import BASE_FILE, digest_of_weights
 from openba.model.export import export
-from openba.model.files import load_model, load_weights, save_model
+from openba.model.files import load_weights, save_model
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.model.pointer import fetched_model
 from openba.model.reload import logits_apart

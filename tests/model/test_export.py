@@ -13,8 +13,9 @@ from openba.data.instruct import encode_input
 from openba.errors import UserError
 from openba.model.ctranslate2_files import vocabulary_of
 from openba.model.export import Format, export
-from openba.model.files import load_model, load_weights, save_model
+from openba.model.files import load_weights, save_model
 from openba.model.generate import generate
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.model.seq2seq import initialise
 from openba.recipes.architecture import Architecture

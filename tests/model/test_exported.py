@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openba import OpenBAConfig, OpenBAForConditionalGeneration
-from openba.model.files import load_model, save_model
+from openba.model.files import save_model
 from openba.model.generate import generate
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe
 from openba.tokenizer.tokenizer import Tokenizer

@@ -24,13 +24,13 @@ from openba.model.files import (
     TORCH_WEIGHTS,
     WEIGHTS,
     load_architecture,
-    load_model,
     load_weights,
     restore,
     save_model,
     write_released,
     write_weights,
 )
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.model.rows import Rows
 from openba.recipes.model import ModelRecipe

@@ -20,7 +20,8 @@ from openba.errors import UserError
 from openba.graph import WEIGHTS, Pipeline
 from openba.model import adopt
 from openba.model.files import WEIGHTS as WEIGHTS_FILE
-from openba.model.files import load_architecture, load_model, load_weights
+from openba.model.files import load_architecture, load_weights
+from openba.model.loading import load_model
 from openba.model.origin import resolve
 from openba.recipes.model import ModelRecipe
 from openba.recipes.start import WeightsRecipe, WeightsStep

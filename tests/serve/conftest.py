@@ -13,7 +13,8 @@ import httpx
 import pytest
 import torch
 
-from openba.model.files import load_model, save_model
+from openba.model.files import save_model
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe
 from openba.tokenizer.tokenizer import Tokenizer

@@ -14,8 +14,8 @@ from openba.data.instruct import encode_input
 from openba.errors import UserError
 from openba.model.adapter import AdapterWriter, add_adapter, trained_state
 from openba.model.adapter_bank import NO_ADAPTER, AdapterBank
-from openba.model.files import load_model
 from openba.model.generate import generate_ids
+from openba.model.loading import load_model
 from openba.recipes.adapter import AdapterRecipe
 from openba.serve.decoding_engine import Generation
 from openba.tokenizer.tokenizer import Tokenizer

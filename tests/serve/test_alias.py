@@ -16,8 +16,8 @@ from openba.artifacts import fetched
 from openba.data.instruct import encode_input
 from openba.errors import UserError
 from openba.home import Home
-from openba.model.files import load_model
 from openba.model.generate import generate
+from openba.model.loading import load_model
 from openba.serve.limits import Limits
 from openba.tokenizer.tokenizer import Tokenizer
 from tasks.serve import Source, serve

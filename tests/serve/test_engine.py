@@ -14,8 +14,8 @@ import torch
 from openba.data.instruct import encode_input
 from openba.errors import UserError
 from openba.model.adapter_bank import AdapterBank
-from openba.model.files import load_model
 from openba.model.generate import generate_ids, start_tokens
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.model.step import BlockStep
 from openba.serve.decoding_engine import (

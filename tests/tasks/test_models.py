@@ -12,7 +12,8 @@ from openba.artifacts import Build, Step, Store, materialize
 from openba.errors import UserError
 from openba.graph import Pipeline, find_pipeline
 from openba.home import Home
-from openba.model.files import load_model, save_model
+from openba.model.files import save_model
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe
 from openba.tokenizer.tokenizer import Tokenizer

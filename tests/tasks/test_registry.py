@@ -28,8 +28,8 @@ from openba.evaluate.items import ITEM_SCHEMA
 from openba.evaluate.run import score_benchmark
 from openba.graph import EVALUATE, TRAIN, Pipeline
 from openba.home import Home
-from openba.model.files import load_model
 from openba.model.generate import generate
+from openba.model.loading import load_model
 from openba.model.reload import logits_apart
 from openba.recipes.pipeline import GateConfig
 from openba.tokenizer.tokenizer import Tokenizer

@@ -15,8 +15,8 @@ from mlflow.pyfunc import PyFuncModel
 from openba.data.instruct import encode_input
 from openba.durable import sha256
 from openba.errors import UserError
-from openba.model.files import load_model
 from openba.model.generate import generate
+from openba.model.loading import load_model
 from openba.tokenizer.tokenizer import Tokenizer
 from tasks import serve_model
 from tasks.registry import _SIGNATURE

@@ -15,8 +15,9 @@ from openba.data import tokenizer_growth
 from openba.errors import UserError
 from openba.graph import Pipeline, find_pipeline
 from openba.model.adapter import AdapterWriter, add_adapter, train_new_rows, trained_state
-from openba.model.files import load_model, save_model
+from openba.model.files import save_model
 from openba.model.generate import generate
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.recipes.adapter import AdapterRecipe
 from openba.recipes.growth import GrowthRecipe

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from openba.model.adapter_base import digest_of_weights
-from openba.model.files import load_model
+from openba.model.loading import load_model
 from openba.recipes.adapter import adapter_parameters
 from openba.recipes.train import TrainStep
 from tests.train.conftest import ADAPTED

@@ -15,7 +15,7 @@ from openba.accounting.flops import parameters, recomputed_flops, run_flops, use
 from openba.accounting.memory import checkpoint_bytes
 from openba.data.instruct import Pairs
 from openba.data.store import TokenStore
-from openba.model.files import load_model
+from openba.model.loading import load_model
 from openba.model.loss import IGNORE
 from openba.recipes.train import TrainStep
 from openba.tokenizer.tokenizer import Tokenizer
