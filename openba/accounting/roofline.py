@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from openba.accounting.counts import count_model, share_of
+from openba.accounting.counts import PartCount, count_model, share_of
 from openba.accounting.flops import parameters, run_flops, trained_share, useful_run_flops
 from openba.accounting.operations import Product
 from openba.recipes.adapter import adapter_parameters
@@ -81,16 +81,22 @@ def predict(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> StepTime
     rows = _micro_batch_lengths(train, train_runtime.micro_batch, train_runtime.batches == "padded")
     micro_batches = math.ceil(train.batch / workers / rows.samples)
     architecture = recipe.model.architecture(vocab)
-    counted = count_model(share_of(architecture, ranks), rows.source, rows.target)
+    rank_part = share_of(architecture, ranks)
+    counted = count_model(rank_part, rows.source, rows.target)
     blocks = [
         (counted.encoder_block, architecture.num_layers),
         (counted.decoder_block, architecture.num_decoder_layers),
     ]
+    is_full = train_runtime.recompute == "full"
+    product_time = 0.0
+    for (block, number), tokens in zip(blocks, (sum(rows.source), sum(rows.target)), strict=True):
+        again = _recomputed_share(block, tokens, rank_part) if is_full else 0.0
+        product_time += number * (1 + again) * product_seconds(block.products, device)
     # Blocks by number, then what recomputation and the compiler make of them.
     elementwise = float(sum(number * block.other_bytes for block, number in blocks))
     launches = float(sum(number * block.launches for block, number in blocks))
     # Both stacks once more but for their products, unless the compiler keeps what is cheap to keep.
-    if train_runtime.recompute == "selective" and not train_runtime.compile:
+    if is_full or (train_runtime.recompute == "selective" and not train_runtime.compile):
         elementwise *= 4 / 3
         launches *= 4 / 3
     if train_runtime.compile:
@@ -104,14 +110,13 @@ def predict(recipe: TrainStep, runtime: PipelineRuntime, vocab: int) -> StepTime
         parameter_count if train.adapter is None else adapter_parameters(recipe.model, train.adapter)
     )
     parts = {
-        "products": computed_share
-        * sum(number * product_seconds(block.products, device) for block, number in blocks),
+        "products": computed_share * product_time,
         "elementwise": elementwise / bandwidth,
         "head": computed_share * product_seconds(counted.rest.products, device)
         + counted.rest.other_bytes / bandwidth,
-        "attention": _attention_seconds(recipe, rows, ranks, device),
+        "attention": _attention_seconds(recipe, rows, ranks, device, is_full),
         "gradients": GRADIENT_BYTES[train_runtime.zero_stage] * trained_count / bandwidth,
-        "tensor parallel": _tensor_parallel_seconds(architecture, rows, ranks, device),
+        "tensor parallel": _tensor_parallel_seconds(architecture, rows, ranks, device, is_full),
     }
     computing = sum(parts.values())
     parts["ZeRO"] = _exposed(_zero_seconds(parameter_count, runtime, workers), computing)
@@ -182,24 +187,34 @@ def memory_bandwidth(device: DeviceRuntime) -> float:
     return device.memory_bandwidth * 1e9 * _MEMORY_SHARE
 
 
-def _attention_seconds(recipe: TrainStep, rows: _Lengths, ranks: int, device: DeviceRuntime) -> float:
+def _recomputed_share(block: PartCount, tokens: int, rank_part: Architecture) -> float:
+    """Return what `recompute: full` adds to a block's products: the forward ones but the last."""
+    # torch stops when it has what the backward pass needs, and nothing needs a block's output.
+    total_flops = sum(product.flops for product in block.products)
+    last_flops = 2 * tokens * rank_part.hidden_size * rank_part.ffn_inner
+    return (total_flops / 3 - last_flops) / total_flops
+
+
+def _attention_seconds(
+    recipe: TrainStep, rows: _Lengths, ranks: int, device: DeviceRuntime, is_full: bool
+) -> float:
     model = recipe.model
     pairs = sum(
         model.encoder_layers * s * s + model.decoder_layers * (t * t / 2 + s * t)
         for s, t in zip(rows.source, rows.target, strict=True)
     )
     flops = 4 * model.num_heads * model.kv_channels / ranks * pairs
-    return ATTENTION_PASSES * flops / (ATTENTION_SHARE * device.peak_tflops * 1e12)
+    return (ATTENTION_PASSES + is_full) * flops / (ATTENTION_SHARE * device.peak_tflops * 1e12)
 
 
 def _tensor_parallel_seconds(
-    architecture: Architecture, rows: _Lengths, ranks: int, device: DeviceRuntime
+    architecture: Architecture, rows: _Lengths, ranks: int, device: DeviceRuntime, is_full: bool
 ) -> float:
     if ranks == 1:
         return 0.0
-    # Two sums an encoder block forward and two backward, three a decoder block.
-    tokens = 4 * architecture.num_layers * sum(rows.source)
-    tokens += 6 * architecture.num_decoder_layers * sum(rows.target)
+    # Two sums an encoder block forward and two backward, three a decoder block; recomputed but for the last.
+    tokens = (4 + is_full) * architecture.num_layers * sum(rows.source)
+    tokens += (6 + 2 * is_full) * architecture.num_decoder_layers * sum(rows.target)
     return all_reduce_seconds(2 * architecture.hidden_size * tokens, ranks, device.link_bandwidth)
 
 

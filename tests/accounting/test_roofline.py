@@ -91,6 +91,17 @@ def test_what_makes_a_step_faster() -> None:
     assert preset.limit in {*preset.micro_batch, *preset.once}
 
 
+def test_recomputing_blocks_costs_their_forward_pass_but_for_the_last_product() -> None:
+    kept, again = paper(), paper("train.recompute=full")
+    products = again.micro_batch["products"] / kept.micro_batch["products"]
+    # A block's last product is 22 % of its forward FLOPs in the encoder, 17 % in the decoder.
+    assert 1 + 0.78 / 3 < products < 1 + 0.87 / 3
+    for part, least in {"elementwise": 4 / 3, "attention": 4.5 / 3.5, "tensor parallel": 1.25}.items():
+        assert again.micro_batch[part] >= least * kept.micro_batch[part] - 1e-12
+    assert again.micro_batch["head"] == kept.micro_batch["head"]
+    assert kept.seconds < paper("train.recompute=selective", "train.compile=false").seconds < again.seconds
+
+
 def test_h100s_are_faster_than_a100s_and_less_well_used() -> None:
     eight = "devices=8", "train.workers=8", "evaluate.workers=8"
     hopper, ampere = paper(runtime="h100x8"), paper(*eight)
