@@ -24,7 +24,7 @@ _META = torch.device("meta")
 
 @dataclass(frozen=True)
 class PartCount:
-    """What one block, or the rest of the model, costs forward and backward, of one rank."""
+    """Costs of one block, or of the rest of the model, forward and backward, on one rank."""
 
     products: tuple[Product, ...]
     other_bytes: int

@@ -44,7 +44,7 @@ _PUTS = frozenset({"scatter_add_", "scatter_add", "index_add_", "index_add", "in
 
 @dataclass
 class Cost:
-    """What some operations cost together."""
+    """Summed costs of some operations."""
 
     launches: int = 0
     flops: int = 0

@@ -27,11 +27,11 @@ class Windows(Protocol):
     def __len__(self) -> int: ...
 
     def places(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First token and number of tokens of the windows of these numbers, int64 `[windows]` each."""
+        """Return first token and number of tokens of the windows of these numbers, int64 `[windows]` each."""
         ...
 
     def length_counts(self) -> np.ndarray:
-        """How many windows have 0, 1, 2... tokens, int64 `[longest + 1]`."""
+        """Return how many windows have 0, 1, 2... tokens, int64 `[longest + 1]`."""
         ...
 
 
@@ -110,12 +110,12 @@ class BoundedWindows:
         return counts
 
     def _document_tokens(self, blocks: np.ndarray) -> np.ndarray:
-        """Tokens of the documents of blocks, int64 `[blocks, documents]`; 0 behind the last document."""
+        """Return the tokens of the documents of blocks, int64 `[blocks, documents]`; 0 behind the last document."""
         borders = blocks[:, None] * _BLOCK + np.arange(_BLOCK + 1)
         return np.diff(self.offsets[np.minimum(borders, len(self.offsets) - 1)], axis=1)
 
     def _counts(self, tokens: np.ndarray) -> np.ndarray:
-        """Windows of documents of so many tokens."""
+        """Return the numbers of windows of documents of so many tokens."""
         return np.where(tokens < SHORTEST_WINDOW, 0, -(-tokens // self.length))
 
 

@@ -1,4 +1,4 @@
-"""Which device kind's code computes a tensor: the CPU's own, or CUDA's, which meta tensors follow.
+"""Choice of the code that computes a tensor: the CPU's own, or CUDA's, which meta tensors follow.
 
 Owns the choice for `kernels.py` and `attention.py`. The code of CUDA devices can be run on a CPU, to compare
 its numbers and to time its Python.

@@ -1,4 +1,4 @@
-"""What transformers reports about loading weights, raised as one error instead of logged.
+"""The report of transformers about loading weights, raised as one error instead of logged.
 
 Travels with exported models.
 """

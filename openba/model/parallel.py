@@ -145,7 +145,7 @@ def _split(model: OpenBAModel, group: TensorGroup) -> None:
 
 
 class ColumnLinear(nn.Module):
-    """Some of a linear layer's outputs, from its full input."""
+    """Linear layer that computes this rank's share of the outputs from the full input."""
 
     def __init__(
         self, full_layer: nn.Linear, group: TensorGroup, split: Split, sums_gradient: bool = True
@@ -181,7 +181,7 @@ class RowLinear(nn.Module):
 
 
 class VocabularyEmbedding(nn.Module):
-    """Some rows of the embedding; a word of another rank is zero here, and the sum over ranks is its row."""
+    """This rank's rows of the embedding; other ranks' words are zero, and the sum over ranks is the row."""
 
     def __init__(self, full_embedding: nn.Embedding, group: TensorGroup) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ class TensorGroup:
 
 
 class VocabularySoftmax:
-    """For `linear_cross_entropy` with an equal share of the words on each rank, in order.
+    """Softmax of `linear_cross_entropy` with an equal share of the words on each rank, in order.
 
     `weight` and `bias` are then this rank's words. Hidden states and labels (of the whole vocabulary) are the
     same on all ranks of the group, and so is the loss. All ranks call it together.

@@ -45,7 +45,7 @@ class _Source(Recipe):
 
 
 class ScoreRange(Recipe):
-    """Which records of a source are read, by a number that each has, such as a classifier's score.
+    """Range of a number that each record has, such as a classifier's score; records outside are not read.
 
     Two sources with the same files and other ranges are two buckets of quality; the mixture's `shares` and
     `epochs` weigh them.
