@@ -105,20 +105,6 @@ def activation_bytes(
     return round(micro_batch * held_bytes)
 
 
-def logits_bytes(
-    model: ModelRecipe,
-    vocab: int,
-    decoder_length: int,
-    *,
-    micro_batch: int = 1,
-    tensor_parallel: int = 1,
-    precision: Precision = "bf16",
-) -> int:
-    """Peak of a loss that is not fused with the head: logits, their fp32 log-softmax and its gradient."""
-    vocab_rows = model.padded_vocab(vocab) // tensor_parallel
-    return micro_batch * decoder_length * vocab_rows * (_WIDTH[precision] + 8)
-
-
 def loss_bytes(
     model: ModelRecipe,
     vocab: int,

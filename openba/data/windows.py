@@ -110,7 +110,7 @@ class BoundedWindows:
         return counts
 
     def _document_tokens(self, blocks: np.ndarray) -> np.ndarray:
-        """Return the tokens of the documents of blocks, int64 `[blocks, documents]`; 0 behind the last document."""
+        """Return the tokens of documents of blocks, int64 `[blocks, documents]`; 0 behind the last one."""
         borders = blocks[:, None] * _BLOCK + np.arange(_BLOCK + 1)
         return np.diff(self.offsets[np.minimum(borders, len(self.offsets) - 1)], axis=1)
 

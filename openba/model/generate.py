@@ -78,19 +78,6 @@ def start_tokens(tokenizer: Tokenizer) -> list[int]:
 
 
 @torch.inference_mode()
-def choice_losses(
-    model: Seq2Seq, tokenizer: Tokenizer, source: list[int], choices: Sequence[str]
-) -> list[float]:
-    """Mean cross entropy of each continuation, its `</s>` included (lower: likelier).
-
-    The source is encoded once. The start that all choices share says nothing about them and is left out.
-    """
-    targets = [[*tokenizer.encode(choice), tokenizer.eos] for choice in choices]
-    losses = continuation_losses(model, [source] * len(choices), targets, start_tokens(tokenizer))
-    return [sum(row) / len(row) for row in losses]
-
-
-@torch.inference_mode()
 def continuation_losses(
     model: Seq2Seq, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], start: Sequence[int]
 ) -> list[list[float]]:

@@ -125,12 +125,6 @@ def are_similar(first: ShingleSets, second: ShingleSets, rows: np.ndarray, thres
     return _are_similar(first.hashes, first.offsets, second.hashes, second.offsets, rows, threshold)
 
 
-def jaccard(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the size of the intersection over that of the union of two sorted sets of hashes."""
-    shared = _count_shared(first, second)
-    return shared / max(len(first) + len(second) - shared, 1)
-
-
 def choose_survivors(pairs: np.ndarray) -> np.ndarray:
     """Return which documents are removed and which stay in their stead.
 
