@@ -24,7 +24,7 @@ VALUES = {
     "qq": ["QQ：12345", "加我qq群 987654321", "扣扣号是1234567890"],
     "wechat": ["微信号：li_lei-88", "vx: abc12345", "加微信13800138000"],
     "ip": ["8.8.4.4", "来自 192.168.31.7 的访问", "2001:db8::8a2e:370:7334"],
-    "plate": ["京A12345", "粤B·D12345", "沪AD12345", "川A1234学"],
+    "plate": ["京A12345", "粤B·D12345", "沪AD12345", "川A1234学", "粤B8K2X9"],
 }  # fmt: skip
 
 
@@ -67,3 +67,32 @@ def test_off_by_default_and_before_the_phone_numbers(tmp_path: Path) -> None:
     assert kept["a"]["0"] == "证件，来自8.8.4.4。"
     assert [(row["stage"], row["rule"]) for row in removed] == [("private_numbers", "id_card")]
     assert "11010519491231002X" not in str(facts)
+
+
+PIECES = [value for values in VALUES.values() for value in values]
+PIECES += [
+    *LOOK_ALIKES[:20],
+    "：",
+    ":",
+    " ",
+    "　",
+    "-",
+    ".",
+    "a",
+    "f0",
+    "1",
+    "12",
+    "W",
+    "wei",
+    "京",
+    "ı",
+    "v",
+    "信",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join))
+def test_the_search_for_candidates_loses_no_value(text: str) -> None:
+    """The compiled search only saves the patterns work: they find the same where they see every text."""
+    chosen = PrivateNumbers()
+    assert edits_of(chosen, text) == chosen.find_in_text(text)
