@@ -53,7 +53,8 @@ def figures(root: Path) -> Iterator[Figure]:
     source = _learn_code(model, grown)
     AdapterWriter(model, adapter, grown, start / "model").write(root / "expert", trained_state(model))
     merged, _ = load_model(root / "expert")
-    yield Figure("weights/merged_logits_apart", _logits_apart(model, merged, source), "", 1e-5)
+    apart = _logits_apart(model, merged, source, grown.size)
+    yield Figure("weights/merged_logits_apart", apart, "", 1e-5)
     (answer,) = generate(merged, grown, [source], len(grown.encode(CODE)) + 8)
     wrong_bytes = float(answer.encode() != CODE.encode())
     yield Figure("weights/code_round_trip_differs", wrong_bytes, "", 0.0, peer=f"{len(CODE.encode())} bytes")
@@ -81,15 +82,18 @@ def _learn_code(model: OpenBAModel, grown: Tokenizer) -> list[int]:
     return source
 
 
-def _logits_apart(unmerged: OpenBAModel, merged: OpenBAModel, source: list[int]) -> float:
-    """Largest distance of logits, relative to the largest logit."""
+def _logits_apart(unmerged: OpenBAModel, merged: OpenBAModel, source: list[int], size: int) -> float:
+    """Largest distance of the logits of `size` ids, relative to the largest logit.
+
+    The merged model has no row but those of its tokenizer's ids; the trained one has padding rows too.
+    """
     from openba.model.rows import Rows
 
     encoder_ids = torch.tensor([source])
     rows = Rows.ragged(torch.ones_like(encoder_ids).bool())
     with torch.no_grad():
         logits = [
-            model.logits(model.hidden(encoder_ids, rows, encoder_ids, rows))
+            model.logits(model.hidden(encoder_ids, rows, encoder_ids, rows))[..., :size]
             for model in (unmerged.eval(), merged)
         ]
     return float((logits[0] - logits[1]).abs().max() / logits[0].abs().max())

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from openba.errors import UserError
 from openba.model.adapter_base import BASE_FILE, base_of, digest_of_weights, is_adapter, whole_base_of
-from openba.model.files import EMBEDDING, load_architecture, load_weights, restore
+from openba.model.files import EMBEDDING, HEAD, load_architecture, load_weights, restore
 from openba.model.grown_embedding import NEW_ROWS, GrownEmbedding
 from openba.model.grown_rows import grow_rows
 from openba.model.model import OpenBAModel
@@ -124,9 +124,13 @@ def load_adapted(folder: Path) -> tuple[OpenBAModel, Tokenizer]:
     tokenizer = Tokenizer.load(folder)
     if (folder / GROWN_ROWS).exists():
         base_weights = _with_new_rows(base_weights, folder, tokenizer)
+        # The rows were trained in a tied embedding (`train_new_rows`), also over a base whose files hold a
+        # copy of it as the head: that copy lacks them.
+        base_weights.pop(HEAD, None)
         vocab_size = len(base_weights[EMBEDDING])
         with torch.device("meta"):
-            model = OpenBAModel(replace(model.architecture, vocab_size=vocab_size))
+            shape = replace(model.architecture, vocab_size=vocab_size, tie_word_embeddings=True)
+            model = OpenBAModel(shape)
     restore(model, base_weights, folder, assign=True)
     return merged(model, adapter_tensors, folder).eval(), tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from openba.data import tokenizer_growth
 from openba.errors import UserError
 from openba.graph import Pipeline, find_pipeline
 from openba.model.adapter import AdapterWriter, add_adapter, train_new_rows, trained_state
-from openba.model.files import save_model
+from openba.model.files import HEAD, save_model
 from openba.model.generate import generate
 from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
@@ -192,6 +193,34 @@ def test_the_code_expert_alone_has_a_tokenizer_of_its_own(name: str) -> None:
     own = steps["tokenizer-code"]
     assert steps["code"].inputs["tokenizer"] is steps["pairs-code"].inputs["tokenizer"] is own
     assert own.inputs["tokenizer"] is steps["tokenizer"] is steps["chat"].inputs["tokenizer"]
+
+
+@pytest.fixture
+def start_with_own_head(start: Path, tmp_path: Path) -> Path:
+    """The start as the released layout has it: its files hold a copy of the embedding as the head."""
+    model, tokenizer = load_model(start)
+    weights = model.state_dict() | {HEAD: model.shared_embedding.weight.clone()}
+    untied = replace(model.architecture, tie_word_embeddings=False)
+    save_model(tmp_path / "own-head", weights, untied, tokenizer)
+    return tmp_path / "own-head"
+
+
+def test_an_adapter_with_new_tokens_over_an_own_head_has_their_rows_in_the_head(
+    start_with_own_head: Path, grown: Tokenizer, base: Tokenizer, tmp_path: Path
+) -> None:
+    architecture = ModelRecipe.model_validate(SHAPE).architecture(grown.size)
+    model = OpenBAModel(architecture)
+    model.load_state_dict(start_weights(start_with_own_head, architecture, grown))
+    adapter = AdapterRecipe(kind="lora", rank=8)
+    add_adapter(model, adapter)
+    train_new_rows(model, base.size, grown.size - base.size)
+    source = learn(model, grown, rate=1e-2)
+    writer = AdapterWriter(model, adapter, grown, start_with_own_head)
+    writer.write(tmp_path / "adapter", trained_state(model))
+    loaded, tokenizer = load_model(tmp_path / "adapter")
+    assert torch.equal(loaded.head_weight, loaded.shared_embedding.weight)
+    (answer,) = generate(loaded, tokenizer, [source], 100)
+    assert answer == CODE
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
