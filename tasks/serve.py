@@ -26,7 +26,7 @@ from openba.model.origin import REGISTERED
 from openba.model.pointer import fetched_model
 from openba.serve.app import Application
 from openba.serve.limits import HeaderTimeoutProtocol, Limits
-from openba.serve.model_host import LoadedModel, ModelHost
+from openba.serve.model_host import DEFAULT_ENGINE, EngineChoice, LoadedModel, ModelHost
 from openba.serve.server_metrics import ServerMetrics
 from tasks.pointers import read_pointer, version_of
 
@@ -148,6 +148,28 @@ def adapters_by_name(arguments: list[str], *, on_cluster: bool) -> dict[str, str
     return adapter_references
 
 
+def engine_of(name: str, quantization: str, *, with_adapters: bool, on_cluster: bool) -> EngineChoice:
+    """Return the engine that the options name.
+
+    Raises:
+        UserError: an unknown engine, or an option that it cannot have.
+    """
+    if name == "openba":
+        if quantization != "float32":
+            raise UserError("--quantization: only of --engine ctranslate2; leave it out")
+        return DEFAULT_ENGINE
+    if name != "ctranslate2":
+        raise UserError(f"--engine {name}: there is no such engine; take openba or ctranslate2")
+    if with_adapters:
+        raise UserError(
+            "--adapter: the engine ctranslate2 serves one model; merge it with openba export, or leave "
+            "--engine out"
+        )
+    if on_cluster:
+        raise UserError("--cluster: not with --engine ctranslate2; serve from one process")
+    return EngineChoice("ctranslate2", quantization)
+
+
 def serve(
     model_reference: str,
     home: Home,
@@ -158,6 +180,7 @@ def serve(
     device: str,
     poll_seconds: float,
     adapters: Mapping[str, str] | None = None,
+    engine_choice: EngineChoice = DEFAULT_ENGINE,
 ) -> None:
     """Answer until SIGINT or SIGTERM.
 
@@ -170,6 +193,7 @@ def serve(
         device: of the model, as torch names it.
         poll_seconds: seconds between two looks at the alias.
         adapters: name -> folder or address of an adapter over the model, chosen by a request's `model`.
+        engine_choice: which engine decodes.
 
     Raises:
         UserError: no such model, no key, or the port is in use.
@@ -182,7 +206,7 @@ def serve(
     source = Source(model_reference, home)
     source.adapters = {name: Source(reference, home) for name, reference in (adapters or {}).items()}
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
-        asyncio.run(_serve(source, limits, api_key, host, port, device, poll_seconds))
+        asyncio.run(_serve(source, limits, api_key, host, port, device, poll_seconds, engine_choice))
 
 
 async def _serve(
@@ -193,9 +217,10 @@ async def _serve(
     port: int,
     device: str,
     poll_seconds: float,
+    engine_choice: EngineChoice,
 ) -> None:
     listening_socket = _bound(host, port)
-    models = ModelHost(limits, ServerMetrics(), device)
+    models = ModelHost(limits, ServerMetrics(), device, engine_choice)
     model_location = await begin(source, models)
 
     class Patient(HeaderTimeoutProtocol):

@@ -25,8 +25,8 @@ from openba.tokenizer.tokenizer import Tokenizer
 QUANTIZATIONS = ("float32", "float16", "bfloat16", "int8", "int8_float16", "int8_bfloat16", "int16")
 
 
-def write_ctranslate2(folder: Path, out: Path, quantization: str) -> None:
-    """Convert a model's folder.
+def write_ctranslate2(folder: Path, out: Path, quantization: str) -> Architecture:
+    """Convert a model's folder; returns the model's shape.
 
     Args:
         folder: a model's folder, read by `load_model`.
@@ -49,6 +49,7 @@ def write_ctranslate2(folder: Path, out: Path, quantization: str) -> None:
     specification.optimize(quantization=quantization)
     out.mkdir(parents=True)
     specification.save(str(out))
+    return model.architecture
 
 
 def make_specification(model: OpenBAModel, tokenizer: Tokenizer) -> transformer_spec.TransformerSpec:

@@ -19,6 +19,7 @@ from openba.model.caches import decode_new_tokens
 from openba.model.rows import Rows, first
 from openba.model.seq2seq import Seq2Seq, check_ids
 from openba.model.step import make_step
+from openba.recipes.architecture import Architecture
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Session:
             raise UserError(
                 f"max_new_tokens: {positions} decoder positions are more than the model's {limit}"
             )
-        check_sources(model, sources)
+        check_sources(model.architecture, sources)
         source_ids, source_mask = pad(sources, model.shared_embedding.weight.device)
         source_rows = Rows.ragged(source_mask)
         encoder_output = model.encode(source_rows.flat(source_ids), source_rows)
@@ -143,20 +144,20 @@ def greedy(
         ids = next_ids[:, None]
 
 
-def check_sources(model: Seq2Seq, sources: Sequence[Sequence[int]]) -> None:
+def check_sources(architecture: Architecture, sources: Sequence[Sequence[int]]) -> None:
     """Refuse sources that the model cannot read.
 
     Raises:
         UserError: an empty source, an id outside the vocabulary, more tokens than positions; names the row.
     """
-    limit = model.architecture.max_seq_length
+    limit = architecture.max_seq_length
     for row, source in enumerate(sources):
         if len(source) > limit:
             raise UserError(
                 f"source row {row}: {len(source)} tokens are more than the model's {limit} positions"
             )
     try:
-        check_ids(*pad(sources, torch.device("cpu")), model.architecture.vocab_size, "source")
+        check_ids(*pad(sources, torch.device("cpu")), architecture.vocab_size, "source")
     except ValueError as error:
         raise UserError(str(error)) from None
 

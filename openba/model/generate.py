@@ -37,7 +37,7 @@ def generate_ids(
     """Return answers as token ids; the last is `</s>` unless the answer was cut. Raises the same errors."""
     # Sources of like lengths together: less padding in cross-attention.
     if sources:
-        check_sources(model, sources)  # here, where a row's number is the caller's
+        check_sources(model.architecture, sources)  # here, where a row's number is the caller's
     order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
     answers: list[list[int]] = [[] for _ in sources]
     for begin in range(0, len(order), BATCH):

@@ -29,7 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from openba.errors import UserError, one_line
 from openba.model.adapter_bank import NO_ADAPTER
 from openba.redact import redact
-from openba.serve.decoding_engine import EngineFailedError, QueueFullError
+from openba.serve.engine import EngineFailedError, QueueFullError
 from openba.serve.limits import ClientDisconnectedError, check_key, read_body
 from openba.serve.model_host import LoadedModel, ModelHost
 from openba.serve.openai_requests import (
@@ -108,7 +108,7 @@ class Application:
             message = f"prompt: at most {self.limits.max_prompts} in one request"
             raise RequestError(400, message, param="prompt")
         engine = model.engine
-        max_length = engine.model.architecture.max_seq_length
+        max_length = engine.architecture.max_seq_length
         # In a thread: encoding a body of the largest size would block the event loop.
         sources = await asyncio.to_thread(request.encode, model.tokenizer, max_length)
         generations = make_generations(

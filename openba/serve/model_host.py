@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -20,7 +21,8 @@ from openba.model.adapter_bank import AdapterBank
 from openba.model.generate import start_tokens
 from openba.model.loading import load_model
 from openba.redact import redact
-from openba.serve.decoding_engine import DecodingEngine, EngineFailedError, Generation
+from openba.serve.decoding_engine import DecodingEngine
+from openba.serve.engine import Engine, EngineFailedError, Generation
 from openba.serve.limits import Limits
 from openba.serve.server_metrics import ServerMetrics
 from openba.tokenizer.tokenizer import Tokenizer
@@ -29,12 +31,24 @@ _STATE_POLL_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
+class EngineChoice:
+    """Which engine decodes."""
+
+    name: Literal["openba", "ctranslate2"] = "openba"
+    quantization: str = "float32"
+    """Of CTranslate2's weights, as `openba export` takes it."""
+
+
+DEFAULT_ENGINE = EngineChoice()
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A model with its tokenizer and its running engine."""
 
     name: str
     version: str
-    engine: DecodingEngine
+    engine: Engine
     tokenizer: Tokenizer
     loaded_at: int
     """Unix time in seconds."""
@@ -50,10 +64,17 @@ class LoadedModel:
 class ModelHost:
     """Holder of the current model. All methods but `load` must be called in its event loop."""
 
-    def __init__(self, limits: Limits, metrics: ServerMetrics, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        metrics: ServerMetrics,
+        device: str = "cpu",
+        engine_choice: EngineChoice = DEFAULT_ENGINE,
+    ) -> None:
         self.limits = limits
         self.metrics = metrics
         self.device = device
+        self.engine_choice = engine_choice
         # Kept for the engine's thread, which has no running loop of its own.
         self.event_loop = asyncio.get_running_loop()
         self.current: LoadedModel | None = None
@@ -74,24 +95,51 @@ class ModelHost:
         Raises:
             UserError: see `load_model`; or the model gives no finite logits.
         """
+        try:
+            if self.engine_choice.name == "ctranslate2":
+                return self._load_ctranslate2(folder, name, version)
+            return self._load_openba(folder, name, version, adapter_folders or {})
+        except EngineFailedError as error:
+            raise UserError(f"{folder}: {error}; serve another version") from None
+
+    def _load_openba(
+        self, folder: Path, name: str, version: str, adapter_folders: Mapping[str, Path]
+    ) -> LoadedModel:
         model, tokenizer = load_model(folder)
         model = model.to(torch.device(self.device))
         bank = AdapterBank(model, folder, adapter_folders) if adapter_folders else None
-        try:
-            engine = DecodingEngine(
-                model,
-                start_ids=start_tokens(tokenizer),
-                eos_id=tokenizer.eos,
-                vocabulary_size=tokenizer.size,
-                max_rows=self.limits.max_rows,
-                max_queued=self.limits.max_queued,
-                notify=self._notify,
-                bank=bank,
-            )
-        except EngineFailedError as error:
-            raise UserError(f"{folder}: {error}; serve another version") from None
+        engine = DecodingEngine(
+            model,
+            start_ids=start_tokens(tokenizer),
+            eos_id=tokenizer.eos,
+            vocabulary_size=tokenizer.size,
+            max_rows=self.limits.max_rows,
+            max_queued=self.limits.max_queued,
+            notify=self._notify,
+            bank=bank,
+        )
         numbers = {} if bank is None else {adapter: number for number, adapter in enumerate(bank.names)}
         return LoadedModel(name, version, engine, tokenizer, int(time.time()), numbers)
+
+    def _load_ctranslate2(self, folder: Path, name: str, version: str) -> LoadedModel:
+        try:  # here: an optional dependency
+            from openba.serve.ctranslate2_engine import CTranslate2Engine
+        except ModuleNotFoundError:
+            raise UserError(
+                "--engine ctranslate2: CTranslate2 is not installed; run pip install 'openba[export]'"
+            ) from None
+        tokenizer = Tokenizer.load(folder)
+        engine = CTranslate2Engine(
+            folder,
+            tokenizer,
+            start_ids=start_tokens(tokenizer),
+            quantization=self.engine_choice.quantization,
+            device=self.device,
+            max_rows=self.limits.max_rows,
+            max_queued=self.limits.max_queued,
+            notify=self._notify,
+        )
+        return LoadedModel(name, version, engine, tokenizer, int(time.time()), {})
 
     def state(self) -> str:
         """Return the state of the current engine: `ok`, `dead` or `stalled`."""

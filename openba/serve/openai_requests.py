@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from openba.data.conversations import history
 from openba.data.instruct import encode_fitting
-from openba.serve.decoding_engine import Generation
+from openba.serve.engine import Generation
 from openba.serve.sampling import Sampling
 from openba.tokenizer.tokenizer import Tokenizer
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import TypedDict
 
-from openba.serve.decoding_engine import Generation
+from openba.serve.engine import Generation
 from openba.serve.openai_requests import ChatRequest, JSONObject, OpenAIRequest
 from openba.tokenizer.tokenizer import Tokenizer
 

@@ -16,7 +16,7 @@ import orjson
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from openba.serve.decoding_engine import NOT_FINITE, Generation
+from openba.serve.engine import NOT_FINITE, Generation
 from openba.serve.limits import ClientDisconnectedError, Limits
 from openba.serve.model_host import LoadedModel
 from openba.serve.openai_requests import JSONObject, OpenAIRequest, RequestError
