@@ -33,6 +33,11 @@ def export(
     from openba.model.export import FORMATS, Format
     from openba.model.export import export as write
 
+    if form == "onnx":
+        raise UserError(
+            "--format onnx: not written, since torch's exporter needs onnx and onnxscript, which openba does "
+            "not install; take ctranslate2 for CPUs, or safetensors for exporters of transformers' models"
+        )
     if form not in FORMATS:
         raise UserError(f"--format: {form!r} is unknown; take one of {', '.join(FORMATS)}")
     if quantization != "float32" and form != "ctranslate2":

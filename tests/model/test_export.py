@@ -8,7 +8,9 @@ from pathlib import Path
 import ctranslate2
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from flows.cli import app
 from openba.data.instruct import encode_input
 from openba.errors import UserError
 from openba.model.ctranslate2_files import vocabulary_of
@@ -105,3 +107,10 @@ def test_a_folder_with_files_is_not_written_over(tokenizer: Tokenizer, tmp_path:
     with pytest.raises(UserError, match="exists and is not empty"):
         export(tmp_path / "model", tmp_path / "model", "released")
     assert (tmp_path / "model" / "config.json").read_bytes() == before
+
+
+def test_onnx_is_refused_with_its_reason(tmp_path: Path) -> None:
+    outcome = CliRunner().invoke(app, ["export", str(tmp_path), str(tmp_path / "out"), "--format", "onnx"])
+    assert outcome.exit_code != 0
+    assert "--format onnx: not written" in str(outcome.exception)
+    assert not (tmp_path / "out").exists()
