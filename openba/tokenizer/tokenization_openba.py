@@ -85,9 +85,10 @@ class OpenBATokenizer(PreTrainedTokenizer):
         extra_tokens = [name for name in control_tokens if name not in named_tokens.values()]
         extra_tokens += [token for token in user_tokens if str(token) not in control_tokens]
         kwargs["extra_special_tokens"] = extra_tokens
-        if grown_tokens:  # written into the config only where there are any
-            kwargs["grown_tokens"] = list(grown_tokens)
-        super().__init__(whitespace_tokens=whitespace_tokens, special_tokens_pattern="eos", **kwargs)
+        super().__init__(
+            whitespace_tokens=whitespace_tokens, grown_tokens=list(grown_tokens),
+            special_tokens_pattern="eos", **kwargs,
+        )  # fmt: skip
 
     @property
     def vocab_size(self) -> int:
@@ -307,7 +308,7 @@ def _with_joined_parts(messages: Sequence[Message]) -> list[Message]:
     """
     joined: list[Message] = []
     for number, message in enumerate(messages):
-        content = message["content"]
+        content = message.get("content")  # a template may take turns without one
         if not isinstance(content, list):
             joined.append(message)
             continue
