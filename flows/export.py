@@ -30,16 +30,10 @@ def export(
     ] = "tiny",
 ) -> None:
     """Write a model as safetensors for transformers, in the released layout, or for CTranslate2."""
-    from openba.model.export import FORMATS, Format
+    from openba.model.export import Format, check_form
     from openba.model.export import export as write
 
-    if form == "onnx":
-        raise UserError(
-            "--format onnx: not written, since torch's exporter needs onnx and onnxscript, which openba does "
-            "not install; take ctranslate2 for CPUs, or safetensors for exporters of transformers' models"
-        )
-    if form not in FORMATS:
-        raise UserError(f"--format: {form!r} is unknown; take one of {', '.join(FORMATS)}")
+    check_form(form)
     if quantization != "float32" and form != "ctranslate2":
         raise UserError(f"--quantization: the form {form} has none; leave it out, or take ctranslate2")
     with open_model(model, pipeline) as (_, folder):

@@ -51,11 +51,9 @@ def serve(
         list[str] | None,
         typer.Option(help="NAME=FOLDER or NAME=models:/... of an adapter over the model; may be repeated."),
     ] = None,
-    engine: Annotated[
-        str, typer.Option(help="Engine that decodes: openba or ctranslate2, which needs the extra export.")
-    ] = "openba",
+    engine: Annotated[str, typer.Option(help="Engine that decodes: openba or ctranslate2.")] = "openba",
     quantization: Annotated[
-        str, typer.Option(help="Number format of ctranslate2: float32, float16, bfloat16, int16 or int8.")
+        str, typer.Option(help="Number format of ctranslate2, as of export.")
     ] = "float32",
     cluster: Annotated[
         bool, typer.Option("--cluster", help="Run on the Ray cluster that RAY_ADDRESS names.")
@@ -71,7 +69,7 @@ def serve(
     from tasks import serve as process
 
     adapters = process.adapters_by_name(adapter or [], on_cluster=cluster)
-    engine_choice = process.engine_of(engine, quantization, with_adapters=bool(adapters), on_cluster=cluster)
+    choice = process.engine_of(engine, quantization, with_adapters=bool(adapters), on_cluster=cluster)
     home = Home.from_environment()
     limits = Limits(
         max_rows=rows, max_queued=queue, max_body_bytes=body, client_timeout=patience, answer_timeout=answer
@@ -88,5 +86,5 @@ def serve(
         torch.set_num_threads(threads)
     process.serve(
         model, home, limits, host=host, port=port, device=device, poll_seconds=poll, adapters=adapters,
-        engine_choice=engine_choice,
+        engine_choice=choice,
     )  # fmt: skip

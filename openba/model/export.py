@@ -19,6 +19,21 @@ Format = Literal["safetensors", "released", "ctranslate2"]
 FORMATS: tuple[str, ...] = get_args(Format)
 
 
+def check_form(form: str) -> None:
+    """Refuse a form that is not written.
+
+    Raises:
+        UserError: says which forms are, and of ONNX why it is not.
+    """
+    if form == "onnx":
+        raise UserError(
+            "--format onnx: not written, since torch's exporter needs onnx and onnxscript, which openba does "
+            "not install; take ctranslate2 for CPUs, or safetensors for exporters of transformers' models"
+        )
+    if form not in FORMATS:
+        raise UserError(f"--format: {form!r} is unknown; take one of {', '.join(FORMATS)}")
+
+
 def export(folder: Path, out: Path, form: Format, quantization: str = "float32") -> None:
     """Write a model's folder in another form.
 
