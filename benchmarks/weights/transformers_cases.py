@@ -16,10 +16,15 @@ from tests.test_configuration_common import ConfigTester
 from tests.test_modeling_common import ModelTesterMixin, ids_tensor
 from tests.test_tokenization_common import TokenizerTesterMixin
 from transformers import T5ForConditionalGeneration, T5Model, T5Tokenizer
+from transformers.models.auto import modeling_auto as auto_names
 
 import openba.model.auto  # noqa: F401, registers the classes
 from openba import OpenBAConfig, OpenBAEncoderDecoder, OpenBAForConditionalGeneration
 from openba.tokenizer.tokenization_openba import OpenBATokenizer
+
+# The mixins look here for which classes have a loss; the classes of the library itself stand there.
+auto_names.MODEL_MAPPING_NAMES["openba"] = OpenBAEncoderDecoder.__name__
+auto_names.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES["openba"] = OpenBAForConditionalGeneration.__name__
 
 TOKENIZERS = os.environ["OPENBA_SUITE_TOKENIZERS"]
 """Folder with a tokenizer of each class, of one SentencePiece model."""
@@ -54,7 +59,7 @@ class OpenBAModelTester:
         input_ids = ids_tensor(shape, self.vocab_size).clamp(2)
         input_ids[:, -1] = 1
         attention_mask = ids_tensor(shape, vocab_size=2)
-        attention_mask[:, -1] = 1
+        attention_mask[:, 0] = 1
         decoder_attention_mask = ids_tensor(shape, vocab_size=2)
         decoder_attention_mask[:, 0] = 1
         inputs = {

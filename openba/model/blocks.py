@@ -199,7 +199,7 @@ class _Stack(nn.Module):
         hidden_states: Tensor,
         rotary_angles: Tensor,
         attention: EncoderAttention | DecoderAttention,
-        block_inputs: list[Tensor] | None = None,
+        record: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Embedded tokens `[tokens, hidden]` to the stack's normalised output, same shape.
 
@@ -207,7 +207,7 @@ class _Stack(nn.Module):
             hidden_states: embedded tokens.
             rotary_angles: of the tokens, see `Seq2Seq.rotary_angles`.
             attention: as the stack's blocks want it.
-            block_inputs: filled with each block's input.
+            record: called with each block's input; returns what the block takes in its place.
         """
         if self.is_compiled and isinstance(attention, SourceAttention):
             _vary(hidden_states, rotary_angles, attention.rows)
@@ -216,8 +216,8 @@ class _Stack(nn.Module):
             _vary(attention.encoder_output, None, attention.source_rows)
         # The number goes along for caches; attention over all positions ignores it.
         for layer_index, block in enumerate(self.block):
-            if block_inputs is not None:
-                block_inputs.append(hidden_states)
+            if record is not None:
+                hidden_states = record(hidden_states)
             hidden_states = self._run(block, hidden_states, rotary_angles, layer_index, attention)
         return self.final_layernorm(hidden_states)
 

@@ -233,12 +233,16 @@ class OpenBAPreTrainedModel(Seq2Seq, PreTrainedModel):
         is_encoder = stack is self.encoder
         limit = self.config.max_seq_length if is_encoder else self.config.decoder_max_seq_length
         angles = self._angles(rows, limit, "input" if is_encoder else "decoder input")
-        block_inputs: list[Tensor] | None = [] if wanted.hidden_states else None
-        hidden = rows.grid(stack(rows.flat(embedded), angles, attention, block_inputs), width)
-        states = None
-        if block_inputs is not None:
-            states = (*(rows.grid(state, width) for state in block_inputs), hidden)
-        return _Stacked(hidden, states, weights)
+        states: list[Tensor] = []
+
+        def record(tokens: Tensor) -> Tensor:
+            """Keep a block's input as a grid; the block goes on from it, so that gradients reach it."""
+            states.append(rows.grid(tokens, width))
+            return rows.flat(states[-1])
+
+        recorder = record if wanted.hidden_states else None
+        hidden = rows.grid(stack(rows.flat(embedded), angles, attention, recorder), width)
+        return _Stacked(hidden, (*states, hidden) if wanted.hidden_states else None, weights)
 
     def _angles(self, rows: Rows | Grid, position_limit: int, input_name: str) -> Tensor:
         """See `Seq2Seq`; a graph that is compiled makes the table anew, and keeps none."""
