@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 from flows.cli import app
 from openba.data.instruct import encode_input
 from openba.errors import UserError
-from openba.model.files import load_model, save_model
+from openba.model.files import save_model
 from openba.model.generate import generate_ids, start_tokens
+from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe
 from openba.serve.ctranslate2_engine import CTranslate2Engine
