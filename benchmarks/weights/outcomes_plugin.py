@@ -18,6 +18,7 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Note a phase of a test; a failure of any phase is the test's."""
+    # A set-up that passes says nothing of the test yet.
     if report.when != "call" and report.passed:
         return
     class_name, _, test_name = report.nodeid.rpartition("::")

@@ -42,6 +42,7 @@ class OpenBAModelTester:
         self.is_training = True
         self.vocab_size = 99
         self.hidden_size = 32
+        # Deeper test models are refused by the mixins, for their time.
         self.num_hidden_layers = 2
         self.num_attention_heads = 4
 
@@ -57,8 +58,11 @@ class OpenBAModelTester:
         """Return a configuration and a batch; a row has a token at least, which OpenBA insists on."""
         shape = [self.batch_size, self.seq_length]
         input_ids = ids_tensor(shape, self.vocab_size).clamp(2)
+        # A source ends with the end token, as T5's tester has it.
         input_ids[:, -1] = 1
         attention_mask = ids_tensor(shape, vocab_size=2)
+        # The first token is real. The last one is left to chance: where it is padding, the mixins take
+        # masks with padding on the left, as generation needs them.
         attention_mask[:, 0] = 1
         decoder_attention_mask = ids_tensor(shape, vocab_size=2)
         decoder_attention_mask[:, 0] = 1

@@ -44,12 +44,14 @@ def run_mixins(checkout: Path, scratch: Path, only: str | None = None) -> Outcom
     tokenizer = write_fixture(scratch / "fixture")
     (scratch / "openba").mkdir()
     write_tokenizer_files(scratch / "openba", tokenizer, model_max_length=1024)
+    # The same pieces for both, so that a difference is the class's.
     (scratch / "t5").mkdir()
     shutil.copy(tokenizer.path, scratch / "t5" / "spiece.model")
     (scratch / "t5" / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
     (scratch / "t5" / "config.json").write_text('{"model_type": "t5"}')
     report = scratch / "outcomes.json"
     settings = scratch / "pytest.ini"
+    # Settings of their own: ours are for our tests, with their plugins and their workers.
     settings.write_text("[pytest]\n")
     folders = [str(checkout.resolve()), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {
@@ -63,6 +65,7 @@ def run_mixins(checkout: Path, scratch: Path, only: str | None = None) -> Outcom
         *("--timeout=300", "-p", "no:cacheprovider", "-p", PLUGIN, str(CASES)),
         *(["-k", only] if only else []),
     ]
+    # A process of its own: in this one `tests` is this project's package.
     done = subprocess.run(command, cwd=scratch, env=environment, capture_output=True, text=True)
     if not report.exists() or done.returncode not in (0, 1):
         raise UserError(f"{checkout}: its tests were not run: {_error_lines(done.stdout)}")

@@ -145,7 +145,9 @@ class CTranslate2Engine(Engine):
         sampling: Sampling,
         callback: Callable[[ctranslate2.GenerationStepResult], bool] | None = None,
     ) -> None:
+        # Rows that pad the vocabulary to a multiple stand for no token; sampling must not draw them.
         padding_names = self.names[self.vocabulary_size :]
+        # Sources are not cut here: those that are too long were refused when they were submitted.
         self.translator.translate_batch(
             [[self.names[token_id] for token_id in source] for source in sources],
             target_prefix=[self.prefix] * len(sources),
@@ -191,6 +193,7 @@ class _Progress:
         if result.token_id == self.engine.eos_id:
             return True
         generation.output_ids.append(result.token_id)
+        # Each row has its own limit; the translator knows only the longest of the batch.
         is_full = len(generation.output_ids) >= generation.max_new_tokens
         if is_full:
             generation.finish_reason = "length"
