@@ -160,6 +160,7 @@ def engine_of(name: str, quantization: str, *, with_adapters: bool, on_cluster: 
         return DEFAULT_ENGINE
     if name != "ctranslate2":
         raise UserError(f"--engine {name}: there is no such engine; take openba or ctranslate2")
+    # A converted model has merged weights, and a replica on a cluster would convert it once more.
     if with_adapters:
         raise UserError(
             "--adapter: the engine ctranslate2 serves one model; merge it with openba export, or leave "

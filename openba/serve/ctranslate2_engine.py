@@ -41,6 +41,7 @@ def load_translator(
     with tempfile.TemporaryDirectory(prefix="openba-ctranslate2-") as scratch_folder:
         converted = Path(scratch_folder) / "model"
         architecture = write_ctranslate2(folder, converted, quantization)
+        # It reads all weights into memory, so that the folder may go.
         try:
             translator = ctranslate2.Translator(
                 str(converted), device=name, device_index=int(index or 0), compute_type=quantization,
@@ -92,6 +93,7 @@ class CTranslate2Engine(Engine):
         )  # fmt: skip
 
     def _prepare(self, generation: Generation) -> None:
+        # Refused and not ignored: each of these would change the answer.
         sampling = generation.sampling
         if sampling.logit_bias:
             raise UserError(f"logit_bias: the engine ctranslate2 has none; {_INSTEAD}")

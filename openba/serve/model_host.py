@@ -128,6 +128,7 @@ class ModelHost:
             raise UserError(
                 "--engine ctranslate2: CTranslate2 is not installed; run pip install 'openba[export]'"
             ) from None
+        # The engine reads the weights itself, to convert them; they are not kept in PyTorch's form.
         tokenizer = Tokenizer.load(folder)
         engine = CTranslate2Engine(
             folder,
