@@ -18,9 +18,9 @@ from rich.table import Table
 
 from flows import data, evaluate, export, serve
 from openba.artifacts import Step, drift
-from openba.config import flatten, load
+from openba.config import find_config, flatten, load
 from openba.errors import UserError, run_command
-from openba.graph import Pipeline, find_config
+from openba.graph import Pipeline
 from openba.home import Home, prepare_environment
 from openba.json_types import JsonObject
 from openba.plan import MT5_IDS
@@ -45,6 +45,9 @@ PipelineName = Annotated[
 ]
 PipelineOption = Annotated[
     str, typer.Option("--pipeline", "-p", help="Name in configs/pipeline, or a YAML file.")
+]
+StepName = Annotated[
+    str, typer.Argument(help="A step of the pipeline, such as stage1; `openba plan` lists them.")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="Override, such as stages.stage2.optim.lr=1e-3.")
@@ -149,7 +152,7 @@ def plan(
 
 
 @app.command()
-def show(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = None) -> None:
+def show(step: StepName, pipeline: PipelineOption = "tiny", overrides: Overrides = None) -> None:
     """Print a step's key, inputs, output folder and configuration, with the file that set each value."""
     graph = read_pipeline(pipeline, overrides)
     chosen_step = graph.step(step)
@@ -166,7 +169,7 @@ def show(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = No
 
 
 @app.command()
-def explain(step: str, pipeline: PipelineOption = "tiny", overrides: Overrides = None) -> None:
+def explain(step: StepName, pipeline: PipelineOption = "tiny", overrides: Overrides = None) -> None:
     """Print why a step would be built again: each field that differs from its newest build."""
     graph = read_pipeline(pipeline, overrides)
     store = Home.from_environment().store
@@ -337,6 +340,12 @@ def _place(section: str, recipe_key: str, graph: Pipeline) -> str:
     return f"{section}.{recipe_key.removeprefix('train.').removeprefix('source.').removeprefix('task.')}"
 
 
+_PLAN_LEGEND = (
+    "FLOPs, hours and energy: every sequence at full length; shorter samples are packed and cost less.\n"
+    "real: FLOPs of the tokens alone, ? where they depend on the data."
+)
+
+
 def _print_plan(planned: JsonObject) -> None:
     step_table = Table(
         "step", "state", "steps", "tokens", "FLOPs", "real", "hardware", "device h", "kWh", "tCO2eq",
@@ -347,12 +356,16 @@ def _print_plan(planned: JsonObject) -> None:
         training_cells = _training_cells(training) if training else [""] * 9
         step_table.add_row(f"{row['name']}@{row['fingerprint']}", row["state"], *training_cells)
     console.print(step_table)
+    console.print(_PLAN_LEGEND, markup=False)
+    names_by_remark: dict[str, list[str]] = {}  # the experts of a pipeline are often alike
     for row in planned["steps"]:
-        for line in (*row.get("notes", []), *row.get("training", {}).get("adapter_notes", [])):
-            console.print(f"note: {row['name']}: {line}", markup=False)
-    for row in planned["steps"]:
-        if (prediction := row.get("training", {}).get("prediction")) is not None:
-            console.print(f"{row['name']}: {_predicted(prediction)}", markup=False)
+        training = row.get("training", {})
+        prediction = training.get("prediction")
+        predictions = [] if prediction is None else [_predicted(prediction)]
+        for remark in (*row.get("notes", []), *training.get("adapter_notes", []), *predictions):
+            names_by_remark.setdefault(remark, []).append(row["name"])
+    for remark, names in names_by_remark.items():
+        console.print(f"{', '.join(names)}: {remark}", markup=False)
     if planned["mixture"]:
         console.print(_mixture_table(planned["mixture"]))
     plan_total = planned["total"]
@@ -363,6 +376,12 @@ def _print_plan(planned: JsonObject) -> None:
     energy_text = f"{plan_total['kwh']:,.3g} kWh, {plan_total['tco2eq']:.3g} tCO2eq (paper's method)"
     money_text = "" if plan_total["money"] is None else f", {plan_total['money']:,.2f} at your price"
     console.print(f"total: {amount_text} ({duration_text}), {energy_text}{money_text}", markup=False)
+    missing_steps = [row for row in planned["steps"] if row["state"] == "miss"]
+    missing_hours = sum(row["training"]["gpu_hours"] for row in missing_steps if "training" in row)
+    console.print(
+        f"to build: {len(missing_steps)} of {len(planned['steps'])} steps, {missing_hours:,.3g} device hours",
+        markup=False,
+    )
 
 
 def _mixture_table(groups: list[JsonObject]) -> Table:

@@ -22,7 +22,7 @@ from typing import TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from openba.errors import UserError
+from openba.errors import UserError, name_hint
 from openba.json_types import Json, JsonObject
 from openba.units import WRITTEN
 
@@ -42,6 +42,15 @@ SECTIONS = {
 
 METRICS = "metrics"
 """A list in which `module:function` names a Python file beside the YAML file."""
+
+_EXPECTED = {
+    "dict_type": "expected a section of `key: value` lines",
+    "model_type": "expected a section of `key: value` lines",
+    "model_attributes_type": "expected a section of `key: value` lines",
+    "list_type": "expected a list, such as [a, b]",
+    "string_type": "expected text",
+}
+"""What a file has to have, by the type of pydantic's error, whose own words are Python's."""
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -75,9 +84,9 @@ class Config:
         try:
             return recipe_type.model_validate(self.data, context=WRITTEN)
         except ValidationError as error:
-            raise ConfigError(
-                "\n".join(self._explain(detail, recipe_type) for detail in error.errors())
-            ) from None
+            details = error.errors()
+            lines = [self._explain(detail, recipe_type) for detail in details if detail["type"] != "missing"]
+            raise ConfigError("\n".join([*self._name_missing_keys(details), *lines])) from None
 
     def source_of(self, dotted: str) -> str:
         """Return the file that set this key or the nearest parent of it; '(default)' if none did."""
@@ -110,7 +119,8 @@ class Config:
         layer = dict(layer)
         if (parent := layer.pop("extends", None)) is not None:
             # The parent first, so that the keys of this mapping win.
-            into = _deep(into, self._resolve(_find(file, str(parent)), prefix, chain))
+            parent_file = _find(file, f"{_short(file)}: {prefix}extends", str(parent))
+            into = _deep(into, self._resolve(parent_file, prefix, chain))
         for key, value in layer.items():
             dotted = f"{prefix}{key}"
             if key in SECTIONS and _names(value):
@@ -133,13 +143,14 @@ class Config:
     def _named(
         self, folder: str, value: str | list[str], file: Path, prefix: str, chain: tuple[Path, ...]
     ) -> Json:
+        where = f"{_short(file) if chain else '--set'}: {prefix[:-1]}"
         if isinstance(value, str):
-            return self._resolve(_find(file, f"../{folder}/{value}"), prefix, chain)
+            return self._resolve(_find(file, where, f"../{folder}/{value}"), prefix, chain)
         keys = {name: name.rpartition("/")[2] for name in value}
         if len(set(keys.values())) < len(value):
             raise ConfigError(f"{_short(file)}: {prefix[:-1]}: two names end alike; rename one of the files")
         return {
-            key: self._resolve(_find(file, f"../{folder}/{name}"), f"{prefix}{key}.", chain)
+            key: self._resolve(_find(file, where, f"../{folder}/{name}"), f"{prefix}{key}.", chain)
             for name, key in keys.items()
         }
 
@@ -209,10 +220,26 @@ class Config:
             value = self._named(SECTIONS[parts[-1]], value, self.path.resolve(), f"{key}.", ())
         into[parts[-1]] = _with_sources(value, Path.cwd(), "--set") if parts[-1] == METRICS else value
 
+    def _name_missing_keys(self, details: list[Json]) -> Iterator[str]:
+        """Provide a line for each section that lacks keys."""
+        missing_keys: dict[str, list[str]] = {}
+        for detail in details:
+            if detail["type"] == "missing":
+                key_path = detail["loc"]
+                sections = [str(part) for part in key_path[:-1] if not _is_tag(part, self.data, key_path)]
+                missing_keys.setdefault(".".join(sections), []).append(str(key_path[-1]))
+        for section, keys in missing_keys.items():
+            file = self._file_of(section) if section else _short(self.path)
+            parent, _, name = section.rpartition(".")
+            siblings = self._value(parent)
+            other_names = [key for key in siblings if key != name] if isinstance(siblings, dict) else []
+            hint = name_hint(name, other_names) if file == "--set" else ""
+            yield f"{file}: {f'{section}: ' if section else ''}lacks {', '.join(keys)}{hint}"
+
     def _explain(self, error: Json, model: type[BaseModel]) -> str:
         loc = [part for part in error["loc"]]
         dotted = ".".join(str(part) for part in loc if not _is_tag(part, self.data, loc))
-        text = error["msg"].removeprefix("Value error, ")
+        text = _EXPECTED.get(error["type"], error["msg"].removeprefix("Value error, "))
         # A check over a whole section begins its message with the key that it is about.
         key, colon, rest = text.partition(": ")
         section = self._value(dotted)
@@ -248,6 +275,27 @@ class Config:
 def load(path: Path, recipe_type: type[M], overrides: list[str] | None = None) -> M:
     """Read, override and validate one file."""
     return Config.read(path, overrides).validate(recipe_type)
+
+
+def find_config(kind: str, name: str) -> Path:
+    """Return the shipped file `configs/KIND/NAME.yaml`, or the file that a path names.
+
+    Raises:
+        ConfigError: neither is there.
+    """
+    shipped_file = CONFIGS / kind / f"{name}.yaml"
+    user_file = Path(name)
+    if user_file.suffix in (".yaml", ".yml") and user_file.is_file():
+        return user_file
+    if shipped_file.exists():
+        return shipped_file
+    if user_file.is_file():
+        raise ConfigError(f"{name}: not a YAML file by its name; rename it to {user_file.stem}.yaml")
+    shipped_names = sorted(path.stem for path in (CONFIGS / kind).glob("*.yaml"))
+    raise ConfigError(
+        f"{name}: no such {kind}{name_hint(name, shipped_names)}; give a YAML file or one of: "
+        f"{', '.join(shipped_names)}"
+    )
 
 
 def flatten(value: Json, prefix: str = "") -> JsonObject:
@@ -303,14 +351,15 @@ for _kind in ("int", "float"):
 def _read_yaml(path: Path) -> JsonObject:
     try:
         parsed_yaml = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506 - a SafeLoader subclass
-    except FileNotFoundError:
-        raise ConfigError(f"{_short(path)}: no such file{_similar(path)}") from None
+    except OSError as error:
+        raise ConfigError(f"{_short(path)}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{_short(path)}: byte {error.start} is not UTF-8; save the file as UTF-8"
         ) from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{_short(path)}: not valid YAML: {' '.join(str(error).split())}") from None
+        reason = " ".join(str(error).split()).replace(' in "<unicode string>",', " in")
+        raise ConfigError(f"{_short(path)}: not valid YAML: {reason}") from None
     if parsed_yaml is not None and not isinstance(parsed_yaml, dict):
         raise ConfigError(
             f"{_short(path)}: expected `key: value` lines, found a {type(parsed_yaml).__name__}"
@@ -318,11 +367,23 @@ def _read_yaml(path: Path) -> JsonObject:
     return parsed_yaml or {}
 
 
-def _find(file: Path, reference: str) -> Path:
-    """Return the file a reference names: beside the referring file, else among the shipped configs."""
+def _find(file: Path, where: str, reference: str) -> Path:
+    """Return the file a reference names: beside the referring file, else among the shipped configs.
+
+    Raises:
+        ConfigError: neither is there; the message begins with `where`, the file and key that refer to it.
+    """
     file_beside = (file.parent / reference).with_suffix(".yaml").resolve()
     shipped_file = (CONFIGS / "pipeline" / reference).with_suffix(".yaml").resolve()
-    return shipped_file if not file_beside.exists() and shipped_file.exists() else file_beside
+    if file_beside.exists():
+        return file_beside
+    if shipped_file.exists():
+        return shipped_file
+    sibling_names = {path.stem for file in (file_beside, shipped_file) for path in file.parent.glob("*.yaml")}
+    places = dict.fromkeys(_short(path) for path in (file_beside, shipped_file))
+    raise ConfigError(
+        f"{where}: no file {' or '.join(places)}{name_hint(Path(reference).stem, sibling_names)}"
+    )
 
 
 def _with_sources(value: Json, folder: Path, origin: str) -> Json:
@@ -341,12 +402,6 @@ def _with_source(name: str, folder: Path, origin: str) -> Json:
         return {"name": name, "source": path.read_text(encoding="utf-8")}
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{origin}: {METRICS}: {name}: cannot read {_short(path)}: {error}") from None
-
-
-def _similar(path: Path) -> str:
-    sibling_names = [path_beside.stem for path_beside in path.parent.glob("*.yaml")]
-    close_names = difflib.get_close_matches(path.stem, sibling_names, 1)
-    return f" (did you mean {close_names[0]!r}?)" if close_names else ""
 
 
 def _short(path: Path) -> str:

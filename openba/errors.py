@@ -7,9 +7,10 @@ service and keeps its traceback, without credentials.
 
 from __future__ import annotations
 
+import difflib
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from openba.redact import protect_output, redact
@@ -46,6 +47,12 @@ class UserError(Exception):
 
     def __init__(self, message: object = "") -> None:
         super().__init__(redact(str(message)))
+
+
+def name_hint(name: str, known_names: Iterable[str]) -> str:
+    """Return ` (did you mean 'NAME'?)` for the known name that is nearest to a mistyped one; else nothing."""
+    close_names = difflib.get_close_matches(name, list(known_names), 1)
+    return f" (did you mean {close_names[0]!r}?)" if close_names else ""
 
 
 def one_line(error: BaseException) -> str:
@@ -96,7 +103,7 @@ def run_command(command: Callable[[], int | None]) -> int:
         return EXIT_USER_ERROR
     except Exception as error:
         if hasattr(error, "format_message"):  # a wrong option or argument, reported by click
-            print(f"openba: {error.format_message()}", file=sys.stderr)
+            print(f"openba: {error.format_message().rstrip('.')}{_help_hint(error)}", file=sys.stderr)
             return EXIT_USER_ERROR
         if is_service_failure(error):
             print(
@@ -106,3 +113,9 @@ def run_command(command: Callable[[], int | None]) -> int:
             return EXIT_FAILURE
         print(redact("".join(traceback.format_exception(error))), end="", file=sys.stderr)
         return EXIT_FAILURE
+
+
+def _help_hint(error: Exception) -> str:
+    """Return the command whose help lists what can be given, for a wrong option or argument."""
+    context = getattr(error, "ctx", None)
+    return f"; see `{context.command_path} --help`" if context is not None else ""

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openba.artifacts import Kind, Recipe, Step
-from openba.config import CONFIGS, Config, ConfigError
+from openba.config import Config, ConfigError, find_config
 from openba.data.sources import file_state, outside_state, task_state
-from openba.errors import UserError
+from openba.errors import UserError, name_hint
 from openba.json_types import Json, JsonObject
 from openba.kinds import (
     BASELINES,
@@ -159,7 +159,10 @@ class Pipeline:
             UserError: there is none of that name.
         """
         if name not in self.steps:
-            raise UserError(f"{name}: no such step in {self.config.name}; there are {', '.join(self.steps)}")
+            raise UserError(
+                f"{name}: no such step in {self.config.name}{name_hint(name, self.steps)}; "
+                "`openba plan PIPELINE` lists the steps"
+            )
         return self.steps[name]
 
     def runtime(self, step: Step) -> PipelineRuntime:
@@ -486,15 +489,3 @@ def find_pipeline(name: str) -> Path:
         ConfigError: neither is there.
     """
     return find_config("pipeline", name)
-
-
-def find_config(kind: str, name: str) -> Path:
-    """Return the shipped file `configs/KIND/NAME.yaml`, or the file that a path names; same error."""
-    shipped_file = CONFIGS / kind / f"{name}.yaml"
-    user_file = Path(name)
-    if user_file.suffix in (".yaml", ".yml") and user_file.exists():
-        return user_file
-    if shipped_file.exists():
-        return shipped_file
-    known_names = ", ".join(p.stem for p in sorted((CONFIGS / kind).glob("*.yaml")))
-    raise ConfigError(f"{name}: no such {kind}; give a YAML file or one of: {known_names}")

@@ -19,6 +19,7 @@ _SCALE = {"": 1, "k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 _BYTES = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 WRITTEN = "written by a person"
 """Validation context of values from YAML and the command line: a quantity without its unit is refused."""
+_EXAMPLES = {"tokens": "40B tokens", "steps": "2000 steps"}
 _NUMBER = re.compile(r"^\s*([0-9][0-9_]*(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)\s*([A-Za-z%]*)\s*([a-z]*)\s*$")
 
 
@@ -28,14 +29,14 @@ def parse_count(value: Json, unit: str) -> int:
         raise ValueError(f"write the unit: '{value} {unit}'")
     match = _NUMBER.match(value)
     if match is None:
-        raise ValueError(f"cannot read {value!r}; write a number and a unit, such as '40B {unit}'")
+        raise ValueError(f"cannot read {value!r}; write a number and a unit, such as {_EXAMPLES[unit]!r}")
     number, scale, word = match.groups()
     # `500 steps` is matched as number and scale, as the unit stands where a scale could.
     if not word and scale in (unit, unit.rstrip("s")):
         scale = ""
         word = unit
     if scale not in _SCALE or word not in (unit, unit.rstrip("s")):
-        raise ValueError(f"cannot read {value!r}; the unit here is {unit!r}, as in '40B {unit}'")
+        raise ValueError(f"cannot read {value!r}; the unit here is {unit!r}, as in {_EXAMPLES[unit]!r}")
     amount = Decimal(number.replace("_", "")) * _SCALE[scale]  # exact: 2.01k is 2,010
     if amount > _MOST:
         raise ValueError(f"{value!r} is more than any training needs; the most is {_MOST:.0e} {unit}")
@@ -88,6 +89,8 @@ class Budget(BaseModel):
             if not isinstance(value, dict | cls):
                 raise ValueError(f"write the unit: '{value} steps' or '{value} tokens'")
             return value
+        if not value.rstrip().endswith(("steps", "step", "tokens", "token")):
+            raise ValueError(f"cannot read {value!r}; write its unit, as in '2000 steps' or '40B tokens'")
         unit = "steps" if value.rstrip().endswith(("steps", "step")) else "tokens"
         return {"amount": parse_count(value, unit), "unit": unit}
 

@@ -6,6 +6,7 @@ Owns reading of `models:/` addresses and of a version's `pointer.json`. Versions
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
@@ -13,6 +14,9 @@ from pathlib import Path
 from openba.errors import UserError, one_line
 from openba.json_types import JsonObject
 from openba.model.origin import REGISTERED
+
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+"""What MLflow says where there is no such model, version or alias."""
 
 
 def read_pointer(tracking_uri: str, name: str, number: str) -> JsonObject:
@@ -56,8 +60,15 @@ def version_of(tracking_uri: str, address: str) -> tuple[str, str]:
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 
+    # MLflow sets its loggers up when it is imported; they would tell of the tables that a new registry gets.
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
     try:
         client = MlflowClient(tracking_uri, tracking_uri)
         return name, str(client.get_model_version_by_alias(name, alias).version)
     except (MlflowException, OSError) as error:  # requests' errors are OSErrors
+        if isinstance(error, MlflowException) and error.error_code in ABSENT:
+            raise UserError(
+                f"{address}: no such model or alias in the registry {tracking_uri}; `openba run` registers "
+                "models"
+            ) from None
         raise UserError(f"{address}: {one_line(error)} (registry {tracking_uri})") from None

@@ -31,6 +31,7 @@ from openba.model.pointer import make_pointer
 from openba.recipes.pipeline import GateConfig
 from tasks import serve_model
 from tasks.evidence import Witness
+from tasks.pointers import ABSENT
 from tasks.promotions import TAKEN_BACK, Event, PromotionLog, champions_before
 from tasks.tracking import FINGERPRINT, Tracking, one_line_errors
 
@@ -40,8 +41,6 @@ CANDIDATE = "candidate"
 CHAMPION = "champion"
 URI = "openba.uri"
 """Tag of a version: the address of its output in the store."""
-_ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-"""What MLflow says of a model, version or alias that is not there."""
 _LONGEST_TAG = 5000
 CARD = "README.md"
 """The model's card, among the artifacts of its training's run."""
@@ -299,6 +298,6 @@ def _none_if_absent(request: Callable[[], ModelVersion]) -> ModelVersion | None:
     try:
         return request()
     except MlflowException as error:
-        if error.error_code in _ABSENT:
+        if error.error_code in ABSENT:
             return None
         raise

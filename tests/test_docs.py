@@ -19,17 +19,18 @@ import openba.graph
 from flows.cli import app
 from openba.accounting.flops import parameters, run_flops, train_flops
 from openba.accounting.plan import plan_training
-from openba.artifacts import Kind
+from openba.artifacts import Kind, Store
 from openba.config import CONFIGS, Config
 from openba.data.labelled import render
 from openba.data.sources import read
 from openba.graph import Pipeline, find_pipeline
-from openba.plan import MT5_IDS
+from openba.plan import MT5_IDS, plan
 from openba.recipes.data import SourceRecipe, TaskRecipe
 from openba.recipes.evaluate import BenchmarkRecipe
 from openba.recipes.model import ModelRecipe
 from openba.recipes.pipeline import ExpertConfig, PipelineConfig
 from openba.recipes.runtime import PipelineRuntime
+from openba.units import human
 
 ROOT = CONFIGS.parent
 PAGES = [
@@ -180,6 +181,15 @@ def test_alternatives_of_the_paper_page_are_accepted() -> None:
             Pipeline(find_pipeline("paper"), [f"{path}={value}"])
             taken += 1
     assert taken >= 7
+
+
+def test_costs_of_the_learning_page_are_planned(tmp_path: Path) -> None:
+    (row,) = [cells for cells in rows(page("learning.md")) if cells[0] == "16"]
+    planned = plan(Pipeline(find_pipeline("speedrun"), ["size=16"]), Store(tmp_path, tmp_path))
+    total = planned["total"]
+    (stage1, *_) = [step["training"] for step in planned["steps"] if "training" in step]
+    costs = [f"{total[key]:.1f}" for key in ("gpu_hours", "wall_hours", "kwh")]
+    assert row[1:] == [human(stage1["tokens"]), *costs, f"{total['money']:.2f}"]
 
 
 def test_figures_of_the_accounting_page_are_computed() -> None:

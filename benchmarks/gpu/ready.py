@@ -22,8 +22,7 @@ from benchmarks.figure import Figure
 from openba.accounting.fusion import FusionCounter
 from openba.accounting.operations import OperationCounter
 from openba.accounting.roofline import predict
-from openba.config import load
-from openba.graph import find_config
+from openba.config import find_config, load
 from openba.model.blocks import FullAttention
 from openba.model.flat_batch import FlatBatch
 from openba.model.loss import linear_cross_entropy

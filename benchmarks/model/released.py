@@ -22,8 +22,7 @@ from benchmarks.figure import ROOT, Figure
 from benchmarks.model.tokenizer import MODEL_FILES
 from openba import OpenBAForConditionalGeneration
 from openba.accounting.count import count_parameters
-from openba.config import load
-from openba.graph import find_config
+from openba.config import find_config, load
 from openba.model.files import save_model, write_weights
 from openba.model.model import OpenBAModel
 from openba.plan import MT5_IDS

@@ -16,8 +16,7 @@ from transformers import T5ForConditionalGeneration
 from benchmarks.figure import Figure
 from benchmarks.model.t5 import cache, variants
 from benchmarks.timing import medians
-from openba.config import load
-from openba.graph import find_config
+from openba.config import find_config, load
 from openba.model.decoding import greedy
 from openba.model.loss import IGNORE
 from openba.model.model import OpenBAModel

@@ -24,12 +24,11 @@ import torch
 from benchmarks.figure import ROOT, Figure
 from benchmarks.operations import serving_fuzz
 from openba.artifacts import Build
-from openba.config import load
+from openba.config import find_config, load
 from openba.data import sources as adapters
 from openba.data import tokenizer_training
 from openba.data.instruct import encode_input
 from openba.errors import UserError
-from openba.graph import find_config
 from openba.model.files import save_model
 from openba.model.generate import generate
 from openba.model.loading import load_model

@@ -13,8 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 from benchmarks.figure import Figure
 from benchmarks.model.speed import SHAPE
 from openba.accounting.flops import train_flops, useful_train_flops
-from openba.config import load
-from openba.graph import find_config
+from openba.config import find_config, load
 from openba.model.loss import IGNORE
 from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe

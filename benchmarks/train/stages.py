@@ -12,11 +12,10 @@ from typing import Any
 from benchmarks import corpora
 from benchmarks.figure import Figure
 from openba.artifacts import Build
-from openba.config import load
+from openba.config import find_config, load
 from openba.data import mixture
 from openba.data import tokenizer_training as tokenizers
 from openba.data.store import TokenStore
-from openba.graph import find_config
 from openba.recipes.data import MixtureRecipe, TokenizerRecipe
 from openba.recipes.model import ModelRecipe
 from openba.recipes.train import TrainRecipe

@@ -195,7 +195,7 @@ def lines_chart(title: str, series: Sequence[Series], x_label: str, y_label: str
 def experts_chart(experts: Sequence[Training]) -> str:
     """Draw the loss on each expert's held-out data: of Stage III (hollow) and of the expert (filled)."""
     rows = [
-        (training["title"], training.get("baseline_heldout"), points[-1][1])
+        (training["step"], training.get("baseline_heldout"), points[-1][1])
         for training in experts
         if (points := _finite_points(training.get("heldout") or [], "loss"))
     ]
@@ -208,7 +208,7 @@ def experts_chart(experts: Sequence[Training]) -> str:
                     loss_before, row_index, "o", markersize=7, markerfacecolor="none", markeredgecolor=_MUTED
                 )
             axes.plot(loss_after, row_index, "o", markersize=7, color=_SERIES[0])
-        _categories(axes, [title for title, _, _ in rows])
+        _categories(axes, [step_name for step_name, _, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="x")
         axes.margins(x=0.12)

@@ -34,11 +34,13 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("run", "tinny"), "tinny: no such pipeline"),
+        (("run", "tinny"), "tinny: no such pipeline (did you mean 'tiny'?)"),
+        (("plan", str(CONFIGS)), f"{CONFIGS}: no such pipeline"),
+        (("plan", "tiny", "--set", "stages.stage9.batch=3"), "stages.stage9: lacks data, encoder_length"),
         (("run", "tiny", "--set", "stages.stage2.optim.lrr=1"), "did you mean 'lr'"),
         (("run", "tiny", "--until", "stage9"), "stage9: no such step"),
-        (("run", "tiny", "--untill", "stage1"), "No such option: --untill"),
-        (("explain", "stag1"), "stag1: no such step"),
+        (("run", "tiny", "--untill", "stage1"), "No such option: --untill; see `openba run --help`"),
+        (("explain", "stag1"), "stag1: no such step in tiny (did you mean 'stage1'?)"),
         (("report",), "no report yet"),
         (("sweep", "tiny", "--set", "stages.stage1.batch=16"), "nothing varies"),
         (("sweep", "tiny", "--set", "stages.stage1.optim.lrr=1,2"), "did you mean 'lr'"),

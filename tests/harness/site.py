@@ -21,8 +21,7 @@ from unittest import mock
 import httpx
 from mlflow.tracking import MlflowClient
 
-from openba.config import CONFIGS, load
-from openba.graph import find_config
+from openba.config import CONFIGS, find_config, load
 from openba.home import Home
 from openba.recipes.runtime import PipelineRuntime
 from tasks.doctor import AUTOMATIONS

@@ -524,7 +524,10 @@ def test_a_training_that_ignores_its_source_is_named() -> None:
     assert "does not use its source" not in render({"training": [run]})
     line = "the source is ignored on R: loss 5.000, with another sample's source 5.010"
     html = render({"training": [{**run, "source_alarms": [line]}]})
-    assert f"{run['title']} does not use its source:" in html
+    assert f"{run['title']} uses its source, but not in every part:" in html
+    on_all_samples = line.replace("on R", "on all samples")
+    html_of_all = render({"training": [{**run, "source_alarms": [on_all_samples, line]}]})
+    assert f"{run['title']} does not use its source:" in html_of_all
     assert "the source is ignored on R: loss 5.000" in html
 
 
@@ -656,3 +659,11 @@ def test_no_table_is_cut_off(html: str, width: int, tmp_path: Path) -> None:
         )
         browser.close()
     assert cut == []
+
+
+def test_a_link_ends_before_the_remark_behind_it() -> None:
+    html = render(
+        {"links": {"MLflow experiment": "http://127.0.0.1:5000/#/experiments/1  (start it with: openba ui)"}}
+    )
+    assert '<a href="http://127.0.0.1:5000/#/experiments/1">http://127.0.0.1:5000/#/experiments/1</a>' in html
+    assert "</a> (start it with: openba ui)" in html
