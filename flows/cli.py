@@ -19,7 +19,7 @@ from rich.table import Table
 from flows import data, evaluate, export, serve
 from openba.artifacts import Step, drift
 from openba.config import find_config, flatten, load
-from openba.errors import UserError, run_command
+from openba.errors import run_command
 from openba.graph import Pipeline
 from openba.home import Home, prepare_environment
 from openba.json_types import JsonObject
@@ -237,10 +237,10 @@ def _registry(pipeline: str) -> Registry:
 @app.command()
 def report() -> None:
     """Print a summary of the last run and the path of its report."""
+    from openba.report.leaderboard import read_report
+
     report_folder = Home.from_environment().report
-    if not (report_folder / "report.json").exists():
-        raise UserError(f"{report_folder / 'report.json'}: no report yet; `openba run` writes it")
-    report_facts = json.loads((report_folder / "report.json").read_text(encoding="utf-8"))
+    report_facts = read_report(report_folder / "report.json")
     states = [row["state"] for row in report_facts["steps"]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     console.print(f"{report_facts['pipeline']}: {counts} in {report_facts['seconds']:.0f} s", markup=False)

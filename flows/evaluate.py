@@ -14,6 +14,7 @@ from rich.table import Table
 
 from openba.errors import UserError
 from openba.json_types import JsonObject
+from openba.tokenizer.pieces_openba import MODES
 from tasks.models import open_model
 
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)
@@ -54,6 +55,10 @@ def evaluate(
     from openba.report.card import write_card
     from openba.report.paper_tables import evaluations_of, write_tables
 
+    if prefix not in MODES:
+        raise UserError(f"--prefix {prefix}: no such mode token; take one of {', '.join(MODES)}")
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
     benchmarks = select_benchmarks(suite or [], names or [], data, overrides)
     if not benchmarks:
         raise UserError("eval: name a benchmark or a suite, such as --suite quick")

@@ -16,7 +16,7 @@ from openba.artifacts import Build
 from openba.config import CONFIGS, Config, ConfigError, load
 from openba.data import labelled
 from openba.data.sources import task_files, task_state
-from openba.errors import UserError
+from openba.errors import UserError, name_hint
 from openba.evaluate.results import RESULTS, BenchmarkResult
 from openba.evaluate.run import evaluate_benchmarks
 from openba.evaluate.shards import BenchmarkEvaluation, ShardMapper, map_in_process
@@ -201,8 +201,11 @@ def _config_file(config_kind: str, name: str) -> Path:
     for path in (*user_files, *shipped_files):
         if path.is_file():
             return path
-    shipped_names = ", ".join(sorted(path.stem for path in (CONFIGS / config_kind).rglob("*.yaml")))
-    raise ConfigError(f"{name}: no such {config_kind}; give a YAML file or one of: {shipped_names}")
+    shipped_names = sorted(path.stem for path in (CONFIGS / config_kind).rglob("*.yaml"))
+    raise ConfigError(
+        f"{name}: no such {config_kind}{name_hint(name, shipped_names)}; give a YAML file or one of: "
+        f"{', '.join(shipped_names)}"
+    )
 
 
 def _write_json(path: Path, value: object) -> None:

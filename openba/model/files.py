@@ -106,8 +106,8 @@ def write_released(folder: Path, weights: dict[str, Tensor], architecture: Archi
     for name in extra:
         if getattr(architecture, name) != getattr(released, name):
             raise UserError(
-                f"{folder}: {name} is {getattr(architecture, name)!r}; the released form allows "
-                f"{getattr(released, name)!r} only, so export this model in its own form"
+                f"--format released: {name} is {getattr(architecture, name)!r}; the released form allows "
+                f"{getattr(released, name)!r} only; take --format safetensors"
             )
     folder.mkdir(parents=True, exist_ok=True)
     keys = {name: getattr(architecture, name) for name in Architecture.names() if name not in extra}

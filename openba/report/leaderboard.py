@@ -53,13 +53,13 @@ def read_entry(folder: Path) -> Entry:
     report_file = next((path for path in candidates if path.is_file()), None)
     if report_file is None:
         raise UserError(f"{folder}: no report.json; give the OPENBA_HOME of a run, or its folder `report`")
-    report = json.loads(report_file.read_text(encoding="utf-8"))
+    report = read_report(report_file)
     target = report.get("target")
     planned = report.get("plan")
     if target is None or planned is None:
         raise UserError(
-            f"{report_file}: its pipeline has no `target`, the score that runs are ranked by; set one and "
-            "run again"
+            f"{report_file}: its pipeline has no `target`, the score that runs are ranked by; set one, such "
+            "as {step: stage3, benchmark: bbc-topic, metric: accuracy}, and run again"
         )
     evaluation = next(
         (
@@ -113,3 +113,18 @@ def rank_runs(folders: Sequence[Path]) -> list[Entry]:
 
 def _target_name(target: JsonObject) -> str:
     return f"{target['step']} {target['benchmark']} {target['metric']}"
+
+
+def read_report(report_file: Path) -> JsonObject:
+    """Return the facts of a run's `report.json`.
+
+    Raises:
+        UserError: it is not there, or it is damaged.
+    """
+    try:
+        report_facts: JsonObject = json.loads(report_file.read_text(encoding="utf-8"))
+    except OSError:
+        raise UserError(f"{report_file}: no report yet; `openba run` writes it") from None
+    except ValueError as error:
+        raise UserError(f"{report_file}: damaged ({error}); run the pipeline again to write it") from None
+    return report_facts

@@ -103,21 +103,23 @@ def _model_summary(report: Report) -> JsonObject:
 def _next_commands(report: Report) -> list[tuple[str, str]]:
     """Return what can be done with the models next: (purpose, command)."""
     champions = [row for row in report.get("registry") or [] if "champion" in row["alias"]]
-    # A chat model answers on the served page as a reader expects; any other champion can be served too.
     # A reader expects a page to talk on; without a chat model any champion answers there.
     served_model = next(
         (row for row in champions if row["name"].endswith("chat")), champions[0] if champions else None
     )
     if served_model is None:
         return []
-    uri = served_model.get("uri")
-    commands = [("Talk to it on a page of its own", f"openba serve models:/{served_model['name']}@champion")]
-    if uri:
-        commands.append(("Score it on more benchmarks", f"openba eval {uri} --suite quick --out results/new"))
-        commands.append(
-            ("Compare it with another", "openba compare results/old results/new --page differences.html")
-        )
-    return commands
+    address = f"models:/{served_model['name']}@champion"
+    # Benchmarks whose data this run had; a suite's data is the reader's to provide.
+    benchmarks = " ".join([*dict.fromkeys(row["benchmark"] for row in report.get("evaluations") or [])][:2])
+    return [
+        ("Talk to it on a page of its own", f"openba serve {address}"),
+        (
+            "Score it on more benchmarks",
+            f"openba eval {address} {benchmarks or '--suite quick'} --out results/new",
+        ),
+        ("Compare it with another", "openba compare results/old results/new --page differences.html"),
+    ]
 
 
 def _cached_sections(steps: list[StepState]) -> dict[str, bool]:

@@ -42,6 +42,9 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         (("run", "tiny", "--untill", "stage1"), "No such option: --untill; see `openba run --help`"),
         (("explain", "stag1"), "stag1: no such step in tiny (did you mean 'stage1'?)"),
         (("report",), "no report yet"),
+        (("eval", "stage1", "bbc-topci"), "no such benchmark (did you mean 'bbc-topic'?)"),
+        (("eval", "stage1", "bbc-topic", "--prefix", "Q"), "--prefix Q: no such mode token; take one of"),
+        (("eval", "stage1", "bbc-topic", "--out", __file__), "is a file; give a folder"),
         (("sweep", "tiny", "--set", "stages.stage1.batch=16"), "nothing varies"),
         (("sweep", "tiny", "--set", "stages.stage1.optim.lrr=1,2"), "did you mean 'lr'"),
         (("sweep", "tiny", "--set", "stages.stage1.batch=8,16", "--until", "mixture"), "is no training"),
@@ -50,6 +53,13 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
 def test_a_mistake_is_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     assert message in one_line(openba(tmp_path, *arguments))
     assert not list(tmp_path.iterdir()), "nothing was started"
+
+
+def test_a_damaged_report_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.json").write_text("{broken")
+    for command in (("report",), ("leaderboard", str(tmp_path))):
+        assert "report.json: damaged" in one_line(openba(tmp_path, *command))
 
 
 def test_a_port_in_use_is_named_with_its_setting(tmp_path: Path) -> None:

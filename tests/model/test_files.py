@@ -276,7 +276,9 @@ def test_the_released_form_there_and_back(tmp_path: Path, tied: bool) -> None:
 def test_what_the_released_form_cannot_say_is_not_written(tmp_path: Path, fields: dict[str, Any]) -> None:
     plain = {"sandwich_norm": False, "ffn_multiple": 256}
     model = replace(RECIPE.architecture(100), **plain | fields)
-    with pytest.raises(UserError, match=f"{next(iter(fields))} is .*; the released form allows"):
+    with pytest.raises(
+        UserError, match=f"^--format released: {next(iter(fields))} is .*; the released form allows"
+    ):
         write_released(tmp_path / "out", {}, model)
     assert not (tmp_path / "out").exists()
 

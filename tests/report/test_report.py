@@ -622,6 +622,9 @@ def test_the_first_screen_names_scores_baselines_and_commands(html: str) -> None
     text = re.sub(r"\s+", " ", "".join(Page(first + "</main></body></html>").text))
     assert "8 models of 3.41M parameters" in text
     assert "openba serve models:/openba-base@champion" in text
+    assert re.search(
+        r"openba eval models:/openba-base@champion [a-z][\w-]+ [a-z][\w-]+ --out results/new", text
+    )
     assert "61.3 ± 2.9" in text
     assert "70.1 ± 2.4 maximum-entropy tagger" in text
     assert "290 ± 31.7" in text  # not 2.9e+02
