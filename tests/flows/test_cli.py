@@ -39,7 +39,7 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         (("plan", "tiny", "--set", "stages.stage9.batch=3"), "stages.stage9: lacks data, encoder_length"),
         (("run", "tiny", "--set", "stages.stage2.optim.lrr=1"), "did you mean 'lr'"),
         (("run", "tiny", "--until", "stage9"), "stage9: no such step"),
-        (("run", "tiny", "--untill", "stage1"), "No such option: --untill; see `openba run --help`"),
+        (("run", "tiny", "--untill", "stage1"), "(Possible options: --until); see `openba run --help`"),
         (("explain", "stag1"), "stag1: no such step in tiny (did you mean 'stage1'?)"),
         (("report",), "no report yet"),
         (("eval", "stage1", "bbc-topci"), "no such benchmark (did you mean 'bbc-topic'?)"),
