@@ -23,7 +23,7 @@ from openba.errors import run_command
 from openba.graph import Pipeline
 from openba.home import Home, prepare_environment
 from openba.json_types import JsonObject
-from openba.plan import MT5_IDS
+from openba.plan import LEGEND, MT5_IDS, remarks
 from openba.plan import plan as make_plan
 from openba.recipes.model import ModelRecipe
 from openba.recipes.train import TrainStep
@@ -340,12 +340,6 @@ def _place(section: str, recipe_key: str, graph: Pipeline) -> str:
     return f"{section}.{recipe_key.removeprefix('train.').removeprefix('source.').removeprefix('task.')}"
 
 
-_PLAN_LEGEND = (
-    "FLOPs, hours and energy: every sequence at full length; shorter samples are packed and cost less.\n"
-    "real: FLOPs of the tokens alone, ? where they depend on the data."
-)
-
-
 def _print_plan(planned: JsonObject) -> None:
     step_table = Table(
         "step", "state", "steps", "tokens", "FLOPs", "real", "hardware", "device h", "kWh", "tCO2eq",
@@ -356,15 +350,8 @@ def _print_plan(planned: JsonObject) -> None:
         training_cells = _training_cells(training) if training else [""] * 9
         step_table.add_row(f"{row['name']}@{row['fingerprint']}", row["state"], *training_cells)
     console.print(step_table)
-    console.print(_PLAN_LEGEND, markup=False)
-    names_by_remark: dict[str, list[str]] = {}  # the experts of a pipeline are often alike
-    for row in planned["steps"]:
-        training = row.get("training", {})
-        prediction = training.get("prediction")
-        predictions = [] if prediction is None else [_predicted(prediction)]
-        for remark in (*row.get("notes", []), *training.get("adapter_notes", []), *predictions):
-            names_by_remark.setdefault(remark, []).append(row["name"])
-    for remark, names in names_by_remark.items():
+    console.print(LEGEND, markup=False)
+    for remark, names in remarks(planned).items():
         console.print(f"{', '.join(names)}: {remark}", markup=False)
     if planned["mixture"]:
         console.print(_mixture_table(planned["mixture"]))
@@ -391,19 +378,6 @@ def _mixture_table(groups: list[JsonObject]) -> Table:
         token_counts = [human(count) for count in group["tokens"].values()]
         table.add_row(group["group"], f"{group['share']:.1%}", *token_counts, epochs)
     return table
-
-
-def _predicted(prediction: JsonObject) -> str:
-    """Describe a predicted step in a line: its parts, the share of the peak, and what limits it."""
-    milliseconds = ", ".join(
-        f"{part} {1e3 * seconds:.0f}" for part, seconds in prediction["micro_batch"].items() if seconds > 5e-4
-    )
-    once = ", ".join(f"{part} {1e3 * seconds:.0f}" for part, seconds in prediction["once"].items())
-    return (
-        f"predicted {prediction['seconds']:.3g} s a step: {prediction['micro_batches']} micro-batches of "
-        f"{milliseconds} ms; once {once} ms; MFU {prediction['padded_mfu']:.0%} padded, "
-        f"{prediction['useful_mfu']:.0%} useful; most beside the products: {prediction['limit']}"
-    )
 
 
 def _training_cells(training: JsonObject) -> list[str]:

@@ -17,6 +17,12 @@ from openba.tokenizer.pieces_openba import LOSSLESS, MODES, SENTINELS
 MT5_IDS = 250_203
 """Ids in use with the mT5 file: 250,100 pieces, 100 sentinels, <R> <S> <X> (release)."""
 
+LEGEND = (
+    "FLOPs, hours and energy: every sequence at full length; shorter samples are packed and cost less.\n"
+    "real: FLOPs of the tokens alone, ? where they depend on the data."
+)
+"""What stands below the table of steps."""
+
 
 def plan(pipeline: Pipeline, store: Store) -> JsonObject:
     """Return every step with hit or miss, every training with its `plan_training`, and the totals."""
@@ -109,3 +115,28 @@ def _vocab(recipe: TokenizerRecipe) -> int:
     trained_ids = (recipe.vocab_size or 0) + SENTINELS + len(MODES)
     ids = trained_ids if recipe.kind == "unigram" else MT5_IDS
     return ids + (len(LOSSLESS) if recipe.whitespace_tokens else 0)
+
+
+def remarks(planned: JsonObject) -> dict[str, list[str]]:
+    """Return each remark about trainings of a plan, with the names of those that it is about."""
+    names_by_remark: dict[str, list[str]] = {}  # the experts of a pipeline are often alike
+    for row in planned["steps"]:
+        training = row.get("training", {})
+        prediction = training.get("prediction")
+        predictions = [] if prediction is None else [_predicted(prediction)]
+        for remark in (*row.get("notes", []), *training.get("adapter_notes", []), *predictions):
+            names_by_remark.setdefault(remark, []).append(row["name"])
+    return names_by_remark
+
+
+def _predicted(prediction: JsonObject) -> str:
+    """Describe a predicted step in a line: its parts, the share of the peak, and what limits it."""
+    milliseconds = ", ".join(
+        f"{part} {1e3 * seconds:.0f}" for part, seconds in prediction["micro_batch"].items() if seconds > 5e-4
+    )
+    once = ", ".join(f"{part} {1e3 * seconds:.0f}" for part, seconds in prediction["once"].items())
+    return (
+        f"predicted {prediction['seconds']:.3g} s a step: {prediction['micro_batches']} micro-batches of "
+        f"{milliseconds} ms; once {once} ms; MFU {prediction['padded_mfu']:.0%} padded, "
+        f"{prediction['useful_mfu']:.0%} useful; most beside the products: {prediction['limit']}"
+    )
