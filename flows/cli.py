@@ -35,7 +35,11 @@ if TYPE_CHECKING:
     from openba.report.leaderboard import Entry
     from tasks.registry import Registry
 
-app = typer.Typer(no_args_is_help=True, add_completion=True, pretty_exceptions_enable=False)
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 app.add_typer(data.app, name="data")
 # Wide enough for the table of `openba plan`, which would otherwise be folded at 80 in a pipe.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 140)

@@ -20,10 +20,7 @@ def export(
         str, typer.Option("--format", help="Format to write: safetensors, released or ctranslate2.")
     ],
     quantization: Annotated[
-        str,
-        typer.Option(
-            help="Number format for CTranslate2: float32, float16, bfloat16, int16, int8, int8_float16."
-        ),
+        str, typer.Option(help="float32, float16, bfloat16, int16, int8, int8_float16 or int8_bfloat16.")
     ] = "float32",
     pipeline: Annotated[
         str, typer.Option("--pipeline", "-p", help="Pipeline that the name of a step is looked up in.")

@@ -29,7 +29,7 @@ class Home:
         """`OPENBA_HOME`, made absolute. Unset and empty both mean `.openba` in the working directory.
 
         Raises:
-            UserError: the path has a character that addresses of databases cannot hold.
+            UserError: the path is a file, or has a character that addresses of databases cannot hold.
         """
         root = Path(os.environ.get("OPENBA_HOME") or ".openba").expanduser().resolve()
         if forbidden := sorted(set(str(root)) & _NOT_IN_ADDRESSES):
@@ -37,6 +37,8 @@ class Home:
                 f"OPENBA_HOME={root}: has {' '.join(map(repr, forbidden))}, which has a meaning of its own "
                 "in the address of MLflow's database; choose another folder"
             )
+        if root.exists() and not root.is_dir():
+            raise UserError(f"OPENBA_HOME={root}: a file, not a folder; choose another path")
         return cls(root)
 
     def require_writable(self) -> None:

@@ -19,6 +19,13 @@ ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 """What MLflow says where there is no such model, version or alias."""
 
 
+def limit_waiting() -> None:
+    """Let MLflow's client give up after three tries of 10 s each, unless the environment has other limits."""
+    # MLflow's own are 7 tries of 120 s: a command that waits so long looks as if it hung.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+
+
 def read_pointer(tracking_uri: str, name: str, number: str) -> JsonObject:
     """Return the pointer of a version, see `openba.model.pointer`.
 
@@ -28,6 +35,7 @@ def read_pointer(tracking_uri: str, name: str, number: str) -> JsonObject:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    limit_waiting()
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a bar for 300 bytes
     mlflow.set_tracking_uri(tracking_uri)
     address = f"models:/{name}/{number}"
@@ -57,6 +65,7 @@ def version_of(tracking_uri: str, address: str) -> tuple[str, str]:
     name, alias, number = address_match.groups()
     if number is not None:
         return name, number
+    limit_waiting()
     from mlflow import MlflowClient
     from mlflow.exceptions import MlflowException
 

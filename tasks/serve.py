@@ -197,17 +197,33 @@ def serve(
         engine_choice: which engine decodes.
 
     Raises:
-        UserError: no such model, no key, or the port is in use.
+        UserError: no such model or device, no key, or the port is in use.
     """
     api_key = os.environ.get("OPENBA_API_KEY") or None
     if host not in LOOPBACK and api_key is None:
         raise UserError(
             f"--host {host}: set OPENBA_API_KEY to a secret first, or whoever reaches this machine may ask"
         )
+    _check_device(device)
     source = Source(model_reference, home)
     source.adapters = {name: Source(reference, home) for name, reference in (adapters or {}).items()}
     with suppress(KeyboardInterrupt, asyncio.CancelledError):
         asyncio.run(_serve(source, limits, api_key, host, port, device, poll_seconds, engine_choice))
+
+
+def _check_device(name: str) -> None:
+    """Refuse a device that PyTorch does not know or this machine does not have."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: not the name of a device; write cpu, cuda or cuda:0") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: models are served on cpu or cuda")
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise UserError(f"--device {name}: PyTorch sees {count} CUDA devices here; take another, or cpu")
 
 
 async def _serve(

@@ -8,7 +8,6 @@ Weights never pass through here; a run holds the address of its output.
 from __future__ import annotations
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from openba.json_types import JsonObject
 from openba.redact import redact
 from openba.train.log import HELDOUT, METRICS, RATES, NewRows, last_rows
 from tasks import nodes
+from tasks.pointers import limit_waiting
 from tasks.relocation import ARTIFACTS, adopt_home
 
 FINGERPRINT = "openba.fingerprint"
@@ -49,9 +49,7 @@ _AWAY = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE")
 """What MLflow says where nobody listens, and what a server says whose database is away."""
 _MOST_METRICS = 60
 """Metric names of one run; more than a page of MLflow's UI shows, and each is a query."""
-# MLflow's own are 7 tries of 120 s: a watch that waits so long sees no wish to stop.
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+limit_waiting()
 # A dozen lines about tables that are made at the first run; a line for each request that is sent again.
 for _name in ("mlflow", "alembic", "urllib3"):
     logging.getLogger(_name).setLevel(logging.ERROR)

@@ -105,3 +105,11 @@ def test_loopback_never_goes_through_a_proxy(exempt: dict[str, str], environment
     elsewhere = requests.utils.get_environ_proxies("http://mlflow.example")
     assert bool(elsewhere) == ("*" not in exempt.values())
     assert not requests.utils.get_environ_proxies("http://intra.example") or not exempt
+
+
+def test_a_file_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "home"
+    file.touch()
+    monkeypatch.setenv("OPENBA_HOME", str(file))
+    with pytest.raises(UserError, match="a file, not a folder"):
+        Home.from_environment()

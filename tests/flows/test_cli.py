@@ -45,6 +45,8 @@ def one_line(done: subprocess.CompletedProcess[str]) -> str:
         (("eval", "stage1", "bbc-topci"), "no such benchmark (did you mean 'bbc-topic'?)"),
         (("eval", "stage1", "bbc-topic", "--prefix", "Q"), "--prefix Q: no such mode token; take one of"),
         (("eval", "stage1", "bbc-topic", "--out", __file__), "is a file; give a folder"),
+        (("serve", "nowhere", "--device", "gpu0"), "--device gpu0: not the name of a device"),
+        (("serve", "nowhere", "--device", "cuda:99"), "--device cuda:99: PyTorch sees"),
         (("sweep", "tiny", "--set", "stages.stage1.batch=16"), "nothing varies"),
         (("sweep", "tiny", "--set", "stages.stage1.optim.lrr=1,2"), "did you mean 'lr'"),
         (("sweep", "tiny", "--set", "stages.stage1.batch=8,16", "--until", "mixture"), "is no training"),

@@ -33,7 +33,6 @@ class Left:
     statuses: dict[str, str] = field(default_factory=dict)
     pending: str = ""
     """Flow run of a worker that died before it started the flow."""
-    cancel_seconds: float = 0.0
     trained_without_mlflow: int = 0
     shipped: list[int] = field(default_factory=list)
     trained: list[int] = field(default_factory=list)
@@ -71,11 +70,9 @@ def _train_and_cancel(running: Site, seen: Left) -> None:
     running.start_mlflow()
     running.services["mlflow"].wait()
     stage1 = next(run for run in running.runs() if run["parameters"].get("step") == "stage1")
-    began = time.monotonic()
     running.prefect("flow-run", "cancel", stage1["id"])
     until(lambda: _state(running, stage1["id"]) == "CANCELLED", 120, "CANCELLED")
     until(lambda: set(running.jobs()) <= JOB_ENDED, 60, "the job's end")
-    seen.cancel_seconds = time.monotonic() - began
     seen.jobs = running.jobs()
     client = running.client()
     for run in flow_runs_of(running, stage1["id"]):
@@ -97,7 +94,6 @@ def test_an_event_starts_data_and_data_starts_stage1(left: Left) -> None:
 
 
 def test_a_cancelled_training_stops_its_job_and_starts_nothing(left: Left) -> None:
-    assert left.cancel_seconds <= 60
     assert len(left.jobs) == 1
     assert left.statuses == {"stage1": "KILLED"}
     assert len(left.runs) == 2

@@ -34,6 +34,7 @@ from openba.model.reload import logits_apart
 from openba.recipes.pipeline import GateConfig
 from openba.tokenizer.tokenizer import Tokenizer
 from tasks.evidence import EVALUATION, LOSS
+from tasks.pointers import version_of
 from tasks.registry import CARD, STATE, URI, Registration, Registry
 from tasks.services import free_port
 from tasks.tracking import Tracking
@@ -377,6 +378,14 @@ def test_a_deleted_experiment_is_one_line(shelf: Shelf) -> None:
     client.delete_experiment(experiment.experiment_id)
     with pytest.raises(UserError, match=f"restore --experiment-id {experiment.experiment_id}"):
         shelf.offer(1)
+
+
+@pytest.mark.timeout(90)  # MLflow's own patience would be minutes
+def test_the_version_of_an_address_where_mlflow_is_down_is_one_line() -> None:
+    address = f"http://me:hidden@127.0.0.1:{free_port()}"
+    with pytest.raises(UserError, match="models:/openba-flan@champion: ") as refused:
+        version_of(address, "models:/openba-flan@champion")
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("away", ["locked", "down"])
