@@ -39,6 +39,8 @@ POLL_SECONDS = 0.2
 PATIENCE = 600.0
 """Seconds without an answer of the cluster; training there goes on meanwhile. A new head answers before its
 agent can take a job: 40 s and over 60 s were seen on two cores with loads of 19 and 20."""
+_PATIENCE = 15.0
+"""Seconds for which a head node may refuse connections: a busy one does, and one that restarts."""
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Exit codes of a killed process, as Python and as a shell report them."""
 SECONDS_TO_SAVE = 10.0
@@ -247,12 +249,19 @@ def _reference(value: Any) -> str:
 
 def _client(dashboard: str) -> JobSubmissionClient:
     shown = redact(dashboard)
-    try:
-        return JobSubmissionClient(dashboard)
-    except AuthenticationError:
-        raise UserError(
-            f"Ray at {shown} refuses this run's token; for a cluster that RAY_ADDRESS names, set "
-            "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; else another run took the port just now: run again"
-        ) from None
-    except ConnectionError:
-        raise UserError(f"Ray at {shown} does not answer; start the cluster or correct RAY_ADDRESS") from None
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            return JobSubmissionClient(dashboard)
+        except AuthenticationError:
+            raise UserError(
+                f"Ray at {shown} refuses this run's token; for a cluster that RAY_ADDRESS names, set "
+                "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH; else another run took the port just now: run "
+                "again"
+            ) from None
+        except ConnectionError:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"Ray at {shown} does not answer; start the cluster or correct RAY_ADDRESS"
+                ) from None
+        time.sleep(1)

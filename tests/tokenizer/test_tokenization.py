@@ -17,11 +17,10 @@ from hypothesis import strategies as st
 from transformers import AddedToken
 
 from openba.artifacts import Build
-from openba.config import load
+from openba.config import CONFIGS, load
 from openba.data import instruct, labelled, sources
 from openba.data.conversations import clean, history
 from openba.data.instruct import Pairs, encode_input
-from openba.graph import CONFIGS
 from openba.recipes.data import InstructRecipe, SourceStep, TaskRecipe, TaskStep
 from openba.tokenizer.files import MODULES, write_tokenizer_files
 from openba.tokenizer.pieces_openba import MODEL_FILE
