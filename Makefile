@@ -1,4 +1,4 @@
-# Two commands: `make run` and `make test`; `make quick` is the tests of two minutes. All install from requirements.lock into .venv first.
+# Two commands: `make run` and `make test`; `make quick` leaves out the slow tests. All install from requirements.lock into .venv first.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin

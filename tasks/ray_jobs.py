@@ -39,7 +39,7 @@ POLL_SECONDS = 0.2
 PATIENCE = 600.0
 """Seconds without an answer of the cluster; training there goes on meanwhile. A new head answers before its
 agent can take a job: 40 s and over 60 s were seen on two cores with loads of 19 and 20."""
-_PATIENCE = 15.0
+SECONDS_TO_CONNECT = 15.0
 """Seconds for which a head node may refuse connections: a busy one does, and one that restarts."""
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 """Exit codes of a killed process, as Python and as a shell report them."""
@@ -249,7 +249,7 @@ def _reference(value: Any) -> str:
 
 def _client(dashboard: str) -> JobSubmissionClient:
     shown = redact(dashboard)
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + SECONDS_TO_CONNECT
     while True:
         try:
             return JobSubmissionClient(dashboard)
