@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 from openba.model.adapter_bank import NO_ADAPTER, AdapterBank
-from openba.model.generate import start_tokens
 from openba.model.loading import load_model
-from openba.serve.decoding_engine import DecodingEngine, Generation
+from openba.serve.decoding_engine import DecodingEngine
+from openba.serve.engine import EngineSettings, Generation
 
 NEW_TOKENS = 48
 SOURCE_TOKENS = 48
@@ -34,10 +34,7 @@ def main(clients: int, model_folder: Path, adapter_folders: list[Path]) -> None:
         if generations and all(generation.finish_reason for generation in generations):
             done.set()
 
-    engine = DecodingEngine(
-        model, start_ids=start_tokens(tokenizer), eos_id=tokenizer.eos, vocabulary_size=tokenizer.size,
-        max_rows=clients, max_queued=clients, notify=notify, bank=bank,
-    )  # fmt: skip
+    engine = DecodingEngine(model, EngineSettings(tokenizer, clients, clients, notify), bank)
     adapter_count = len(adapter_folders)
     for number in range(clients):
         # The same requests whether one engine has all adapters or each its own.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,41 @@ from pydantic import JsonValue, SerializerFunctionWrapHandler, model_serializer,
 
 from openba import durable
 from openba.artifacts import Recipe
+from openba.errors import UserError
 from openba.recipes.numbers import Count, CountOrNone, Finite, PositiveShare
+
+
+def _complete(
+    values: Any,  # Any: pydantic passes what the YAML holds
+    key: str,
+    expected_type: type | tuple[type, ...],
+    derived_key: str,
+    derive: Callable[[Any], str],
+) -> Any:
+    """Return a recipe's values with one that follows from another, unless it is there already.
+
+    A recipe that was read before and comes here as JSON has it: the class or the files may be others by now,
+    or absent where a manifest is read. A value of a wrong type is left to pydantic's own message.
+    """
+    # Read first here: a validator of one field could not fill in another.
+    if not isinstance(values, Mapping) or not isinstance(values.get(key), expected_type):
+        return values
+    if values.get(derived_key):
+        return values
+    return {**values, derived_key: derive(values[key])}
+
+
+def _version_of_class(name: str) -> str:
+    """Return the `version` of a user's filter class, named as `package.module:Class`."""
+    module_name, colon, class_name = name.partition(":")
+    if not colon:
+        raise ValueError(f"{name!r}: expected package.module:Class")
+    try:
+        # Imported here so that a misspelt name ends the command before any step.
+        filter_class = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{name!r} cannot be imported: {error}; is it on PYTHONPATH?") from None
+    return str(getattr(filter_class, "version", ""))
 
 
 class FilterRecipe(Recipe):
@@ -28,21 +62,7 @@ class FilterRecipe(Recipe):
     @model_validator(mode="before")
     @classmethod
     def _read_version(cls, values: Any) -> Any:  # Any: pydantic passes what the YAML holds
-        if not isinstance(values, Mapping) or not isinstance(values.get("filter"), str):
-            return values
-        # The class may be of a newer version by now, or not be importable where a manifest is read.
-        if values.get("version"):  # a recipe that was read before and came here as JSON
-            return values
-        module_name, colon, class_name = values["filter"].partition(":")
-        if not colon:
-            raise ValueError(f"{values['filter']!r}: expected package.module:Class")
-        try:
-            # Imported here so that a misspelt name ends the command before any step.
-            filter_class = getattr(importlib.import_module(module_name), class_name)
-        except (ImportError, AttributeError) as error:
-            reason = f"{values['filter']!r} cannot be imported: {error}; is it on PYTHONPATH?"
-            raise ValueError(reason) from None
-        return {**values, "version": str(getattr(filter_class, "version", ""))}
+        return _complete(values, "filter", str, "version", _version_of_class)
 
 
 class BadWordsRecipe(Recipe):
@@ -56,11 +76,7 @@ class BadWordsRecipe(Recipe):
     @model_validator(mode="before")
     @classmethod
     def _read_digest(cls, values: Any) -> Any:  # Any: pydantic passes what the YAML holds
-        if not isinstance(values, Mapping) or not isinstance(values.get("files"), list | tuple):
-            return values
-        if values.get("digest"):  # a recipe that was read before and came here as JSON
-            return values
-        return {**values, "digest": digest_of_files(values["files"])}
+        return _complete(values, "files", (list, tuple), "digest", digest_of_files)
 
 
 def digest_of_files(files: Sequence[object]) -> str:
@@ -78,6 +94,38 @@ def digest_of_files(files: Sequence[object]) -> str:
     return state.hexdigest()[:16]
 
 
+def digest_of_model(file: str) -> str:
+    """Return a digest of a model file.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        return durable.sha256(Path(file))
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error.strerror})") from None
+
+
+def require_same_contents(recipe: BadWordsRecipe | ScoringModelRecipe, where: str) -> None:
+    """Refuse files that are not those of the recipe.
+
+    Raises:
+        UserError: a file cannot be read on this machine, or has changed since the recipe was read.
+    """
+    try:
+        if isinstance(recipe, BadWordsRecipe):
+            digest = digest_of_files(recipe.files)
+        else:
+            digest = digest_of_model(recipe.file)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}; all machines need it") from None
+    if digest != recipe.digest:
+        raise UserError(
+            f"{where}: other contents than when the pipeline was started; run it again, or give all machines "
+            "the same files"
+        )
+
+
 class ScoringModelRecipe(Recipe):
     """A model that gives each text a score; see `openba/data/quality_model.py`."""
 
@@ -92,14 +140,7 @@ class ScoringModelRecipe(Recipe):
     @model_validator(mode="before")
     @classmethod
     def _read_digest(cls, values: Any) -> Any:  # Any: pydantic passes what the YAML holds
-        if not isinstance(values, Mapping) or not isinstance(values.get("file"), str):
-            return values
-        if values.get("digest"):  # a recipe that was read before and came here as JSON
-            return values
-        try:
-            return {**values, "digest": durable.sha256(Path(values["file"]))}
-        except OSError as error:
-            raise ValueError(f"{values['file']}: cannot be read ({error.strerror})") from None
+        return _complete(values, "file", str, "digest", digest_of_model)
 
 
 class QualityModelRecipe(ScoringModelRecipe):

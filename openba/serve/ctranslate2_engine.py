@@ -11,7 +11,7 @@ from __future__ import annotations
 import tempfile
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import ctranslate2
@@ -19,10 +19,10 @@ import torch
 
 from openba.errors import UserError, one_line
 from openba.model.ctranslate2_files import vocabulary_of, write_ctranslate2
+from openba.model.generate import start_tokens
 from openba.recipes.architecture import Architecture
-from openba.serve.engine import Engine, EngineFailedError, Generation
+from openba.serve.engine import Engine, EngineFailedError, EngineSettings, Generation
 from openba.serve.sampling import LOWEST_TEMPERATURE, Sampling
-from openba.tokenizer.tokenizer import Tokenizer
 
 _INSTEAD = "leave it out, or serve with --engine openba"
 
@@ -55,42 +55,24 @@ def load_translator(
 class CTranslate2Engine(Engine):
     """Static batching over a CTranslate2 model."""
 
-    def __init__(
-        self,
-        folder: Path,
-        tokenizer: Tokenizer,
-        *,
-        quantization: str,
-        device: str,
-        max_rows: int,
-        max_queued: int,
-        notify: Callable[[list[Generation]], None],
-        start_ids: Sequence[int],
-    ) -> None:
+    def __init__(self, folder: Path, settings: EngineSettings, *, quantization: str, device: str) -> None:
         """Convert and load the model, run the self-test and start the thread.
 
         Args:
             folder: of the model, in any form that `load_model` reads.
-            tokenizer: of the model.
+            settings: see `Engine`.
             quantization: of the converted weights, as `openba export` takes it.
             device: as torch names it.
-            max_rows: see `Engine`, as the others.
-            max_queued: see `Engine`.
-            notify: see `Engine`.
-            start_ids: see `Engine`.
 
         Raises:
             UserError: see `load_translator`.
             EngineFailedError: the self-test fails.
         """
         self.translator, architecture = load_translator(folder, quantization, device)
-        self.names = vocabulary_of(tokenizer, architecture)
+        self.names = vocabulary_of(settings.tokenizer, architecture)
         # The first start token is the model's own, see `make_specification`.
-        self.prefix = [self.names[token_id] for token_id in start_ids[1:]]
-        super().__init__(
-            architecture, start_ids=start_ids, eos_id=tokenizer.eos, vocabulary_size=tokenizer.size,
-            max_rows=max_rows, max_queued=max_queued, notify=notify,
-        )  # fmt: skip
+        self.prefix = [self.names[token_id] for token_id in start_tokens(settings.tokenizer)[1:]]
+        super().__init__(architecture, settings)
 
     def _prepare(self, generation: Generation) -> None:
         # Refused and not ignored: each of these would change the answer.

@@ -8,71 +8,42 @@ get an error, and `state` reports it. Queue and thread are in `engine.py`, the c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
 from openba.errors import one_line
 from openba.model.adapter_bank import AdapterBank
+from openba.model.generate import start_tokens
 from openba.model.seq2seq import Seq2Seq
 from openba.serve.engine import (
-    MAX_ENCODED_TOKENS,
     NOT_FINITE,
     Engine,
     EngineFailedError,
+    EngineSettings,
     Generation,
-    QueueFullError,
 )
 from openba.serve.row_cache import RowCache
 from openba.serve.sampling import choose_tokens, token_logprobs
-
-__all__ = [
-    "MAX_ENCODED_TOKENS",
-    "NOT_FINITE",
-    "DecodingEngine",
-    "EngineFailedError",
-    "Generation",
-    "QueueFullError",
-]
 
 
 class DecodingEngine(Engine):
     """Continuous batching over one model."""
 
-    def __init__(
-        self,
-        model: Seq2Seq,
-        *,
-        start_ids: Sequence[int],
-        eos_id: int,
-        vocabulary_size: int,
-        max_rows: int,
-        max_queued: int,
-        notify: Callable[[list[Generation]], None],
-        bank: AdapterBank | None = None,
-    ) -> None:
+    def __init__(self, model: Seq2Seq, settings: EngineSettings, bank: AdapterBank | None = None) -> None:
         """Run the self-test and start the thread.
 
         Args:
             model: in evaluation mode.
-            start_ids: the decoder's first tokens.
-            eos_id: the token that ends an answer.
-            vocabulary_size: ids of the tokenizer; logits of the embedding's padding rows are ignored.
-            max_rows: answers decoded at the same time.
-            max_queued: generations that may wait for a row.
-            notify: called in the engine's thread after a step with the generations to wake.
+            settings: see `Engine`.
             bank: adapters in the model's layers; None: there are none.
 
         Raises:
             EngineFailedError: the model gives no finite logits.
         """
         self.model = model
-        self.row_cache = RowCache(model, max_rows, start_ids, bank)
-        super().__init__(
-            model.architecture, start_ids=start_ids, eos_id=eos_id, vocabulary_size=vocabulary_size,
-            max_rows=max_rows, max_queued=max_queued, notify=notify,
-        )  # fmt: skip
+        # Before the base class starts the thread, which decodes into it.
+        self.row_cache = RowCache(model, settings.max_rows, start_tokens(settings.tokenizer), bank)
+        super().__init__(model.architecture, settings)
 
     def _prepare(self, generation: Generation) -> None:
         device = self.row_cache.self_attention.device

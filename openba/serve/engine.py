@@ -20,8 +20,10 @@ import torch
 from openba.errors import UserError, one_line
 from openba.model.adapter_bank import NO_ADAPTER
 from openba.model.decoding import check_sources
+from openba.model.generate import start_tokens
 from openba.recipes.architecture import Architecture
 from openba.serve.sampling import GREEDY, Sampling, TokenLogprobs
+from openba.tokenizer.tokenizer import Tokenizer
 
 MAX_ENCODED_TOKENS = 4096
 """Source tokens encoded between two steps; active rows wait for this encoding."""
@@ -62,41 +64,41 @@ class Generation:
     random_generator: torch.Generator | None = None
 
 
+@dataclass(frozen=True)
+class EngineSettings:
+    """What every engine needs beside its model."""
+
+    tokenizer: Tokenizer
+    max_rows: int
+    """Answers decoded at the same time."""
+    max_queued: int
+    """Generations that may wait for a row."""
+    notify: Callable[[list[Generation]], None]
+    """Called in the engine's thread after a step with the generations to wake."""
+
+
 class Engine(ABC):
     """A queue of generations and the thread that answers them."""
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        *,
-        start_ids: Sequence[int],
-        eos_id: int,
-        vocabulary_size: int,
-        max_rows: int,
-        max_queued: int,
-        notify: Callable[[list[Generation]], None],
-    ) -> None:
+    def __init__(self, architecture: Architecture, settings: EngineSettings) -> None:
         """Run the self-test and start the thread.
 
         Args:
             architecture: of the model.
-            start_ids: the decoder's first tokens.
-            eos_id: the token that ends an answer.
-            vocabulary_size: ids of the tokenizer.
-            max_rows: answers decoded at the same time.
-            max_queued: generations that may wait for a row.
-            notify: called in the engine's thread after a step with the generations to wake.
+            settings: of the engine.
 
         Raises:
             EngineFailedError: the self-test fails.
         """
         self.architecture = architecture
-        self.start_ids = list(start_ids)
-        self.eos_id = eos_id
-        self.vocabulary_size = vocabulary_size
-        self.max_rows = max_rows
-        self.max_queued = max_queued
-        self.notify = notify
+        self.start_ids = start_tokens(settings.tokenizer)
+        """The decoder's first tokens."""
+        self.eos_id = settings.tokenizer.eos
+        self.vocabulary_size = settings.tokenizer.size
+        """Logits of the embedding's padding rows, above it, are ignored."""
+        self.max_rows = settings.max_rows
+        self.max_queued = settings.max_queued
+        self.notify = settings.notify
         self.active: list[Generation] = []
         """Generations that are decoded now."""
         self.queue: deque[Generation] = deque()

@@ -18,11 +18,10 @@ import torch
 
 from openba.errors import UserError
 from openba.model.adapter_bank import AdapterBank
-from openba.model.generate import start_tokens
 from openba.model.loading import load_model
 from openba.redact import redact
 from openba.serve.decoding_engine import DecodingEngine
-from openba.serve.engine import Engine, EngineFailedError, Generation
+from openba.serve.engine import Engine, EngineFailedError, EngineSettings, Generation
 from openba.serve.limits import Limits
 from openba.serve.server_metrics import ServerMetrics
 from openba.tokenizer.tokenizer import Tokenizer
@@ -108,16 +107,7 @@ class ModelHost:
         model, tokenizer = load_model(folder)
         model = model.to(torch.device(self.device))
         bank = AdapterBank(model, folder, adapter_folders) if adapter_folders else None
-        engine = DecodingEngine(
-            model,
-            start_ids=start_tokens(tokenizer),
-            eos_id=tokenizer.eos,
-            vocabulary_size=tokenizer.size,
-            max_rows=self.limits.max_rows,
-            max_queued=self.limits.max_queued,
-            notify=self._notify,
-            bank=bank,
-        )
+        engine = DecodingEngine(model, self._settings(tokenizer), bank)
         numbers = {} if bank is None else {adapter: number for number, adapter in enumerate(bank.names)}
         return LoadedModel(name, version, engine, tokenizer, int(time.time()), numbers)
 
@@ -132,15 +122,14 @@ class ModelHost:
         tokenizer = Tokenizer.load(folder)
         engine = CTranslate2Engine(
             folder,
-            tokenizer,
-            start_ids=start_tokens(tokenizer),
+            self._settings(tokenizer),
             quantization=self.engine_choice.quantization,
             device=self.device,
-            max_rows=self.limits.max_rows,
-            max_queued=self.limits.max_queued,
-            notify=self._notify,
         )
         return LoadedModel(name, version, engine, tokenizer, int(time.time()), {})
+
+    def _settings(self, tokenizer: Tokenizer) -> EngineSettings:
+        return EngineSettings(tokenizer, self.limits.max_rows, self.limits.max_queued, self._notify)
 
     def state(self) -> str:
         """Return the state of the current engine: `ok`, `dead` or `stalled`."""

@@ -133,7 +133,7 @@ def test_another_file_is_another_fingerprint_and_is_refused_on_a_worker(
     assert stored == recipe
     LinearModel(np.ones(8, np.float32), 0.0).save(path)
     assert QualityModelRecipe(file=str(path), min=0.5).digest != recipe.digest
-    with pytest.raises(UserError, match="another file than when the pipeline was started"):
+    with pytest.raises(UserError, match="other contents than when the pipeline was started"):
         load_scorer(stored)
 
 

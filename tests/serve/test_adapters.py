@@ -17,7 +17,7 @@ from openba.model.adapter_bank import NO_ADAPTER, AdapterBank
 from openba.model.generate import generate_ids
 from openba.model.loading import load_model
 from openba.recipes.adapter import AdapterRecipe
-from openba.serve.decoding_engine import Generation
+from openba.serve.engine import Generation
 from openba.tokenizer.tokenizer import Tokenizer
 from tests.serve.conftest import Server, start
 from tests.serve.test_engine import TEXTS, started

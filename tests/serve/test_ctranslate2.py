@@ -14,12 +14,12 @@ from flows.cli import app
 from openba.data.instruct import encode_input
 from openba.errors import UserError
 from openba.model.files import save_model
-from openba.model.generate import generate_ids, start_tokens
+from openba.model.generate import generate_ids
 from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.recipes.model import ModelRecipe
 from openba.serve.ctranslate2_engine import CTranslate2Engine
-from openba.serve.engine import Generation
+from openba.serve.engine import EngineSettings, Generation
 from openba.serve.sampling import Sampling
 from openba.tokenizer.tokenizer import Tokenizer
 from tests.serve.conftest import Server, start
@@ -63,8 +63,7 @@ def started(
     watch = Watch()
     tokenizer = Tokenizer.load(folder)
     engine = CTranslate2Engine(
-        folder, tokenizer, quantization=quantization, device="cpu", max_rows=rows, max_queued=queue,
-        notify=watch, start_ids=start_tokens(tokenizer),
+        folder, EngineSettings(tokenizer, rows, queue, watch), quantization=quantization, device="cpu"
     )  # fmt: skip
     return engine, watch
 
@@ -176,8 +175,7 @@ def test_paper_form_and_unknown_device_are_refused(
     tokenizer = Tokenizer.load(folder)
     with pytest.raises(UserError, match="--device tpu: CTranslate2 cannot use it"):
         CTranslate2Engine(
-            folder, tokenizer, quantization="float32", device="tpu", max_rows=1, max_queued=1,
-            notify=Watch(), start_ids=start_tokens(tokenizer),
+            folder, EngineSettings(tokenizer, 1, 1, Watch()), quantization="float32", device="tpu"
         )  # fmt: skip
 
 

@@ -14,17 +14,12 @@ import torch
 from openba.data.instruct import encode_input
 from openba.errors import UserError
 from openba.model.adapter_bank import AdapterBank
-from openba.model.generate import generate_ids, start_tokens
+from openba.model.generate import generate_ids
 from openba.model.loading import load_model
 from openba.model.model import OpenBAModel
 from openba.model.step import BlockStep
-from openba.serve.decoding_engine import (
-    NOT_FINITE,
-    DecodingEngine,
-    EngineFailedError,
-    Generation,
-    QueueFullError,
-)
+from openba.serve.decoding_engine import DecodingEngine
+from openba.serve.engine import NOT_FINITE, EngineFailedError, EngineSettings, Generation, QueueFullError
 from openba.serve.sampling import Sampling
 from openba.tokenizer.tokenizer import Tokenizer
 
@@ -58,16 +53,7 @@ def started(
 ) -> tuple[DecodingEngine, Watch]:
     model, tokenizer = loaded
     watch = Watch()
-    engine = DecodingEngine(
-        model,
-        start_ids=start_tokens(tokenizer),
-        eos_id=tokenizer.eos,
-        vocabulary_size=tokenizer.size,
-        max_rows=rows,
-        max_queued=queue,
-        notify=watch,
-        bank=bank,
-    )
+    engine = DecodingEngine(model, EngineSettings(tokenizer, rows, queue, watch), bank)
     return engine, watch
 
 

@@ -13,8 +13,7 @@ from openba.data.clean import text_arrays
 from openba.data.clean.edit_matrix import remove_rows
 from openba.data.clean.filter import Filter
 from openba.data.clean.text_arrays import HAN, Texts, character_classes
-from openba.errors import UserError
-from openba.recipes.clean import BadWordsRecipe, digest_of_files
+from openba.recipes.clean import BadWordsRecipe, require_same_contents
 
 _NO_WORD = r"[^\pL\pN_]"
 
@@ -46,15 +45,7 @@ class BadWords(Filter):
         Raises:
             UserError: a file cannot be read, or is another one than where the pipeline was started.
         """
-        try:
-            digest = digest_of_files(recipe.files)
-        except ValueError as error:
-            raise UserError(f"clean.bad_words: {error}") from None
-        if digest != recipe.digest:
-            raise UserError(
-                f"clean.bad_words: {', '.join(recipe.files)}: other contents than when the pipeline was "
-                "started; run it again, or give all machines the same files"
-            )
+        require_same_contents(recipe, f"clean.bad_words: {', '.join(recipe.files)}")
         contents = [Path(file).read_text(encoding="utf-8") for file in recipe.files]
         return cls(line for content in contents for line in content.splitlines())
 
