@@ -48,12 +48,14 @@ def figures(root: Path) -> Iterator[Figure]:
         )
         export(root / f"adapter-{number}", root / f"merged-{number}", "safetensors")
     adapters = [root / f"adapter-{number}" for number in range(ADAPTERS)]
-    together = [[str(CLIENTS), str(base), *map(str, adapters)]]
+    together = [[str(CLIENTS), "2", str(base), *map(str, adapters)]]
     share = -(-CLIENTS // ADAPTERS)
-    apart = [[str(share), str(root / f"merged-{number}")] for number in range(ADAPTERS)]
+    apart = [[str(share), "1", str(root / f"merged-{number}")] for number in range(ADAPTERS)]
     require_quiet()
     seconds, answers = _answer(together)
     seconds_apart, answers_apart = _answer(apart)
+    # The control: what of the difference is the adapters' own work.
+    seconds_base, _ = _answer([[str(CLIENTS), "2", str(base)]])
     mixed = sum(
         shared != merged
         for number in range(ADAPTERS)
@@ -67,6 +69,8 @@ def figures(root: Path) -> Iterator[Figure]:
         "weights/adapters_over_one_base", rate, "answers/s", None, "higher", comparison, rate / rate_apart
     )
     yield Figure("weights/adapters_against_five_engines", rate / rate_apart, "x", 2.0, "higher", comparison)
+    base_alone = f"the base without adapters, one engine: {CLIENTS / seconds_base:.2f} answers/s"
+    yield Figure("weights/adapters_against_base", seconds_base / seconds, "x", None, "higher", base_alone)
 
 
 def _answer(commands: list[list[str]]) -> tuple[float, list[str]]:

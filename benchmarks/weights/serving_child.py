@@ -20,9 +20,9 @@ NEW_TOKENS = 48
 SOURCE_TOKENS = 48
 
 
-def main(clients: int, model_folder: Path, adapter_folders: list[Path]) -> None:
+def main(clients: int, threads: int, model_folder: Path, adapter_folders: list[Path]) -> None:
     """Answer all requests and print the answers."""
-    torch.set_num_threads(2 if adapter_folders else 1)
+    torch.set_num_threads(threads)
     model, tokenizer = load_model(model_folder)
     bank = None
     if adapter_folders:
@@ -52,4 +52,4 @@ def main(clients: int, model_folder: Path, adapter_folders: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), [Path(folder) for folder in sys.argv[3:]])
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), [Path(folder) for folder in sys.argv[4:]])
